@@ -1,0 +1,126 @@
+//! What an image is, as far as jobs, scripts and lists need to know. Found out by `files`, decided on here.
+
+use serde::{Deserialize, Serialize};
+
+use crate::wire::arch::{Cpu, Platform};
+
+/// How an image boots.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ImageKind {
+    /// WinPE: a WIM through wimboot.
+    Winpe,
+    /// Linux: kernel, initrds, arguments.
+    Linux,
+    /// An ISO by `sanboot`.
+    Iso,
+    /// An EFI program by `chain`.
+    Efi,
+    /// An operator's own iPXE script.
+    Script,
+}
+
+/// Who may fetch the payload.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Access {
+    /// Anyone who can reach the port.
+    #[default]
+    Open,
+    /// Only a boot's own URLs (`/s/TOKEN/...`).
+    Boot,
+}
+
+/// The files of an image by the part they play; names are relative to the image's folder, `/`-separated.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum BootFiles {
+    /// wimboot, one WIM, and files wimboot injects or prefers (BCD, boot.sdi, bootmgr.exe, startnet.cmd, ...).
+    Winpe {
+        /// Where wimboot is: in the image's folder (`images/NAME/FILE`) or in the loader table.
+        wimboot: WimbootAt,
+        /// The WIM.
+        wim: String,
+        /// Further files by name.
+        extra: Vec<String>,
+    },
+    /// Kernel and initrds in order.
+    Linux {
+        /// Kernel.
+        kernel: String,
+        /// Initrds, possibly none.
+        initrds: Vec<String>,
+    },
+    /// One ISO.
+    Iso {
+        /// The ISO.
+        iso: String,
+    },
+    /// One EFI program.
+    Efi {
+        /// The program.
+        program: String,
+    },
+    /// One script.
+    Script {
+        /// The script.
+        script: String,
+    },
+}
+
+/// Where an image's wimboot comes from.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WimbootAt {
+    /// In the image's own folder, under this name.
+    Image(String),
+    /// In a loader folder, under this name (`/loaders/NAME`).
+    Loader(String),
+}
+
+/// One payload file.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ImageFile {
+    /// Name below the image's folder, `/`-separated, as on disk.
+    pub name: String,
+    /// Bytes.
+    pub len: u64,
+}
+
+/// An image folder as recognised.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Image {
+    /// Folder name: the image's name everywhere.
+    pub name: String,
+    /// Shown to people; the name if nothing better is known.
+    pub title: String,
+    /// How it boots; `None` when it was not recognised.
+    pub kind: Option<ImageKind>,
+    /// Processor it is built for, if known.
+    pub cpu: Option<Cpu>,
+    /// Platform it needs, if it needs one.
+    pub platform: Option<Platform>,
+    /// Kernel or wimboot arguments.
+    pub args: String,
+    /// WIM index to boot, if not the WIM's own.
+    pub index: Option<u32>,
+    /// May wipe a disk.
+    pub destructive: bool,
+    /// Who may fetch the payload.
+    pub access: Access,
+    /// The parts, when it can boot.
+    pub boot: Option<BootFiles>,
+    /// Why it cannot boot; never offered then.
+    pub unbootable: Option<String>,
+    /// Things to know before booting it.
+    pub warnings: Vec<String>,
+    /// Payload files.
+    pub files: Vec<ImageFile>,
+}
+
+impl Image {
+    /// Total payload bytes.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.len).sum()
+    }
+}
