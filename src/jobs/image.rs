@@ -124,3 +124,11 @@ impl Image {
         self.files.iter().map(|file| file.len).sum()
     }
 }
+
+/// Where decisions and scripts look images up; implemented by the catalogue in `files`.
+pub trait Images {
+    /// An image by its exact name, bootable or not.
+    fn image(&self, name: &str) -> Option<&Image>;
+    /// Every image in name order, bootable or not.
+    fn list(&self) -> &[std::sync::Arc<Image>];
+}

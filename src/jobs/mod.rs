@@ -12,4 +12,3 @@ pub mod token;
 
 pub use identity::Identity;
 pub use image::Image;
-

@@ -96,7 +96,8 @@ impl Uuid {
     /// From SMBIOS byte order, as in DHCP option 97 after its type byte.
     pub fn from_smbios(b: [u8; 16]) -> Self {
         Self([
-            b[3], b[2], b[1], b[0], b[5], b[4], b[7], b[6], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15],
+            b[3], b[2], b[1], b[0], b[5], b[4], b[7], b[6], b[8], b[9], b[10], b[11], b[12], b[13], b[14],
+            b[15],
         ])
     }
 
@@ -204,7 +205,9 @@ mod tests {
 
     #[test]
     fn what_is_not_a_mac_is_refused() {
-        for text in ["", "52:54:00:12:34", "52:54:00:12:34:ab:cd", "5254001234ag", "02-52-54-00-12-34-ab", "5:2"] {
+        for text in
+            ["", "52:54:00:12:34", "52:54:00:12:34:ab:cd", "5254001234ag", "02-52-54-00-12-34-ab", "5:2"]
+        {
             assert!(text.parse::<MacAddr>().is_err(), "{text}");
         }
     }

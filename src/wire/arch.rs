@@ -75,10 +75,7 @@ impl Arch {
 
     /// True when the firmware fetches its first program by HTTP (UEFI HTTP Boot and its relatives).
     pub fn is_http(self) -> bool {
-        matches!(
-            self.0,
-            0x0f..=0x14 | 0x17 | 0x18 | 0x1a | 0x1c | 0x1e | 0x26 | 0x28
-        )
+        matches!(self.0, 0x0f..=0x14 | 0x17 | 0x18 | 0x1a | 0x1c | 0x1e | 0x26 | 0x28)
     }
 
     /// A short word for lists and logs.
