@@ -1,2 +1,104 @@
 //! Syscalls, and the only home of `unsafe`. Nothing here knows a protocol.
+//!
+//! Every error leaves this module with operation, object and cause: "bind udp 0.0.0.0:67: Permission denied".
 #![allow(unsafe_code, reason = "this is where it lives; each block names its condition and who upholds it")]
+
+pub mod affinity;
+pub mod interfaces;
+pub mod mmap;
+pub mod packet;
+pub mod tcp;
+pub mod udp;
+pub mod uring;
+
+use std::fmt;
+use std::io;
+
+/// A failed system call: what was tried on what, and why it failed.
+#[derive(Debug)]
+pub struct SysError {
+    /// Operation and object, e.g. `bind udp 0.0.0.0:67`.
+    pub what: String,
+    /// The kernel's answer.
+    pub source: io::Error,
+}
+
+impl SysError {
+    /// Names a failed call.
+    pub fn new(what: impl Into<String>, source: io::Error) -> Self {
+        Self { what: what.into(), source }
+    }
+
+    /// The likely cause and the command that mends it, where there is one.
+    pub fn advice(&self) -> Option<String> {
+        match self.source.raw_os_error()? {
+            libc::EACCES | libc::EPERM if self.what.starts_with("open packet socket") => Some(
+                "raw sockets need CAP_NET_RAW: run as root, or `setcap cap_net_raw,cap_net_bind_service+ep \
+                 $(command -v bootstorm)`"
+                    .into(),
+            ),
+            libc::EACCES | libc::EPERM => Some(
+                "ports below 1024 need CAP_NET_BIND_SERVICE: run as root, `setcap \
+                 cap_net_raw,cap_net_bind_service+ep $(command -v bootstorm)`, or configure a port above 1023"
+                    .into(),
+            ),
+            libc::EADDRINUSE => {
+                let protocol = if self.what.contains(" tcp ") { "t" } else { "u" };
+                let port = self.what.rsplit(':').next().unwrap_or_default();
+                Some(format!(
+                    "another program has this port: `ss -{protocol}lnp 'sport = :{port}'` shows which"
+                ))
+            }
+            libc::EADDRNOTAVAIL => {
+                Some("no interface has this address: `ip -br addr` shows what there is".into())
+            }
+            _ => None,
+        }
+    }
+
+    /// True when a privilege is missing.
+    pub fn is_permission(&self) -> bool {
+        self.source.kind() == io::ErrorKind::PermissionDenied
+    }
+}
+
+impl fmt::Display for SysError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let cause = match self.source.raw_os_error() {
+            Some(errno) => nix::errno::Errno::from_raw(errno).desc().to_owned(),
+            None => self.source.to_string(),
+        };
+        write!(f, "{}: {}", self.what, cause)
+    }
+}
+
+impl std::error::Error for SysError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.source)
+    }
+}
+
+/// Turns a libc return value into a result.
+fn check(value: libc::c_int) -> io::Result<libc::c_int> {
+    if value < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
+}
+
+/// Turns a libc length-or-minus-one into a result.
+fn check_len(value: libc::ssize_t) -> io::Result<usize> {
+    usize::try_from(value).map_err(|_| io::Error::last_os_error())
+}
+
+/// Sets an integer socket option.
+fn set_int(fd: libc::c_int, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    // SAFETY: the kernel reads `size_of::<c_int>()` bytes from `value`, which lives across the call.
+    check(unsafe {
+        libc::setsockopt(
+            fd,
+            level,
+            name,
+            (&raw const value).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    })
+    .map(drop)
+}

@@ -1,0 +1,231 @@
+//! io_uring as a sender: file pages leave from the file's own mapping (IORING_OP_SEND_ZC), without a copy where the
+//! device can send user pages. The ring's descriptor is one more readable descriptor in a core's loop.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+
+use io_uring::{IoUring, Probe, cqueue, opcode, types};
+
+use super::mmap::Mapping;
+
+/// Report in the notification whether the kernel copied after all (linux/io_uring.h).
+const SEND_ZC_REPORT_USAGE: u16 = 1 << 3;
+/// Set in a notification's result when it did.
+const NOTIF_USAGE_ZC_COPIED: u32 = 1 << 31;
+
+/// What a send came to.
+#[derive(Debug)]
+pub enum Completion {
+    /// The socket took this many bytes, or an error. The mapping is still held.
+    Sent {
+        /// The caller's tag.
+        tag: u64,
+        /// Bytes taken.
+        result: io::Result<usize>,
+    },
+    /// The kernel is done with the pages.
+    Released {
+        /// The caller's tag.
+        tag: u64,
+        /// It copied them first: zero-copy gained nothing on this path.
+        copied: bool,
+    },
+}
+
+/// A send whose pages the kernel may still read.
+#[derive(Debug)]
+struct Inflight {
+    tag: u64,
+    /// Held until the notification says the kernel has let go of the pages.
+    _mapping: Arc<Mapping>,
+}
+
+/// One core's ring.
+pub struct SendRing {
+    ring: IoUring,
+    inflight: Vec<Option<Inflight>>,
+    free: Vec<u32>,
+}
+
+impl std::fmt::Debug for SendRing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SendRing").field("inflight", &(self.inflight.len() - self.free.len())).finish()
+    }
+}
+
+impl SendRing {
+    /// Sets up a ring that can have `sends_max` sends in flight, and checks that this kernel has SEND_ZC.
+    pub fn new(sends_max: u32) -> io::Result<Self> {
+        // Each send makes two completions: the result and the release of its pages.
+        let ring = IoUring::builder().setup_cqsize(sends_max * 2).build(sends_max)?;
+        let mut probe = Probe::new();
+        ring.submitter().register_probe(&mut probe)?;
+        if !probe.is_supported(opcode::SendZc::CODE) {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "this kernel's io_uring has no SEND_ZC (needs 6.0)",
+            ));
+        }
+        Ok(Self {
+            ring,
+            inflight: (0..sends_max).map(|_| None).collect(),
+            free: (0..sends_max).rev().collect(),
+        })
+    }
+
+    /// Queues `len` bytes of `mapping` from `offset` for `socket`. False when too many sends are in flight or the
+    /// range is not in the mapping. The caller keeps `socket` open until the [`Completion::Sent`].
+    pub fn send(&mut self, socket: RawFd, mapping: &Arc<Mapping>, offset: u64, len: usize, tag: u64) -> bool {
+        let Some(slice) = mapping.iovec_range(offset, len) else { return false };
+        let Some(slot) = self.free.pop() else { return false };
+        let entry = opcode::SendZc::new(types::Fd(socket), slice.ptr, slice.len as u32)
+            .flags(libc::MSG_NOSIGNAL)
+            .zc_flags(SEND_ZC_REPORT_USAGE)
+            .build()
+            .user_data(u64::from(slot));
+        self.inflight[slot as usize] = Some(Inflight { tag, _mapping: Arc::clone(mapping) });
+        // SAFETY: the entry points into `mapping`, which `inflight[slot]` holds until the release notification (or
+        // a completion that announces none) is reaped; on drop `Drop` reaps them all before letting go.
+        let queued = unsafe { self.ring.submission().push(&entry) }.is_ok();
+        if !queued {
+            self.inflight[slot as usize] = None;
+            self.free.push(slot);
+        }
+        queued
+    }
+
+    /// Hands queued sends to the kernel.
+    pub fn submit(&mut self) -> io::Result<()> {
+        if self.ring.submission().is_empty() {
+            return Ok(());
+        }
+        self.ring.submit().map(drop)
+    }
+
+    /// Sends the kernel has not finished with.
+    pub fn inflight(&self) -> usize {
+        self.inflight.len() - self.free.len()
+    }
+
+    /// The next completion, if any.
+    pub fn complete(&mut self) -> Option<Completion> {
+        let entry = self.ring.completion().next()?;
+        let slot = entry.user_data() as usize;
+        let tag = self.inflight.get(slot)?.as_ref()?.tag;
+        if cqueue::notif(entry.flags()) {
+            self.release(slot);
+            return Some(Completion::Released {
+                tag,
+                copied: entry.result() as u32 & NOTIF_USAGE_ZC_COPIED != 0,
+            });
+        }
+        if !cqueue::more(entry.flags()) {
+            self.release(slot);
+        }
+        let result = match entry.result() {
+            bytes if bytes >= 0 => Ok(bytes as usize),
+            errno => Err(io::Error::from_raw_os_error(-errno)),
+        };
+        Some(Completion::Sent { tag, result })
+    }
+
+    fn release(&mut self, slot: usize) {
+        if self.inflight[slot].take().is_some() {
+            self.free.push(slot as u32);
+        }
+    }
+}
+
+impl Drop for SendRing {
+    fn drop(&mut self) {
+        // Every socket is shut down by now, so what is in flight ends with an error at once; a bound keeps a
+        // surprising kernel from hanging the exit. What is left after it is leaked, never unmapped under the kernel.
+        for _ in 0..64 {
+            while self.complete().is_some() {}
+            if self.inflight() == 0 || self.ring.submit_and_wait(1).is_err() {
+                break;
+            }
+        }
+        for inflight in self.inflight.drain(..).flatten() {
+            std::mem::forget(inflight);
+        }
+    }
+}
+
+impl AsRawFd for SendRing {
+    fn as_raw_fd(&self) -> RawFd {
+        self.ring.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::net::{TcpListener, TcpStream};
+
+    #[test]
+    fn a_mapping_is_sent_and_released() {
+        let Ok(mut ring) = SendRing::new(8) else {
+            panic!("io_uring is refused here: no test of the ring is possible")
+        };
+        let path = std::env::temp_dir().join(format!("bootstorm-uring-{}", std::process::id()));
+        let content: Vec<u8> = (0..200_000u32).map(|i| (i * 13) as u8).collect();
+        std::fs::write(&path, &content).unwrap();
+        let mapping = Arc::new(Mapping::map(&std::fs::File::open(&path).unwrap()).unwrap());
+        std::fs::remove_file(&path).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let reader = std::thread::spawn(move || {
+            let mut got = Vec::new();
+            TcpStream::connect(address).unwrap().read_to_end(&mut got).unwrap();
+            got
+        });
+        let (server, _) = listener.accept().unwrap();
+        let mut sent = 0;
+        let mut released = 0;
+        let mut sends = 0;
+        while sent < content.len() {
+            assert!(ring.send(server.as_raw_fd(), &mapping, sent as u64, content.len() - sent, 42));
+            sends += 1;
+            ring.submit().unwrap();
+            let mut answered = false;
+            while !answered {
+                ring.ring.submit_and_wait(1).unwrap();
+                while let Some(completion) = ring.complete() {
+                    match completion {
+                        Completion::Sent { tag, result } => {
+                            assert_eq!(tag, 42);
+                            sent += result.unwrap();
+                            answered = true;
+                        }
+                        Completion::Released { .. } => released += 1,
+                    }
+                }
+            }
+        }
+        drop(server);
+        assert_eq!(reader.join().unwrap(), content);
+        while released < sends {
+            if let Some(Completion::Released { .. }) = ring.complete() {
+                released += 1;
+            }
+        }
+        assert_eq!(ring.inflight(), 0);
+    }
+
+    #[test]
+    fn a_range_outside_the_mapping_is_never_queued() {
+        let Ok(mut ring) = SendRing::new(2) else {
+            panic!("io_uring is refused here: no test of the ring is possible")
+        };
+        let path = std::env::temp_dir().join(format!("bootstorm-uring-r-{}", std::process::id()));
+        std::fs::write(&path, b"ten bytes!").unwrap();
+        let mapping = Arc::new(Mapping::map(&std::fs::File::open(&path).unwrap()).unwrap());
+        std::fs::remove_file(&path).unwrap();
+        assert!(!ring.send(0, &mapping, 5, 6, 1));
+        assert!(!ring.send(0, &mapping, u64::MAX, 1, 1));
+        assert_eq!(ring.inflight(), 0);
+    }
+}
