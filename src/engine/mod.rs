@@ -1,2 +1,6 @@
-//! (under construction)
+//! One core, one loop.
 #![forbid(unsafe_code)]
+pub mod filters;
+pub mod sightings;
+pub mod slab;
+pub mod wheel;

@@ -1,2 +1,123 @@
-//! (under construction)
+//! Counters that cores move without sharing, their names in Prometheus' words, and the log's set-up.
+//!
+//! Knows no protocol: whoever counts brings the list of [`Metric`]s.
 #![forbid(unsafe_code)]
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// What one cell of [`Counters`] means.
+#[derive(Clone, Copy, Debug)]
+pub struct Metric {
+    /// Prometheus name, `bootstorm_` in front, `_total` behind for what only grows.
+    pub name: &'static str,
+    /// One sentence.
+    pub help: &'static str,
+    /// One label with one of a fixed set of values; a stranger can never make a new one.
+    pub label: Option<(&'static str, &'static str)>,
+    /// Goes up and down.
+    pub gauge: bool,
+}
+
+/// One core's cells. Only that core writes them, so an addition is a plain load and store.
+#[derive(Debug)]
+#[repr(align(128))]
+pub struct Counters {
+    cells: Box<[AtomicU64]>,
+}
+
+impl Counters {
+    /// One zero cell per metric.
+    pub fn new(metrics: usize) -> Self {
+        Self { cells: (0..metrics).map(|_| AtomicU64::new(0)).collect() }
+    }
+
+    /// Adds to a cell. Called by the owning core only.
+    pub fn add(&self, index: usize, amount: u64) {
+        if let Some(cell) = self.cells.get(index) {
+            cell.store(cell.load(Relaxed).wrapping_add(amount), Relaxed);
+        }
+    }
+
+    /// Sets a gauge. Called by the owning core only.
+    pub fn set(&self, index: usize, value: u64) {
+        if let Some(cell) = self.cells.get(index) {
+            cell.store(value, Relaxed);
+        }
+    }
+
+    /// Reads a cell, from any thread.
+    pub fn read(&self, index: usize) -> u64 {
+        self.cells.get(index).map_or(0, |cell| cell.load(Relaxed))
+    }
+}
+
+/// The Prometheus text of all cores' cells, added up. Metrics of one name must stand side by side in the list.
+pub fn render(metrics: &[Metric], cores: &[Arc<Counters>], out: &mut String) {
+    let mut last = "";
+    for (index, metric) in metrics.iter().enumerate() {
+        if metric.name != last {
+            last = metric.name;
+            let kind = if metric.gauge { "gauge" } else { "counter" };
+            let _ = writeln!(out, "# HELP {0} {1}\n# TYPE {0} {kind}", metric.name, metric.help);
+        }
+        let value: u64 = cores.iter().map(|core| core.read(index)).sum();
+        let _ = match metric.label {
+            Some((label, word)) => writeln!(out, "{}{{{label}=\"{word}\"}} {value}", metric.name),
+            None => writeln!(out, "{} {value}", metric.name),
+        };
+    }
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Starts logging to standard error. `filter` is a level or a `tracing` directive list; an unreadable one means
+/// `info`. A second call changes nothing.
+pub fn start_log(format: LogFormat, filter: &str) {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // Fails only when a subscriber is already there, as in tests.
+    let _ = match format {
+        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cores_add_up_and_a_family_has_one_head() {
+        let metric = |label| Metric {
+            name: "bootstorm_x_total",
+            help: "Xs.",
+            label: Some(("why", label)),
+            gauge: false,
+        };
+        let metrics = [metric("a"), metric("b")];
+        let cores = [Arc::new(Counters::new(2)), Arc::new(Counters::new(2))];
+        cores[0].add(0, 2);
+        cores[1].add(0, 3);
+        cores[1].add(1, 1);
+        cores[1].add(9, 1);
+        let mut text = String::new();
+        render(&metrics, &cores, &mut text);
+        assert_eq!(
+            text,
+            "# HELP bootstorm_x_total Xs.\n# TYPE bootstorm_x_total counter\n\
+             bootstorm_x_total{why=\"a\"} 5\nbootstorm_x_total{why=\"b\"} 1\n"
+        );
+    }
+}

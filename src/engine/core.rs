@@ -1,0 +1,290 @@
+//! The loop of one core: wait, then one turn with a budget, in a fixed order of priority.
+//!
+//! 1. DHCP (on the core that owns it)
+//! 2. TFTP requests and acknowledgements
+//! 3. HTTP connections, requests, small answers
+//! 4. bulk sends, each connection its quantum in turn
+//! 5. deadlines
+//! 6. messages from the control side
+//!
+//! mio reports edges: whatever stops at its budget stays on its own ready list, and the loop does not sleep while
+//! any list has entries.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Registry, Token, Waker};
+use std::os::fd::RawFd;
+
+use super::counters::Tally;
+use super::dhcp::DhcpSide;
+use super::http::HttpSide;
+use super::shared::Shared;
+use super::slab::Key;
+use super::tftp::TftpSide;
+use super::wheel::Wheel;
+use crate::sys::udp::{RecvBatch, SendBatch};
+use crate::sys::uring::SendRing;
+
+/// Events taken from the kernel at once.
+const EVENTS: usize = 1024;
+/// Longest sleep: a stop or a new address is noticed by waker anyway, this is only a backstop.
+const SLEEP_MAX: Duration = Duration::from_secs(5);
+
+/// What a readiness event, a deadline or a ring completion belongs to, packed into 64 bits:
+/// kind (8), index (24), generation (32).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Owner {
+    /// Messages from the control side.
+    Wake,
+    /// The ring has completions.
+    Ring,
+    /// A raw DHCP socket.
+    DhcpRaw(u32),
+    /// A UDP DHCP socket.
+    DhcpUdp(u32),
+    /// DHCP's own deadlines.
+    DhcpTimer,
+    /// A TFTP socket: listeners first, then data ports.
+    Tftp(u32),
+    /// A TFTP transfer.
+    Transfer(Key),
+    /// An HTTP listener.
+    HttpListener(u32),
+    /// An HTTP connection.
+    Connection(Key),
+}
+
+impl Owner {
+    /// As a 64-bit number.
+    pub(super) fn pack(self) -> u64 {
+        let (kind, index, generation) = match self {
+            Self::Wake => (0, 0, 0),
+            Self::Ring => (1, 0, 0),
+            Self::DhcpRaw(index) => (2, index, 0),
+            Self::DhcpUdp(index) => (3, index, 0),
+            Self::DhcpTimer => (4, 0, 0),
+            Self::Tftp(index) => (5, index, 0),
+            Self::Transfer(key) => (6, key.index, key.generation),
+            Self::HttpListener(index) => (7, index, 0),
+            Self::Connection(key) => (8, key.index, key.generation),
+        };
+        u64::from(kind as u8) << 56 | u64::from(index & 0x00ff_ffff) << 32 | u64::from(generation)
+    }
+
+    /// Back from a number made by [`Owner::pack`].
+    pub(super) fn unpack(packed: u64) -> Option<Self> {
+        let index = (packed >> 32) as u32 & 0x00ff_ffff;
+        let key = Key { index, generation: packed as u32 };
+        Some(match packed >> 56 {
+            0 => Self::Wake,
+            1 => Self::Ring,
+            2 => Self::DhcpRaw(index),
+            3 => Self::DhcpUdp(index),
+            4 => Self::DhcpTimer,
+            5 => Self::Tftp(index),
+            6 => Self::Transfer(key),
+            7 => Self::HttpListener(index),
+            8 => Self::Connection(key),
+            _ => return None,
+        })
+    }
+
+    fn token(self) -> Token {
+        Token(self.pack() as usize)
+    }
+}
+
+/// Registers a descriptor for reading, edge-triggered.
+pub(super) fn watch(registry: &Registry, fd: RawFd, owner: Owner) -> io::Result<()> {
+    registry.register(&mut SourceFd(&fd), owner.token(), Interest::READABLE)
+}
+
+/// Registers a connection for both directions.
+pub(super) fn watch_both(registry: &Registry, fd: RawFd, owner: Owner) -> io::Result<()> {
+    registry.register(&mut SourceFd(&fd), owner.token(), Interest::READABLE | Interest::WRITABLE)
+}
+
+/// What every part of a core's turn may use.
+pub(super) struct Turn<'a> {
+    /// Read once per turn.
+    pub now: Instant,
+    /// This core's number.
+    pub core: usize,
+    /// What all cores read.
+    pub shared: &'a Shared,
+    /// This core's counters.
+    pub tally: &'a Tally,
+    /// This core's deadlines.
+    pub wheel: &'a mut Wheel,
+    /// For receiving datagrams.
+    pub recv: &'a mut RecvBatch,
+    /// For sending datagrams.
+    pub send: &'a mut SendBatch,
+    /// This core's ring, where there is one.
+    pub ring: Option<&'a mut SendRing>,
+    /// For new connections.
+    pub registry: &'a Registry,
+}
+
+/// One core: made on the main thread (so that every failure to bind is known before the server says it is ready),
+/// run on its own.
+pub(super) struct Core {
+    pub(super) index: usize,
+    pub(super) poll: Poll,
+    pub(super) shared: Arc<Shared>,
+    pub(super) tally: Tally,
+    pub(super) dhcp: Option<DhcpSide>,
+    pub(super) tftp: TftpSide,
+    pub(super) http: HttpSide,
+    pub(super) ring: Option<SendRing>,
+}
+
+impl Core {
+    /// Registers everything this core waits for; the waker is for the control side.
+    pub(super) fn register(&mut self) -> io::Result<Arc<Waker>> {
+        let registry = self.poll.registry();
+        let waker = Arc::new(Waker::new(registry, Owner::Wake.token())?);
+        if let Some(ring) = &self.ring {
+            watch(registry, std::os::fd::AsRawFd::as_raw_fd(ring), Owner::Ring)?;
+        }
+        if let Some(dhcp) = &self.dhcp {
+            dhcp.register(registry)?;
+        }
+        self.tftp.register(registry)?;
+        self.http.register(registry)?;
+        Ok(waker)
+    }
+
+    /// Runs until told to stop: first draining, for a bounded time, then for good.
+    pub(super) fn run(mut self) {
+        let mut events = Events::with_capacity(EVENTS);
+        let mut wheel = Wheel::new(Instant::now());
+        let mut recv = RecvBatch::new();
+        let mut send = SendBatch::new();
+        let mut fired = Vec::new();
+        let mut drain_until: Option<Instant> = None;
+        if let Some(dhcp) = &mut self.dhcp {
+            dhcp.ready_all();
+        }
+        loop {
+            let now = Instant::now();
+            let busy = self.tftp.is_busy() || self.http.is_busy() || self.dhcp.as_ref().is_some_and(DhcpSide::is_busy);
+            let wait = if busy {
+                Duration::ZERO
+            } else {
+                let until = wheel.next().map_or(SLEEP_MAX, |at| at.saturating_duration_since(now));
+                until.min(drain_until.map_or(SLEEP_MAX, |at| at.saturating_duration_since(now))).min(SLEEP_MAX)
+            };
+            if let Err(error) = self.poll.poll(&mut events, Some(wait))
+                && error.kind() != io::ErrorKind::Interrupted
+            {
+                tracing::error!(core = self.index, %error, "the loop cannot wait for events; this core stops");
+                return;
+            }
+            let mut ring_ready = false;
+            for event in &events {
+                match Owner::unpack(event.token().0 as u64) {
+                    Some(Owner::Ring) => ring_ready = true,
+                    Some(Owner::DhcpRaw(index)) => {
+                        if let Some(dhcp) = &mut self.dhcp {
+                            dhcp.raw_readable(index);
+                        }
+                    }
+                    Some(Owner::DhcpUdp(index)) => {
+                        if let Some(dhcp) = &mut self.dhcp {
+                            dhcp.udp_readable(index);
+                        }
+                    }
+                    Some(Owner::Tftp(index)) => self.tftp.readable(index),
+                    Some(Owner::HttpListener(index)) => self.http.acceptable(index),
+                    Some(Owner::Connection(key)) => self.http.event(key, event),
+                    Some(Owner::Wake | Owner::DhcpTimer | Owner::Transfer(_)) | None => {}
+                }
+            }
+            let mut turn = Turn {
+                now: Instant::now(),
+                core: self.index,
+                shared: &self.shared,
+                tally: &self.tally,
+                wheel: &mut wheel,
+                recv: &mut recv,
+                send: &mut send,
+                ring: self.ring.as_mut(),
+                registry: self.poll.registry(),
+            };
+            if let Some(dhcp) = &mut self.dhcp {
+                dhcp.turn(&mut turn);
+            }
+            self.tftp.turn(&mut turn);
+            if ring_ready {
+                self.http.ring_completions(&mut turn);
+            }
+            self.http.turn(&mut turn);
+            if let Some(ring) = turn.ring.as_deref_mut()
+                && let Err(error) = ring.submit()
+            {
+                tracing::warn!(core = self.index, %error, "io_uring takes no more sends for now");
+            }
+            turn.wheel.expire(turn.now, &mut fired);
+            for owner in fired.drain(..).filter_map(Owner::unpack) {
+                match owner {
+                    Owner::DhcpTimer => {
+                        if let Some(dhcp) = &mut self.dhcp {
+                            dhcp.expired(&mut turn);
+                        }
+                    }
+                    Owner::Transfer(key) => self.tftp.expired(key, &mut turn),
+                    Owner::Connection(key) => self.http.expired(key, &mut turn),
+                    _ => {}
+                }
+            }
+            self.tftp.flush(&mut turn);
+            if let Some(drain_for) = self.shared.stopping()
+                && drain_until.is_none()
+            {
+                drain_until = Some(turn.now + drain_for);
+                self.http.stop_accepting(turn.registry);
+                self.tftp.stop_accepting();
+                self.dhcp = None;
+            }
+            let idle = self.tftp.is_idle() && self.http.is_idle();
+            if drain_until.is_some_and(|until| idle || Instant::now() >= until) {
+                break;
+            }
+        }
+        let cut = self.tftp.len() + self.http.busy_connections();
+        if cut > 0 {
+            tracing::warn!(core = self.index, cut, "stopped with transfers still running");
+        }
+        self.http.close_all();
+        self.shared.cores_running.fetch_sub(1, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn owners_survive_packing() {
+        let key = Key { index: 0x00ab_cdef, generation: 0xdead_beef };
+        for owner in [
+            Owner::Wake,
+            Owner::Ring,
+            Owner::DhcpRaw(3),
+            Owner::DhcpUdp(1),
+            Owner::DhcpTimer,
+            Owner::Tftp(9),
+            Owner::Transfer(key),
+            Owner::HttpListener(2),
+            Owner::Connection(key),
+        ] {
+            assert_eq!(Owner::unpack(owner.pack()), Some(owner));
+        }
+        assert_eq!(Owner::unpack(u64::MAX), None);
+    }
+}

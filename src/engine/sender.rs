@@ -1,0 +1,337 @@
+//! How a response leaves: a queue of texts and file ranges, and the cheapest way this socket has to send the latter.
+//!
+//! | way | when |
+//! |---|---|
+//! | splice through a pooled 1 MiB pipe, corked | the default |
+//! | SEND_ZC from the file's mapping, by the core's ring | the connection's local address is on a device not known to copy |
+//! | sendfile, corked | no pipe is free |
+//! | plain send | texts, and files below [`INLINE_MAX`] (the caller puts those into a text) |
+//!
+//! A file that changed or shrank under a response ends the connection with a reset: its receiver must not take a
+//! mixture, or a cut body, for the image.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use crate::files::catalog::Opened;
+use crate::sys::tcp::{self, PIPE_LEN, Pipe};
+use crate::sys::uring::SendRing;
+
+/// Files up to this length are read into the response's text: one call instead of four.
+pub const INLINE_MAX: u64 = 16 * 1024;
+/// What one connection may send before the next one has its turn.
+pub const QUANTUM: u64 = 2 << 20;
+/// `sendfile` piece: large, so that few calls are made, yet a turn stays short.
+const SENDFILE_LEN: u64 = 2 << 20;
+/// SEND_ZC piece.
+const ZERO_COPY_LEN: u64 = 1 << 20;
+/// Ranges shorter than this are not worth a notification.
+const ZERO_COPY_MIN: u64 = 64 << 10;
+
+/// One piece of a response.
+#[derive(Debug)]
+pub enum Piece {
+    /// Bytes made here: heads, small bodies, part boundaries.
+    Text {
+        /// The bytes.
+        bytes: Vec<u8>,
+        /// Sent so far.
+        sent: usize,
+    },
+    /// A range of a file.
+    File {
+        /// Next byte to send.
+        at: u64,
+        /// One past the last.
+        end: u64,
+    },
+}
+
+/// A response on its way out.
+#[derive(Debug, Default)]
+pub struct Outgoing {
+    /// In order; the front is under way.
+    pub pieces: VecDeque<Piece>,
+    /// The file its ranges are of.
+    pub file: Option<Arc<Opened>>,
+    pipe: Option<Pipe>,
+    corked: bool,
+    /// A ring send is with the kernel; nothing else may be sent until it answers.
+    pub in_ring: bool,
+}
+
+/// How far one go at sending came.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Pumped {
+    /// Everything is with the kernel.
+    Done,
+    /// The socket is full: wait until it is writable.
+    Blocked,
+    /// Used its share of this turn: go on in the next.
+    Yielded,
+    /// The ring has the next piece: wait for its completion.
+    InRing,
+    /// The file changed or ended early; the connection must be reset.
+    Changed,
+    /// The peer is gone.
+    Broken,
+}
+
+/// Which of a core's senders moved bytes, for its counters.
+#[derive(Debug, Default, Clone, Copy)]
+#[allow(missing_docs, reason = "bytes by the sender of that name")]
+pub struct Moved {
+    pub splice: u64,
+    pub sendfile: u64,
+    pub ring: u64,
+    pub text: u64,
+}
+
+impl Moved {
+    /// All bytes.
+    pub fn total(&self) -> u64 {
+        self.splice + self.sendfile + self.ring + self.text
+    }
+}
+
+/// A core's pipes.
+#[derive(Debug, Default)]
+pub struct PipePool {
+    free: Vec<Pipe>,
+    made: usize,
+    max: usize,
+}
+
+impl PipePool {
+    /// Makes up to `max` pipes, as they are needed.
+    pub fn new(max: usize) -> Self {
+        Self { free: Vec::new(), made: 0, max }
+    }
+
+    fn take(&mut self) -> Option<Pipe> {
+        if let Some(pipe) = self.free.pop() {
+            return Some(pipe);
+        }
+        if self.made >= self.max {
+            return None;
+        }
+        match Pipe::new() {
+            Some(pipe) => {
+                self.made += 1;
+                Some(pipe)
+            }
+            None => {
+                // The user's pipe memory is used up: what there is now is all there will be.
+                self.max = self.made;
+                None
+            }
+        }
+    }
+
+    /// Takes a pipe back. One with bytes in it belonged to a broken connection and is closed instead.
+    fn put(&mut self, pipe: Pipe) {
+        if pipe.held() == 0 {
+            self.free.push(pipe);
+        } else {
+            self.made -= 1;
+        }
+    }
+}
+
+/// Which local addresses' devices are known to copy zero-copy sends (loopback, veth, bridges to local machines).
+#[derive(Debug, Default)]
+pub struct CopyingDevices {
+    addrs: Vec<Ipv4Addr>,
+}
+
+impl CopyingDevices {
+    /// True when zero-copy gains nothing for connections on this address.
+    pub fn knows(&self, addr: Ipv4Addr) -> bool {
+        self.addrs.contains(&addr)
+    }
+
+    /// Remembers an address; true the first time.
+    pub fn learn(&mut self, addr: Ipv4Addr) -> bool {
+        let new = !self.knows(addr);
+        if new {
+            self.addrs.push(addr);
+        }
+        new
+    }
+}
+
+/// What a connection needs of its core to send.
+#[derive(Debug)]
+pub struct Means<'a> {
+    /// The core's pipes.
+    pub pipes: &'a mut PipePool,
+    /// The core's ring, where there is one.
+    pub ring: Option<&'a mut SendRing>,
+    /// Where zero-copy is pointless.
+    pub copying: &'a CopyingDevices,
+    /// The connection's local address.
+    pub local: Ipv4Addr,
+    /// What a ring completion is to be tagged with.
+    pub tag: u64,
+    /// Counted here.
+    pub moved: &'a mut Moved,
+}
+
+impl Outgoing {
+    /// Nothing left to send.
+    pub fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    /// Sends until the socket is full, the quantum is used, or all is out.
+    pub fn pump(&mut self, socket: &impl AsRawFd, means: &mut Means<'_>) -> Pumped {
+        let mut quantum = QUANTUM;
+        loop {
+            if self.in_ring {
+                return Pumped::InRing;
+            }
+            let more_pieces = self.pieces.len() > 1;
+            let result = match self.pieces.front_mut() {
+                None => {
+                    self.finish(socket, means.pipes);
+                    return Pumped::Done;
+                }
+                Some(Piece::Text { bytes, sent }) if *sent == bytes.len() => {
+                    self.pieces.pop_front();
+                    continue;
+                }
+                Some(Piece::Text { bytes, sent }) => {
+                    tcp::send(socket, &bytes[*sent..], more_pieces).map(|count| {
+                        *sent += count;
+                        means.moved.text += count as u64;
+                        count as u64
+                    })
+                }
+                Some(Piece::File { at, end }) if at == end && self.pipe.as_ref().is_none_or(|p| p.held() == 0) => {
+                    self.pieces.pop_front();
+                    continue;
+                }
+                Some(Piece::File { .. }) if quantum == 0 => return Pumped::Yielded,
+                Some(Piece::File { .. }) => match self.pump_file(socket, means) {
+                    Ok(0) if self.in_ring => return Pumped::InRing,
+                    Ok(0) => return Pumped::Changed,
+                    other => other,
+                },
+            };
+            match result {
+                Ok(count) => quantum = quantum.saturating_sub(count),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Pumped::Blocked,
+                Err(e) if e.raw_os_error() == Some(nix::errno::Errno::EFAULT as i32) => return Pumped::Changed,
+                Err(_) => return Pumped::Broken,
+            }
+        }
+    }
+
+    /// One call's worth of the front file piece; the bytes that reached the socket, 0 when the file is not what it
+    /// was (or, with `in_ring` set, when the ring has taken over).
+    fn pump_file(&mut self, socket: &impl AsRawFd, means: &mut Means<'_>) -> io::Result<u64> {
+        let last_piece = self.pieces.len() == 1;
+        let (Some(Piece::File { at, end }), Some(file)) = (self.pieces.front_mut(), &self.file) else { return Ok(0) };
+        let left = *end - *at;
+        if !self.corked {
+            tcp::set_cork(socket, true)?;
+            self.corked = true;
+        }
+        let in_pipe = self.pipe.as_ref().map_or(0, Pipe::held);
+        if in_pipe == 0 {
+            // The next call takes the rest: the last chance to see that the file is still the one promised.
+            if left <= SENDFILE_LEN && !file.still_same() {
+                return Ok(0);
+            }
+            if left >= ZERO_COPY_MIN
+                && !means.copying.knows(means.local)
+                && let Some(ring) = means.ring.as_deref_mut()
+            {
+                let len = left.min(ZERO_COPY_LEN) as usize;
+                if ring.send(socket.as_raw_fd(), &file.mapping, *at, len, means.tag) {
+                    self.in_ring = true;
+                    return Ok(0);
+                }
+            }
+            if self.pipe.is_none() {
+                self.pipe = means.pipes.take();
+            }
+        }
+        let Some(pipe) = &mut self.pipe else {
+            let sent = tcp::send_file(socket, &file.file, *at, left.min(SENDFILE_LEN) as usize)? as u64;
+            *at += sent;
+            means.moved.sendfile += sent;
+            return Ok(sent);
+        };
+        if pipe.held() == 0 {
+            let filled = pipe.fill(&file.file, *at, left.min(PIPE_LEN as u64) as usize)? as u64;
+            if filled == 0 {
+                return Ok(0);
+            }
+            *at += filled;
+        }
+        let more = !last_piece || *at < *end;
+        let sent = pipe.drain(socket, more)? as u64;
+        means.moved.splice += sent;
+        // A pipe is held only while bytes are in it; whoever waits for a full socket gives an empty one back.
+        if pipe.held() == 0
+            && *at == *end
+            && let Some(pipe) = self.pipe.take()
+        {
+            means.pipes.put(pipe);
+        }
+        Ok(sent)
+    }
+
+    /// A ring send was answered: account for it. False when the file or the peer is gone.
+    pub fn ring_answered(&mut self, result: io::Result<usize>, moved: &mut Moved) -> Pumped {
+        self.in_ring = false;
+        match result {
+            Ok(0) => Pumped::Broken,
+            Ok(count) => {
+                if let Some(Piece::File { at, end }) = self.pieces.front_mut() {
+                    *at = (*at + count as u64).min(*end);
+                }
+                moved.ring += count as u64;
+                Pumped::Yielded
+            }
+            Err(e) if e.raw_os_error() == Some(nix::errno::Errno::EFAULT as i32) => Pumped::Changed,
+            Err(_) => Pumped::Broken,
+        }
+    }
+
+    /// Lets go of pipe, file and cork.
+    fn finish(&mut self, socket: &impl AsRawFd, pipes: &mut PipePool) {
+        if let Some(pipe) = self.pipe.take() {
+            pipes.put(pipe);
+        }
+        if self.corked {
+            // Fails only on a dead socket, which the next read tells.
+            let _ = tcp::set_cork(socket, false);
+            self.corked = false;
+        }
+        self.file = None;
+    }
+
+    /// The connection ends: whatever is left is dropped.
+    pub fn abandon(&mut self, pipes: &mut PipePool) {
+        if let Some(pipe) = self.pipe.take() {
+            pipes.put(pipe);
+        }
+        self.pieces.clear();
+        self.file = None;
+    }
+
+    /// A full socket: an empty pipe goes back to the pool while waiting.
+    pub fn rest(&mut self, pipes: &mut PipePool) {
+        if self.pipe.as_ref().is_some_and(|pipe| pipe.held() == 0)
+            && let Some(pipe) = self.pipe.take()
+        {
+            pipes.put(pipe);
+        }
+    }
+}

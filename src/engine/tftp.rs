@@ -1,0 +1,535 @@
+//! TFTP on one core: datagrams in, the transfer machines, datagrams out.
+//!
+//! A transfer is a slab entry, never a thread, process or socket. Requests come to port 69, which every core shares;
+//! everything after that goes between the client's port and one of this core's few data ports, so that the pair
+//! names the transfer (RFC 1350 §4) and the kernel, seeing a bound socket, answers nothing of its own.
+//!
+//! File data goes from the mapping to the kernel: the four bytes of each DATA header are all that is written here.
+//! A run of blocks leaves in one segmented send where each block fits the link, block by block where it does not.
+
+use std::collections::HashMap;
+use std::collections::VecDeque;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use mio::Registry;
+
+use super::core::{Owner, Turn, watch};
+use super::counters::Count;
+use super::shared::Shared;
+use super::slab::{Key, Slab};
+use crate::files::catalog::{NotServed, Opened, Served, TftpTarget};
+use crate::jobs::evidence::{Evidence, Seen};
+use crate::jobs::image::Access;
+use crate::proto::tftp::{Limits, Outcome, Start, Transfer, Transmit, Verdict};
+use crate::sys::SysError;
+use crate::sys::udp::{SEGMENTS_MAX, SEND_LEN_MAX, Source, UdpOptions, UdpSocket, Unsent};
+use crate::wire::tftp::{self, ErrorCode, Mode, Packet, Request};
+
+/// Data ports of one core.
+const DATA_PORTS: usize = 8;
+/// Receive buffer of each socket: a hall of machines asks at once, and peers lose requests in the default 212 KiB.
+const RECV_BUFFER: i32 = 8 << 20;
+/// Batches taken from one socket before the others have their turn.
+const BATCHES_PER_TURN: usize = 4;
+/// Transfers one core holds.
+pub(super) const TRANSFERS_MAX: usize = 32 * 1024;
+/// Netascii exists for small texts; a conversion is held in memory.
+const NETASCII_LEN_MAX: u64 = 1 << 20;
+/// IPv4 and UDP headers.
+const HEADERS_LEN: u32 = 28;
+
+/// Where a transfer's bytes come from.
+enum Payload {
+    /// A published file: sent from its mapping.
+    File(Arc<Opened>),
+    /// A text made here: the constant script, or a netascii conversion.
+    Text(Arc<[u8]>),
+}
+
+/// One transfer and what the engine must know to carry it out.
+struct Live {
+    transfer: Transfer,
+    payload: Payload,
+    served: Option<Arc<Served>>,
+    client: SocketAddrV4,
+    source: Source,
+    socket: u32,
+    /// The request's name, to tell a retry from another request.
+    name_hash: u64,
+    /// Runs may leave in one segmented send.
+    segmented: bool,
+    /// An entry of the wheel carries this transfer's key.
+    timed: bool,
+    started: Instant,
+}
+
+/// One core's TFTP.
+pub(super) struct TftpSide {
+    /// Listeners first, then the data ports.
+    sockets: Vec<UdpSocket>,
+    listeners: usize,
+    /// Sockets with datagrams waiting.
+    ready: VecDeque<u32>,
+    is_ready: Vec<bool>,
+    transfers: Slab<Live>,
+    by_client: HashMap<SocketAddrV4, Key>,
+    next_port: usize,
+    limits: Limits,
+    single_port: bool,
+    segmentation: bool,
+    accepting: bool,
+    /// Socket the waiting batch belongs to.
+    batch_socket: usize,
+    /// Sends the kernel refused, dealt with after the flush.
+    refused: Vec<Unsent>,
+}
+
+impl TftpSide {
+    /// Binds this core's sockets.
+    pub(super) fn bind(
+        listen: &[SocketAddrV4],
+        limits: Limits,
+        single_port: bool,
+        segmentation: bool,
+    ) -> Result<Self, SysError> {
+        let options =
+            UdpOptions { reuse_port: true, fragment: true, recv_buffer: RECV_BUFFER, ..UdpOptions::default() };
+        let mut sockets = Vec::new();
+        for addr in listen {
+            sockets.push(UdpSocket::bind(*addr, &options)?);
+        }
+        let listeners = sockets.len();
+        if !single_port && listeners > 0 {
+            let options = UdpOptions { reuse_port: false, ..options };
+            for _ in 0..DATA_PORTS {
+                sockets.push(UdpSocket::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0), &options)?);
+            }
+        }
+        Ok(Self {
+            is_ready: vec![false; sockets.len()],
+            sockets,
+            listeners,
+            ready: VecDeque::new(),
+            transfers: Slab::new(TRANSFERS_MAX),
+            by_client: HashMap::new(),
+            next_port: 0,
+            limits,
+            single_port,
+            segmentation,
+            accepting: true,
+            batch_socket: 0,
+            refused: Vec::new(),
+        })
+    }
+
+    /// The first listener's port.
+    pub(super) fn addresses(&self) -> Vec<SocketAddrV4> {
+        self.sockets[..self.listeners].iter().map(UdpSocket::local).collect()
+    }
+
+    pub(super) fn register(&self, registry: &Registry) -> io::Result<()> {
+        for (index, socket) in self.sockets.iter().enumerate() {
+            watch(registry, socket.as_raw_fd(), Owner::Tftp(index as u32))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn readable(&mut self, index: u32) {
+        if let Some(ready) = self.is_ready.get_mut(index as usize)
+            && !std::mem::replace(ready, true)
+        {
+            self.ready.push_back(index);
+        }
+    }
+
+    pub(super) fn is_busy(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.transfers.is_empty()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.transfers.len()
+    }
+
+    /// New requests are dropped from now on; running transfers go on.
+    pub(super) fn stop_accepting(&mut self) {
+        self.accepting = false;
+    }
+
+    /// Takes what is waiting on every ready socket, within the budget.
+    pub(super) fn turn(&mut self, turn: &mut Turn<'_>) {
+        for _ in 0..self.ready.len() {
+            let Some(index) = self.ready.pop_front() else { break };
+            let mut drained = false;
+            for _ in 0..BATCHES_PER_TURN {
+                let taken = match turn.recv.recv(&self.sockets[index as usize]) {
+                    Ok(taken) => taken,
+                    Err(error) => {
+                        // Only errors a stranger can provoke arrive here (ICMP unreachable and the like).
+                        turn.tally.add(Count::TftpRecvErrors, 1);
+                        tracing::debug!(%error, "tftp receive");
+                        continue;
+                    }
+                };
+                if taken == 0 {
+                    drained = true;
+                    break;
+                }
+                if (index as usize) < self.listeners && !self.single_port {
+                    // One data port per batch of requests: their answers then leave in one call.
+                    self.next_port = (self.next_port + 1) % DATA_PORTS;
+                }
+                for i in 0..taken {
+                    self.datagram(index, i, turn);
+                }
+            }
+            if drained {
+                self.is_ready[index as usize] = false;
+            } else {
+                self.ready.push_back(index);
+            }
+        }
+        turn.tally.set(Count::TftpTransfers, self.transfers.len() as u64);
+    }
+
+    fn datagram(&mut self, socket: u32, index: usize, turn: &mut Turn<'_>) {
+        // Copied out: a request's bytes must not stay borrowed from the batch that the answer's code uses too.
+        let mut bytes = [0u8; 1024];
+        let (len, from, local, interface) = match turn.recv.datagram(index) {
+            Some(d) if d.bytes.len() <= bytes.len() => {
+                bytes[..d.bytes.len()].copy_from_slice(d.bytes);
+                (d.bytes.len(), d.from, d.local, d.interface)
+            }
+            _ => return turn.tally.add(Count::TftpMalformed, 1),
+        };
+        let source = Source { addr: local, interface: 0 };
+        let _ = interface;
+        match Packet::parse(&bytes[..len]) {
+            Ok(Packet::Request(request)) if (socket as usize) < self.listeners => {
+                self.request(socket, &request, from, source, turn);
+            }
+            Ok(Packet::Ack(block)) => self.on_transfer(socket, from, turn, |transfer, now| {
+                transfer.handle_ack(now, block)
+            }),
+            Ok(Packet::Error(code, _)) => self.on_transfer(socket, from, turn, |transfer, now| {
+                transfer.handle_error(now, code)
+            }),
+            Ok(_) => turn.tally.add(Count::TftpUnexpected, 1),
+            Err(_) => turn.tally.add(Count::TftpMalformed, 1),
+        }
+    }
+
+    fn on_transfer(
+        &mut self,
+        socket: u32,
+        from: SocketAddrV4,
+        turn: &mut Turn<'_>,
+        input: impl FnOnce(&mut Transfer, Instant) -> Verdict,
+    ) {
+        let Some(key) = self.by_client.get(&from).copied() else {
+            return turn.tally.add(Count::TftpUnknownTid, 1);
+        };
+        let Some(live) = self.transfers.get_mut(key) else { return };
+        if live.socket != socket {
+            return turn.tally.add(Count::TftpUnknownTid, 1);
+        }
+        let verdict = input(&mut live.transfer, turn.now);
+        self.follow(key, verdict, turn);
+    }
+
+    fn request(
+        &mut self,
+        socket: u32,
+        request: &Request<'_>,
+        client: SocketAddrV4,
+        source: Source,
+        turn: &mut Turn<'_>,
+    ) {
+        turn.tally.add(Count::TftpRequests, 1);
+        let name_hash = hash(request.name);
+        if let Some(key) = self.by_client.get(&client).copied() {
+            match self.transfers.get_mut(key) {
+                Some(live) if live.name_hash == name_hash => {
+                    let verdict = live.transfer.handle_retried_request(turn.now);
+                    return self.follow(key, verdict, turn);
+                }
+                // The same port asks for something else: the old transfer is over for the client.
+                _ => self.end(key, None, turn),
+            }
+        }
+        if !self.accepting {
+            return turn.tally.add(Count::TftpShed, 1);
+        }
+        let socket = if self.single_port { socket } else { (self.listeners + self.next_port) as u32 };
+        let (payload, served) = match self.find(request, client, turn) {
+            Ok(found) => found,
+            Err((code, message)) => {
+                let mut reply = [0; 128];
+                if let Some(len) = tftp::emit_error(&mut reply, code, message) {
+                    self.push_bytes(socket, client, source, u64::MAX, &reply[..len], turn);
+                }
+                turn.tally.add(Count::TftpRefused, 1);
+                tracing::debug!(%client, name = %String::from_utf8_lossy(request.name), message, "tftp refused");
+                return;
+            }
+        };
+        let (len, segmented) = match &payload {
+            Payload::File(opened) => (opened.len, self.segmentation),
+            Payload::Text(text) => (text.len() as u64, false),
+        };
+        let (transfer, _start) = Transfer::accept(turn.now, request, len, &self.limits);
+        let segmented = segmented
+            && u32::from(transfer.blksize()) + 4 + HEADERS_LEN <= turn.shared.mtu(source.addr)
+            && !turn.shared.refuses_segments(source.addr);
+        let live = Live {
+            transfer,
+            payload,
+            served,
+            client,
+            source,
+            socket,
+            name_hash,
+            segmented,
+            timed: false,
+            started: turn.now,
+        };
+        match self.transfers.insert(live) {
+            Ok(key) => {
+                self.by_client.insert(client, key);
+                self.follow(key, Verdict::Progress, turn);
+            }
+            // Full: the newest is shed in silence, and its firmware asks again.
+            Err(_) => turn.tally.add(Count::TftpShed, 1),
+        }
+    }
+
+    /// What a request names, opened.
+    fn find(
+        &self,
+        request: &Request<'_>,
+        client: SocketAddrV4,
+        turn: &Turn<'_>,
+    ) -> Result<(Payload, Option<Arc<Served>>), (ErrorCode, &'static str)> {
+        if request.write {
+            return Err((ErrorCode::AccessViolation, "this server is read-only"));
+        }
+        let catalog = turn.shared.library.load();
+        let hint = turn.shared.sightings.at(*client.ip()).map(|seen| seen.arch);
+        let served = match catalog.tftp(request.name, hint) {
+            Ok(TftpTarget::File(served) | TftpTarget::Loader(served)) => served,
+            Ok(TftpTarget::Autoexec) => return Ok((Payload::Text(turn.shared.autoexec_tftp()), None)),
+            Err(NotServed::Denied) => return Err((ErrorCode::AccessViolation, "access denied")),
+            Err(_) => return Err((ErrorCode::FileNotFound, "file not found")),
+        };
+        if served.access == Access::Boot {
+            return Err((ErrorCode::AccessViolation, "this image is given only to a boot with a token, by HTTP"));
+        }
+        let opened = served.open().map_err(|error| {
+            turn.tally.add(Count::OpenFailures, 1);
+            tracing::debug!(name = served.name, %error, "cannot open");
+            (ErrorCode::FileNotFound, "file not found")
+        })?;
+        match request.mode {
+            Mode::Octet => Ok((Payload::File(opened), Some(served))),
+            Mode::Netascii if opened.len > NETASCII_LEN_MAX => {
+                Err((ErrorCode::NotDefined, "netascii is served up to 1 MiB; ask for octet"))
+            }
+            Mode::Netascii => {
+                let mut raw = vec![0; opened.len as usize];
+                std::os::unix::fs::FileExt::read_exact_at(&opened.file, &mut raw, 0)
+                    .map_err(|_| (ErrorCode::FileNotFound, "file not found"))?;
+                Ok((Payload::Text(tftp::to_netascii(&raw).into()), Some(served)))
+            }
+        }
+    }
+
+    /// Does what a machine's verdict asks for: send what it wants sent, keep its deadline, or end it.
+    fn follow(&mut self, key: Key, verdict: Verdict, turn: &mut Turn<'_>) {
+        match verdict {
+            Verdict::Progress => {}
+            Verdict::Ignored(reason) => {
+                turn.tally.drop_tftp(reason);
+                // A duplicate may still have made the machine resend.
+            }
+            Verdict::Finished(outcome) => return self.end(key, Some(outcome), turn),
+        }
+        while let Some(live) = self.transfers.get_mut(key) {
+            let Some(transmit) = live.transfer.poll_transmit(turn.now) else { break };
+            match transmit {
+                Transmit::Oack(options) => {
+                    let mut reply = [0; 256];
+                    let (socket, client, source) = (live.socket, live.client, live.source);
+                    if let Some(len) = tftp::emit_oack(&mut reply, &options) {
+                        self.push_bytes(socket, client, source, Owner::Transfer(key).pack(), &reply[..len], turn);
+                    }
+                }
+                Transmit::Data(run) => self.push_run(key, &run, turn),
+            }
+        }
+        let Some(live) = self.transfers.get_mut(key) else { return };
+        if !live.timed
+            && let Some(at) = live.transfer.poll_timeout()
+        {
+            live.timed = true;
+            turn.wheel.schedule(at, Owner::Transfer(key).pack());
+        }
+    }
+
+    fn push_run(&mut self, key: Key, run: &crate::proto::tftp::Run, turn: &mut Turn<'_>) {
+        let Some(live) = self.transfers.get_mut(key) else { return };
+        let (socket, client, source) = (live.socket, live.client, live.source);
+        let tag = Owner::Transfer(key).pack();
+        turn.tally.add(Count::TftpBytes, run.bytes);
+        turn.tally.add(Count::TftpBlocks, u64::from(run.count));
+        match &live.payload {
+            Payload::File(opened) => {
+                // The last blocks: the last chance to see that the file is still the one that was promised.
+                if run.offset + run.bytes == opened.len && !opened.still_same() {
+                    tracing::warn!(
+                        file = live.served.as_ref().map_or("", |s| s.name.as_str()),
+                        "file changed under a transfer: the transfer is cut"
+                    );
+                    turn.tally.add(Count::FilesChanged, 1);
+                    let mut reply = [0; 64];
+                    if let Some(len) = tftp::emit_error(&mut reply, ErrorCode::NotDefined, "file changed") {
+                        self.push_bytes(socket, client, source, u64::MAX, &reply[..len], turn);
+                    }
+                    return self.end(key, None, turn);
+                }
+                let block_len = usize::from(live.transfer.blksize()) + 4;
+                let per_send =
+                    if live.segmented { (SEND_LEN_MAX / block_len).clamp(1, SEGMENTS_MAX) as u16 } else { 1 };
+                let mapping = Arc::clone(&opened.mapping);
+                let mut from = 0;
+                while from < run.count {
+                    let count = per_send.min(run.count - from);
+                    let blocks = (from..from + count).map(|i| {
+                        let (offset, len) = run.slice(i);
+                        (run.header(i), offset, len)
+                    });
+                    self.reserve(socket, usize::from(count) * 2, usize::from(count) * 4, turn);
+                    turn.send.push_blocks(client, source, tag, &mapping, blocks);
+                    from += count;
+                }
+            }
+            Payload::Text(text) => {
+                let text = Arc::clone(text);
+                let mut packet = Vec::with_capacity(usize::from(live.transfer.blksize()) + 4);
+                for i in 0..run.count {
+                    let (offset, len) = run.slice(i);
+                    let start = offset as usize;
+                    packet.clear();
+                    packet.extend_from_slice(&run.header(i));
+                    packet.extend_from_slice(text.get(start..start + usize::from(len)).unwrap_or_default());
+                    self.push_bytes(socket, client, source, tag, &packet, turn);
+                }
+            }
+        }
+    }
+
+    /// Makes room in the batch, and makes it this socket's.
+    fn reserve(&mut self, socket: u32, pieces: usize, bytes: usize, turn: &mut Turn<'_>) {
+        if self.batch_socket != socket as usize || turn.send.is_full(pieces, bytes) {
+            self.flush_batch(turn);
+            self.batch_socket = socket as usize;
+        }
+    }
+
+    fn push_bytes(
+        &mut self,
+        socket: u32,
+        to: SocketAddrV4,
+        from: Source,
+        tag: u64,
+        bytes: &[u8],
+        turn: &mut Turn<'_>,
+    ) {
+        self.reserve(socket, 1, bytes.len(), turn);
+        turn.send.push_bytes(to, from, tag, bytes);
+    }
+
+    fn flush_batch(&mut self, turn: &mut Turn<'_>) {
+        if !turn.send.is_empty() {
+            let refused = &mut self.refused;
+            turn.send.flush(&self.sockets[self.batch_socket], |unsent| refused.push(unsent));
+        }
+    }
+
+    /// Hands everything collected in this turn to the kernel, and takes transfers whose sends it refused one rung
+    /// down. Their own timers then send again.
+    pub(super) fn flush(&mut self, turn: &mut Turn<'_>) {
+        self.flush_batch(turn);
+        for unsent in std::mem::take(&mut self.refused) {
+            turn.tally.add(Count::TftpSendErrors, 1);
+            if unsent.error.kind() == io::ErrorKind::WouldBlock {
+                continue;
+            }
+            let Some(Owner::Transfer(key)) = Owner::unpack(unsent.tag) else { continue };
+            let Some(live) = self.transfers.get_mut(key) else { continue };
+            tracing::debug!(client = %live.client, error = %unsent.error, "tftp send refused");
+            if std::mem::replace(&mut live.segmented, false) && turn.shared.note_refused_segments(live.source.addr) {
+                tracing::info!(
+                    address = %live.source.addr,
+                    error = %unsent.error,
+                    "segmented UDP sends are refused here: blocks go out one by one"
+                );
+            }
+        }
+    }
+
+    /// A transfer's entry in the wheel has come up.
+    pub(super) fn expired(&mut self, key: Key, turn: &mut Turn<'_>) {
+        let Some(live) = self.transfers.get_mut(key) else { return };
+        live.timed = false;
+        let due = live.transfer.poll_timeout().is_some_and(|at| at <= turn.now);
+        let verdict = if due { live.transfer.handle_timeout(turn.now) } else { Verdict::Progress };
+        self.follow(key, verdict, turn);
+    }
+
+    fn end(&mut self, key: Key, outcome: Option<Outcome>, turn: &mut Turn<'_>) {
+        let Some(live) = self.transfers.remove(key) else { return };
+        if self.by_client.get(&live.client) == Some(&key) {
+            self.by_client.remove(&live.client);
+        }
+        turn.tally.tftp_outcome(outcome);
+        let Some(served) = &live.served else { return };
+        note(turn.shared, &live, served, outcome, turn.now);
+    }
+}
+
+/// Tells the flight recorder how a transfer ended. A size query that was aborted, as firmware does before every
+/// download, is no event.
+fn note(shared: &Shared, live: &Live, served: &Served, outcome: Option<Outcome>, now: Instant) {
+    if matches!(outcome, Some(Outcome::ProbeAborted)) {
+        return;
+    }
+    let seen = shared.sightings.at(*live.client.ip());
+    shared.note(Evidence {
+        mac: seen.map(|s| s.mac),
+        address: Some(*live.client.ip()),
+        what: Seen::TftpTransfer {
+            file: served.name.clone(),
+            bytes: live.transfer.acked_bytes(),
+            len: live.transfer.len(),
+            millis: now.duration_since(live.started).as_millis() as u64,
+            complete: matches!(outcome, Some(Outcome::Complete)),
+        },
+        ..Evidence::now()
+    });
+}
+
+fn hash(name: &[u8]) -> u64 {
+    use std::hash::Hasher;
+    let mut hasher = std::hash::DefaultHasher::new();
+    hasher.write(name);
+    hasher.finish()
+}
+
+const _: () = assert!(size_of::<Live>() <= 256, "memory per transfer is part of the promise");
