@@ -1,1 +1,507 @@
-//! (being filled in)
+//! What an image folder boots, from its `image.toml` or from its files.
+
+use std::fs;
+use std::path::Path;
+
+use crate::files::loaders::{self, LoaderTable};
+use crate::files::manifest::{BadManifest, MANIFEST_NAME, Manifest};
+use crate::files::names::{base, folded};
+use crate::files::scan::{Found, Walk};
+use crate::files::sniff::{self, Sniff};
+use crate::jobs::image::{BootFiles, Image, ImageFile, ImageKind, WimbootAt};
+use crate::wire::arch::{Cpu, Platform};
+
+/// Longest name wimboot can take; a longer one stops the boot on EFI.
+pub const WIMBOOT_NAME_LEN_MAX: usize = 31;
+/// Most files wimboot takes beside itself.
+pub const WIMBOOT_FILES_MAX: usize = 63;
+/// Largest `image.toml` or `cmdline` read.
+const TEXT_LEN_MAX: u64 = 256 * 1024;
+/// Most files of a folder opened to see what they are.
+const SNIFFED_MAX: usize = 64;
+
+/// Recognises the folder at `path`. Never fails: a folder that cannot boot is an image with the reason in it.
+pub fn detect(name: &str, path: &Path, walk: &Walk, loaders: &LoaderTable) -> Image {
+    let mut image = Image {
+        name: name.to_owned(),
+        title: name.to_owned(),
+        kind: None,
+        cpu: None,
+        platform: None,
+        args: String::new(),
+        index: None,
+        destructive: false,
+        access: crate::jobs::image::Access::Open,
+        boot: None,
+        unbootable: None,
+        warnings: walk.notes.clone(),
+        files: walk.files.iter().map(|f| ImageFile { name: f.name.clone(), len: f.identity.len }).collect(),
+    };
+    let manifest = match read_manifest(path) {
+        Ok(manifest) => manifest,
+        Err(bad) => {
+            image.access = bad.access;
+            image.destructive = bad.destructive;
+            image.unbootable = Some(bad.reason);
+            return image;
+        }
+    };
+    image.title = manifest.title.clone().unwrap_or(image.title);
+    image.args = manifest.args.clone().unwrap_or_default();
+    image.index = manifest.index;
+    image.cpu = manifest.arch;
+    image.destructive = manifest.destructive;
+    image.access = manifest.access;
+    image.kind = manifest.kind;
+
+    let folder = Folder { path, walk, loaders, manifest: &manifest };
+    match folder.recognise(&mut image) {
+        Ok(boot) => image.boot = Some(boot),
+        Err(reason) => image.unbootable = Some(reason),
+    }
+    image
+}
+
+fn read_manifest(path: &Path) -> Result<Manifest, BadManifest> {
+    match read_text(&path.join(MANIFEST_NAME)) {
+        Ok(Some(text)) => Manifest::parse(&text),
+        Ok(None) => Ok(Manifest::default()),
+        // One that cannot be read may have closed the payload or called the image destructive.
+        Err(why) => Err(BadManifest {
+            reason: format!("{MANIFEST_NAME}: {why}"),
+            access: crate::jobs::image::Access::Boot,
+            destructive: true,
+        }),
+    }
+}
+
+/// A small text file beside the payload; `None` when there is none.
+fn read_text(path: &Path) -> Result<Option<String>, String> {
+    match fs::metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.to_string()),
+        Ok(meta) if !meta.is_file() => Err("not a file".to_owned()),
+        Ok(meta) if meta.len() > TEXT_LEN_MAX => Err(format!("longer than {TEXT_LEN_MAX} bytes")),
+        Ok(_) => fs::read_to_string(path).map(Some).map_err(|error| error.to_string()),
+    }
+}
+
+struct Folder<'a> {
+    path: &'a Path,
+    walk: &'a Walk,
+    loaders: &'a LoaderTable,
+    manifest: &'a Manifest,
+}
+
+type Recognised = Result<BootFiles, String>;
+
+impl Folder<'_> {
+    fn recognise(&self, image: &mut Image) -> Recognised {
+        let named = self.named_files()?;
+        let kind = match self.manifest.kind {
+            Some(kind) => kind,
+            None => self.kind(&named).ok_or_else(|| self.nothing_here())?,
+        };
+        image.kind = Some(kind);
+        match kind {
+            ImageKind::Winpe => self.winpe(&named, image),
+            ImageKind::Linux => self.linux(&named, image),
+            ImageKind::Iso => self.iso(&named),
+            ImageKind::Efi => self.efi(&named, image),
+            ImageKind::Script => self.script(&named),
+        }
+    }
+
+    /// The files `image.toml` names, found; every one has to be there.
+    fn named_files(&self) -> Result<Vec<&Found>, String> {
+        let names = self.manifest.files.iter().flatten();
+        names
+            .map(|name| {
+                let normal = crate::files::names::normalise(name);
+                let found = normal.ok().and_then(|normal| self.find(&normal));
+                found.ok_or_else(|| self.missing(name, "named by image.toml"))
+            })
+            .collect()
+    }
+
+    fn missing(&self, name: &str, why: &str) -> String {
+        let copying = self.walk.settling.iter().any(|settling| folded(settling) == folded(name));
+        let what = if copying { "is still being written" } else { "is not in the folder" };
+        format!("{name}, {why}, {what}")
+    }
+
+    fn find(&self, name: &str) -> Option<&Found> {
+        let files = &self.walk.files;
+        let exact = files.iter().find(|file| file.name == name);
+        exact.or_else(|| files.iter().find(|file| folded(&file.name) == folded(name)))
+    }
+
+    /// Why nothing was recognised.
+    fn nothing_here(&self) -> String {
+        if let Some(name) = self.walk.settling.first() {
+            return format!("{name} is still being written");
+        }
+        let ends = |end: &str| self.walk.files.iter().find(|file| folded(&file.name).ends_with(end));
+        if self.walk.files.is_empty() {
+            match self.walk.notes.first() {
+                Some(note) => note.clone(),
+                None => "the folder holds no files to boot".to_owned(),
+            }
+        } else if let Some(part) = ends(".swm") {
+            format!("{} is a part of a split WIM, which wimboot cannot read: join the parts first", part.name)
+        } else if let Some(esd) = ends(".esd") {
+            format!("{} is a solid (LZMS) WIM, which wimboot cannot read: export it with LZX first", esd.name)
+        } else {
+            "nothing bootable: no WIM, Linux kernel, ISO, EFI program or iPXE script found".to_owned()
+        }
+    }
+
+    fn kind(&self, named: &[&Found]) -> Option<ImageKind> {
+        if named.is_empty() {
+            let kinds =
+                [ImageKind::Winpe, ImageKind::Linux, ImageKind::Iso, ImageKind::Efi, ImageKind::Script];
+            return kinds.into_iter().find(|kind| match kind {
+                ImageKind::Winpe => !self.wims().is_empty(),
+                ImageKind::Linux => !self.kernels().is_empty(),
+                ImageKind::Iso => !self.isos().is_empty(),
+                ImageKind::Efi => !self.programs().is_empty(),
+                ImageKind::Script => !self.scripts().is_empty(),
+            });
+        }
+        if named.iter().any(|file| is_wim_name(&file.name)) {
+            return Some(ImageKind::Winpe);
+        }
+        let main = named.first()?;
+        let sniff = Sniff::of_file(&main.path);
+        if is_kernel(main, sniff) {
+            Some(ImageKind::Linux)
+        } else if sniff::is_iso(&main.path) {
+            Some(ImageKind::Iso)
+        } else if sniff.efi.is_some() {
+            Some(ImageKind::Efi)
+        } else {
+            sniff.script.then_some(ImageKind::Script)
+        }
+    }
+
+    // WinPE
+
+    fn wims(&self) -> Vec<&Found> {
+        let mut wims: Vec<_> = self.walk.files.iter().filter(|file| is_wim_name(&file.name)).collect();
+        wims.sort_by_key(|file| {
+            let name = folded(&file.name);
+            let place = match (name.as_str(), base(&name)) {
+                ("boot.wim", _) => 0,
+                ("sources/boot.wim", _) => 1,
+                (_, "boot.wim") => 2,
+                (_, "install.wim") => 4,
+                _ => 3,
+            };
+            (place, depth(&name), name)
+        });
+        wims
+    }
+
+    fn winpe(&self, named: &[&Found], image: &mut Image) -> Recognised {
+        let candidates = if named.is_empty() {
+            self.wims()
+        } else {
+            named.iter().copied().filter(|file| is_wim_name(&file.name)).collect()
+        };
+        let Some(wim) = candidates.first() else {
+            return Err(match self.walk.settling.iter().find(|name| is_wim_name(name)) {
+                Some(name) => format!("{name} is still being written"),
+                None => "no WIM in the folder".to_owned(),
+            });
+        };
+        if candidates.len() > 1 {
+            let note = format!(
+                "{} WIMs: {} is booted (name another in image.toml, files)",
+                candidates.len(),
+                wim.name
+            );
+            image.warnings.push(note);
+        }
+        self.look_into_wim(wim, image)?;
+        for arg in image.args.split_whitespace() {
+            if !wimboot_knows(arg) {
+                image.warnings.push(format!("wimboot stops at the argument {arg:?}, which it does not know"));
+            }
+        }
+        let extra = self.wimboot_files(named, wim, image)?;
+        Ok(BootFiles::Winpe { wimboot: self.wimboot(image.cpu)?, wim: wim.name.clone(), extra })
+    }
+
+    fn look_into_wim(&self, _wim: &Found, _image: &mut Image) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn wimboot(&self, cpu: Option<Cpu>) -> Result<WimbootAt, String> {
+        let mut other = false;
+        for name in self.loaders.preferences().wimboot_names(cpu) {
+            if let Some(file) = self.find(&name) {
+                if loaders::wimboot_suits(Sniff::of_file(&file.path), cpu) {
+                    return Ok(WimbootAt::Image(file.name.clone()));
+                }
+                other = true;
+            }
+        }
+        if let Some(loader) = self.loaders.wimboot(cpu) {
+            return Ok(WimbootAt::Loader(loader.served.name.clone()));
+        }
+        let names = self.loaders.preferences().wimboot_names(cpu);
+        other |= names.iter().any(|name| self.loaders.find(name).is_some());
+        Err(if other {
+            "wimboot is there, but built for another processor than the WIM".to_owned()
+        } else {
+            format!(
+                "no wimboot in the image's folder or the loader folders (looked for {})",
+                names.join(", ")
+            )
+        })
+    }
+
+    /// Files that go with the WIM: those named, or those wimboot and Windows know by name.
+    fn wimboot_files(&self, named: &[&Found], wim: &Found, image: &mut Image) -> Result<Vec<String>, String> {
+        let wimboot = self.loaders.preferences().wimboot_names(image.cpu);
+        let is_wimboot = |file: &Found| wimboot.iter().any(|name| folded(name) == folded(base(&file.name)));
+        let mut extra: Vec<&Found> = Vec::new();
+        let mut files: Vec<&Found> = if named.is_empty() {
+            self.walk.files.iter().filter(|file| self.goes_with_wim(file, wim)).collect()
+        } else {
+            named.iter().copied().filter(|file| !is_wim_name(&file.name) && !is_wimboot(file)).collect()
+        };
+        if named.is_empty() {
+            // Of two files with one name the one nearer to the top counts.
+            files.sort_by_key(|file| (depth(&file.name), file.name.clone()));
+        }
+        for file in files {
+            let name = base(&file.name);
+            let twin = extra.iter().find(|other| folded(base(&other.name)) == folded(name));
+            if name.len() > WIMBOOT_NAME_LEN_MAX {
+                let reason =
+                    format!("{name}: wimboot takes names of at most {WIMBOOT_NAME_LEN_MAX} characters");
+                if !named.is_empty() {
+                    return Err(reason);
+                }
+                image.warnings.push(format!("{reason}; it is left out"));
+            } else if let Some(twin) = twin {
+                let note = format!("{} is left out: {} has the same name for wimboot", file.name, twin.name);
+                image.warnings.push(note);
+            } else {
+                extra.push(file);
+            }
+        }
+        if extra.len() >= WIMBOOT_FILES_MAX {
+            return Err(format!(
+                "{} files, and wimboot takes {WIMBOOT_FILES_MAX} with the WIM",
+                extra.len() + 1
+            ));
+        }
+        Ok(extra.into_iter().map(|file| file.name.clone()).collect())
+    }
+
+    fn goes_with_wim(&self, file: &Found, wim: &Found) -> bool {
+        let name = folded(&file.name);
+        let (folder, name) = name.rsplit_once('/').unwrap_or(("", &name));
+        let beside = folder.is_empty() || folder == "boot" || folder == folded(parent(&wim.name));
+        beside
+            && (matches!(
+                name,
+                "bcd"
+                    | "boot.sdi"
+                    | "boot.stl"
+                    | "bootmgr"
+                    | "bootmgr.exe"
+                    | "bootmgfw.efi"
+                    | "bootmgfw_ex.efi"
+                    | "bootx64.efi"
+                    | "bootia32.efi"
+                    | "bootaa64.efi"
+                    | "startnet.cmd"
+                    | "winpeshl.ini"
+                    | "unattend.xml"
+                    | "autounattend.xml"
+            ) || name.ends_with("_boot.ttf")
+                || name.ends_with("_slboot.ttf"))
+    }
+
+    // Linux
+
+    /// Files that may be opened to see what they are: the topmost first, loaders and WIM parts not among them.
+    fn sniffable(&self) -> impl Iterator<Item = &Found> {
+        let mut files: Vec<_> = self.walk.files.iter().filter(|file| !is_loader_name(&file.name)).collect();
+        files.sort_by_key(|file| (depth(&file.name), file.name.clone()));
+        files.into_iter().take(SNIFFED_MAX)
+    }
+
+    fn kernels(&self) -> Vec<&Found> {
+        let mut kernels: Vec<_> =
+            self.sniffable().filter(|file| is_kernel(file, Sniff::of_file(&file.path))).collect();
+        kernels.sort_by_key(|file| !is_kernel_name(&file.name));
+        kernels
+    }
+
+    fn linux(&self, named: &[&Found], image: &mut Image) -> Recognised {
+        let (kernel, initrds) = match named {
+            [kernel, initrds @ ..] => (*kernel, initrds.to_vec()),
+            [] => {
+                let kernels = self.kernels();
+                let Some(kernel) = kernels.first() else {
+                    return Err("no Linux kernel in the folder".to_owned());
+                };
+                if kernels.len() > 1 {
+                    let note = format!(
+                        "{} kernels: {} is booted (name another in image.toml, files)",
+                        kernels.len(),
+                        kernel.name
+                    );
+                    image.warnings.push(note);
+                }
+                (*kernel, self.initrds(kernel))
+            }
+        };
+        if image.args.is_empty() {
+            match read_text(&self.path.join("cmdline")) {
+                // One line for the kernel, however many the file has.
+                Ok(text) => {
+                    let words: Vec<_> = text.iter().flat_map(|text| text.split_whitespace()).collect();
+                    image.args = words.join(" ");
+                }
+                Err(why) => return Err(format!("cmdline: {why}")),
+            }
+        }
+        let sniff = Sniff::of_file(&kernel.path);
+        image.cpu = image.cpu.or(sniff.bzimage).or(sniff.kernel).or(sniff.efi);
+        if sniff.bzimage.is_none() && (sniff.kernel.is_some() || sniff.efi.is_some()) {
+            image.platform = Some(Platform::Efi);
+        }
+        let initrds = initrds.into_iter().map(|file| file.name.clone()).collect();
+        Ok(BootFiles::Linux { kernel: kernel.name.clone(), initrds })
+    }
+
+    /// Initrds at the top or beside the kernel, CPU microcode first as the kernel wants it.
+    fn initrds(&self, kernel: &Found) -> Vec<&Found> {
+        let mut initrds: Vec<_> = self
+            .walk
+            .files
+            .iter()
+            .filter(|file| {
+                let folder = parent(&file.name);
+                let name = folded(base(&file.name));
+                let known =
+                    name.starts_with("initrd") || name.starts_with("initramfs") || is_microcode(&name);
+                known && (folder.is_empty() || folder == parent(&kernel.name))
+            })
+            .collect();
+        initrds.sort_by_key(|file| {
+            (!is_microcode(&folded(base(&file.name))), depth(&file.name), file.name.clone())
+        });
+        initrds
+    }
+
+    // ISO, EFI, script
+
+    fn isos(&self) -> Vec<&Found> {
+        self.sniffable().filter(|file| sniff::is_iso(&file.path)).collect()
+    }
+
+    fn iso(&self, named: &[&Found]) -> Recognised {
+        let iso = self.only(named, self.isos(), "ISO")?;
+        if !sniff::is_iso(&iso.path) {
+            return Err(format!("{} is no ISO 9660 image", iso.name));
+        }
+        Ok(BootFiles::Iso { iso: iso.name.clone() })
+    }
+
+    fn programs(&self) -> Vec<&Found> {
+        self.sniffable().filter(|file| Sniff::of_file(&file.path).efi.is_some()).collect()
+    }
+
+    fn efi(&self, named: &[&Found], image: &mut Image) -> Recognised {
+        let mut programs = self.programs();
+        // A distribution's folder has shim, GRUB and MOK manager side by side; its own first one is the one to start.
+        for first in ["boot", "shim"] {
+            let of_name: Vec<_> =
+                programs.iter().copied().filter(|file| folded(base(&file.name)).starts_with(first)).collect();
+            if of_name.len() == 1 {
+                programs = of_name;
+            }
+        }
+        let program = self.only(named, programs, "EFI program")?;
+        let Some(cpu) = Sniff::of_file(&program.path).efi else {
+            return Err(format!("{} is no EFI program", program.name));
+        };
+        image.cpu = image.cpu.or(Some(cpu));
+        image.platform = Some(Platform::Efi);
+        Ok(BootFiles::Efi { program: program.name.clone() })
+    }
+
+    fn scripts(&self) -> Vec<&Found> {
+        let named_so = |file: &&Found| folded(&file.name).ends_with(".ipxe");
+        self.sniffable().filter(named_so).filter(|file| Sniff::of_file(&file.path).script).collect()
+    }
+
+    fn script(&self, named: &[&Found]) -> Recognised {
+        let mut scripts = self.scripts();
+        if let Some(boot) = scripts.iter().copied().find(|file| folded(&file.name) == "boot.ipxe") {
+            scripts = vec![boot];
+        }
+        let script = self.only(named, scripts, "iPXE script")?;
+        if !Sniff::of_file(&script.path).script {
+            return Err(format!("{} is no iPXE script: its first line is not #!ipxe", script.name));
+        }
+        Ok(BootFiles::Script { script: script.name.clone() })
+    }
+
+    /// The one file of a kind that boots from one.
+    fn only<'f>(&self, named: &[&'f Found], found: Vec<&'f Found>, what: &str) -> Result<&'f Found, String> {
+        let files = if named.is_empty() { found } else { named.to_vec() };
+        match files.as_slice() {
+            [only] => Ok(only),
+            [] => Err(format!("no {what} in the folder")),
+            [first, second, ..] => Err(format!(
+                "more than one {what} ({}, {}): name the one to boot in image.toml, files",
+                first.name, second.name
+            )),
+        }
+    }
+}
+
+fn depth(name: &str) -> usize {
+    name.matches('/').count()
+}
+
+fn parent(name: &str) -> &str {
+    name.rsplit_once('/').map_or("", |(parent, _)| parent)
+}
+
+fn is_wim_name(name: &str) -> bool {
+    folded(name).ends_with(".wim")
+}
+
+fn is_microcode(name: &str) -> bool {
+    name.ends_with("-ucode.img") || name.starts_with("microcode")
+}
+
+/// iPXE and wimboot themselves: they carry kernel and EFI magics, and are no image.
+fn is_loader_name(name: &str) -> bool {
+    let name = folded(base(name));
+    loaders::family_of_name(&name).is_some() || name.starts_with("wimboot") || name.ends_with(".lkrn")
+}
+
+fn is_kernel_name(name: &str) -> bool {
+    let name = folded(base(name));
+    name.starts_with("vmlinuz") || matches!(name.as_str(), "bzimage" | "linux" | "vmlinux")
+}
+
+fn is_kernel(file: &Found, sniff: Sniff) -> bool {
+    sniff.bzimage.is_some() || sniff.kernel.is_some() || is_kernel_name(&file.name)
+}
+
+/// wimboot's own arguments; an unknown one after the first stops the boot.
+fn wimboot_knows(arg: &str) -> bool {
+    matches!(arg, "rawbcd" | "rawwim" | "gui" | "pause" | "pause=quiet" | "quiet" | "linear")
+        || arg.starts_with("index=")
+        || arg.starts_with("initrdfile=")
+}

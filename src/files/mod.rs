@@ -1,7 +1,21 @@
 //! What can be served: image folders recognised, names made safe, files opened and mapped.
+//!
+//! Start at [`library::Library`], which scans folders into an immutable [`catalog::Catalog`]. A name from the network
+//! becomes a file in one place only, the catalogue's look-ups: they search tables filled by the scan and never touch
+//! the file system, so nothing that was not listed can be named.
 #![forbid(unsafe_code)]
 
 pub mod catalog;
 pub mod detect;
 pub mod library;
+pub mod loaders;
+pub mod manifest;
+pub mod names;
+pub mod scan;
+pub mod served;
+pub mod sniff;
 pub mod wim;
+
+pub use catalog::{Catalog, NotServed, TftpTarget};
+pub use library::{Library, LibraryError, Settings};
+pub use served::{Opened, Served};

@@ -1,0 +1,278 @@
+//! One file that can be served: what may be said about it, and the file itself once somebody asks.
+
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwapOption;
+
+use crate::files::names;
+use crate::jobs::image::Access;
+use crate::sys::mmap::Mapping;
+
+/// What tells one version of a file from another (`fstat`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FileIdentity {
+    /// Device.
+    pub device: u64,
+    /// Inode.
+    pub inode: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Last change of content, nanoseconds since 1970.
+    pub modified_ns: i128,
+    /// Last change of content or inode, nanoseconds since 1970.
+    pub changed_ns: i128,
+    /// Names this inode has.
+    pub links: u64,
+}
+
+impl FileIdentity {
+    /// From what `stat` says.
+    pub fn of(meta: &Metadata) -> Self {
+        let ns = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
+        Self {
+            device: meta.dev(),
+            inode: meta.ino(),
+            len: meta.len(),
+            modified_ns: ns(meta.mtime(), meta.mtime_nsec()),
+            changed_ns: ns(meta.ctime(), meta.ctime_nsec()),
+            links: meta.nlink(),
+        }
+    }
+
+    /// True when `now` still has the content this identity was taken of.
+    ///
+    /// Losing a name (a newer version was renamed over this one, or it was removed) moves the change time but not the
+    /// content, and a transfer under way is to end with its own version; every other move of it counts as a change.
+    pub fn same_content(&self, now: &Self) -> bool {
+        let content = self.device == now.device
+            && self.inode == now.inode
+            && self.len == now.len
+            && self.modified_ns == now.modified_ns;
+        content && (self.changed_ns == now.changed_ns || now.links < self.links)
+    }
+}
+
+/// An open file with its mapping.
+#[derive(Debug)]
+pub struct Opened {
+    /// For `pread`, `splice`, `sendfile` and `fstat`.
+    pub file: File,
+    /// For iovecs; see [`Mapping`] for what may be done with it.
+    pub mapping: Mapping,
+    /// Bytes; equal to the mapping's length.
+    pub len: u64,
+    /// What the file was when it was opened.
+    pub identity: FileIdentity,
+}
+
+impl Opened {
+    /// Asks the kernel again (`fstat`): true while the content is the one that was opened. Called before the last
+    /// piece of a transfer leaves; on `false` the transfer is cut, since bytes of two versions may be in it.
+    pub fn still_same(&self) -> bool {
+        self.file.metadata().is_ok_and(|meta| self.identity.same_content(&FileIdentity::of(&meta)))
+    }
+}
+
+/// Which table a file belongs to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// An image's payload; the name is `IMAGE/FILE`.
+    Image,
+    /// A loader folder's file; the name is relative to that folder.
+    Loader,
+}
+
+/// One file as the catalogue lists it. Made by a scan, kept by later scans for as long as the file is unchanged.
+#[derive(Debug)]
+pub struct Served {
+    /// Public name: `IMAGE/FILE` or a loader's name. Never a local path.
+    pub name: String,
+    /// Which table it is in.
+    pub place: Place,
+    /// Bytes.
+    pub len: u64,
+    /// Strong entity tag, with its quotes (RFC 9110 §8.8.3).
+    pub etag: String,
+    /// Last modification.
+    pub modified: SystemTime,
+    /// Content type without parameters: UEFI HTTP Boot compares it to the letter.
+    pub content_type: &'static str,
+    /// Who may fetch it; whether a request may is decided where the token is known.
+    pub access: Access,
+    /// What the scan saw; [`Served::open`] opens nothing else.
+    pub identity: FileIdentity,
+    path: PathBuf,
+    opened: ArcSwapOption<Opened>,
+    used: AtomicBool,
+}
+
+impl Served {
+    /// Describes a file found at `path`, which has no symbolic link in its last step.
+    pub fn new(name: String, place: Place, path: PathBuf, identity: FileIdentity, access: Access) -> Self {
+        let since_epoch = Duration::from_nanos(u64::try_from(identity.modified_ns).unwrap_or(0));
+        Self {
+            etag: format!("\"{:x}-{:x}-{:x}\"", identity.inode, identity.len, identity.modified_ns.max(0)),
+            len: identity.len,
+            modified: SystemTime::UNIX_EPOCH + since_epoch,
+            content_type: content_type(&name),
+            name,
+            place,
+            access,
+            identity,
+            path,
+            opened: ArcSwapOption::empty(),
+            used: AtomicBool::new(false),
+        }
+    }
+
+    /// The image this belongs to; `None` for a loader.
+    pub fn image(&self) -> Option<&str> {
+        match self.place {
+            Place::Image => self.name.split('/').next(),
+            Place::Loader => None,
+        }
+    }
+
+    /// The open file, opened on first use and shared from then on.
+    ///
+    /// # Errors
+    /// What `open`, `fstat` or `mmap` say, and `NotFound` when the file is no longer the one that was listed (a scan
+    /// will list the new one).
+    pub fn open(&self) -> io::Result<Arc<Opened>> {
+        self.used.store(true, Ordering::Relaxed);
+        if let Some(opened) = self.opened.load_full() {
+            return Ok(opened);
+        }
+        let opened = Arc::new(self.open_now()?);
+        // Two cores may get here at once; both have the same inode, and the later one is kept for the next caller.
+        self.opened.store(Some(Arc::clone(&opened)));
+        Ok(opened)
+    }
+
+    fn open_now(&self) -> io::Result<Opened> {
+        let file = File::options()
+            .read(true)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK)
+            .open(&self.path)?;
+        let identity = FileIdentity::of(&file.metadata()?);
+        if !self.identity.same_content(&identity) {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the file changed since it was listed"));
+        }
+        let mapping = Mapping::map(&file)?;
+        if mapping.len() as u64 != identity.len {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the file changed while it was opened"));
+        }
+        Ok(Opened { file, mapping, len: identity.len, identity })
+    }
+
+    /// Where the file is; for messages to the operator only.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// True when this entry describes exactly what a new scan found, so that it can be kept.
+    pub(crate) fn describes(&self, path: &Path, identity: &FileIdentity, access: Access) -> bool {
+        self.path == path && self.identity == *identity && self.access == access
+    }
+
+    /// Closes the file if nobody asked for it since the last call and no transfer holds it, so that a large library
+    /// does not keep a descriptor for every file it ever served.
+    pub(crate) fn close_if_idle(&self) {
+        if !self.used.swap(false, Ordering::Relaxed) {
+            self.opened.store(None);
+        }
+    }
+}
+
+/// Content type by suffix: the words UEFI HTTP Boot knows (UEFI 2.10 §24.7.3.1), exact and without parameters.
+pub fn content_type(name: &str) -> &'static str {
+    let name = names::folded(names::base(name));
+    match name.rsplit_once('.').map(|(_, suffix)| suffix) {
+        Some("efi") => "application/efi",
+        Some("iso") => "application/vnd.efi-iso",
+        Some("img") => "application/vnd.efi-img",
+        Some("ipxe") => "text/plain",
+        _ => "application/octet-stream",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::files::scan::test_folder::TestFolder;
+
+    fn served(path: &Path) -> Served {
+        let identity = FileIdentity::of(&std::fs::metadata(path).unwrap());
+        Served::new("pe/boot.wim".into(), Place::Image, path.to_owned(), identity, Access::Open)
+    }
+
+    #[test]
+    fn a_file_replaced_by_rename_keeps_its_transfers_whole() {
+        let folder = TestFolder::new("served-rename");
+        let path = folder.write("boot.wim", b"old version");
+        let served = served(&path);
+        let opened = served.open().unwrap();
+        let new = folder.write(".new", b"new version");
+        std::fs::rename(new, &path).unwrap();
+        assert!(opened.still_same());
+        // The cached file serves on; a fresh entry of the old listing does not open the new inode.
+        assert_eq!(served.open().unwrap().len, 11);
+        served.close_if_idle();
+        served.close_if_idle();
+        assert_eq!(served.open().unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_file_edited_in_place_is_noticed() {
+        let folder = TestFolder::new("served-edit");
+        let path = folder.write("boot.wim", b"0123456789");
+        folder.age("boot.wim", 60);
+        let first = served(&path);
+        let opened = first.open().unwrap();
+        assert!(opened.still_same());
+        let mut file = File::options().write(true).open(&path).unwrap();
+        file.write_all(b"x").unwrap();
+        assert!(!opened.still_same());
+        assert!(first.open().is_ok(), "the entry itself goes with the next scan");
+        let second = served(&path);
+        let opened = second.open().unwrap();
+        file.set_len(3).unwrap();
+        assert!(!opened.still_same());
+    }
+
+    #[test]
+    fn a_link_put_in_the_file_s_place_is_not_followed() {
+        let folder = TestFolder::new("served-link");
+        let path = folder.write("boot.wim", b"0123456789");
+        let served = served(&path);
+        std::fs::rename(&path, folder.path().join("elsewhere")).unwrap();
+        std::os::unix::fs::symlink(folder.path().join("elsewhere"), &path).unwrap();
+        assert!(served.open().is_err());
+    }
+
+    #[test]
+    fn content_types_are_exact_and_case_blind() {
+        assert_eq!(content_type("a/snponly.EFI"), "application/efi");
+        assert_eq!(content_type("a.efi/x"), "application/octet-stream");
+        assert_eq!(content_type("x.iso"), "application/vnd.efi-iso");
+        assert_eq!(content_type("x.img"), "application/vnd.efi-img");
+        assert_eq!(content_type("x.ipxe"), "text/plain");
+    }
+
+    #[test]
+    fn entity_tags_are_strong_and_quoted() {
+        let folder = TestFolder::new("served-etag");
+        let path = folder.write("boot.wim", b"0123456789");
+        let served = served(&path);
+        assert!(served.etag.starts_with('"') && served.etag.ends_with('"'));
+        assert_eq!(served.image(), Some("pe"));
+    }
+}
