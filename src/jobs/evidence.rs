@@ -1,1 +1,164 @@
-//! (being filled in)
+//! What was seen of a boot. Evidence moves jobs ([`Book::note`](super::book::Book::note)) and is what timelines
+//! are made of (`history`); it is sent by whoever saw it and never asks for anything.
+
+use std::net::Ipv4Addr;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use super::job::{JobId, unix_seconds};
+use super::token::BootId;
+use crate::wire::{Arch, MacAddr, Uuid};
+
+/// One thing seen of one machine.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Evidence {
+    /// When.
+    #[serde(with = "unix_seconds")]
+    pub at: SystemTime,
+    /// The machine's hardware address, if the exchange or its token names one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddr>,
+    /// The machine's UUID, if the exchange names one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<Uuid>,
+    /// The boot, from the script answer or its token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<BootId>,
+    /// Where it came from or was sent to. Never an identity, only shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv4Addr>,
+    /// What.
+    pub seen: Seen,
+}
+
+impl Evidence {
+    /// Something seen at `at` of a machine not yet named; fill in what is known.
+    pub fn new(at: SystemTime, seen: Seen) -> Self {
+        Self { at, mac: None, uuid: None, boot: None, address: None, seen }
+    }
+
+    /// The job the evidence is about, if it names one.
+    pub fn job(&self) -> Option<JobId> {
+        match &self.seen {
+            Seen::ScriptAsked { job, .. }
+            | Seen::FileStarted { job, .. }
+            | Seen::FileDone { job, .. }
+            | Seen::TransferFailed { job, .. } => *job,
+            Seen::CalledBack { job } => Some(*job),
+            Seen::DhcpOffered { .. }
+            | Seen::DhcpIgnored { .. }
+            | Seen::LoaderFetched { .. }
+            | Seen::IdentityAsked => None,
+        }
+    }
+}
+
+/// Who sent a DHCP request, as far as it matters to a boot's story.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Asker {
+    /// PXE firmware: a boot starts here.
+    Firmware,
+    /// UEFI HTTP Boot firmware: a boot starts here.
+    Http,
+    /// iPXE: a ROM starts a boot here, a loader goes on with one.
+    Ipxe,
+}
+
+/// How bytes travelled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Over {
+    /// TFTP.
+    Tftp,
+    /// HTTP.
+    Http,
+}
+
+/// What was seen. Names are names of the library or of the loader table, never local paths.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "what", rename_all = "kebab-case")]
+pub enum Seen {
+    /// A DHCP answer that offers a boot left.
+    DhcpOffered {
+        /// Who asked.
+        asker: Asker,
+        /// Option 93.
+        arch: Option<Arch>,
+        /// The relay it came through (giaddr).
+        relay: Option<Ipv4Addr>,
+        /// The boot file or URL offered.
+        file: String,
+    },
+    /// A boot request was left without an answer.
+    DhcpIgnored {
+        /// Why: the word of the drop counter.
+        reason: String,
+    },
+    /// A loader was wholly acknowledged.
+    LoaderFetched {
+        /// Its name in the loader table.
+        name: String,
+        /// Bytes delivered.
+        bytes: u64,
+        /// How.
+        over: Over,
+    },
+    /// The constant script that asks for an identity was given.
+    IdentityAsked,
+    /// A machine's script was given.
+    ScriptAsked {
+        /// The job it carries.
+        job: Option<JobId>,
+        /// What it makes the machine do ([`Offer::word`](super::script::Offer::word)).
+        offer: String,
+        /// The image it names.
+        image: Option<String>,
+    },
+    /// The first byte of an image's file was asked for. Under a token if `boot` is filled.
+    FileStarted {
+        /// The token's job.
+        job: Option<JobId>,
+        /// Image.
+        image: String,
+        /// File below the image's folder.
+        file: String,
+        /// How.
+        over: Over,
+    },
+    /// A file, or the piece of it that was asked for, was wholly acknowledged.
+    FileDone {
+        /// The token's job.
+        job: Option<JobId>,
+        /// Image.
+        image: String,
+        /// File below the image's folder.
+        file: String,
+        /// Bytes acknowledged by this transfer.
+        bytes: u64,
+        /// True when this completes the image's last boot file
+        /// ([`LastFile::is_done_by`](super::script::LastFile::is_done_by)).
+        last: bool,
+        /// How.
+        over: Over,
+    },
+    /// A transfer broke off.
+    TransferFailed {
+        /// The token's job.
+        job: Option<JobId>,
+        /// Name of the file or loader.
+        file: String,
+        /// Bytes acknowledged until then.
+        bytes: u64,
+        /// Why, in plain words.
+        reason: String,
+        /// How.
+        over: Over,
+    },
+    /// The booted system called back.
+    CalledBack {
+        /// The token's job.
+        job: JobId,
+    },
+}

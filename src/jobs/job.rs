@@ -1,1 +1,389 @@
-//! (being filled in)
+//! A job: an image or an action, whom it is for, and how far it has come.
+//!
+//! ```text
+//!   armed --> offered --> fetching --> running --> confirmed
+//!     ^          |            |
+//!     +----------+------------+---> failed (attempts used up)   expired   cancelled
+//! ```
+//!
+//! A job goes back to `armed` when the boot that was fetching it fell silent. `running` means that the machine
+//! holds everything the script names: whatever it booted may have started, so the job is done with and the
+//! machine's next boot is a local one, unless the job is an `always` job.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::token::BootId;
+use crate::wire::{MacAddr, Uuid};
+
+/// A job's number, written `j17`. Numbers are never used twice by one [`Book`](super::book::Book).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct JobId(pub u64);
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "j{}", self.0)
+    }
+}
+
+/// A text is not a job number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NotAJobId;
+
+impl fmt::Display for NotAJobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("expected a job number such as j17 (bootstorm job list shows them)")
+    }
+}
+
+impl std::error::Error for NotAJobId {}
+
+impl FromStr for JobId {
+    type Err = NotAJobId;
+
+    /// `j17`, or the bare number people type.
+    fn from_str(text: &str) -> Result<Self, NotAJobId> {
+        let digits = text.strip_prefix(['j', 'J']).unwrap_or(text);
+        if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(NotAJobId);
+        }
+        digits.parse().map(Self).map_err(|_| NotAJobId)
+    }
+}
+
+impl Serialize for JobId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for JobId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// What the machine is to do. In JSON: `{"image": "winpe-x64"}`, or `"local"` and its like.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// Boot this image.
+    Image(String),
+    /// Boot from the machine's own disk.
+    Local,
+    /// Show the menu.
+    Menu,
+    /// Wait and ask again until there is another job.
+    Wait,
+    /// Give the person at the machine an iPXE shell.
+    Shell,
+}
+
+impl Action {
+    /// The image's name, if the action is one.
+    pub fn image(&self) -> Option<&str> {
+        match self {
+            Self::Image(name) => Some(name),
+            Self::Local | Self::Menu | Self::Wait | Self::Shell => None,
+        }
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Image(name) => write!(f, "image {name}"),
+            Self::Local => f.write_str("local"),
+            Self::Menu => f.write_str("menu"),
+            Self::Wait => f.write_str("wait"),
+            Self::Shell => f.write_str("shell"),
+        }
+    }
+}
+
+/// Whom a job is for. In JSON: `{"mac": "52:54:00:00:00:01"}`, or `"any"`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Selector {
+    /// The machine that shows this hardware address.
+    Mac(MacAddr),
+    /// The machine that shows this SMBIOS UUID.
+    Uuid(Uuid),
+    /// The machine that shows this SMBIOS serial (exact, blanks at the ends apart).
+    Serial(String),
+    /// The machine that shows this SMBIOS asset tag (exact, blanks at the ends apart).
+    Asset(String),
+    /// Every machine that no more specific job wants.
+    Any,
+}
+
+impl Selector {
+    /// True when the selector names one machine; false for a rule, which many machines can match.
+    pub fn is_exact(&self) -> bool {
+        match self {
+            Self::Mac(_) | Self::Uuid(_) | Self::Serial(_) | Self::Asset(_) => true,
+            Self::Any => false,
+        }
+    }
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mac(mac) => write!(f, "mac {mac}"),
+            Self::Uuid(uuid) => write!(f, "uuid {uuid}"),
+            Self::Serial(serial) => write!(f, "serial {serial}"),
+            Self::Asset(asset) => write!(f, "asset {asset}"),
+            Self::Any => f.write_str("any machine"),
+        }
+    }
+}
+
+/// How far a job has come.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// Waiting for its machine.
+    Armed,
+    /// A script that carries the job was given.
+    Offered,
+    /// The first byte of its image was asked for under its token.
+    Fetching,
+    /// Its last boot file was wholly acknowledged.
+    Running,
+    /// The booted system called back.
+    Confirmed,
+    /// Too many boots stopped before `Running`.
+    Failed,
+    /// Its time ran out before a machine took it.
+    Expired,
+    /// Someone took it back.
+    Cancelled,
+}
+
+impl Stage {
+    /// Every stage, in the order a job meets them.
+    pub const ALL: [Self; 8] = [
+        Self::Armed,
+        Self::Offered,
+        Self::Fetching,
+        Self::Running,
+        Self::Confirmed,
+        Self::Failed,
+        Self::Expired,
+        Self::Cancelled,
+    ];
+
+    /// Whether evidence or an operator's order may move a job from this stage to `next`. `always` is the job's
+    /// own: only such a job takes part again after `Running`. Re-arming is apart ([`Stage::may_rearm`]).
+    pub fn may_become(self, next: Self, always: bool) -> bool {
+        use Stage::{Armed, Cancelled, Confirmed, Expired, Failed, Fetching, Offered, Running};
+        match (self, next) {
+            (Armed, Offered | Expired | Cancelled)
+            // Straight to Fetching: the answer that offered it was given before this process started, or the
+            // machine went silent and came back under the same token.
+            | (Armed, Fetching)
+            | (Offered, Armed | Fetching | Expired | Cancelled)
+            | (Fetching, Armed | Offered | Running | Failed | Cancelled)
+            // A small last file can be acknowledged before the report of its start arrives.
+            | (Armed | Offered, Running)
+            | (Running, Confirmed) => true,
+            (Running | Confirmed, Armed | Offered | Fetching | Cancelled | Expired) => always,
+            _ => false,
+        }
+    }
+
+    /// Whether an operator may put a job of this stage back to `Armed`.
+    pub fn may_rearm(self) -> bool {
+        matches!(self, Self::Running | Self::Confirmed | Self::Failed | Self::Expired | Self::Cancelled)
+    }
+
+    /// The lower-case word of lists and JSON.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Armed => "armed",
+            Self::Offered => "offered",
+            Self::Fetching => "fetching",
+            Self::Running => "running",
+            Self::Confirmed => "confirmed",
+            Self::Failed => "failed",
+            Self::Expired => "expired",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.word())
+    }
+}
+
+/// A job as someone asks for it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobSpec {
+    /// What to do.
+    pub action: Action,
+    /// For whom.
+    pub selector: Selector,
+    /// At every boot, instead of once.
+    #[serde(default)]
+    pub always: bool,
+    /// Boots that may stop before `running` until the job counts as failed; at least 1.
+    #[serde(default = "JobSpec::default_attempts")]
+    pub attempts: u32,
+    /// How long the job stays armed. In JSON and on the command line `90s`, `30m`, `12h`, `7d`.
+    #[serde(default, with = "span", skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Duration>,
+    /// Between jobs equally specific the higher number wins.
+    #[serde(default)]
+    pub priority: i32,
+    /// Cancel the live job this machine has, if any, instead of being refused.
+    #[serde(default)]
+    pub replace: bool,
+}
+
+impl JobSpec {
+    /// A job with every default: once, three attempts, no expiry, priority 0.
+    pub fn new(action: Action, selector: Selector) -> Self {
+        Self {
+            action,
+            selector,
+            always: false,
+            attempts: Self::default_attempts(),
+            expires: None,
+            priority: 0,
+            replace: false,
+        }
+    }
+
+    fn default_attempts() -> u32 {
+        3
+    }
+}
+
+/// A job in the book.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Job {
+    /// Its number.
+    pub id: JobId,
+    /// What to do.
+    pub action: Action,
+    /// For whom.
+    pub selector: Selector,
+    /// At every boot, instead of once.
+    pub always: bool,
+    /// Boots that may stop before `running`.
+    pub attempts: u32,
+    /// How long after `created` (or the last re-arming) it stays armed.
+    #[serde(default, with = "span", skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Duration>,
+    /// Between jobs equally specific the higher number wins.
+    pub priority: i32,
+    /// How far it has come.
+    pub stage: Stage,
+    /// Boots that stopped before `running` so far.
+    pub attempts_used: u32,
+    /// When it was added, or re-armed last.
+    #[serde(with = "unix_seconds")]
+    pub created: SystemTime,
+    /// When evidence or an order touched it last.
+    #[serde(with = "unix_seconds")]
+    pub updated: SystemTime,
+    /// The boot that has it or had it last.
+    pub boot: Option<BootId>,
+    /// Counts every change of this job; never goes down.
+    pub generation: u64,
+    /// Why it is in this stage, in plain words.
+    pub reason: String,
+}
+
+impl Job {
+    /// True while the job takes part in the contest for a machine's next boot.
+    pub fn is_live(&self) -> bool {
+        match self.stage {
+            Stage::Armed | Stage::Offered | Stage::Fetching => true,
+            Stage::Running | Stage::Confirmed => self.always,
+            Stage::Failed | Stage::Expired | Stage::Cancelled => false,
+        }
+    }
+
+    /// True when the job had its machine and is over with it: that machine's next boot is a local one.
+    pub fn is_done(&self) -> bool {
+        !self.is_live() && matches!(self.stage, Stage::Running | Stage::Confirmed | Stage::Failed)
+    }
+}
+
+/// Durations as people write them.
+mod span {
+    use std::borrow::Cow;
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written<'a> {
+        Seconds(u64),
+        Text(#[serde(borrow)] Cow<'a, str>),
+    }
+
+    pub(super) fn serialize<S: Serializer>(
+        span: &Option<Duration>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match span {
+            Some(span) => serializer.collect_str(&format_args!("{}s", span.as_secs())),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Duration>, D::Error> {
+        match Option::<Written<'de>>::deserialize(d)? {
+            None => Ok(None),
+            Some(Written::Seconds(seconds)) => Ok(Some(Duration::from_secs(seconds))),
+            Some(Written::Text(text)) => parse(&text).map(Some).ok_or_else(|| {
+                serde::de::Error::custom(format_args!(
+                    "expected a time such as 90s, 30m, 12h or 7d, found {text:?}"
+                ))
+            }),
+        }
+    }
+
+    fn parse(text: &str) -> Option<Duration> {
+        let text = text.trim();
+        let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (digits, unit) = text.split_at(unit_at);
+        let seconds_each = match unit {
+            "" | "s" => 1,
+            "m" | "min" => 60,
+            "h" => 3_600,
+            "d" => 86_400,
+            _ => return None,
+        };
+        digits.parse::<u64>().ok()?.checked_mul(seconds_each).map(Duration::from_secs)
+    }
+}
+
+/// Moments as whole seconds since 1970, which every language reads.
+pub(crate) mod unix_seconds {
+    use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(crate) fn serialize<S: Serializer>(at: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
+        let seconds = u64::deserialize(deserializer)?;
+        UNIX_EPOCH
+            .checked_add(Duration::from_secs(seconds))
+            .ok_or_else(|| serde::de::Error::custom("a moment beyond this machine's clock"))
+    }
+}
