@@ -64,7 +64,7 @@ pub struct Opened {
     /// For `pread`, `splice`, `sendfile` and `fstat`.
     pub file: File,
     /// For iovecs; see [`Mapping`] for what may be done with it.
-    pub mapping: Mapping,
+    pub mapping: Arc<Mapping>,
     /// Bytes; equal to the mapping's length.
     pub len: u64,
     /// What the file was when it was opened.
@@ -164,7 +164,7 @@ impl Served {
         if !self.identity.same_content(&identity) {
             return Err(io::Error::new(io::ErrorKind::NotFound, "the file changed since it was listed"));
         }
-        let mapping = Mapping::map(&file)?;
+        let mapping = Arc::new(Mapping::map(&file)?);
         if mapping.len() as u64 != identity.len {
             return Err(io::Error::new(io::ErrorKind::NotFound, "the file changed while it was opened"));
         }
