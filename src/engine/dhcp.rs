@@ -1,0 +1,300 @@
+//! DHCP on the core that owns it: raw frames and UDP datagrams in, the machine's answers out.
+//!
+//! A client that has no address yet is answered by a whole frame, so nothing waits for ARP. Where raw sockets are
+//! refused, the same answers leave by UDP as broadcasts.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::AsRawFd;
+use std::time::{Instant, SystemTime};
+
+use mio::Registry;
+
+use super::core::{Owner, Turn, watch};
+use super::counters::Count;
+use super::policy::Decider;
+use super::sightings::Sighting;
+use crate::jobs::evidence::{Asker, Evidence, Seen};
+use crate::proto::dhcp::{
+    DhcpEvent, Input, Interface, Output, Server, ServerPort, Settings, To, Verdict, What,
+};
+use crate::proto::firmware::FirmwareKind;
+use crate::sys::packet::PacketSocket;
+use crate::sys::udp::{Source, UdpSocket};
+use crate::wire::MacAddr;
+use crate::wire::frame::{UDP_PAYLOAD_OFFSET, UdpHeader, emit_udp_frame, parse_udp_frame};
+
+/// Messages taken from one socket per turn.
+const MESSAGES_PER_TURN: usize = 256;
+/// Longest frame taken: an Ethernet frame with a VLAN tag.
+const FRAME_LEN: usize = 1518;
+
+/// A raw socket and the interface it is on.
+#[derive(Debug)]
+pub(super) struct RawPort {
+    pub(super) socket: PacketSocket,
+    pub(super) interface: Interface,
+}
+
+/// A UDP socket and which of the two ports it serves.
+#[derive(Debug)]
+pub(super) struct UdpPort {
+    pub(super) socket: UdpSocket,
+    pub(super) port: ServerPort,
+}
+
+/// DHCP, owned by one core.
+pub(super) struct DhcpSide {
+    server: Server,
+    raws: Vec<RawPort>,
+    udps: Vec<UdpPort>,
+    /// Interfaces answered on.
+    interfaces: Vec<Interface>,
+    /// Real numbers of the two ports; tests use others than 67 and 4011.
+    port: u16,
+    boot_server_port: u16,
+    ready_raw: VecDeque<u32>,
+    ready_udp: VecDeque<u32>,
+    frame: Box<[u8; FRAME_LEN]>,
+    reply: Box<[u8; FRAME_LEN]>,
+    ip_id: u16,
+    armed_at: Option<Instant>,
+}
+
+impl DhcpSide {
+    pub(super) fn new(
+        settings: Settings,
+        seed: u64,
+        interfaces: Vec<Interface>,
+        raws: Vec<RawPort>,
+        udps: Vec<UdpPort>,
+        ports: (u16, u16),
+    ) -> Self {
+        Self {
+            server: Server::new(settings, seed),
+            raws,
+            udps,
+            interfaces,
+            port: ports.0,
+            boot_server_port: ports.1,
+            ready_raw: VecDeque::new(),
+            ready_udp: VecDeque::new(),
+            frame: Box::new([0; FRAME_LEN]),
+            reply: Box::new([0; FRAME_LEN]),
+            ip_id: 0,
+            armed_at: None,
+        }
+    }
+
+    pub(super) fn register(&self, registry: &Registry) -> io::Result<()> {
+        for (index, raw) in self.raws.iter().enumerate() {
+            watch(registry, raw.socket.as_raw_fd(), Owner::DhcpRaw(index as u32))?;
+        }
+        for (index, udp) in self.udps.iter().enumerate() {
+            watch(registry, udp.socket.as_raw_fd(), Owner::DhcpUdp(index as u32))?;
+        }
+        Ok(())
+    }
+
+    /// Looks at every socket once: frames may have come between opening and registering.
+    pub(super) fn ready_all(&mut self) {
+        self.ready_raw = (0..self.raws.len() as u32).collect();
+        self.ready_udp = (0..self.udps.len() as u32).collect();
+    }
+
+    pub(super) fn raw_readable(&mut self, index: u32) {
+        if !self.ready_raw.contains(&index) {
+            self.ready_raw.push_back(index);
+        }
+    }
+
+    pub(super) fn udp_readable(&mut self, index: u32) {
+        if !self.ready_udp.contains(&index) {
+            self.ready_udp.push_back(index);
+        }
+    }
+
+    pub(super) fn is_busy(&self) -> bool {
+        !self.ready_raw.is_empty() || !self.ready_udp.is_empty()
+    }
+
+    pub(super) fn turn(&mut self, turn: &mut Turn<'_>) {
+        for _ in 0..self.ready_raw.len() {
+            let Some(index) = self.ready_raw.pop_front() else { break };
+            if !self.drain_raw(index as usize, turn) {
+                self.ready_raw.push_back(index);
+            }
+        }
+        for _ in 0..self.ready_udp.len() {
+            let Some(index) = self.ready_udp.pop_front() else { break };
+            if !self.drain_udp(index as usize, turn) {
+                self.ready_udp.push_back(index);
+            }
+        }
+        self.arm(turn);
+    }
+
+    fn arm(&mut self, turn: &mut Turn<'_>) {
+        if let Some(at) = self.server.poll_timeout()
+            && self.armed_at.is_none_or(|armed| at < armed)
+        {
+            self.armed_at = Some(at);
+            turn.wheel.schedule(at, Owner::DhcpTimer.pack());
+        }
+    }
+
+    /// A deadline of the machine may have passed.
+    pub(super) fn expired(&mut self, turn: &mut Turn<'_>) {
+        if self.armed_at.is_some_and(|at| at <= turn.now) {
+            self.armed_at = None;
+            self.server.handle_timeout(turn.now);
+            self.arm(turn);
+        }
+    }
+
+    /// True when the socket is empty.
+    fn drain_raw(&mut self, index: usize, turn: &mut Turn<'_>) -> bool {
+        for _ in 0..MESSAGES_PER_TURN {
+            let len = match self.raws[index].socket.recv(&mut self.frame[..]) {
+                Ok(len) => len,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
+                Err(error) => {
+                    // ENETDOWN when the interface goes down; it is delivered once.
+                    turn.tally.add(Count::DhcpRecvErrors, 1);
+                    tracing::debug!(interface = self.raws[index].interface.name, %error, "dhcp raw receive");
+                    return false;
+                }
+            };
+            turn.tally.add(Count::DhcpPackets, 1);
+            let frame = std::mem::replace(&mut self.frame, Box::new([0; FRAME_LEN]));
+            match parse_udp_frame(&frame[..len]) {
+                Ok(datagram) => {
+                    let interface = self.raws[index].interface.clone();
+                    let input = Input {
+                        interface: &interface,
+                        port: ServerPort::Dhcp,
+                        src: datagram.src,
+                        src_mac: Some(datagram.src_mac),
+                        dst: *datagram.dst.ip(),
+                        local: interface.addr,
+                        bytes: datagram.payload,
+                    };
+                    self.handle(&input, Some(index), turn);
+                }
+                Err(_) => turn.tally.add(Count::DhcpMalformedFrames, 1),
+            }
+            self.frame = frame;
+        }
+        false
+    }
+
+    /// True when the socket is empty.
+    fn drain_udp(&mut self, index: usize, turn: &mut Turn<'_>) -> bool {
+        for _ in 0..MESSAGES_PER_TURN / crate::sys::udp::BATCH {
+            let taken = match turn.recv.recv(&self.udps[index].socket) {
+                Ok(0) => return true,
+                Ok(taken) => taken,
+                Err(error) => {
+                    turn.tally.add(Count::DhcpRecvErrors, 1);
+                    tracing::debug!(%error, "dhcp receive");
+                    return false;
+                }
+            };
+            for i in 0..taken {
+                turn.tally.add(Count::DhcpPackets, 1);
+                let mut bytes = [0u8; FRAME_LEN];
+                let Some(d) = turn.recv.datagram(i) else { continue };
+                let Some(message) = bytes.get_mut(..d.bytes.len()) else { continue };
+                message.copy_from_slice(d.bytes);
+                let (len, from, to, local, on) = (d.bytes.len(), d.from, d.to, d.local, d.interface);
+                let Some(interface) = self.interfaces.iter().find(|i| i.index == on).cloned() else {
+                    turn.tally.add(Count::DhcpForeignInterface, 1);
+                    continue;
+                };
+                let input = Input {
+                    interface: &interface,
+                    port: self.udps[index].port,
+                    src: from,
+                    src_mac: None,
+                    dst: to,
+                    local,
+                    bytes: &bytes[..len],
+                };
+                self.handle(&input, self.raws.iter().position(|raw| raw.interface.index == on), turn);
+            }
+        }
+        false
+    }
+
+    fn handle(&mut self, input: &Input<'_>, raw: Option<usize>, turn: &mut Turn<'_>) {
+        let mut decider = Decider::new(turn.shared);
+        // The message is built where a frame's payload goes, so that a raw answer needs no second copy.
+        let reply = &mut self.reply[UDP_PAYLOAD_OFFSET..];
+        match self.server.handle(turn.now, input, &mut decider, reply) {
+            Verdict::Reply(output, event) => {
+                note(&event, turn);
+                self.send(&output, input, raw, turn);
+            }
+            Verdict::Heard(event) => note(&event, turn),
+            Verdict::Drop(reason) => turn.tally.drop_dhcp(reason),
+        }
+    }
+
+    fn send(&mut self, output: &Output, input: &Input<'_>, raw: Option<usize>, turn: &mut Turn<'_>) {
+        turn.tally.add(Count::DhcpReplies, 1);
+        let real_port = match output.port {
+            ServerPort::Dhcp => self.port,
+            ServerPort::BootServer => self.boot_server_port,
+        };
+        let (mac, to) = match output.to {
+            To::Broadcast => (Some(MacAddr::BROADCAST), SocketAddrV4::new(Ipv4Addr::BROADCAST, 68)),
+            To::Link { mac, to } => (Some(mac), to),
+            To::Unicast(to) => (None, to),
+        };
+        let socket = self.udps.iter().find(|udp| udp.port == output.port);
+        // A unicast goes by UDP, where routing and ARP do their work. With another server on port 67 there is no
+        // socket to send it from, and it goes back to the MAC address it came from.
+        let frame_to = mac.or(if socket.is_none() { input.src_mac } else { None });
+        if let (Some(raw), Some(dst_mac)) = (raw, frame_to) {
+            let port = &self.raws[raw];
+            self.ip_id = self.ip_id.wrapping_add(1);
+            let header = UdpHeader {
+                src_mac: port.interface.mac,
+                dst_mac,
+                src: SocketAddrV4::new(output.from, real_port),
+                dst: to,
+                ttl: 64,
+                ip_id: self.ip_id,
+            };
+            let sent = emit_udp_frame(&mut self.reply[..], &header, output.len)
+                .map(|len| port.socket.send(&self.reply[..len]));
+            if !matches!(sent, Some(Ok(_))) {
+                turn.tally.add(Count::DhcpSendErrors, 1);
+                tracing::debug!(?sent, "dhcp raw send");
+            }
+            return;
+        }
+        let Some(socket) = socket else { return turn.tally.add(Count::DhcpSendErrors, 1) };
+        let to = if mac.is_some() { SocketAddrV4::new(Ipv4Addr::BROADCAST, to.port()) } else { to };
+        let interface = if to.ip().is_broadcast() { input.interface.index } else { 0 };
+        let source = Source { addr: output.from, interface };
+        let bytes = &self.reply[UDP_PAYLOAD_OFFSET..UDP_PAYLOAD_OFFSET + output.len];
+        turn.send.push_bytes(to, source, 0, bytes);
+        let tally = turn.tally;
+        turn.send.flush(&socket.socket, |unsent| {
+            tally.add(Count::DhcpSendErrors, 1);
+            tracing::debug!(%to, error = %unsent.error, "dhcp send");
+        });
+    }
+}
+
+/// Passes on what a message told: to the other cores who is where, to the flight recorder what happened.
+fn note(event: &DhcpEvent, turn: &Turn<'_>) {
+    if let (Some(mac), Some(addr)) = (event.mac, event.ip)
+        && !addr.is_unspecified()
+        && matches!(event.what, What::Acked | What::Overheard { .. } | What::Offered)
+    {
+        turn.shared.sightings.record(addr, Sighting { mac, arch: event.arch.unwrap_or_default() });
+    }
+}

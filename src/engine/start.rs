@@ -1,0 +1,420 @@
+//! From a plan to running cores: the ladder of probes, every socket bound before anything is promised, then one
+//! thread per core.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use mio::{Poll, Waker};
+
+use super::core::Core;
+use super::counters::Tally;
+use super::dhcp::{DhcpSide, RawPort, UdpPort};
+use super::http::HttpSide;
+use super::shared::Shared;
+use super::tftp::TftpSide;
+use super::{counters, filters};
+use crate::proto::dhcp::{Interface, Network, ServerPort, Settings};
+use crate::proto::tftp::Limits;
+use crate::sys::interfaces::{self, Device};
+use crate::sys::packet::PacketSocket;
+use crate::sys::udp::{UdpOptions, UdpSocket};
+use crate::sys::uring::SendRing;
+use crate::sys::{SysError, affinity, tcp, udp};
+use crate::telemetry::Counters;
+use crate::wire::MacAddr;
+
+/// SEND_ZC operations one core has in flight.
+const RING_SENDS: u32 = 1024;
+/// Pipes of all cores together: what an ordinary user may have of 1 MiB each (63).
+const PIPES_TOTAL: usize = 63;
+/// Receive buffer of the DHCP sockets.
+const DHCP_RECV_BUFFER: i32 = 4 << 20;
+
+/// Which senders may be used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Driver {
+    /// The ring where it is to be had.
+    Auto,
+    /// The ring, or no start.
+    Uring,
+    /// No ring.
+    Mio,
+}
+
+/// What the engine is to do.
+#[derive(Clone, Debug)]
+pub struct EngineSettings {
+    /// Senders.
+    pub driver: Driver,
+    /// Loops; 0 is one per core this process may use.
+    pub cores: usize,
+    /// Interfaces to answer DHCP on; empty chooses.
+    pub interfaces: Vec<String>,
+    /// DHCP; `None` is off.
+    pub dhcp: Option<Settings>,
+    /// DHCP's two ports.
+    pub dhcp_ports: (u16, u16),
+    /// TFTP listeners.
+    pub tftp: Vec<SocketAddrV4>,
+    /// TFTP bounds.
+    pub tftp_limits: Limits,
+    /// Answer from the listening port.
+    pub single_port: bool,
+    /// HTTP listeners.
+    pub http: Vec<SocketAddrV4>,
+}
+
+/// Why the engine did not start.
+#[derive(Debug)]
+pub enum StartError {
+    /// A system call failed.
+    Sys(SysError),
+    /// A named interface does not exist.
+    NoSuchInterface {
+        /// The name.
+        name: String,
+        /// Those that exist.
+        have: Vec<String>,
+    },
+    /// `--driver uring` where the ring is refused.
+    NoRing(io::Error),
+}
+
+impl From<SysError> for StartError {
+    fn from(error: SysError) -> Self {
+        Self::Sys(error)
+    }
+}
+
+impl std::fmt::Display for StartError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Sys(error) => match error.advice() {
+                Some(advice) => write!(f, "{error}; {advice}"),
+                None => write!(f, "{error}"),
+            },
+            Self::NoSuchInterface { name, have } => {
+                write!(f, "interface {name}: there is none of that name; this machine has {}", have.join(", "))
+            }
+            Self::NoRing(error) => write!(f, "--driver uring: {error}; {}", ring_advice(error)),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+impl StartError {
+    /// True when a privilege is missing.
+    pub fn is_permission(&self) -> bool {
+        match self {
+            Self::Sys(error) => error.is_permission(),
+            Self::NoRing(error) => error.kind() == io::ErrorKind::PermissionDenied,
+            Self::NoSuchInterface { .. } => false,
+        }
+    }
+}
+
+fn ring_advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "io_uring is switched off here (`sysctl kernel.io_uring_disabled`, or a container's seccomp profile): use \
+             --driver mio, which serves the same without it"
+        }
+        _ => "this kernel has no usable io_uring: use --driver mio, which serves the same without it",
+    }
+}
+
+/// The engine, running.
+#[derive(Debug)]
+pub struct Engine {
+    shared: Arc<Shared>,
+    cells: Vec<Arc<Counters>>,
+    wakers: Vec<Arc<Waker>>,
+    threads: Vec<JoinHandle<()>>,
+    /// What was really bound.
+    pub bound: Bound,
+}
+
+/// What the ready line says.
+#[derive(Clone, Debug)]
+pub struct Bound {
+    /// DHCP ports, if it is on.
+    pub dhcp: Option<(u16, u16)>,
+    /// TFTP listeners with their real ports.
+    pub tftp: Vec<SocketAddrV4>,
+    /// HTTP listeners with their real ports.
+    pub http: Vec<SocketAddrV4>,
+    /// `uring` or `mio`.
+    pub driver: &'static str,
+    /// Loops.
+    pub cores: usize,
+    /// Interfaces DHCP is answered on.
+    pub interfaces: Vec<String>,
+}
+
+impl Engine {
+    /// Binds everything, starts one thread per core, and returns once every listener is open.
+    pub fn start(settings: &EngineSettings, shared: Arc<Shared>) -> Result<Self, StartError> {
+        let open_files = affinity::raise_open_files();
+        let cpus = affinity::allowed_cpus();
+        let count = if settings.cores == 0 { cpus.len() } else { settings.cores }.max(1);
+        let all = interfaces::list().map_err(|e| SysError::new("list interfaces", e))?;
+        shared.interfaces.store(Arc::new(all.clone()));
+
+        let segmentation = udp::has_segmentation();
+        let congestion = tcp::lan_congestion();
+        let mut rings = Vec::new();
+        let mut ring_refused = None;
+        if settings.driver != Driver::Mio {
+            for _ in 0..count {
+                match SendRing::new(RING_SENDS) {
+                    Ok(ring) => rings.push(ring),
+                    Err(error) => {
+                        ring_refused = Some(error);
+                        break;
+                    }
+                }
+            }
+        }
+        match (settings.driver, ring_refused) {
+            (Driver::Uring, Some(error)) => return Err(StartError::NoRing(error)),
+            (Driver::Auto, Some(error)) => {
+                rings.clear();
+                tracing::info!(rung = "io_uring", have = false, %error, "senders without the ring: {}", ring_advice(&error));
+            }
+            (Driver::Mio, _) => tracing::info!(rung = "io_uring", have = false, "switched off by the driver setting"),
+            _ => tracing::info!(rung = "io_uring", have = true, "zero-copy sends where a device does not copy"),
+        }
+        tracing::info!(
+            rung = "udp_segment",
+            have = segmentation,
+            "{}",
+            if segmentation { "a TFTP window leaves in one call" } else { "TFTP blocks leave one by one in batches" }
+        );
+        tracing::info!(
+            rung = "congestion",
+            control = congestion.unwrap_or("system"),
+            "{}",
+            if congestion.is_some() { "BBR is the system's; its pacing doubles the cost on a LAN" } else { "as the system has it" }
+        );
+        tracing::info!(rung = "open_files", limit = open_files, "descriptors this process may have");
+
+        let dhcp = match &settings.dhcp {
+            Some(dhcp) => Some(open_dhcp(settings, dhcp, &all)?),
+            None => None,
+        };
+        let dhcp_interfaces: Vec<String> =
+            dhcp.as_ref().map_or_else(Vec::new, |(_, interfaces)| interfaces.clone());
+        let mut dhcp = dhcp.map(|(side, _)| side);
+
+        // The first core's sockets choose the port where the configuration says 0; the others share it.
+        let mut tftp_listen = settings.tftp.clone();
+        let mut http_listen = settings.http.clone();
+        let mut cores = Vec::new();
+        let mut wakers = Vec::new();
+        let mut cells = Vec::new();
+        for index in 0..count {
+            let limits = Limits { ..settings.tftp_limits };
+            let tftp = TftpSide::bind(&tftp_listen, limits, settings.single_port, segmentation)?;
+            tftp_listen = tftp.addresses();
+            let listeners = HttpSide::bind(&http_listen, congestion)?;
+            http_listen = listeners
+                .iter()
+                .zip(&http_listen)
+                .map(|(listener, wanted)| match listener.local_addr() {
+                    Ok(std::net::SocketAddr::V4(addr)) => addr,
+                    _ => *wanted,
+                })
+                .collect();
+            let tally = Tally::default();
+            cells.push(tally.cells());
+            let poll = Poll::new().map_err(|e| SysError::new("make an event queue", e))?;
+            let mut core = Core {
+                index,
+                poll,
+                shared: Arc::clone(&shared),
+                tally,
+                dhcp: if index == 0 { dhcp.take() } else { None },
+                tftp,
+                http: HttpSide::new(listeners, (PIPES_TOTAL / count).max(1)),
+                ring: rings.pop(),
+            };
+            wakers.push(core.register().map_err(|e| SysError::new("watch a core's sockets", e))?);
+            cores.push(core);
+        }
+        shared.set_http(http_listen.clone());
+        shared.cores_running.store(count, Ordering::Release);
+        let driver = if settings.driver != Driver::Mio && cores.iter().all(|core| core.ring.is_some()) {
+            "uring"
+        } else {
+            "mio"
+        };
+        let mut threads = Vec::new();
+        for core in cores {
+            let cpu = cpus[core.index % cpus.len()];
+            let thread = std::thread::Builder::new()
+                .name(format!("core-{}", core.index))
+                .spawn(move || {
+                    if let Err(error) = affinity::pin_to(cpu) {
+                        tracing::warn!(core = core.index, cpu, %error, "cannot pin this loop to its CPU");
+                    }
+                    core.run();
+                })
+                .map_err(|e| SysError::new("start a core's thread", e))?;
+            threads.push(thread);
+        }
+        let bound = Bound {
+            dhcp: settings.dhcp.as_ref().map(|_| settings.dhcp_ports),
+            tftp: tftp_listen,
+            http: http_listen,
+            driver,
+            cores: count,
+            interfaces: dhcp_interfaces,
+        };
+        Ok(Self { shared, cells, wakers, threads, bound })
+    }
+
+    /// Where the cores' counters can be read.
+    pub fn cells(&self) -> Vec<Arc<Counters>> {
+        self.cells.clone()
+    }
+
+    /// The `/metrics` text of these cells.
+    pub fn metrics(cells: &[Arc<Counters>]) -> String {
+        counters::render(cells)
+    }
+
+    /// Stops accepting, lets running transfers end within the bound, and waits for every core.
+    pub fn stop(self) {
+        self.shared.stop();
+        for waker in &self.wakers {
+            // A core that is gone needs no waking.
+            let _ = waker.wake();
+        }
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a core ended by a panic");
+            }
+        }
+    }
+}
+
+/// Which interfaces to answer on: the named ones, or every physical one with an address.
+fn choose_interfaces(names: &[String], all: &[interfaces::Interface]) -> Result<Vec<interfaces::Interface>, StartError> {
+    if names.is_empty() {
+        let with = |device: Device| -> Vec<_> {
+            all.iter().filter(|i| i.device == device && i.addr.is_some()).cloned().collect()
+        };
+        let physical = with(Device::Physical);
+        // In a container the only link there is, is one end of a veth pair.
+        let chosen = if physical.is_empty() { with(Device::Veth) } else { physical };
+        if chosen.is_empty() {
+            tracing::warn!("no interface with an IPv4 address to answer DHCP on: name one with --interface");
+        }
+        return Ok(chosen);
+    }
+    names
+        .iter()
+        .map(|name| {
+            all.iter().find(|i| i.name == *name).cloned().ok_or_else(|| StartError::NoSuchInterface {
+                name: name.clone(),
+                have: all.iter().map(|i| i.name.clone()).collect(),
+            })
+        })
+        .collect()
+}
+
+fn open_dhcp(
+    settings: &EngineSettings,
+    dhcp: &Settings,
+    all: &[interfaces::Interface],
+) -> Result<(DhcpSide, Vec<String>), StartError> {
+    let chosen = choose_interfaces(&settings.interfaces, all)?;
+    let (port, boot_server_port) = settings.dhcp_ports;
+    let options = UdpOptions { broadcast: true, recv_buffer: DHCP_RECV_BUFFER, ..UdpOptions::default() };
+    let any = |port| SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
+
+    let mut interfaces = Vec::new();
+    for link in &chosen {
+        let Some(addr) = link.addr else {
+            tracing::warn!(interface = link.name, "has no IPv4 address yet: not answered on until a restart finds one");
+            continue;
+        };
+        interfaces.push(Interface {
+            index: link.index,
+            name: link.name.clone(),
+            addr,
+            network: Network::new(addr, link.prefix),
+            mac: MacAddr(link.mac),
+            mtu: link.mtu,
+        });
+    }
+
+    // Port 67 in use by another DHCP server is normal in proxy mode: the raw socket then takes everything.
+    let udp = match UdpSocket::bind(any(port), &options) {
+        Ok(socket) => Some(socket),
+        Err(error) if error.source.raw_os_error() == Some(nix::errno::Errno::EADDRINUSE as i32) && dhcp.is_proxy() => {
+            tracing::info!(
+                rung = "dhcp_port", have = false, port,
+                "another DHCP server on this host has the port: its clients are answered by raw socket alone"
+            );
+            None
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let mut raws = Vec::new();
+    for interface in &interfaces {
+        if chosen.iter().any(|link| link.index == interface.index && link.device == Device::Loopback) {
+            // Loopback has no frames to answer: relayed and unicast requests come by UDP.
+            continue;
+        }
+        match PacketSocket::open(&interface.name, interface.index, &filters::raw(port, udp.is_none())) {
+            Ok(socket) => raws.push(RawPort { socket, interface: interface.clone() }),
+            Err(error) if error.is_permission() && udp.is_some() => {
+                tracing::warn!(
+                    rung = "packet_socket",
+                    have = false,
+                    interface = interface.name,
+                    "{error}: answers go out as UDP broadcasts; {}",
+                    error.advice().unwrap_or_default()
+                );
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if !raws.is_empty() {
+        tracing::info!(rung = "packet_socket", have = true, "machines without an address are answered by frame");
+    }
+    let mut udps = Vec::new();
+    if let Some(socket) = udp {
+        let raw_everywhere = raws.len() == interfaces.len() && !raws.is_empty();
+        if raw_everywhere {
+            socket
+                .attach_filter(&filters::udp())
+                .map_err(|e| SysError::new(format!("attach filter to udp port {port}"), e))?;
+        }
+        udps.push(UdpPort { socket, port: ServerPort::Dhcp });
+    }
+    match UdpSocket::bind(any(boot_server_port), &options) {
+        Ok(socket) => udps.push(UdpPort { socket, port: ServerPort::BootServer }),
+        Err(error) if error.source.raw_os_error() == Some(nix::errno::Errno::EADDRINUSE as i32) && dhcp.is_proxy() => {
+            tracing::warn!(
+                port = boot_server_port,
+                "another PXE boot server on this host has the port: firmware that insists on asking there will hear \
+                 it, not us; {}",
+                error.advice().unwrap_or_default()
+            );
+        }
+        Err(error) => return Err(error.into()),
+    }
+    let names = interfaces.iter().map(|i| i.name.clone()).collect();
+    let seed = u64::from(std::process::id());
+    Ok((DhcpSide::new(dhcp.clone(), seed, interfaces, raws, udps, settings.dhcp_ports), names))
+}
+
+/// How long a stop waits for running transfers.
+pub const DRAIN: Duration = Duration::from_secs(10);
