@@ -1,0 +1,236 @@
+//! House rules as tests: who may import whom, where unsafe lives, which licences dependencies may have.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn rust_files(dir: &Path, out: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).expect("a source folder is readable") {
+        let path = entry.expect("a folder entry is readable").path();
+        if path.is_dir() {
+            rust_files(&path, out);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            out.push(path);
+        }
+    }
+}
+
+fn sources() -> Vec<(String, PathBuf, String)> {
+    let mut files = Vec::new();
+    rust_files(&root().join("src"), &mut files);
+    files
+        .into_iter()
+        .map(|path| {
+            let below = path.strip_prefix(root().join("src")).expect("found below src");
+            let room = below.components().next().expect("a file has a name").as_os_str().to_string_lossy();
+            let room = room.trim_end_matches(".rs").to_owned();
+            let text = fs::read_to_string(&path).expect("sources are UTF-8");
+            (room, path, text)
+        })
+        .collect()
+}
+
+/// What stands before the tests at the bottom of a file.
+fn without_tests(text: &str) -> &str {
+    text.split("#[cfg(test)]\nmod tests").next().unwrap_or(text)
+}
+
+/// Room → rooms it may import. What is not listed is forbidden.
+const MAY_IMPORT: &[(&str, &[&str])] = &[
+    ("wire", &[]),
+    ("sys", &[]),
+    ("telemetry", &[]),
+    ("jobs", &["wire"]),
+    ("proto", &["wire", "jobs"]),
+    ("files", &["wire", "jobs", "sys"]),
+    ("history", &["wire", "jobs"]),
+    ("engine", &["wire", "jobs", "proto", "files", "sys", "telemetry"]),
+    ("config", &["wire", "jobs"]),
+    ("control", &["wire", "jobs", "files", "config", "telemetry", "sys", "history"]),
+    ("client", &["wire"]),
+    ("bench", &["wire", "client"]),
+    ("cli", &[
+        "wire", "jobs", "proto", "files", "engine", "config", "control", "telemetry", "history", "client", "bench", "sys",
+    ]),
+    ("lib", &[]),
+    ("main", &[]),
+];
+
+#[test]
+fn rooms_import_only_what_the_table_allows() {
+    let table: BTreeMap<&str, &[&str]> = MAY_IMPORT.iter().copied().collect();
+    let mut offences = Vec::new();
+    for (room, path, text) in sources() {
+        let allowed = table.get(room.as_str()).unwrap_or_else(|| panic!("src/{room} is not in the import table"));
+        for (number, line) in without_tests(&text).lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            for part in code.split("crate::").skip(1) {
+                let target: String = part.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                if !target.is_empty() && target != room && !allowed.contains(&target.as_str()) {
+                    offences.push(format!("{}:{}: {room} imports {target}", path.display(), number + 1));
+                }
+            }
+        }
+    }
+    assert!(offences.is_empty(), "imports against the table:\n{}", offences.join("\n"));
+}
+
+#[test]
+fn unsafe_lives_in_sys_alone() {
+    let mut offences = Vec::new();
+    for (room, path, text) in sources() {
+        let is_room = path.ends_with(format!("{room}/mod.rs"));
+        if room != "sys" && is_room && !text.contains("#![forbid(unsafe_code)]") {
+            offences.push(format!("{}: does not forbid unsafe code", path.display()));
+        }
+    }
+    assert!(offences.is_empty(), "{}", offences.join("\n"));
+}
+
+#[test]
+fn pure_rooms_touch_no_socket_file_clock_or_randomness() {
+    const FORBIDDEN: &[&str] = &[
+        "std::fs", "std::net::Udp", "std::net::Tcp", "Instant::now", "SystemTime::now", "getrandom", "std::thread",
+        "mio::", "tokio::", "libc::",
+    ];
+    let mut offences = Vec::new();
+    for (room, path, text) in sources() {
+        if !["wire", "jobs", "proto"].contains(&room.as_str()) || path.ends_with("tests.rs") {
+            continue;
+        }
+        for (number, line) in without_tests(&text).lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            for word in FORBIDDEN {
+                if code.contains(word) {
+                    offences.push(format!("{}:{}: {word}", path.display(), number + 1));
+                }
+            }
+        }
+    }
+    assert!(offences.is_empty(), "not pure:\n{}", offences.join("\n"));
+}
+
+#[test]
+fn library_types_stop_at_the_edge() {
+    // Crate → rooms that may name it.
+    const EDGES: &[(&str, &[&str])] = &[
+        ("mio::", &["engine", "sys", "client", "bench"]),
+        ("io_uring::", &["sys"]),
+        ("socket2::", &["sys", "client", "bench"]),
+        ("memmap2::", &["sys"]),
+        ("libc::", &["sys"]),
+        ("axum::", &["control"]),
+        ("clap::", &["cli"]),
+        ("toml::", &["config", "files"]),
+    ];
+    let mut offences = Vec::new();
+    for (room, path, text) in sources() {
+        for (number, line) in without_tests(&text).lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            for (name, rooms) in EDGES {
+                let named = code.match_indices(name).any(|(at, _)| {
+                    !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':')
+                });
+                if named && !rooms.contains(&room.as_str()) {
+                    offences.push(format!("{}:{}: {name}", path.display(), number + 1));
+                }
+            }
+        }
+    }
+    assert!(offences.is_empty(), "library types past their edge:\n{}", offences.join("\n"));
+}
+
+#[test]
+fn nothing_unfinished_is_left_in_the_tree() {
+    let marks = ["TODO", "FIXME", "XXX", "HACK", "todo!", "unimplemented!", "dbg!"];
+    let mut offences = Vec::new();
+    for (_, path, text) in sources() {
+        for (number, line) in text.lines().enumerate() {
+            if marks.iter().any(|mark| line.contains(mark)) {
+                offences.push(format!("{}:{}: {}", path.display(), number + 1, line.trim()));
+            }
+        }
+    }
+    assert!(offences.is_empty(), "{}", offences.join("\n"));
+}
+
+#[test]
+fn dependencies_have_allowed_licences() {
+    const ALLOWED: &[&str] = &[
+        "MIT", "MIT-0", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD-2-Clause", "BSD-3-Clause", "ISC", "Zlib",
+        "CC0-1.0", "Unicode-3.0", "Unlicense",
+    ];
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--locked", "--offline"])
+        .current_dir(root())
+        .output()
+        .expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).expect("cargo metadata is JSON");
+    let mut offences = Vec::new();
+    for package in metadata["packages"].as_array().expect("packages is a list") {
+        let name = package["name"].as_str().unwrap_or_default();
+        let licence = package["license"].as_str().unwrap_or_default().replace('/', " OR ");
+        if !expression_is_allowed(&licence, ALLOWED) {
+            offences.push(format!("{name}: {licence:?}"));
+        }
+    }
+    assert!(offences.is_empty(), "licences outside the list:\n{}", offences.join("\n"));
+}
+
+/// SPDX expressions as crates use them: OR of ANDs, parentheses around either.
+fn expression_is_allowed(expression: &str, allowed: &[&str]) -> bool {
+    let split = |text: &str, word: &str| -> Vec<String> {
+        let (mut parts, mut depth, mut current) = (Vec::new(), 0, String::new());
+        for token in text.replace('(', " ( ").replace(')', " ) ").split_whitespace() {
+            depth += match token {
+                "(" => 1,
+                ")" => -1,
+                _ => 0,
+            };
+            if depth == 0 && token == word {
+                parts.push(std::mem::take(&mut current));
+            } else {
+                current.push_str(token);
+                current.push(' ');
+            }
+        }
+        parts.push(current);
+        parts.into_iter().map(|part| part.trim().to_owned()).collect()
+    };
+    split(expression, "OR").iter().any(|choice| {
+        let all = split(choice, "AND");
+        all.iter().all(|part| match part.strip_prefix("( ").and_then(|p| p.strip_suffix(" )")) {
+            Some(inner) => expression_is_allowed(inner, allowed),
+            None if all.len() == 1 && part != choice => expression_is_allowed(part, allowed),
+            None => allowed.contains(&part.as_str()),
+        })
+    })
+}
+
+#[test]
+fn licence_expressions_are_read_as_written() {
+    let allowed = &["MIT", "ISC"];
+    for good in ["MIT", "GPL-2.0 OR MIT", "MIT AND ISC", "(MIT OR GPL-2.0) AND ISC", "MIT OR (GPL-2.0 AND ISC)"] {
+        assert!(expression_is_allowed(good, allowed), "{good}");
+    }
+    for bad in ["", "GPL-2.0", "MIT AND GPL-2.0", "(GPL-2.0 OR LGPL-3.0) AND ISC", "GPL-2.0 OR (MIT AND GPL-2.0)"] {
+        assert!(!expression_is_allowed(bad, allowed), "{bad}");
+    }
+}
+
+#[test]
+fn every_document_the_readme_names_is_there() {
+    let readme = fs::read_to_string(root().join("README.md")).expect("there is a README");
+    for part in readme.split("](").skip(1) {
+        let target = part.split(')').next().unwrap_or_default();
+        if !target.starts_with("http") && !target.starts_with('#') {
+            assert!(root().join(target).exists(), "README names {target}, which is not there");
+        }
+    }
+}
