@@ -54,9 +54,23 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("control", &["wire", "jobs", "files", "config", "telemetry", "sys", "history"]),
     ("client", &["wire"]),
     ("bench", &["wire", "client"]),
-    ("cli", &[
-        "wire", "jobs", "proto", "files", "engine", "config", "control", "telemetry", "history", "client", "bench", "sys",
-    ]),
+    (
+        "cli",
+        &[
+            "wire",
+            "jobs",
+            "proto",
+            "files",
+            "engine",
+            "config",
+            "control",
+            "telemetry",
+            "history",
+            "client",
+            "bench",
+            "sys",
+        ],
+    ),
     ("lib", &[]),
     ("main", &[]),
 ];
@@ -66,7 +80,8 @@ fn rooms_import_only_what_the_table_allows() {
     let table: BTreeMap<&str, &[&str]> = MAY_IMPORT.iter().copied().collect();
     let mut offences = Vec::new();
     for (room, path, text) in sources() {
-        let allowed = table.get(room.as_str()).unwrap_or_else(|| panic!("src/{room} is not in the import table"));
+        let allowed =
+            table.get(room.as_str()).unwrap_or_else(|| panic!("src/{room} is not in the import table"));
         for (number, line) in without_tests(&text).lines().enumerate() {
             let code = line.split("//").next().unwrap_or_default();
             for part in code.split("crate::").skip(1) {
@@ -95,8 +110,16 @@ fn unsafe_lives_in_sys_alone() {
 #[test]
 fn pure_rooms_touch_no_socket_file_clock_or_randomness() {
     const FORBIDDEN: &[&str] = &[
-        "std::fs", "std::net::Udp", "std::net::Tcp", "Instant::now", "SystemTime::now", "getrandom", "std::thread",
-        "mio::", "tokio::", "libc::",
+        "std::fs",
+        "std::net::Udp",
+        "std::net::Tcp",
+        "Instant::now",
+        "SystemTime::now",
+        "getrandom",
+        "std::thread",
+        "mio::",
+        "tokio::",
+        "libc::",
     ];
     let mut offences = Vec::new();
     for (room, path, text) in sources() {
@@ -162,8 +185,17 @@ fn nothing_unfinished_is_left_in_the_tree() {
 #[test]
 fn dependencies_have_allowed_licences() {
     const ALLOWED: &[&str] = &[
-        "MIT", "MIT-0", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD-2-Clause", "BSD-3-Clause", "ISC", "Zlib",
-        "CC0-1.0", "Unicode-3.0", "Unlicense",
+        "MIT",
+        "MIT-0",
+        "Apache-2.0",
+        "Apache-2.0 WITH LLVM-exception",
+        "BSD-2-Clause",
+        "BSD-3-Clause",
+        "ISC",
+        "Zlib",
+        "CC0-1.0",
+        "Unicode-3.0",
+        "Unlicense",
     ];
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--format-version", "1", "--locked", "--offline"])
@@ -216,10 +248,14 @@ fn expression_is_allowed(expression: &str, allowed: &[&str]) -> bool {
 #[test]
 fn licence_expressions_are_read_as_written() {
     let allowed = &["MIT", "ISC"];
-    for good in ["MIT", "GPL-2.0 OR MIT", "MIT AND ISC", "(MIT OR GPL-2.0) AND ISC", "MIT OR (GPL-2.0 AND ISC)"] {
+    for good in
+        ["MIT", "GPL-2.0 OR MIT", "MIT AND ISC", "(MIT OR GPL-2.0) AND ISC", "MIT OR (GPL-2.0 AND ISC)"]
+    {
         assert!(expression_is_allowed(good, allowed), "{good}");
     }
-    for bad in ["", "GPL-2.0", "MIT AND GPL-2.0", "(GPL-2.0 OR LGPL-3.0) AND ISC", "GPL-2.0 OR (MIT AND GPL-2.0)"] {
+    for bad in
+        ["", "GPL-2.0", "MIT AND GPL-2.0", "(GPL-2.0 OR LGPL-3.0) AND ISC", "GPL-2.0 OR (MIT AND GPL-2.0)"]
+    {
         assert!(!expression_is_allowed(bad, allowed), "{bad}");
     }
 }

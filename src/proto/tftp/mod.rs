@@ -1,0 +1,537 @@
+//! One TFTP read transfer (RFC 1350, 2347-2349, 7440) as a machine that knows only a length.
+//!
+//! ```text
+//!            accept
+//!              │ options accepted            none
+//!              ├───────────────► [Oack] ──ACK 0──► [Data] ◄── DATA 1 at once
+//!              │                   │ timer: OACK      │ timer: the window again
+//!              │                   └── ERROR: a size query, no failure
+//!              │                                      │ ACK of the last block
+//!              └──────────── 30 s of silence ────► Finished
+//! ```
+//!
+//! What it does on a bad network: it waits for the round trip it has measured before it believes a loss, and answers
+//! any number of duplicate ACKs with at most one resend per round trip (RFC 1123 §4.2.3.1; UEFI firmware sends a
+//! duplicate for every block that arrives out of order). It never sends less than the window the client counts on:
+//! a client acknowledges only whole windows (RFC 7440 §4), so a shortened one would cost its time-out. Spreading a
+//! window over the round trip is not done yet.
+//!
+//! What it will not do: send an option that was not asked for, or a larger value than asked for; touch a byte of the
+//! file; keep a copy of anything it sent.
+
+mod numbers;
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
+
+use std::time::{Duration, Instant};
+
+use crate::wire::tftp::{BLKSIZE_DEFAULT, BLKSIZE_MIN, ErrorCode, Options, Request, data_header};
+use numbers::Numbering;
+
+/// First resend when no round trip has been measured: firmware's own timers start at a quarter of a second (iPXE)
+/// to four seconds (UEFI), so a second resends before either gives up and after any sane LAN has answered.
+const RESEND_FIRST: Duration = Duration::from_secs(1);
+/// Never resend sooner: a machine may be busy writing a block to flash.
+const RESEND_MIN: Duration = Duration::from_millis(250);
+/// Longest pause between resends.
+const RESEND_MAX: Duration = Duration::from_secs(4);
+/// Silence after which the client is gone. UEFI retries for 24 s, iPXE for 16 s.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// A duplicate ACK sooner than this after a send (or than the measured round trip) says nothing new.
+const DUPLICATE_MIN: Duration = Duration::from_millis(20);
+
+/// Bounds on what is granted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Largest `blksize` granted.
+    pub blksize_max: u16,
+    /// Largest `windowsize` granted.
+    pub windowsize_max: u16,
+    /// The block number after 65535: 0, as most clients expect, or 1.
+    pub rollover_to: u16,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { blksize_max: 65464, windowsize_max: 64, rollover_to: 0 }
+    }
+}
+
+/// How the first answer looks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Start {
+    /// Options were accepted.
+    Oack,
+    /// No options: the first block.
+    Data,
+}
+
+/// How a transfer ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// The last block was acknowledged.
+    Complete,
+    /// The client asked for the size and aborted before any data: what firmware does before every download.
+    ProbeAborted,
+    /// The client gave up with an ERROR.
+    ClientError(ErrorCode),
+    /// The client fell silent.
+    TimedOut,
+}
+
+/// Why a packet changed nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DropReason {
+    /// An ACK repeated within a round trip of the last send.
+    DuplicateAck,
+    /// An ACK for a block that was acknowledged long ago.
+    StaleAck,
+    /// An ACK for a block that was never sent.
+    FutureAck,
+    /// An ACK of a block while the OACK is unanswered.
+    AckBeforeOack,
+    /// A packet after the end.
+    AfterEnd,
+}
+
+impl DropReason {
+    /// Every reason.
+    pub const ALL: &[Self] =
+        &[Self::DuplicateAck, Self::StaleAck, Self::FutureAck, Self::AckBeforeOack, Self::AfterEnd];
+
+    /// The word counters and logs use.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::DuplicateAck => "duplicate-ack",
+            Self::StaleAck => "stale-ack",
+            Self::FutureAck => "future-ack",
+            Self::AckBeforeOack => "ack-before-oack",
+            Self::AfterEnd => "after-end",
+        }
+    }
+}
+
+/// What an input came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Ask [`Transfer::poll_transmit`].
+    Progress,
+    /// Over; forget the transfer.
+    Finished(Outcome),
+    /// Nothing changed.
+    Ignored(DropReason),
+}
+
+/// What to send.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Transmit {
+    /// An OACK with these options.
+    Oack(Options),
+    /// DATA packets.
+    Data(Run),
+}
+
+/// Consecutive blocks of the file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Run {
+    /// Position of the first block in the file, counted from 0.
+    pub first_index: u64,
+    /// Blocks.
+    pub count: u16,
+    /// First byte.
+    pub offset: u64,
+    /// Payload bytes of all blocks.
+    pub bytes: u64,
+    blksize: u16,
+    numbering: Numbering,
+}
+
+impl Run {
+    /// The DATA header of the `i`-th block of the run.
+    pub fn header(&self, i: u16) -> [u8; 4] {
+        data_header(self.numbering.wire(self.first_index + u64::from(i) + 1))
+    }
+
+    /// Offset in the file and length of the `i`-th block's payload. All are `blksize` long but the file's last, which
+    /// is shorter, possibly empty.
+    pub fn slice(&self, i: u16) -> (u64, u16) {
+        let before = u64::from(i) * u64::from(self.blksize);
+        let left = self.bytes.saturating_sub(before).min(u64::from(self.blksize));
+        (self.offset + before, left as u16)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    /// The OACK is not acknowledged.
+    Oack,
+    /// Blocks are going out.
+    Data,
+    /// Over.
+    Ended,
+}
+
+/// One transfer. About a hundred bytes, no allocation.
+#[derive(Clone, Debug)]
+pub struct Transfer {
+    /// File length in bytes.
+    len: u64,
+    /// Blocks acknowledged without a gap.
+    acked: u64,
+    /// Blocks sent since the last (re)start of the window; `acked <= next`.
+    next: u64,
+    /// Blocks ever sent.
+    sent_max: u64,
+    /// When the oldest unacknowledged packet was last sent.
+    sent_at: Instant,
+    /// Last sign of life.
+    heard_at: Instant,
+    deadline: Option<Instant>,
+    /// Smoothed round trip in microseconds; 0 before the first measurement.
+    rtt_us: u32,
+    /// Current pause before a resend, in milliseconds.
+    resend_ms: u16,
+    resends: u16,
+    blksize: u16,
+    windowsize: u16,
+    /// Seconds between resends as agreed by the `timeout` option; 0 when not.
+    timeout_secs: u8,
+    phase: Phase,
+    numbering: Numbering,
+    asked: Asked,
+    oack_due: bool,
+    /// The round trip under way is of a resend, which measures nothing (Karn).
+    resent: bool,
+}
+
+const _: () = assert!(size_of::<Transfer>() <= 128, "a transfer's machine is part of the memory promise");
+
+/// Options to repeat in the OACK.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Asked {
+    blksize: bool,
+    tsize: bool,
+    windowsize: bool,
+}
+
+impl Transfer {
+    /// Negotiates a read of `len` bytes. A request without options is answered by the first block at once.
+    pub fn accept(now: Instant, request: &Request<'_>, len: u64, limits: &Limits) -> (Self, Start) {
+        let options = &request.options;
+        let asked = Asked {
+            blksize: options.blksize.is_some(),
+            tsize: options.tsize.is_some(),
+            windowsize: options.windowsize.is_some(),
+        };
+        let windowsize = options.windowsize.map_or(1, |asked| asked.min(limits.windowsize_max.max(1)));
+        let timeout_secs = options.timeout_secs.unwrap_or(0);
+        let oack = asked != Asked::default() || timeout_secs != 0;
+        let transfer = Self {
+            len,
+            acked: 0,
+            next: 0,
+            sent_max: 0,
+            sent_at: now,
+            heard_at: now,
+            deadline: None,
+            rtt_us: 0,
+            resend_ms: RESEND_FIRST.as_millis() as u16,
+            resends: 0,
+            blksize: options
+                .blksize
+                .map_or(BLKSIZE_DEFAULT, |asked| asked.min(limits.blksize_max).max(BLKSIZE_MIN)),
+            windowsize,
+            timeout_secs,
+            phase: if oack { Phase::Oack } else { Phase::Data },
+            numbering: Numbering::new(limits.rollover_to),
+            asked,
+            oack_due: oack,
+            resent: false,
+        };
+        (transfer, if oack { Start::Oack } else { Start::Data })
+    }
+
+    /// Block length agreed on.
+    pub fn blksize(&self) -> u16 {
+        self.blksize
+    }
+
+    /// Window agreed on, in blocks.
+    pub fn windowsize(&self) -> u16 {
+        self.windowsize
+    }
+
+    /// File length in bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// True for an empty file.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Bytes the client has acknowledged.
+    pub fn acked_bytes(&self) -> u64 {
+        self.acked.saturating_mul(u64::from(self.blksize)).min(self.len)
+    }
+
+    /// Windows and OACKs sent again.
+    pub fn resends(&self) -> u16 {
+        self.resends
+    }
+
+    /// The measured round trip.
+    pub fn rtt(&self) -> Option<Duration> {
+        (self.rtt_us > 0).then(|| Duration::from_micros(self.rtt_us.into()))
+    }
+
+    /// Blocks of the file: the last is the first one shorter than `blksize`, so an exact multiple has an empty one.
+    fn blocks(&self) -> u64 {
+        self.len / u64::from(self.blksize) + 1
+    }
+
+    /// The OACK, while it is not acknowledged.
+    pub fn oack(&self) -> Option<Options> {
+        (self.phase == Phase::Oack).then(|| Options {
+            blksize: self.asked.blksize.then_some(self.blksize),
+            tsize: self.asked.tsize.then_some(self.len),
+            timeout_secs: (self.timeout_secs != 0).then_some(self.timeout_secs),
+            windowsize: self.asked.windowsize.then_some(self.windowsize),
+        })
+    }
+
+    /// An ACK from the transfer's own client.
+    pub fn handle_ack(&mut self, now: Instant, block: u16) -> Verdict {
+        match self.phase {
+            Phase::Ended => return Verdict::Ignored(DropReason::AfterEnd),
+            Phase::Oack if block != 0 => return Verdict::Ignored(DropReason::AckBeforeOack),
+            Phase::Oack => {
+                self.heard_at = now;
+                self.measure(now);
+                self.phase = Phase::Data;
+                self.oack_due = false;
+                return Verdict::Progress;
+            }
+            Phase::Data => {}
+        }
+        let ahead = self.numbering.ahead(self.acked, block);
+        if ahead > self.sent_max - self.acked {
+            // Half the number space behind us is the past, the other half the future.
+            return Verdict::Ignored(if ahead > u64::from(u16::MAX / 2) {
+                DropReason::StaleAck
+            } else {
+                DropReason::FutureAck
+            });
+        }
+        self.heard_at = now;
+        if ahead == 0 {
+            return self.duplicate_ack(now);
+        }
+        self.acked += ahead;
+        if self.acked == self.blocks() {
+            self.phase = Phase::Ended;
+            return Verdict::Finished(Outcome::Complete);
+        }
+        if self.acked >= self.next {
+            // The whole window arrived (or more of it than we thought when we went back to resend).
+            self.measure(now);
+            self.next = self.acked;
+        } else {
+            // The client stops at a gap: resume behind it (RFC 7440 §4).
+            self.lost();
+        }
+        self.resend_ms = self.resend_pause();
+        Verdict::Progress
+    }
+
+    /// The client has not seen what follows `acked`. Believed once per round trip.
+    fn duplicate_ack(&mut self, now: Instant) -> Verdict {
+        let guard = self.rtt().unwrap_or(RESEND_MIN).max(DUPLICATE_MIN);
+        if self.next == self.acked || now.saturating_duration_since(self.sent_at) < guard {
+            return Verdict::Ignored(DropReason::DuplicateAck);
+        }
+        self.lost();
+        Verdict::Progress
+    }
+
+    /// Back to the first unacknowledged block.
+    fn lost(&mut self) {
+        self.next = self.acked;
+        self.resends = self.resends.saturating_add(1);
+        self.resent = true;
+    }
+
+    /// The client says ERROR.
+    pub fn handle_error(&mut self, _now: Instant, code: ErrorCode) -> Verdict {
+        let outcome = match self.phase {
+            Phase::Ended => return Verdict::Ignored(DropReason::AfterEnd),
+            Phase::Oack => Outcome::ProbeAborted,
+            Phase::Data if self.acked == 0 && self.asked.tsize => Outcome::ProbeAborted,
+            Phase::Data => Outcome::ClientError(code),
+        };
+        self.phase = Phase::Ended;
+        Verdict::Finished(outcome)
+    }
+
+    /// The same request again, from the same address and port: the same answer, from the beginning.
+    pub fn handle_retried_request(&mut self, now: Instant) -> Verdict {
+        if self.phase == Phase::Ended {
+            return Verdict::Ignored(DropReason::AfterEnd);
+        }
+        self.heard_at = now;
+        self.acked = 0;
+        self.next = 0;
+        self.sent_max = 0;
+        self.resent = true;
+        self.resends = self.resends.saturating_add(1);
+        if self.asked != Asked::default() || self.timeout_secs != 0 {
+            self.phase = Phase::Oack;
+            self.oack_due = true;
+        }
+        Verdict::Progress
+    }
+
+    /// A deadline named by [`Transfer::poll_timeout`] has passed.
+    pub fn handle_timeout(&mut self, now: Instant) -> Verdict {
+        if self.phase == Phase::Ended {
+            return Verdict::Ignored(DropReason::AfterEnd);
+        }
+        if self.deadline.is_none_or(|at| at > now) {
+            return Verdict::Progress;
+        }
+        let patience = SILENCE_MAX.max(Duration::from_secs(u64::from(self.timeout_secs) * 5));
+        if now.saturating_duration_since(self.heard_at) >= patience {
+            self.phase = Phase::Ended;
+            return Verdict::Finished(Outcome::TimedOut);
+        }
+        if self.timeout_secs == 0 {
+            self.resend_ms = self.resend_ms.saturating_mul(2).min(RESEND_MAX.as_millis() as u16);
+        }
+        match self.phase {
+            Phase::Oack => {
+                self.oack_due = true;
+                self.resent = true;
+                self.resends = self.resends.saturating_add(1);
+            }
+            _ => self.lost(),
+        }
+        Verdict::Progress
+    }
+
+    /// What to send next; `None` when everything the window allows is out.
+    pub fn poll_transmit(&mut self, now: Instant) -> Option<Transmit> {
+        match self.phase {
+            Phase::Ended => None,
+            Phase::Oack => {
+                if !std::mem::take(&mut self.oack_due) {
+                    return None;
+                }
+                self.sent(now);
+                self.oack().map(Transmit::Oack)
+            }
+            Phase::Data => {
+                let end = self.blocks().min(self.acked + u64::from(self.windowsize));
+                let count = u16::try_from(end.checked_sub(self.next).filter(|count| *count > 0)?).ok()?;
+                let blksize = u64::from(self.blksize);
+                let offset = self.next * blksize;
+                let run = Run {
+                    first_index: self.next,
+                    count,
+                    offset,
+                    bytes: (self.len - offset).min(u64::from(count) * blksize),
+                    blksize: self.blksize,
+                    numbering: self.numbering,
+                };
+                self.next = end;
+                self.sent_max = self.sent_max.max(end);
+                self.sent(now);
+                Some(Transmit::Data(run))
+            }
+        }
+    }
+
+    /// When to call [`Transfer::handle_timeout`].
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        if self.phase == Phase::Ended { None } else { self.deadline }
+    }
+
+    fn sent(&mut self, now: Instant) {
+        self.sent_at = now;
+        let pause = match self.timeout_secs {
+            0 => Duration::from_millis(self.resend_ms.into()),
+            seconds => Duration::from_secs(seconds.into()),
+        };
+        self.deadline = Some(now + pause);
+    }
+
+    /// A send was answered for the first time: that is a round trip.
+    fn measure(&mut self, now: Instant) {
+        if std::mem::take(&mut self.resent) {
+            return;
+        }
+        let sample = now.saturating_duration_since(self.sent_at).as_micros().clamp(1, u32::MAX.into()) as u32;
+        self.rtt_us = match self.rtt_us {
+            0 => sample,
+            rtt => (u64::from(rtt) * 7 / 8 + u64::from(sample) / 8).clamp(1, u32::MAX.into()) as u32,
+        };
+    }
+
+    fn resend_pause(&self) -> u16 {
+        let pause = self.rtt().map_or(RESEND_FIRST, |rtt| rtt * 4).clamp(RESEND_MIN, RESEND_FIRST);
+        pause.as_millis() as u16
+    }
+}
+
+/// Drives a transfer by a list of operations taken from any bytes and holds what must hold whatever a client does:
+/// no byte beyond the file, never more unacknowledged blocks than the window, no more than one window per input.
+pub fn fuzz_transfer(bytes: &[u8]) {
+    let mut input = crate::wire::reader::Reader::new(bytes);
+    let Some([a, b, c, d, e, f]) = input.array::<6>() else { return };
+    let options = Options {
+        blksize: (a & 1 != 0).then(|| u16::from_be_bytes([b, c]).clamp(BLKSIZE_MIN, 65464)),
+        tsize: (a & 2 != 0).then_some(0),
+        timeout_secs: (a & 4 != 0).then_some(d.max(1)),
+        windowsize: (a & 8 != 0).then(|| u16::from(e).max(1)),
+    };
+    let request = Request { write: false, name: b"x", mode: crate::wire::tftp::Mode::Octet, options };
+    let limits = Limits { rollover_to: u16::from(a >> 4 & 1), ..Limits::default() };
+    let len = u64::from(f) << (a >> 5) * 3 | u64::from(d);
+    let mut now = Instant::now();
+    let (mut transfer, _) = Transfer::accept(now, &request, len, &limits);
+    loop {
+        let mut sent = 0;
+        while let Some(transmit) = transfer.poll_transmit(now) {
+            if let Transmit::Data(run) = transmit {
+                sent += u64::from(run.count);
+                assert!(run.offset + run.bytes <= len);
+                let last = run.slice(run.count - 1);
+                assert_eq!(last.0 + u64::from(last.1), run.offset + run.bytes);
+            }
+        }
+        assert!(sent <= u64::from(transfer.windowsize()));
+        assert!(transfer.next - transfer.acked <= u64::from(transfer.windowsize()));
+        assert!(transfer.acked <= transfer.sent_max && transfer.sent_max <= transfer.blocks());
+        let Some(operation) = input.u8() else { return };
+        now += Duration::from_millis(u64::from(operation >> 4) * 40);
+        let verdict = match operation & 7 {
+            0 | 1 => transfer.handle_ack(now, transfer.numbering.wire(transfer.next)),
+            2 => transfer.handle_ack(now, transfer.numbering.wire(transfer.acked)),
+            3 => transfer.handle_ack(now, input.u16_be().unwrap_or(0)),
+            4 => {
+                now = transfer.poll_timeout().unwrap_or(now).max(now);
+                transfer.handle_timeout(now)
+            }
+            5 => transfer.handle_retried_request(now),
+            6 => transfer.handle_ack(now, 0),
+            _ => transfer.handle_error(now, ErrorCode::from_code(u16::from(operation))),
+        };
+        if let Verdict::Finished(_) = verdict {
+            assert_eq!(transfer.poll_transmit(now), None);
+            assert_eq!(transfer.poll_timeout(), None);
+            return;
+        }
+    }
+}
