@@ -1,1 +1,158 @@
-//! (being filled in)
+//! HTTP/1.1 messages as bytes: request heads and bodies, response heads, paths, forms, ranges (RFC 9110, 9112).
+//!
+//! [`next_request`] is the server's way in: handed everything received so far, it says `More`, `Request` or
+//! `Refuse`. It keeps nothing between calls, so a connection is only its bytes. It is strict about framing
+//! (whatever two parsers could read in two ways is refused) and lenient about nothing but empty lines before a
+//! request. What a request *means* is decided in `proto::http`.
+//!
+//! [`parse_response_head`] is the firmware machines' way in, and as strict as iPXE, the strictest of them.
+
+mod form;
+mod path;
+mod range;
+mod request;
+mod response;
+
+use std::fmt;
+use std::time::SystemTime;
+
+pub use form::{Encoded, Field, Fields, Plus, fields};
+pub use path::{PATH_MAX, PathError, decode_path};
+pub use range::{ByteRange, RANGES_MAX, RangeList, Selected, select_ranges};
+pub use request::{
+    BODY_MAX, FIELDS_MAX, HEAD_MAX, Next, REQUEST_LINE_MAX, RefuseReason, Request, expects_continue,
+    next_request,
+};
+pub use response::{
+    BodyLength, ContentRange, ResponseError, ResponseHead, parse_content_range, parse_response_head,
+};
+
+/// A status code (RFC 9110 §15). Any number can be held, because clients meet any number.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct Status(pub u16);
+
+#[allow(missing_docs, reason = "RFC 9110 §15 and RFC 6585 §5 name them")]
+impl Status {
+    pub const CONTINUE: Self = Self(100);
+    pub const OK: Self = Self(200);
+    pub const NO_CONTENT: Self = Self(204);
+    pub const PARTIAL_CONTENT: Self = Self(206);
+    pub const NOT_MODIFIED: Self = Self(304);
+    pub const BAD_REQUEST: Self = Self(400);
+    pub const FORBIDDEN: Self = Self(403);
+    pub const NOT_FOUND: Self = Self(404);
+    pub const METHOD_NOT_ALLOWED: Self = Self(405);
+    pub const REQUEST_TIMEOUT: Self = Self(408);
+    pub const GONE: Self = Self(410);
+    pub const LENGTH_REQUIRED: Self = Self(411);
+    pub const PRECONDITION_FAILED: Self = Self(412);
+    pub const CONTENT_TOO_LARGE: Self = Self(413);
+    pub const URI_TOO_LONG: Self = Self(414);
+    pub const RANGE_NOT_SATISFIABLE: Self = Self(416);
+    pub const EXPECTATION_FAILED: Self = Self(417);
+    pub const FIELDS_TOO_LARGE: Self = Self(431);
+    pub const INTERNAL_ERROR: Self = Self(500);
+    pub const NOT_IMPLEMENTED: Self = Self(501);
+    pub const UNAVAILABLE: Self = Self(503);
+    pub const VERSION_NOT_SUPPORTED: Self = Self(505);
+}
+
+impl Status {
+    /// The number.
+    pub fn code(self) -> u16 {
+        self.0
+    }
+
+    /// The phrase that goes with the number, empty for numbers this server never sends.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::CONTINUE => "Continue",
+            Self::OK => "OK",
+            Self::NO_CONTENT => "No Content",
+            Self::PARTIAL_CONTENT => "Partial Content",
+            Self::NOT_MODIFIED => "Not Modified",
+            Self::BAD_REQUEST => "Bad Request",
+            Self::FORBIDDEN => "Forbidden",
+            Self::NOT_FOUND => "Not Found",
+            Self::METHOD_NOT_ALLOWED => "Method Not Allowed",
+            Self::REQUEST_TIMEOUT => "Request Timeout",
+            Self::GONE => "Gone",
+            Self::LENGTH_REQUIRED => "Length Required",
+            Self::PRECONDITION_FAILED => "Precondition Failed",
+            Self::CONTENT_TOO_LARGE => "Content Too Large",
+            Self::URI_TOO_LONG => "URI Too Long",
+            Self::RANGE_NOT_SATISFIABLE => "Range Not Satisfiable",
+            Self::EXPECTATION_FAILED => "Expectation Failed",
+            Self::FIELDS_TOO_LARGE => "Request Header Fields Too Large",
+            Self::INTERNAL_ERROR => "Internal Server Error",
+            Self::NOT_IMPLEMENTED => "Not Implemented",
+            Self::UNAVAILABLE => "Service Unavailable",
+            Self::VERSION_NOT_SUPPORTED => "HTTP Version Not Supported",
+            _ => "",
+        }
+    }
+
+    /// 1xx: an interim answer, fatal to iPXE.
+    pub fn is_informational(self) -> bool {
+        (100..200).contains(&self.0)
+    }
+
+    /// 2xx.
+    pub fn is_success(self) -> bool {
+        (200..300).contains(&self.0)
+    }
+
+    /// True for the answers that never carry a body, whatever their fields say (RFC 9112 §6.3).
+    pub fn is_bodiless(self) -> bool {
+        self.is_informational() || matches!(self, Self::NO_CONTENT | Self::NOT_MODIFIED)
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.0, self.reason())
+    }
+}
+
+/// Request methods as far as this server tells them apart. Methods are case-sensitive (RFC 9110 §9.1).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Method {
+    /// GET.
+    Get,
+    /// HEAD: how UEFI HTTP Boot and iPXE's SAN driver ask for a size.
+    Head,
+    /// POST: iPXE's `params`.
+    Post,
+    /// Any other well-formed method; [`Request::method_token`] has its name.
+    Other,
+}
+
+/// The version a message claims. Minor versions above 1 count as 1.1 (RFC 9110 §2.5).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Version {
+    /// HTTP/1.0: closes unless keep-alive is agreed.
+    Http10,
+    /// HTTP/1.1: stays open unless told otherwise.
+    Http11,
+}
+
+/// Reads a date in any of the three forms of RFC 9110 §5.6.7; `None` for anything else.
+pub fn parse_date(text: &str) -> Option<SystemTime> {
+    httpdate::parse_http_date(text.trim()).ok()
+}
+
+/// RFC 9110 §5.6.2 `tchar`.
+fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// The comma-separated, trimmed, non-empty members of a list-valued field (RFC 9110 §5.6.1), for lists whose
+/// members hold no quoted commas.
+fn list_members(value: &str) -> impl Iterator<Item = &str> {
+    value.split(',').map(str::trim).filter(|member| !member.is_empty())
+}
+
+/// `1*DIGIT`, with no sign, blank or other base. Too large for 64 bits is `None` as well.
+fn decimal(text: &str) -> Option<u64> {
+    (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())).then(|| text.parse().ok())?
+}
