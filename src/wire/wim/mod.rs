@@ -459,7 +459,11 @@ impl IntegrityHeader {
         let whole = u64::from(table_len) == table.len() && header.integrity.len_in_file >= table.len();
         let covered = table.covered(header).ok_or(WimError::BadIntegrityTable)?;
         let chunks = if chunk_len == 0 { None } else { Some(covered.div_ceil(u64::from(chunk_len))) };
-        if whole && chunks == Some(u64::from(entry_count)) { Ok(table) } else { Err(WimError::BadIntegrityTable) }
+        if whole && chunks == Some(u64::from(entry_count)) {
+            Ok(table)
+        } else {
+            Err(WimError::BadIntegrityTable)
+        }
     }
 
     /// Writes the table's front.
@@ -595,7 +599,10 @@ mod tests {
     fn other_files_are_no_wims() {
         assert_eq!(Header::parse(&[0; HEADER_LEN]), Err(WimError::BadMagic));
         assert!(matches!(Header::parse(b"MSWIM"), Err(WimError::Truncated { .. })));
-        assert!(matches!(Header::parse(&TWO_IMAGES[..207]), Err(WimError::Truncated { need: 208, have: 207 })));
+        assert!(matches!(
+            Header::parse(&TWO_IMAGES[..207]),
+            Err(WimError::Truncated { need: 208, have: 207 })
+        ));
         let mut bytes = TWO_IMAGES.to_vec();
         bytes[8] = 96;
         assert_eq!(Header::parse(&bytes), Err(WimError::BadHeaderLen(96)));

@@ -149,7 +149,8 @@ impl WimXml {
     /// # Errors
     /// [`XmlError`].
     pub fn parse(text: &str) -> Result<Self, XmlError> {
-        let options = ParsingOptions { allow_dtd: false, nodes_limit: NODES_MAX, ..ParsingOptions::default() };
+        let options =
+            ParsingOptions { allow_dtd: false, nodes_limit: NODES_MAX, ..ParsingOptions::default() };
         let document = Document::parse_with_options(text, options).map_err(|_| XmlError::NotXml)?;
         let root = document.root_element();
         if !root.has_tag_name("WIM") {
@@ -196,9 +197,8 @@ fn windows(node: Node<'_, '_>) -> WindowsXml {
             .filter_map(text_of)
             .collect(),
         default_language: languages.and_then(|node| text(node, "DEFAULT")),
-        version: version.and_then(|node| {
-            Some((number(node, "MAJOR")?, number(node, "MINOR")?, number(node, "BUILD")?))
-        }),
+        version: version
+            .and_then(|node| Some((number(node, "MAJOR")?, number(node, "MINOR")?, number(node, "BUILD")?))),
         sp_build: version.and_then(|node| number(node, "SPBUILD")),
     }
 }
@@ -273,6 +273,11 @@ mod tests {
         assert_eq!(WimXml::parse(&deep), Err(XmlError::NotXml));
         let deep = format!("{}{}", "<WIM>".repeat(100_000), "</WIM>".repeat(100_000));
         assert_eq!(WimXml::parse(&deep), Ok(WimXml::default()));
-        assert!(WimXml::parse("<WIM><IMAGE INDEX=\"-1\"/><IMAGE INDEX=\"99999999999\"/></WIM>").unwrap().images.is_empty());
+        assert!(
+            WimXml::parse("<WIM><IMAGE INDEX=\"-1\"/><IMAGE INDEX=\"99999999999\"/></WIM>")
+                .unwrap()
+                .images
+                .is_empty()
+        );
     }
 }
