@@ -299,7 +299,7 @@ fn inspect_blobs(file: &File, info: &mut WimInfo, findings: &mut Vec<Finding>) -
         // No writer compresses the table; what it holds is then seen by whoever reads the WIM, not by us.
         return Ok(());
     }
-    if table.len_in_file % BLOB_ENTRY_LEN as u64 != 0 {
+    if !table.len_in_file.is_multiple_of(BLOB_ENTRY_LEN as u64) {
         findings.push(Finding::Format(WimError::BadBlobTable(table.len_in_file)));
         return Ok(());
     }
