@@ -168,3 +168,230 @@ impl Images for Catalog {
         &self.images
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::library::Library;
+    use crate::files::library::test_site::{SMALL_WIM, Site};
+    use crate::files::sniff::samples;
+
+    /// An image with hidden neighbours, loaders for three families, a signed folder, and a secret outside.
+    fn site() -> (Site, Library) {
+        let site = Site::new();
+        for name in ["image.toml", ".hidden", "private/key", "unattend.xml.tmpl", "Boot/.x"] {
+            site.write(&format!("images/pe/{name}"), b"");
+        }
+        site.write("images/pe/boot.wim", SMALL_WIM);
+        site.write("images/pe/Boot/BCD", b"bcd");
+        site.write("images/pe/X64/bstrap.0", b"the image's own");
+        site.write("images/pe/a file.txt", b"x");
+        site.write("images/stray.txt", b"x");
+        site.write("secret", b"x");
+        site.write("loaders/undionly.kpxe", b"bios");
+        site.write("loaders/snponly.efi", &samples::efi(0x8664));
+        site.write("loaders/ipxe.efi", &samples::efi(0x8664));
+        site.write("loaders/snponly-arm64.efi", &samples::efi(0xaa64));
+        site.write("loaders/shimx64.efi", &samples::efi(0x8664));
+        site.write("loaders/sb/ipxe.efi", b"signed");
+        site.write("loaders/sb/ipxe-shim.efi", b"shim");
+        site.write("loaders/.hidden.efi", b"x");
+        let library = site.library();
+        (site, library)
+    }
+
+    fn tftp(catalog: &Catalog, name: &str, arch: Option<Arch>) -> Option<String> {
+        match catalog.tftp(name.as_bytes(), arch) {
+            Ok(TftpTarget::File(served)) => Some(format!("file {}", served.name)),
+            Ok(TftpTarget::Loader(served)) => Some(format!("loader {}", served.name)),
+            Ok(TftpTarget::Autoexec) => Some("autoexec".into()),
+            Err(_) => None,
+        }
+    }
+
+    #[test]
+    fn case_backslashes_and_doubled_slashes_do_not_matter() {
+        let (_site, library) = site();
+        let catalog = library.load();
+        for name in [
+            "pe/Boot/BCD",
+            "/pe/Boot/BCD",
+            "PE\\boot\\bcd",
+            "\\pe/BOOT\\BCD",
+            "pe//Boot///BCD",
+            "//pe/boot/bcd",
+        ] {
+            assert_eq!(catalog.http_image(name).unwrap().name, "pe/Boot/BCD", "{name}");
+            assert_eq!(tftp(&catalog, name, None).as_deref(), Some("file pe/Boot/BCD"), "{name}");
+            let below_images = format!("/Images/{name}");
+            assert_eq!(tftp(&catalog, &below_images, None).as_deref(), Some("file pe/Boot/BCD"), "{name}");
+        }
+        assert_eq!(catalog.http_image("pe/a file.txt").unwrap().len, 1);
+    }
+
+    #[test]
+    fn no_spelling_leaves_the_library() {
+        let (site, library) = site();
+        let catalog = library.load();
+        let absolute = site.path().join("secret").to_str().unwrap().to_owned();
+        for name in [
+            "../secret",
+            "..\\secret",
+            "pe/../../secret",
+            "pe/..\\..\\secret",
+            "pe\\..\\..\\secret",
+            "/../secret",
+            "//../secret",
+            "pe/./../../secret",
+            "pe/.../secret",
+            "pe/.. /../secret",
+            "images/../secret",
+            "images/pe/../../../secret",
+            "loaders/../secret",
+            "C:/secret",
+            "c:\\secret",
+            "pe/C:/secret",
+            "pe/boot.wim/../../../secret",
+            "pe/boot.wim\0.txt",
+            "secret\0",
+            "pe/%2e%2e/%2e%2e/secret",
+            "\u{2025}/secret",
+            "stray.txt",
+            "images/stray.txt",
+            "pe",
+            "pe/",
+            "pe/Boot",
+            "",
+            "/",
+            ".",
+            &absolute,
+        ] {
+            assert!(catalog.http_image(name).is_err(), "{name:?}");
+            assert!(catalog.loader(name).is_err(), "{name:?}");
+            for arch in [None, Some(Arch::UEFI_X64)] {
+                assert_eq!(tftp(&catalog, name, arch), None, "{name:?}");
+            }
+        }
+        assert!(catalog.tftp(b"pe/\xff/../boot.wim", None).is_err());
+        assert!(catalog.tftp(&[b'a'; 5000], None).is_err());
+    }
+
+    #[test]
+    fn hidden_files_are_not_served_by_any_way() {
+        let (_site, library) = site();
+        let catalog = library.load();
+        for name in [
+            "image.toml",
+            "IMAGE.TOML",
+            ".hidden",
+            "private/key",
+            "Private\\key",
+            "unattend.xml.tmpl",
+            "Boot/.x",
+            "boot/.X",
+        ] {
+            let name = format!("pe/{name}");
+            assert_eq!(catalog.http_image(&name).unwrap_err(), NotServed::Hidden, "{name}");
+            assert_eq!(tftp(&catalog, &name, None), None, "{name}");
+            assert_eq!(tftp(&catalog, &format!("images/{name}"), None), None, "{name}");
+        }
+        assert_eq!(catalog.loader(".hidden.efi").unwrap_err(), NotServed::Hidden);
+    }
+
+    #[test]
+    fn loaders_are_chosen_by_architecture() {
+        let (_site, library) = site();
+        let catalog = library.load();
+        let name = |arch| catalog.loader_for(arch).map(|(name, _)| name.to_owned());
+        assert_eq!(name(Arch::BIOS).as_deref(), Some("undionly.kpxe"));
+        for arch in [Arch::UEFI_X64, Arch::UEFI_EBC, Arch::HTTP_X64] {
+            assert_eq!(name(arch).as_deref(), Some("snponly.efi"));
+        }
+        assert_eq!(name(Arch::UEFI_ARM64).as_deref(), Some("snponly-arm64.efi"));
+        assert_eq!(name(Arch::UEFI_IA32), None);
+        assert_eq!(name(Arch(0x1b)), None);
+    }
+
+    #[test]
+    fn a_loader_of_another_processor_is_passed_over() {
+        let site = Site::new();
+        site.write("loaders/snponly.efi", &samples::efi(0x014c));
+        site.write("loaders/ipxe.efi", &samples::efi(0x8664));
+        let library = site.library();
+        assert_eq!(library.load().loader_for(Arch::UEFI_X64).unwrap().0, "ipxe.efi");
+    }
+
+    #[test]
+    fn an_ipxe_without_http_gets_an_ipxe_even_where_a_shim_is_preferred() {
+        let (site, _) = site();
+        let mut settings = site.settings();
+        settings.uefi_x64 = vec!["shimx64.efi".into(), "sb/ipxe-shim.efi".into()];
+        let library = Library::open(settings).unwrap();
+        assert_eq!(library.load().loader_for(Arch::UEFI_X64).unwrap().0, "shimx64.efi");
+        assert_eq!(library.load().full_loader_for(Arch::UEFI_X64).unwrap().0, "ipxe.efi");
+        assert_eq!(library.load().full_loader_for(Arch::BIOS).unwrap().0, "undionly.kpxe");
+        assert!(library.load().full_loader_for(Arch::UEFI_IA32).is_none());
+    }
+
+    #[test]
+    fn a_loader_name_gives_the_loader_this_machine_should_get() {
+        let (_site, library) = site();
+        let catalog = library.load();
+        let (bios, x64, arm) = (Some(Arch::BIOS), Some(Arch::UEFI_X64), Some(Arch::UEFI_ARM64));
+        for (name, arch, expected) in [
+            // By the name alone.
+            ("zipxe.0", None, Some("loader undionly.kpxe")),
+            ("/IPXE64.EFI", None, Some("loader snponly.efi")),
+            ("ipxe32.efi", None, None),
+            // In a folder that has no such file, and in one that has.
+            ("MenuOption128/X64/ipxe64.efi", None, Some("loader snponly.efi")),
+            ("pe\\X64\\ipxe64.efi", None, Some("loader snponly.efi")),
+            ("pe/X64/bstrap.0", x64, Some("file pe/X64/bstrap.0")),
+            ("pe/bstrap.0", None, Some("loader undionly.kpxe")),
+            // The machine counts for more than the name.
+            ("undionly.kpxe", x64, Some("loader snponly.efi")),
+            ("ipxe.efi", bios, Some("loader undionly.kpxe")),
+            ("bstrap.efi", arm, Some("loader snponly-arm64.efi")),
+            ("ipxe64.efi", Some(Arch::UEFI_IA32), None),
+            // The very file, when it is there and fits.
+            ("ipxe.efi", x64, Some("loader ipxe.efi")),
+            ("loaders/snponly.efi", x64, Some("loader snponly.efi")),
+            ("sb/ipxe.efi", x64, Some("loader sb/ipxe.efi")),
+            ("loaders/sb/ipxe-shim.efi", None, Some("loader sb/ipxe-shim.efi")),
+            ("shimx64.efi", x64, Some("loader shimx64.efi")),
+            // Never in place of these.
+            ("grubx64.efi", x64, None),
+            ("sb/shimx64.efi", x64, None),
+            ("mmx64.efi", x64, None),
+            ("revocations_sku.efi", x64, None),
+            ("pxelinux.cfg/default", bios, None),
+            ("boot\\fonts\\segoe.ttf", x64, None),
+        ] {
+            assert_eq!(tftp(&catalog, name, arch).as_deref(), expected, "{name} {arch:?}");
+        }
+    }
+
+    #[test]
+    fn autoexec_is_the_same_script_in_every_folder() {
+        let (_site, library) = site();
+        let catalog = library.load();
+        for name in ["autoexec.ipxe", "/AutoExec.iPXE", "pe/autoexec.ipxe", "a\\b\\autoexec.ipxe"] {
+            assert_eq!(tftp(&catalog, name, None).as_deref(), Some("autoexec"), "{name}");
+        }
+        assert_eq!(tftp(&catalog, "../autoexec.ipxe", None), None);
+        assert_eq!(tftp(&catalog, "xautoexec.ipxe", None), None);
+    }
+
+    #[test]
+    fn what_is_public_about_a_file_holds_no_local_path() {
+        let (site, library) = site();
+        let local = site.path().to_str().unwrap().to_owned();
+        let catalog = library.load();
+        for served in catalog.payload_files() {
+            assert!(!served.name.contains(&local) && !served.etag.contains(&local));
+        }
+        for image in catalog.list() {
+            assert!(!format!("{image:?}").contains(&local));
+        }
+    }
+}

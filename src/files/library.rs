@@ -204,3 +204,182 @@ fn entry(
         _ => Arc::new(Served::new(name, place, found.path, found.identity, access)),
     }
 }
+
+#[cfg(test)]
+pub(crate) mod test_site {
+    use std::path::{Path, PathBuf};
+
+    use super::{Library, Settings};
+    use crate::files::scan::test_folder::TestFolder;
+    use crate::jobs::image::{Image, Images};
+
+    /// Two images, LZX, boot index 2, x64.
+    pub(crate) const SMALL_WIM: &[u8] = include_bytes!("../../tests/data/wim/two-images-lzx.wim");
+
+    /// A temporary site: `images/` and `loaders/`.
+    pub(crate) struct Site(TestFolder);
+
+    impl Site {
+        pub(crate) fn new() -> Self {
+            let folder = TestFolder::new("site");
+            for name in ["images", "loaders"] {
+                std::fs::create_dir(folder.path().join(name)).unwrap();
+            }
+            Self(folder)
+        }
+
+        pub(crate) fn path(&self) -> &Path {
+            self.0.path()
+        }
+
+        pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
+            self.0.write(name, bytes)
+        }
+
+        pub(crate) fn age(&self, name: &str, seconds: u64) {
+            self.0.age(name, seconds);
+        }
+
+        pub(crate) fn settings(&self) -> Settings {
+            let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+            Settings {
+                images_dir: self.path().join("images"),
+                loader_dirs: vec![self.path().join("loaders"), self.path().join("none")],
+                bios: names(&["undionly.kpxe"]),
+                uefi_x64: names(&["snponly.efi", "ipxe.efi"]),
+                uefi_ia32: names(&["ia32/snponly.efi"]),
+                uefi_arm64: names(&["snponly-arm64.efi"]),
+                wimboot: names(&["wimboot"]),
+            }
+        }
+
+        pub(crate) fn library(&self) -> Library {
+            Library::open(self.settings()).unwrap()
+        }
+
+        pub(crate) fn image(&self, name: &str) -> Image {
+            self.library().load().image(name).unwrap_or_else(|| panic!("no image {name}")).clone()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::test_site::{SMALL_WIM, Site};
+    use super::*;
+    use crate::files::NotServed;
+    use crate::jobs::image::Images;
+
+    #[test]
+    fn a_missing_images_folder_is_named_and_an_empty_one_is_fine() {
+        let site = Site::new();
+        assert_eq!(site.library().load().list().len(), 0);
+        let gone = Settings { images_dir: site.path().join("nowhere"), ..site.settings() };
+        let error = Library::open(gone).unwrap_err().to_string();
+        assert!(error.contains("/nowhere") && error.contains("does not exist"), "{error}");
+        let file = Settings { images_dir: site.write("file", b"x"), ..site.settings() };
+        assert!(Library::open(file).unwrap_err().to_string().contains("/file"));
+    }
+
+    #[test]
+    fn images_are_listed_in_name_order_and_only_folders_are_images() {
+        let site = Site::new();
+        for name in ["b/x", "a/x", "C/x", ".upload/x", "private/x", "file"] {
+            site.write(&format!("images/{name}"), b"x");
+        }
+        let library = site.library();
+        let catalog = library.load();
+        let names: Vec<_> = catalog.list().iter().map(|image| image.name.as_str()).collect();
+        assert_eq!(names, ["C", "a", "b"]);
+        assert!(catalog.image("a").is_some() && catalog.image("A").is_none());
+    }
+
+    #[test]
+    fn a_rescan_keeps_what_did_not_change_open() {
+        let site = Site::new();
+        site.write("images/pe/boot.wim", SMALL_WIM);
+        site.write("images/pe/other", b"other");
+        site.write("loaders/snponly.efi", b"loader");
+        let library = site.library();
+        let kept = library.load().http_image("pe/boot.wim").unwrap();
+        let replaced = library.load().http_image("pe/other").unwrap();
+        let loader = library.load().loader("snponly.efi").unwrap();
+        let opened = kept.open().unwrap();
+        let old = replaced.open().unwrap();
+        std::fs::rename(site.write("images/.new", b"a new version"), site.path().join("images/pe/other"))
+            .unwrap();
+        site.age("images/pe/other", 10);
+        let report = library.rescan().unwrap();
+        assert_eq!(report, ScanReport { images: 1, files: 2, settling: 0 });
+        let again = library.load().http_image("pe/boot.wim").unwrap();
+        assert!(Arc::ptr_eq(&kept, &again) && Arc::ptr_eq(&opened, &again.open().unwrap()));
+        assert!(Arc::ptr_eq(&loader, &library.load().loader("snponly.efi").unwrap()));
+        let new = library.load().http_image("pe/other").unwrap();
+        assert_ne!(new.etag, replaced.etag);
+        assert_eq!((new.open().unwrap().len, old.len), (13, 5));
+        assert!(old.still_same(), "who had the old version reads it to its end");
+    }
+
+    #[test]
+    fn a_file_being_copied_is_not_served_until_it_rests() {
+        let site = Site::new();
+        site.write("images/pe/wimboot", b"wimboot");
+        site.age("images/pe/wimboot", 10);
+        let library = site.library();
+        site.write("images/pe/boot.wim", &SMALL_WIM[..500]);
+        assert_eq!(library.rescan().unwrap().settling, 1);
+        let catalog = library.snapshot();
+        assert_eq!(catalog.http_image("pe/boot.wim").unwrap_err(), NotServed::NotFound);
+        let image = catalog.image("pe").unwrap();
+        assert_eq!(image.unbootable.as_deref(), Some("boot.wim is still being written"));
+        assert!(image.warnings.iter().any(|warning| warning.contains("boot.wim")), "{:?}", image.warnings);
+        site.write("images/pe/boot.wim", SMALL_WIM);
+        assert_eq!(library.rescan().unwrap().settling, 1);
+        // Untouched since the last scan.
+        assert_eq!(library.rescan().unwrap().settling, 0);
+        assert_eq!(library.load().image("pe").unwrap().unbootable, None);
+        assert!(library.load().http_image("pe/boot.wim").unwrap().open().is_ok());
+    }
+
+    #[test]
+    fn a_file_edited_in_place_is_unpublished_and_cuts_its_transfers() {
+        let site = Site::new();
+        site.write("images/pe/big", &[1; 5000]);
+        site.age("images/pe/big", 10);
+        let library = site.library();
+        let opened = library.load().http_image("pe/big").unwrap().open().unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        site.write("images/pe/big", &[2; 6000]);
+        assert!(!opened.still_same());
+        assert_eq!(library.rescan().unwrap().settling, 1);
+        assert!(library.load().http_image("pe/big").is_err());
+        assert_eq!(library.rescan().unwrap().settling, 0);
+        assert_eq!(library.load().http_image("pe/big").unwrap().open().unwrap().len, 6000);
+    }
+
+    #[test]
+    fn a_failed_rescan_leaves_the_old_snapshot() {
+        let site = Site::new();
+        site.write("images/pe/boot.wim", SMALL_WIM);
+        let library = site.library();
+        let (images, away) = (site.path().join("images"), site.path().join("away"));
+        std::fs::rename(&images, &away).unwrap();
+        assert!(library.rescan().is_err());
+        assert!(library.load().http_image("pe/boot.wim").is_ok());
+        std::fs::rename(&away, &images).unwrap();
+        assert_eq!(library.rescan().unwrap().files, 1);
+    }
+
+    #[test]
+    fn access_of_an_image_stands_on_its_files() {
+        let site = Site::new();
+        site.write("images/pe/boot.wim", SMALL_WIM);
+        let library = site.library();
+        assert_eq!(library.load().http_image("pe/boot.wim").unwrap().access, Access::Open);
+        site.write("images/pe/image.toml", b"access = \"boot\"");
+        library.rescan().unwrap();
+        assert_eq!(library.load().http_image("pe/boot.wim").unwrap().access, Access::Boot);
+    }
+}

@@ -13,8 +13,10 @@ pub mod manifest;
 pub mod names;
 pub mod scan;
 pub mod served;
+mod sha1;
 pub mod sniff;
 pub mod wim;
+pub mod wim_write;
 
 pub use catalog::{Catalog, NotServed, TftpTarget};
 pub use library::{Library, LibraryError, Settings};

@@ -13,6 +13,8 @@ use crate::files::served::FileIdentity;
 pub const DEPTH_MAX: usize = 12;
 /// Most files listed of one image; more are left out with a note.
 pub const FILES_MAX: usize = 50_000;
+/// Most folders walked of one image: links among folders can multiply them without end.
+const FOLDERS_MAX: usize = 10_000;
 /// How long a file whose length still moves must have been left alone.
 pub const SETTLE: Duration = Duration::from_secs(2);
 /// Links inside a loader folder are followed this often; one of them may leave it.
@@ -40,6 +42,7 @@ pub struct Walk {
     pub notes: Vec<String>,
     /// Every file seen, also those left out for now, for the next scan to compare with.
     pub seen: Vec<(PathBuf, FileIdentity)>,
+    folder_count: usize,
 }
 
 /// What the previous scan saw, to tell a file that grows from one that is merely new.
@@ -151,7 +154,8 @@ fn walk_images_in(root: &Path, prefix: &str, open: &mut Vec<PathBuf>, before: &B
         let Ok(meta) = fs::symlink_metadata(&path) else { continue };
         if meta.is_dir() {
             // A folder already open above is a loop of links.
-            if open.len() < DEPTH_MAX && !open.contains(&path) {
+            if open.len() < DEPTH_MAX && !open.contains(&path) && walk.folder_count < FOLDERS_MAX {
+                walk.folder_count += 1;
                 open.push(path);
                 walk_images_in(root, &name, open, before, walk);
                 open.pop();
