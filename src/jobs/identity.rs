@@ -119,7 +119,7 @@ impl Identity {
         match (built, self.firmware()) {
             // An iPXE built for 64 bits runs.
             (Some(Cpu::X64), _) => Some(Cpu::X64),
-            (Some(Cpu::X86) | None, Some(Platform::Bios)) => match self.long_mode {
+            (Some(Cpu::X86) | None, Some(Platform::Bios)) | (Some(Cpu::X86), None) => match self.long_mode {
                 Some(true) => Some(Cpu::X64),
                 Some(false) => Some(Cpu::X86),
                 None => None,
