@@ -43,6 +43,7 @@ impl Evidence {
         match &self.seen {
             Seen::ScriptAsked { job, .. }
             | Seen::FileStarted { job, .. }
+            | Seen::FileProgress { job, .. }
             | Seen::FileDone { job, .. }
             | Seen::TransferFailed { job, .. } => *job,
             Seen::CalledBack { job } => Some(*job),
@@ -124,6 +125,19 @@ pub enum Seen {
         image: String,
         /// File below the image's folder.
         file: String,
+        /// How.
+        over: Over,
+    },
+    /// A long transfer goes on; to be sent every half minute or so, for silence counts against a boot.
+    FileProgress {
+        /// The token's job.
+        job: Option<JobId>,
+        /// Image.
+        image: String,
+        /// File below the image's folder.
+        file: String,
+        /// Bytes acknowledged so far by this transfer.
+        bytes: u64,
         /// How.
         over: Over,
     },

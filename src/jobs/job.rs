@@ -297,6 +297,9 @@ pub struct Job {
     pub updated: SystemTime,
     /// The boot that has it or had it last.
     pub boot: Option<BootId>,
+    /// The boot that ended it before it was re-armed: what that boot still does no longer counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retired: Option<BootId>,
     /// Counts every change of this job; never goes down.
     pub generation: u64,
     /// Why it is in this stage, in plain words.
@@ -311,6 +314,12 @@ impl Job {
             Stage::Running | Stage::Confirmed => self.always,
             Stage::Failed | Stage::Expired | Stage::Cancelled => false,
         }
+    }
+
+    /// True when the next boot that wants the job would be one too many: a boot is fetching, and if the machine
+    /// comes back that boot has stopped, and it was the last attempt.
+    pub fn is_on_last_attempt(&self) -> bool {
+        !self.always && self.stage == Stage::Fetching && self.attempts_used.saturating_add(1) >= self.attempts
     }
 
     /// True when the job had its machine and is over with it: that machine's next boot is a local one.

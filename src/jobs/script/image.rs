@@ -1,0 +1,309 @@
+//! The lines that boot one image, and whether a machine can boot it at all.
+
+use super::Urls;
+use super::builder::{Script, WIMBOOT_NAME_MAX};
+use crate::jobs::Identity;
+use crate::jobs::image::{BootFiles, Image, WimbootAt};
+use crate::jobs::job::JobId;
+use crate::wire::arch::{Cpu, Platform};
+
+/// A 32-bit iPXE, which every BIOS one is, addresses 4 GiB, and the WIM must fit twice for a while.
+const WIM_MAX_32_BIT: u64 = 2 << 30;
+/// wimboot takes 63 files; the WIM and wimboot's own count.
+const WIMBOOT_FILES_MAX: usize = 60;
+const INITRDS_MAX: usize = 32;
+const WARNINGS_MAX: usize = 8;
+/// Progress-based in every build: a download that delivers nothing for two minutes has died.
+const TIMEOUT: &str = " --timeout 120000 ";
+
+/// What shows that a machine has everything its script names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LastFile<'a> {
+    /// The file, below the image's folder.
+    pub name: &'a str,
+    /// True when the whole file must have arrived; false for a SAN disk, which is read piece by piece for as long
+    /// as the system runs, so that the first piece is all there is to wait for.
+    pub whole: bool,
+}
+
+impl LastFile<'_> {
+    /// Whether the acknowledged delivery of `file` is the end of it; `reached_end` says that the last byte of the
+    /// file was among what was acknowledged.
+    pub fn is_done_by(&self, file: &str, reached_end: bool) -> bool {
+        self.name == file && (reached_end || !self.whole)
+    }
+}
+
+/// The last file the script of `image` makes the machine fetch; `None` for what cannot boot.
+pub fn last_file(image: &Image) -> Option<LastFile<'_>> {
+    Some(match image.boot.as_ref()? {
+        BootFiles::Winpe { wim, .. } => LastFile { name: wim, whole: true },
+        BootFiles::Linux { kernel, initrds } => {
+            let name = initrds.iter().take(INITRDS_MAX).next_back().unwrap_or(kernel);
+            LastFile { name, whole: true }
+        }
+        BootFiles::Iso { iso } => LastFile { name: iso, whole: false },
+        BootFiles::Efi { program } => LastFile { name: program, whole: true },
+        BootFiles::Script { script } => LastFile { name: script, whole: true },
+    })
+}
+
+/// Whether an image can boot on a machine.
+#[derive(PartialEq, Eq, Debug)]
+pub(super) enum Fit {
+    /// As far as anyone knows.
+    Fits,
+    /// Only if the BIOS machine has a 64-bit processor, which its iPXE must find out.
+    AskCpu,
+    /// No, and why, in words for the screen.
+    Misfit(Box<str>),
+}
+
+pub(super) fn fit(image: &Image, who: &Identity) -> Fit {
+    let firmware = who.firmware();
+    if let (Some(needs), Some(has)) = (image.platform, firmware)
+        && needs != has
+    {
+        return Fit::Misfit(
+            format!("it needs {}, and this machine came by {}", platform_word(needs), platform_word(has))
+                .into(),
+        );
+    }
+    let Some(needs) = image.cpu else { return Fit::Fits };
+    match (needs, who.cpu(), firmware) {
+        // A 64-bit processor in a BIOS machine runs 32-bit systems; UEFI runs its own width only.
+        (Cpu::X86, Some(Cpu::X64) | None, Some(Platform::Bios)) => Fit::Fits,
+        (Cpu::X64, None, Some(Platform::Bios)) => Fit::AskCpu,
+        (_, None, Some(Platform::Bios)) => {
+            Fit::Misfit(format!("it is built for {}, and this machine is a PC", cpu_word(needs)).into())
+        }
+        (_, Some(has), _) if has != needs => {
+            let which = if firmware == Some(Platform::Efi) { "firmware" } else { "processor" };
+            let (needs, has) = (cpu_word(needs), cpu_word(has));
+            Fit::Misfit(format!("it is built for {needs}, and this machine's {which} is {has}").into())
+        }
+        _ => Fit::Fits,
+    }
+}
+
+/// The lines from `imgfree` to the boot. What breaks goes to the label `failed`, what ends well to `local`, a
+/// processor that is too small to `misfit`.
+pub(super) fn body(
+    script: &mut Script<'_>,
+    image: &Image,
+    who: &Identity,
+    job: Option<JobId>,
+    urls: Urls<'_>,
+) {
+    let Some(boot) = &image.boot else { return };
+    if fit(image, who) == Fit::AskCpu {
+        script.raw("cpuid --ext 29 || goto misfit\n");
+    }
+    // Whatever an earlier try left registered would end up in the initrd, or in WinPE's System32.
+    script.raw("imgfree ||\n");
+    for warning in image.warnings.iter().take(WARNINGS_MAX) {
+        script.raw("echo Warning: ").text(warning).end();
+    }
+    match boot {
+        BootFiles::Winpe { wimboot, wim, extra } => winpe(script, image, who, wimboot, wim, extra, urls),
+        BootFiles::Linux { kernel, initrds } => linux(script, image, who, job, kernel, initrds, urls),
+        BootFiles::Iso { iso } => {
+            // Without a description: what iPXE leaves in memory for an installed system's driver is of no use to
+            // an installer, and describing fails on some firmware.
+            script.raw("sanboot --no-describe ");
+            url(script, urls, image, iso).raw(" || goto failed\ngoto local\n");
+        }
+        BootFiles::Efi { program } => {
+            warn_lost_arguments(script, Script::args_are_changed(&image.args));
+            script.raw("chain --autofree").raw(TIMEOUT);
+            url(script, urls, image, program).raw(" ").args(&image.args);
+            script.raw(" || goto failed\ngoto local\n");
+        }
+        BootFiles::Script { script: name } => {
+            script.raw("chain --autofree").raw(TIMEOUT);
+            url(script, urls, image, name).raw(" || goto failed\ngoto local\n");
+        }
+    }
+}
+
+/// At least as many bytes as [`body`] writes.
+pub(super) fn body_len_max(image: &Image, urls: Urls<'_>) -> usize {
+    let per_file = 160 + urls.base.len() + urls.token.as_str().len() + 3 * image.name.len();
+    let files: usize = match &image.boot {
+        None => 0,
+        Some(BootFiles::Winpe { wimboot, wim, extra }) => {
+            let (WimbootAt::Image(wimboot) | WimbootAt::Loader(wimboot)) = wimboot;
+            let extra: usize = extra.iter().map(|name| per_file + 5 * name.len()).sum();
+            2 * per_file + 3 * (wimboot.len() + wim.len()) + extra
+        }
+        Some(BootFiles::Linux { kernel, initrds }) => {
+            let initrds: usize = initrds.iter().map(|name| per_file + 3 * name.len() + 24).sum();
+            per_file + 3 * kernel.len() + initrds
+        }
+        Some(
+            BootFiles::Iso { iso: name }
+            | BootFiles::Efi { program: name }
+            | BootFiles::Script { script: name },
+        ) => per_file + 3 * name.len(),
+    };
+    1_024 + WARNINGS_MAX * 160 + files + image.args.len()
+}
+
+fn winpe(
+    script: &mut Script<'_>,
+    image: &Image,
+    who: &Identity,
+    wimboot: &WimbootAt,
+    wim: &str,
+    extra: &[String],
+    urls: Urls<'_>,
+) {
+    let extra_len = extra.len();
+    let wim_len = image.files.iter().find(|file| file.name == wim).map_or(0, |file| file.len);
+    let is_32_bit = who.firmware() == Some(Platform::Bios) || who.build_arch.as_deref() == Some("i386");
+    if is_32_bit && wim_len >= WIM_MAX_32_BIT {
+        script.raw("echo Warning: the WIM has ").number(wim_len >> 20);
+        script.raw(" MiB, more than a 32-bit iPXE can be expected to load\n");
+    }
+    let extra: Vec<&str> = usable(extra, wim);
+    if extra.len() < extra_len {
+        script.raw("echo Warning: wimboot takes up to 60 files, each name once and at most 31 characters; ");
+        script.raw("some are left out\n");
+    }
+    let mut unknown = false;
+    let mut options: Vec<&'static str> = Vec::new();
+    let mut index = image.index;
+    for word in image.args.split_ascii_whitespace() {
+        // wimboot stops the boot at a word it does not know.
+        match WIMBOOT_OPTIONS.iter().find(|option| **option == word) {
+            Some(option) => options.push(option),
+            None => match word.strip_prefix("index=").and_then(|number| number.parse().ok()) {
+                Some(number) => index = index.or(Some(number)),
+                None => unknown = true,
+            },
+        }
+    }
+    options.dedup();
+    warn_lost_arguments(script, unknown);
+    // By this name wimboot knows its own file among the others, which it copies into the booted system.
+    script.raw("kernel --name wimboot").raw(TIMEOUT);
+    match wimboot {
+        WimbootAt::Image(name) => _ = url(script, urls, image, name),
+        WimbootAt::Loader(name) => _ = script.base(urls.base).raw("/loaders/").path(name),
+    }
+    if let Some(index) = index {
+        script.raw(" index=").number(index.into());
+    }
+    for option in options.into_iter().take(WIMBOOT_OPTIONS.len()) {
+        script.raw(" ").raw(option);
+    }
+    script.raw(" || goto failed\n");
+    for name in extra {
+        initrd(script, |script| _ = script.arg(base_name(name)), |script| _ = url(script, urls, image, name));
+    }
+    // Last, because its last byte is what counts as delivered; by the name that the WIM's own BCD asks for.
+    initrd(script, |script| _ = script.raw("boot.wim"), |script| _ = url(script, urls, image, wim));
+    script.raw("boot || goto failed\ngoto local\n");
+}
+
+/// The extra files wimboot can be given: it knows files by the last part of their names, whatever the case.
+fn usable<'a>(extra: &'a [String], wim: &str) -> Vec<&'a str> {
+    let mut kept: Vec<&str> = Vec::new();
+    for name in extra {
+        let taken = |other: &str| base_name(other).eq_ignore_ascii_case(base_name(name));
+        let reserved = ["boot.wim", "wimboot", wim].into_iter().any(taken);
+        if base_name(name).len() <= WIMBOOT_NAME_MAX && !reserved && !kept.iter().any(|kept| taken(kept)) {
+            kept.push(name);
+        }
+    }
+    kept.truncate(WIMBOOT_FILES_MAX);
+    kept
+}
+
+/// What wimboot 2.9 knows besides `index=`.
+const WIMBOOT_OPTIONS: [&str; 7] = ["rawbcd", "rawwim", "gui", "pause", "pause=quiet", "quiet", "linear"];
+
+/// UEFI takes the name from `--name`, BIOS from the argument behind the URL.
+fn initrd(script: &mut Script<'_>, name: impl Fn(&mut Script<'_>), url: impl FnOnce(&mut Script<'_>)) {
+    script.raw("initrd --name ");
+    name(script);
+    script.raw(TIMEOUT);
+    url(script);
+    script.raw(" ");
+    name(script);
+    script.raw(" || goto failed\n");
+}
+
+fn linux(
+    script: &mut Script<'_>,
+    image: &Image,
+    who: &Identity,
+    job: Option<JobId>,
+    kernel: &str,
+    initrds: &[String],
+    urls: Urls<'_>,
+) {
+    warn_lost_arguments(script, Script::args_are_changed(&image.args));
+    let initrds = || initrds.iter().take(INITRDS_MAX).enumerate();
+    script.raw("kernel --name vmlinuz").raw(TIMEOUT);
+    url(script, urls, image, kernel);
+    // Kernels before 5.8 and iPXE of their time find an initrd on UEFI by this argument only.
+    if who.firmware() != Some(Platform::Bios) {
+        for (index, _) in initrds() {
+            script.raw(" initrd=initrd").number(index as u64);
+        }
+    }
+    if let Some(mac) = who.mac {
+        script.raw(" bootstorm.mac=").mac(mac);
+    }
+    if let Some(job) = job {
+        script.raw(" bootstorm.job=").job(job);
+    }
+    // Ours first: what the operator wrote may hold the `--` behind which everything belongs to init.
+    script.raw(" ").args(&image.args).raw(" || goto failed\n");
+    for (index, name) in initrds() {
+        // No argument behind the URL: on BIOS it would wrap the initrd into a file of that name.
+        script.raw("initrd --name initrd").number(index as u64).raw(TIMEOUT);
+        url(script, urls, image, name).raw(" || goto failed\n");
+    }
+    script.raw("boot || goto failed\ngoto local\n");
+}
+
+fn url<'s, 'o>(script: &'s mut Script<'o>, urls: Urls<'_>, image: &Image, file: &str) -> &'s mut Script<'o> {
+    script
+        .base(urls.base)
+        .raw("/s/")
+        .token(urls.token)
+        .raw("/images/")
+        .segment(&image.name)
+        .raw("/")
+        .path(file)
+}
+
+fn warn_lost_arguments(script: &mut Script<'_>, lost: bool) {
+    if lost {
+        script.raw("echo Warning: some arguments of this image cannot be passed on and are left out\n");
+    }
+}
+
+fn base_name(name: &str) -> &str {
+    name.rsplit('/').next().unwrap_or(name)
+}
+
+fn platform_word(platform: Platform) -> &'static str {
+    match platform {
+        Platform::Bios => "BIOS",
+        Platform::Efi => "UEFI",
+        Platform::Other => "another firmware",
+    }
+}
+
+fn cpu_word(cpu: Cpu) -> &'static str {
+    match cpu {
+        Cpu::X86 => "32-bit x86",
+        Cpu::X64 => "64-bit x86",
+        Cpu::Arm32 => "32-bit ARM",
+        Cpu::Arm64 => "64-bit ARM",
+        Cpu::Other => "something else",
+    }
+}
