@@ -6,34 +6,33 @@
 //! a head a byte at a time, costs one slab entry and one deadline, and no other connection anything.
 
 use std::collections::VecDeque;
-use std::io::{self, Write as _};
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant, SystemTime};
 
+use mio::Registry;
 use mio::event::Event;
 use mio::net::TcpStream;
 use mio::unix::SourceFd;
-use mio::{Registry, Token};
 
 use super::core::{Owner, Turn, watch, watch_both};
 use super::counters::{Count, Tally};
 use super::sender::{CopyingDevices, INLINE_MAX, Means, Moved, Outgoing, Piece, PipePool, Pumped};
 use super::shared::{Shared, unix_now};
 use super::slab::{Key, Slab};
-use crate::files::catalog::{NotServed, Served};
-use crate::jobs::Identity;
+use crate::files::catalog::NotServed;
+use crate::files::served::Served;
 use crate::jobs::evidence::{Evidence, Over, Seen};
 use crate::jobs::image::{Access, Images};
-use crate::jobs::job::JobId;
-use crate::jobs::script::{self, Context};
-use crate::jobs::token::{BootId, Token as BootToken};
+use crate::jobs::script::{self, Context, last_file};
+use crate::jobs::table::Decision;
+use crate::jobs::token::Token as BootToken;
 use crate::proto::http::{self as plan, Body, FileMeta, Route};
 use crate::sys::uring::Completion;
 use crate::sys::{SysError, tcp};
-use crate::wire::MacAddr;
-use crate::wire::http::{Next, Request, Status, next_request};
+use crate::wire::http::{Method, Next, PATH_MAX, Request, Status, decode_path, next_request};
 
 /// Connections one core holds.
 pub(super) const CONNECTIONS_MAX: usize = 16 * 1024;
@@ -51,7 +50,9 @@ const IDLE_PATIENCE: Duration = Duration::from_secs(20);
 const SEND_PATIENCE: Duration = Duration::from_secs(120);
 /// How long and how often delivery is waited for after the last byte went to the kernel.
 const ACK_CHECK: Duration = Duration::from_millis(50);
-const PLAIN: &str = "text/plain";
+/// Checks before the last bytes count as lost: 30 s.
+const ACK_CHECKS_MAX: u32 = 600;
+const TEXT: &str = "text/plain";
 
 /// What of the response under way the flight recorder wants to know.
 struct Delivery {
@@ -86,9 +87,12 @@ struct Connection {
     /// To be removed as soon as the ring has answered.
     doomed: bool,
     deadline: Instant,
-    timed: bool,
+    /// When the wheel will look at this connection; a firing at another time is left over from an earlier plan.
+    armed_at: Option<Instant>,
     /// Set while a response is out or not acknowledged yet.
     delivery: Option<Box<Delivery>>,
+    /// Looks taken for the acknowledgement of the last response.
+    ack_checks: u32,
 }
 
 /// One core's HTTP.
@@ -238,8 +242,9 @@ impl HttpSide {
                 listed: false,
                 doomed: false,
                 deadline: turn.now + HEAD_PATIENCE,
-                timed: true,
+                armed_at: None,
                 delivery: None,
+                ack_checks: 0,
             };
             let Ok(key) = self.connections.insert(connection) else {
                 // Full: the newest is shed, and closed so that it knows.
@@ -251,7 +256,7 @@ impl HttpSide {
                 self.connections.remove(key);
                 continue;
             }
-            turn.wheel.schedule(turn.now + HEAD_PATIENCE, Owner::Connection(key).pack());
+            self.arm(key, turn);
             self.list(key);
         }
     }
@@ -328,7 +333,7 @@ impl HttpSide {
             }
             Pumped::Changed => {
                 turn.tally.add(Count::FilesChanged, 1);
-                let file = connection.delivery.as_ref().map(|d| d.subject.file().to_owned()).unwrap_or_default();
+                let file = connection.delivery.as_ref().map(|d| d.subject.name().to_owned()).unwrap_or_default();
                 tracing::warn!(file, peer = %connection.peer, "file changed under a download: the download is cut");
                 tcp::reset_on_close(connection.stream.as_raw_fd());
                 self.close(key, Some("the file changed on the server"), turn);
@@ -342,13 +347,11 @@ impl HttpSide {
         }
     }
 
-    /// Keeps exactly one entry of the wheel for this connection, not later than its deadline needs.
+    /// Sees to it that the wheel looks at this connection not later than its deadline.
     fn arm(&mut self, key: Key, turn: &mut Turn<'_>) {
         let Some(connection) = self.connections.get_mut(key) else { return };
-        // The entry that is there fires within HEAD_PATIENCE at the latest and is renewed then; only the short
-        // look for acknowledgements needs one of its own.
-        if !connection.timed || connection.delivery.is_some() {
-            connection.timed = true;
+        if connection.armed_at.is_none_or(|at| connection.deadline < at) {
+            connection.armed_at = Some(connection.deadline);
             turn.wheel.schedule(connection.deadline, Owner::Connection(key).pack());
         }
     }
@@ -376,14 +379,8 @@ impl HttpSide {
                     tracing::debug!(peer = %connection.peer, reason = reason.word(), "http refused");
                     self.delivered(key, turn, false);
                     self.head.clear();
-                    let answer = plan::answer_error(None, status, &mut self.head);
-                    let text = self.head.clone();
-                    let Some(connection) = self.connections.get_mut(key) else { return false };
-                    let _ = answer;
-                    connection.keep_alive = false;
-                    connection.out.pieces.push_back(Piece::Text { bytes: text, sent: 0 });
-                    connection.deadline = turn.now + SEND_PATIENCE;
-                    self.busy += 1;
+                    plan::answer_error(None, status, SystemTime::now(), &mut self.head);
+                    self.respond(key, false, turn);
                     return true;
                 }
                 Next::More => {}
@@ -423,6 +420,425 @@ impl HttpSide {
                     return false;
                 }
             }
+        }
+    }
+
+    /// Queues what stands in the head buffer as the response.
+    fn respond(&mut self, key: Key, keep_alive: bool, turn: &mut Turn<'_>) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        connection.keep_alive = keep_alive && self.accepting;
+        connection.out.pieces.push_back(Piece::Text { bytes: self.head.as_slice().into(), sent: 0 });
+        connection.deadline = turn.now + SEND_PATIENCE;
+        self.busy += 1;
+    }
+
+    fn answer(&mut self, key: Key, request: &Request<'_>, turn: &mut Turn<'_>) {
+        turn.tally.add(Count::HttpRequests, 1);
+        self.head.clear();
+        let now = SystemTime::now();
+        let mut buffer = [0; PATH_MAX];
+        let route = match decode_path(request.path, &mut buffer) {
+            Ok(path) => plan::route(path),
+            Err(_) => Route::NotFound,
+        };
+        match route {
+            Route::Image { path } => {
+                let served = turn.shared.library.load().http_image(path);
+                match served {
+                    Ok(served) if served.access == Access::Open => self.answer_file(key, request, &served, None, now, turn),
+                    Ok(_) => self.answer_error(key, request, Status::FORBIDDEN, now, turn),
+                    Err(_) => self.answer_error(key, request, Status::NOT_FOUND, now, turn),
+                }
+            }
+            Route::Loader { name } => match turn.shared.library.load().loader(name) {
+                Ok(served) => self.answer_file(key, request, &served, None, now, turn),
+                Err(_) => self.answer_error(key, request, Status::NOT_FOUND, now, turn),
+            },
+            Route::Boot { token, rest } => {
+                let Some(token) = turn.shared.key.verify(token, unix_now()) else {
+                    turn.tally.add(Count::BadTokens, 1);
+                    return self.answer_error(key, request, Status::FORBIDDEN, now, turn);
+                };
+                let catalog = turn.shared.library.load();
+                let served = match rest.split_once('/') {
+                    Some(("images", path)) => catalog.http_image(path),
+                    Some(("loaders", name)) => catalog.loader(name),
+                    _ => Err(NotServed::NotFound),
+                };
+                match served {
+                    Ok(served) => self.answer_file(key, request, &served, Some(token), now, turn),
+                    Err(_) => self.answer_error(key, request, Status::NOT_FOUND, now, turn),
+                }
+            }
+            Route::Script(_) => self.answer_script(key, request, now, turn),
+            Route::Autoexec => self.answer_ask(key, request, now, turn),
+            Route::Health => {
+                let answer = plan::answer_text(request, Status::OK, TEXT, 3, &[], now, &mut self.head);
+                if answer.body == Body::Inline {
+                    self.head.extend_from_slice(b"ok\n");
+                }
+                self.respond(key, !answer.close, turn);
+            }
+            Route::NotFound => self.answer_error(key, request, Status::NOT_FOUND, now, turn),
+        }
+    }
+
+    fn answer_error(
+        &mut self,
+        key: Key,
+        request: &Request<'_>,
+        status: Status,
+        now: SystemTime,
+        turn: &mut Turn<'_>,
+    ) {
+        let answer = plan::answer_error(Some(request), status, now, &mut self.head);
+        self.respond(key, !answer.close, turn);
+    }
+
+    /// Sends `self.script` as the body.
+    fn answer_rendered(
+        &mut self,
+        key: Key,
+        request: &Request<'_>,
+        content_type: &str,
+        now: SystemTime,
+        turn: &mut Turn<'_>,
+    ) {
+        if !matches!(request.method, Method::Get | Method::Head | Method::Post) {
+            return self.answer_error(key, request, Status::METHOD_NOT_ALLOWED, now, turn);
+        }
+        // A script is this machine's, now: no cache may keep it.
+        let extra = [("Cache-Control", "no-store")];
+        let len = self.script.len() as u64;
+        let answer = plan::answer_text(request, Status::OK, content_type, len, &extra, now, &mut self.head);
+        if answer.body == Body::Inline {
+            self.head.extend_from_slice(self.script.as_bytes());
+        }
+        self.respond(key, !answer.close, turn);
+    }
+
+    /// The constant script for who has not said who it is.
+    fn answer_ask(&mut self, key: Key, request: &Request<'_>, now: SystemTime, turn: &mut Turn<'_>) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let (peer, local) = (*connection.peer.ip(), connection.local);
+        self.script.clear();
+        script::ask_identity(&base_url(local), &mut self.script);
+        let mut evidence = Evidence::new(now, Seen::IdentityAsked);
+        evidence.mac = turn.shared.sightings.at(peer).map(|seen| seen.mac);
+        evidence.address = Some(peer);
+        turn.shared.note(evidence);
+        self.answer_rendered(key, request, TEXT, now, turn);
+    }
+
+    fn answer_script(&mut self, key: Key, request: &Request<'_>, now: SystemTime, turn: &mut Turn<'_>) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let (peer, local) = (*connection.peer.ip(), connection.local);
+        let mut who = plan::identity(request);
+        let named = who.mac.is_some() || who.uuid.is_some() || who.serial.is_some() || who.asset.is_some();
+        if !named {
+            if request.is_ipxe() || request.method == Method::Post {
+                return self.answer_ask(key, request, now, turn);
+            }
+            self.script.clear();
+            let catalog = turn.shared.library.load();
+            script::options_page(&**catalog, &mut self.script);
+            return self.answer_rendered(key, request, "text/html; charset=utf-8", now, turn);
+        }
+        let table = turn.shared.book.load();
+        // The short address that DHCP hands out carries a MAC address and nothing else. Where that decides nothing,
+        // the machine is asked for the rest of its identity, which a job may be about.
+        if request.is_ipxe() && who.platform.is_none() && matches!(table.decide(&who), Decision::NoJob) {
+            return self.answer_ask(key, request, now, turn);
+        }
+        who.address = Some(peer);
+        if who.arch.is_none()
+            && let Some(seen) = turn.shared.sightings.at(peer)
+            && who.mac == Some(seen.mac)
+        {
+            who.arch = Some(seen.arch);
+        }
+        let policy = turn.shared.policy.load();
+        let catalog = turn.shared.library.load();
+        let context = Context {
+            base_url: &base_url(local),
+            boot: turn.shared.next_boot(),
+            key: &turn.shared.key,
+            now_unix: unix_now(),
+            policy: &policy,
+        };
+        let composed = script::compose(&table, &**catalog, &who, &context, &mut self.script);
+        turn.tally.add(Count::HttpScripts, 1);
+        let seen = Seen::ScriptAsked {
+            job: composed.job,
+            offer: composed.what.word().to_owned(),
+            image: composed.image,
+        };
+        let mut evidence = Evidence::new(now, seen);
+        evidence.mac = who.mac;
+        evidence.uuid = who.uuid;
+        evidence.boot = Some(composed.boot);
+        evidence.address = Some(peer);
+        turn.shared.note(evidence);
+        self.answer_rendered(key, request, TEXT, now, turn);
+    }
+
+    fn answer_file(
+        &mut self,
+        key: Key,
+        request: &Request<'_>,
+        served: &Served,
+        token: Option<BootToken>,
+        now: SystemTime,
+        turn: &mut Turn<'_>,
+    ) {
+        let opened = match served.open() {
+            Ok(opened) => opened,
+            Err(error) => {
+                turn.tally.add(Count::OpenFailures, 1);
+                tracing::debug!(name = served.name, %error, "cannot open");
+                return self.answer_error(key, request, Status::NOT_FOUND, now, turn);
+            }
+        };
+        let meta = FileMeta {
+            len: opened.len,
+            etag: &served.etag,
+            modified: served.modified,
+            content_type: served.content_type,
+        };
+        let answer = plan::answer_file(request, &meta, now, &mut self.head);
+        let (end, body_len) = match &answer.body {
+            Body::Range { offset, len } => (offset + len, *len),
+            Body::Multi(_) => (0, answer.body_len),
+            Body::None | Body::Inline => return self.respond(key, !answer.close, turn),
+        };
+        if let Body::Range { offset, len } = &answer.body
+            && *len < INLINE_MAX
+        {
+            let start = self.head.len();
+            self.head.resize(start + *len as usize, 0);
+            if opened.file.read_exact_at(&mut self.head[start..], *offset).is_err() {
+                turn.tally.add(Count::FilesChanged, 1);
+                tracing::warn!(file = served.name, "file is shorter than it was when it was published");
+                return self.close(key, None, turn);
+            }
+        }
+        let inline = body_len < INLINE_MAX && matches!(answer.body, Body::Range { .. });
+        self.respond(key, !answer.close, turn);
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        match answer.body {
+            Body::Range { .. } if inline => {}
+            Body::Range { offset, len } => {
+                connection.out.pieces.push_back(Piece::File { at: offset, end: offset + len });
+            }
+            Body::Multi(pieces) => connection.out.pieces.extend(pieces.into_iter().map(|piece| match piece {
+                plan::Piece::Text(bytes) => Piece::Text { bytes, sent: 0 },
+                plan::Piece::File { offset, len } => Piece::File { at: offset, end: offset + len },
+            })),
+            Body::None | Body::Inline => {}
+        }
+        connection.out.file = Some(opened);
+        let peer = *connection.peer.ip();
+        let subject = match served.image() {
+            None => Subject::Loader { name: served.name.clone() },
+            Some(image) => Subject::File {
+                boot: token,
+                image: image.to_owned(),
+                file: served.name.get(image.len() + 1..).unwrap_or_default().to_owned(),
+                end,
+                len: served.len,
+            },
+        };
+        if let Subject::File { boot, image, file, .. } = &subject {
+            let job = boot.and_then(|token| token.job);
+            let seen = Seen::FileStarted { job, image: image.clone(), file: file.clone(), over: Over::Http };
+            note(turn.shared, *boot, peer, seen);
+        }
+        connection.delivery = Some(Box::new(Delivery { subject, bytes: body_len, peer }));
+    }
+
+    /// If a response was out, finds out whether all of it has arrived, and says so. `ending` counts what is not
+    /// acknowledged as lost; a further request of the same client proves that it has everything.
+    fn delivered(&mut self, key: Key, turn: &mut Turn<'_>, ending: bool) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let Some(delivery) = connection.delivery.take() else { return };
+        let unsent = !connection.out.is_empty();
+        let waiting = tcp::unacknowledged(&connection.stream).unwrap_or(0);
+        if ending && (unsent || waiting > 0) {
+            delivery.failed(turn.shared, "the connection ended before the last byte was acknowledged", waiting);
+        } else {
+            delivery.done(turn.shared);
+        }
+    }
+
+    /// A deadline has come up.
+    pub(super) fn expired(&mut self, key: Key, turn: &mut Turn<'_>) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        if connection.armed_at.is_none_or(|at| at > turn.now) {
+            return;
+        }
+        connection.armed_at = None;
+        if connection.deadline > turn.now {
+            return self.arm(key, turn);
+        }
+        if connection.out.is_empty() && connection.delivery.is_some() {
+            // Everything is with the kernel: is it with the machine?
+            if tcp::unacknowledged(&connection.stream).is_ok_and(|waiting| waiting == 0) {
+                self.delivered(key, turn, false);
+                if let Some(connection) = self.connections.get_mut(key) {
+                    connection.deadline = turn.now + IDLE_PATIENCE;
+                }
+            } else {
+                connection.deadline = turn.now + ACK_CHECK;
+                connection.ack_checks += 1;
+                if connection.ack_checks > ACK_CHECKS_MAX {
+                    turn.tally.add(Count::HttpTimedOut, 1);
+                    return self.close(key, Some("the last bytes were never acknowledged"), turn);
+                }
+            }
+            return self.arm(key, turn);
+        }
+        turn.tally.add(Count::HttpTimedOut, 1);
+        self.close(key, Some("nothing moved for too long"), turn);
+    }
+
+    /// What the ring has finished.
+    pub(super) fn ring_completions(&mut self, turn: &mut Turn<'_>) {
+        while let Some(completion) = turn.ring.as_deref_mut().and_then(|ring| ring.complete()) {
+            match completion {
+                Completion::Sent { tag, result } => {
+                    let Some(Owner::Connection(key)) = Owner::unpack(tag) else { continue };
+                    let Some(connection) = self.connections.get_mut(key) else { continue };
+                    let mut moved = Moved::default();
+                    let pumped = connection.out.ring_answered(result, &mut moved);
+                    count_moved(turn.tally, &moved);
+                    connection.deadline = turn.now + SEND_PATIENCE;
+                    if connection.doomed {
+                        self.remove(key, turn);
+                    } else {
+                        self.pumped(key, pumped, turn);
+                    }
+                }
+                Completion::Released { tag, copied: true } => {
+                    let Some(Owner::Connection(key)) = Owner::unpack(tag) else { continue };
+                    let Some(connection) = self.connections.get_mut(key) else { continue };
+                    let local = *connection.local.ip();
+                    if self.copying.learn(local) {
+                        tracing::info!(
+                            core = turn.core,
+                            address = %local,
+                            "zero-copy sends are copied on this device: splice from now on"
+                        );
+                    }
+                }
+                Completion::Released { .. } => {}
+            }
+        }
+    }
+
+    fn close(&mut self, key: Key, why: Option<&str>, turn: &mut Turn<'_>) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let waiting = tcp::unacknowledged(&connection.stream).unwrap_or(0) + connection.out.left();
+        if let Some(delivery) = connection.delivery.take() {
+            delivery.failed(turn.shared, why.unwrap_or("the connection ended"), waiting);
+        }
+        if connection.out.in_ring {
+            // The kernel still reads the file for this socket: end the send first, forget the connection after it.
+            connection.doomed = true;
+            let _ = connection.stream.shutdown(std::net::Shutdown::Both);
+            return;
+        }
+        self.remove(key, turn);
+    }
+
+    fn remove(&mut self, key: Key, turn: &mut Turn<'_>) {
+        let Some(mut connection) = self.connections.remove(key) else { return };
+        if !connection.out.is_empty() {
+            self.busy -= 1;
+        }
+        connection.out.abandon(&mut self.pipes);
+        let fd = connection.stream.as_raw_fd();
+        // Closing the descriptor removes it from the poll as well.
+        let _ = turn.registry.deregister(&mut SourceFd(&fd));
+    }
+
+    /// The server stops: every connection ends.
+    pub(super) fn close_all(&mut self) {
+        for key in self.connections.keys() {
+            if let Some(connection) = self.connections.get_mut(key) {
+                let _ = connection.stream.shutdown(std::net::Shutdown::Both);
+            }
+        }
+    }
+}
+
+impl Subject {
+    fn name(&self) -> &str {
+        match self {
+            Self::Loader { name } => name,
+            Self::File { file, .. } => file,
+        }
+    }
+
+    fn token(&self) -> Option<BootToken> {
+        match self {
+            Self::Loader { .. } => None,
+            Self::File { boot, .. } => *boot,
+        }
+    }
+}
+
+impl Delivery {
+    fn done(self, shared: &Shared) {
+        let boot = self.subject.token();
+        let seen = match self.subject {
+            Subject::Loader { name } => Seen::LoaderFetched { name, bytes: self.bytes, over: Over::Http },
+            Subject::File { boot, image, file, end, len } => {
+                let catalog = shared.library.load();
+                let last = catalog
+                    .image(&image)
+                    .and_then(last_file)
+                    .is_some_and(|last| last.is_done_by(&file, end == len));
+                let job = boot.and_then(|token| token.job);
+                Seen::FileDone { job, image, file, bytes: self.bytes, last, over: Over::Http }
+            }
+        };
+        note(shared, boot, self.peer, seen);
+    }
+
+    fn failed(self, shared: &Shared, reason: &str, missing: u64) {
+        let boot = self.subject.token();
+        let seen = Seen::TransferFailed {
+            job: boot.and_then(|token| token.job),
+            file: self.subject.name().to_owned(),
+            bytes: self.bytes.saturating_sub(missing),
+            reason: reason.to_owned(),
+            over: Over::Http,
+        };
+        note(shared, boot, self.peer, seen);
+    }
+}
+
+fn note(shared: &Shared, boot: Option<BootToken>, peer: Ipv4Addr, seen: Seen) {
+    let mut evidence = Evidence::new(SystemTime::now(), seen);
+    evidence.mac = boot.and_then(|token| token.mac).or_else(|| shared.sightings.at(peer).map(|seen| seen.mac));
+    evidence.boot = boot.map(|token| token.boot);
+    evidence.address = Some(peer);
+    shared.note(evidence);
+}
+
+fn base_url(local: SocketAddrV4) -> String {
+    format!("http://{}:{}", local.ip(), local.port())
+}
+
+fn count_moved(tally: &Tally, moved: &Moved) {
+    for (count, bytes) in [
+        (Count::HttpSplice, moved.splice),
+        (Count::HttpSendfile, moved.sendfile),
+        (Count::HttpRing, moved.ring),
+        (Count::HttpText, moved.text),
+    ] {
+        if bytes > 0 {
+            tally.add(count, bytes);
         }
     }
 }

@@ -16,7 +16,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use crate::files::catalog::Opened;
+use crate::files::served::Opened;
 use crate::sys::tcp::{self, PIPE_LEN, Pipe};
 use crate::sys::uring::SendRing;
 
@@ -184,6 +184,19 @@ impl Outgoing {
     /// Nothing left to send.
     pub fn is_empty(&self) -> bool {
         self.pieces.is_empty()
+    }
+
+    /// Bytes not handed to the kernel yet.
+    pub fn left(&self) -> u64 {
+        let queued: u64 = self
+            .pieces
+            .iter()
+            .map(|piece| match piece {
+                Piece::Text { bytes, sent } => (bytes.len() - sent) as u64,
+                Piece::File { at, end } => end - at,
+            })
+            .sum();
+        queued + self.pipe.as_ref().map_or(0, Pipe::held) as u64
     }
 
     /// Sends until the socket is full, the quantum is used, or all is out.

@@ -13,7 +13,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use mio::Registry;
 
@@ -21,9 +21,11 @@ use super::core::{Owner, Turn, watch};
 use super::counters::Count;
 use super::shared::Shared;
 use super::slab::{Key, Slab};
-use crate::files::catalog::{NotServed, Opened, Served, TftpTarget};
-use crate::jobs::evidence::{Evidence, Seen};
+use crate::files::catalog::TftpTarget;
+use crate::files::served::{Opened, Served};
+use crate::jobs::evidence::{Evidence, Over, Seen};
 use crate::jobs::image::Access;
+use crate::jobs::script;
 use crate::proto::tftp::{Limits, Outcome, Start, Transfer, Transmit, Verdict};
 use crate::sys::SysError;
 use crate::sys::udp::{SEGMENTS_MAX, SEND_LEN_MAX, Source, UdpOptions, UdpSocket, Unsent};
@@ -62,9 +64,8 @@ struct Live {
     name_hash: u64,
     /// Runs may leave in one segmented send.
     segmented: bool,
-    /// An entry of the wheel carries this transfer's key.
-    timed: bool,
-    started: Instant,
+    /// When the wheel will look at this transfer; a firing at another time is left over from an earlier plan.
+    armed_at: Option<Instant>,
 }
 
 /// One core's TFTP.
@@ -268,7 +269,7 @@ impl TftpSide {
             return turn.tally.add(Count::TftpShed, 1);
         }
         let socket = if self.single_port { socket } else { (self.listeners + self.next_port) as u32 };
-        let (payload, served) = match self.find(request, client, turn) {
+        let (payload, served) = match self.find(request, client, source, turn) {
             Ok(found) => found,
             Err((code, message)) => {
                 let mut reply = [0; 128];
@@ -297,8 +298,7 @@ impl TftpSide {
             socket,
             name_hash,
             segmented,
-            timed: false,
-            started: turn.now,
+            armed_at: None,
         };
         match self.transfers.insert(live) {
             Ok(key) => {
@@ -315,6 +315,7 @@ impl TftpSide {
         &self,
         request: &Request<'_>,
         client: SocketAddrV4,
+        source: Source,
         turn: &Turn<'_>,
     ) -> Result<(Payload, Option<Arc<Served>>), (ErrorCode, &'static str)> {
         if request.write {
@@ -324,8 +325,7 @@ impl TftpSide {
         let hint = turn.shared.sightings.at(*client.ip()).map(|seen| seen.arch);
         let served = match catalog.tftp(request.name, hint) {
             Ok(TftpTarget::File(served) | TftpTarget::Loader(served)) => served,
-            Ok(TftpTarget::Autoexec) => return Ok((Payload::Text(turn.shared.autoexec_tftp()), None)),
-            Err(NotServed::Denied) => return Err((ErrorCode::AccessViolation, "access denied")),
+            Ok(TftpTarget::Autoexec) => return self.autoexec(source, turn),
             Err(_) => return Err((ErrorCode::FileNotFound, "file not found")),
         };
         if served.access == Access::Boot {
@@ -348,6 +348,18 @@ impl TftpSide {
                 Ok((Payload::Text(tftp::to_netascii(&raw).into()), Some(served)))
             }
         }
+    }
+
+    /// The constant script: the same bytes for the size query and the read after it.
+    fn autoexec(
+        &self,
+        source: Source,
+        turn: &Turn<'_>,
+    ) -> Result<(Payload, Option<Arc<Served>>), (ErrorCode, &'static str)> {
+        let port = turn.shared.http_port(source.addr).ok_or((ErrorCode::FileNotFound, "file not found"))?;
+        let mut script = String::new();
+        script::ask_identity(&format!("http://{}:{port}", source.addr), &mut script);
+        Ok((Payload::Text(script.into_bytes().into()), None))
     }
 
     /// Does what a machine's verdict asks for: send what it wants sent, keep its deadline, or end it.
@@ -374,10 +386,10 @@ impl TftpSide {
             }
         }
         let Some(live) = self.transfers.get_mut(key) else { return };
-        if !live.timed
-            && let Some(at) = live.transfer.poll_timeout()
+        if let Some(at) = live.transfer.poll_timeout()
+            && live.armed_at.is_none_or(|armed| at < armed)
         {
-            live.timed = true;
+            live.armed_at = Some(at);
             turn.wheel.schedule(at, Owner::Transfer(key).pack());
         }
     }
@@ -487,7 +499,10 @@ impl TftpSide {
     /// A transfer's entry in the wheel has come up.
     pub(super) fn expired(&mut self, key: Key, turn: &mut Turn<'_>) {
         let Some(live) = self.transfers.get_mut(key) else { return };
-        live.timed = false;
+        if live.armed_at.is_none_or(|at| at > turn.now) {
+            return;
+        }
+        live.armed_at = None;
         let due = live.transfer.poll_timeout().is_some_and(|at| at <= turn.now);
         let verdict = if due { live.transfer.handle_timeout(turn.now) } else { Verdict::Progress };
         self.follow(key, verdict, turn);
@@ -500,29 +515,42 @@ impl TftpSide {
         }
         turn.tally.tftp_outcome(outcome);
         let Some(served) = &live.served else { return };
-        note(turn.shared, &live, served, outcome, turn.now);
+        note(turn.shared, &live, served, outcome);
     }
 }
 
 /// Tells the flight recorder how a transfer ended. A size query that was aborted, as firmware does before every
 /// download, is no event.
-fn note(shared: &Shared, live: &Live, served: &Served, outcome: Option<Outcome>, now: Instant) {
-    if matches!(outcome, Some(Outcome::ProbeAborted)) {
-        return;
-    }
-    let seen = shared.sightings.at(*live.client.ip());
-    shared.note(Evidence {
-        mac: seen.map(|s| s.mac),
-        address: Some(*live.client.ip()),
-        what: Seen::TftpTransfer {
-            file: served.name.clone(),
-            bytes: live.transfer.acked_bytes(),
-            len: live.transfer.len(),
-            millis: now.duration_since(live.started).as_millis() as u64,
-            complete: matches!(outcome, Some(Outcome::Complete)),
+fn note(shared: &Shared, live: &Live, served: &Served, outcome: Option<Outcome>) {
+    let over = Over::Tftp;
+    let bytes = live.transfer.acked_bytes();
+    let seen = match (outcome, served.image()) {
+        (Some(Outcome::ProbeAborted), _) => return,
+        (Some(Outcome::Complete), None) => Seen::LoaderFetched { name: served.name.clone(), bytes, over },
+        (Some(Outcome::Complete), Some(image)) => Seen::FileDone {
+            job: None,
+            image: image.to_owned(),
+            file: served.name.get(image.len() + 1..).unwrap_or_default().to_owned(),
+            bytes,
+            last: false,
+            over,
         },
-        ..Evidence::now()
-    });
+        (outcome, _) => Seen::TransferFailed {
+            job: None,
+            file: served.name.clone(),
+            bytes,
+            reason: match outcome {
+                Some(Outcome::ClientError(code)) => format!("the machine gave up with TFTP error {}", code.code()),
+                Some(_) => "the machine fell silent".to_owned(),
+                None => "it was cut or replaced by another request".to_owned(),
+            },
+            over,
+        },
+    };
+    let mut evidence = Evidence::new(SystemTime::now(), seen);
+    evidence.mac = shared.sightings.at(*live.client.ip()).map(|seen| seen.mac);
+    evidence.address = Some(*live.client.ip());
+    shared.note(evidence);
 }
 
 fn hash(name: &[u8]) -> u64 {
