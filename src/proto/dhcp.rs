@@ -1,1 +1,272 @@
-//! (being filled in)
+//! The DHCP server: one machine for both modes and both ports.
+//!
+//! ```text
+//!             67, op 1 --- proxy.rs   offers boot data beside somebody else's lease
+//!   input --- 67, op 1 --- full.rs    leases, and boot data in the same reply
+//!             4011     --- proxy.rs   the PXE boot server, in both modes
+//!             op 2     --- proxy.rs   what other servers say is overheard
+//! ```
+//!
+//! [`Server::handle`] takes one datagram and writes at most one reply into the caller's buffer. What a machine boots
+//! is asked of a [`BootPolicy`]; who has which address is in `leases`; what firmware is like is in
+//! [`super::firmware`]. In proxy mode nothing is allocated; in full mode records live in tables bounded by the pools.
+//!
+//! What it never does: NAK or give addresses in proxy mode, answer a REQUEST that names another server, look at
+//! `secs`, send options 13, 52, 43.8, 43.9 or 43.10, or more than the client takes.
+
+use std::net::Ipv4Addr;
+use std::time::Instant;
+
+use crate::jobs::Identity;
+use crate::proto::firmware::Firmware;
+use crate::wire::Arch;
+use crate::wire::dhcp::{Message, OP_REPLY, SubOptions, code, relay};
+
+mod asker;
+mod full;
+mod leases;
+mod memory;
+mod policy;
+mod proxy;
+mod reply;
+mod settings;
+mod verdict;
+
+pub use leases::POOL_LEN_MAX;
+pub use policy::{Answer, BootFile, BootPolicy};
+pub use settings::{Mode, Network, NetworkError, Reservation, Settings, Subnet};
+pub use verdict::{
+    BOOT_SERVER_PORT, CLIENT_PORT, DhcpEvent, DhcpStep, DropReason, Input, Interface, Output, SERVER_PORT,
+    ServerPort, To, Verdict,
+};
+
+use asker::Asker;
+use leases::{Keyed, Leases};
+use memory::Memory;
+
+/// Records ended in passing by a datagram; the rest waits for [`Server::handle_timeout`].
+const EXPIRED_PER_DATAGRAM_MAX: usize = 16;
+/// Records ended by one timeout, so that a hall switched off at once does not hold up the loop.
+const EXPIRED_PER_TIMEOUT_MAX: usize = 256;
+
+/// The DHCP server. Drive it with [`Server::handle`] for every datagram, and call [`Server::handle_timeout`] when
+/// [`Server::poll_timeout`] says so.
+#[derive(Debug)]
+pub struct Server {
+    settings: Settings,
+    leases: Leases,
+    memory: Memory,
+    /// The identity handed to the policy, reused so that nothing is allocated per request.
+    who: Identity,
+    /// Where the circuit's bytes wait while a request has none.
+    circuit_spare: Vec<u8>,
+}
+
+impl Server {
+    /// A server with empty tables. `seed` keys its hashes and should be random.
+    pub fn new(settings: Settings, seed: u64) -> Self {
+        let settings = ordered(settings);
+        let keyed = Keyed(seed);
+        Self {
+            leases: Leases::new(&settings, keyed),
+            memory: Memory::new(keyed),
+            settings,
+            who: Identity::default(),
+            circuit_spare: Vec::with_capacity(usize::from(u8::MAX)),
+        }
+    }
+
+    /// What it does now.
+    pub fn mode(&self) -> Mode {
+        self.settings.mode
+    }
+
+    /// Changes what it is told. Leases whose subnet is still listed are kept; one that is now outside the range ends
+    /// with its term.
+    pub fn replace_settings(&mut self, settings: Settings) {
+        self.settings = ordered(settings);
+        let empty = Leases::new(&Settings::default(), Keyed(0));
+        self.leases = std::mem::replace(&mut self.leases, empty).under(&self.settings);
+    }
+
+    /// Answers one datagram. A reply is written to `out`, which should hold 1,472 bytes.
+    pub fn handle(
+        &mut self,
+        now: Instant,
+        input: &Input<'_>,
+        policy: &mut dyn BootPolicy,
+        out: &mut [u8],
+    ) -> Verdict {
+        self.leases.expire(now, EXPIRED_PER_DATAGRAM_MAX);
+        self.decide(now, input, policy, out).unwrap_or_else(Verdict::Drop)
+    }
+
+    /// Ends offers, leases and quarantines that have run out. A large number is ended in several steps:
+    /// [`Server::poll_timeout`] then lies in the past, and the caller comes back.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.leases.expire(now, EXPIRED_PER_TIMEOUT_MAX);
+    }
+
+    /// When to call [`Server::handle_timeout`] next.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.leases.deadline()
+    }
+
+    fn decide(
+        &mut self,
+        now: Instant,
+        input: &Input<'_>,
+        policy: &mut dyn BootPolicy,
+        out: &mut [u8],
+    ) -> Result<Verdict, DropReason> {
+        if self.settings.mode == Mode::Off {
+            return Err(DropReason::Off);
+        }
+        let message = Message::parse(input.bytes)?;
+        if message.op() == OP_REPLY {
+            return self.overhear(now, input, &message);
+        }
+        let mut asker = Asker::read(input, message, &self.settings.subnets)?;
+        self.recall_arch(&mut asker);
+        match (input.port, self.settings.mode) {
+            (ServerPort::BootServer, _) => self.handle_boot_server(&asker, policy, out),
+            (ServerPort::Dhcp, Mode::Full) => self.handle_full(now, &asker, policy, out),
+            (ServerPort::Dhcp, _) => self.handle_proxy(now, &asker, policy, out),
+        }
+    }
+
+    /// Some firmware names its architecture in the DISCOVER only.
+    fn recall_arch(&mut self, asker: &mut Asker<'_>) {
+        let (Some(mac), Some(firmware)) = (asker.mac, &mut asker.firmware) else { return };
+        if firmware.arch_stated {
+            self.memory.note_arch(mac, firmware.arch);
+        } else if let Some(arch) = self.memory.arch(mac) {
+            firmware.arch = arch;
+            firmware.arch_stated = true;
+        }
+    }
+
+    /// Asks the policy; the file is `None` when there is nothing to boot.
+    fn resolve(
+        &mut self,
+        asker: &Asker<'_>,
+        firmware: &Firmware,
+        policy: &mut dyn BootPolicy,
+    ) -> Result<(Answer, Option<BootFile>), DropReason> {
+        self.identify(asker);
+        let mut file = BootFile::new();
+        let answer = policy.resolve(&self.who, firmware, asker.server, &mut file);
+        match answer {
+            Answer::Silent => Err(DropReason::Silent),
+            Answer::NoBoot => Ok((answer, None)),
+            Answer::Boot | Answer::BootUnclaimed if file.is_empty() => Err(DropReason::NoBootFile),
+            Answer::Boot | Answer::BootUnclaimed => Ok((answer, Some(file))),
+        }
+    }
+
+    /// Fills in `who` from a request.
+    fn identify(&mut self, asker: &Asker<'_>) {
+        let direct = Some(*asker.input.src.ip()).filter(|ip| !ip.is_unspecified() && asker.relay().is_none());
+        self.who.mac = asker.mac;
+        self.who.uuid = asker.uuid;
+        self.who.arch = asker.arch();
+        self.who.platform = asker.arch().map(Arch::platform);
+        self.who.address = asker.ciaddr().or(direct);
+        self.who.relay = asker.relay();
+
+        let relay_agent = asker.message.option(code::RELAY_AGENT).unwrap_or_default();
+        let circuit = SubOptions::relay_agent(relay_agent).first(relay::CIRCUIT_ID);
+        let mut bytes = self.who.circuit.take().unwrap_or_else(|| std::mem::take(&mut self.circuit_spare));
+        bytes.clear();
+        match circuit {
+            Some(circuit) => {
+                bytes.extend_from_slice(circuit);
+                self.who.circuit = Some(bytes);
+            }
+            None => self.circuit_spare = bytes,
+        }
+    }
+}
+
+/// Subnets with the longest prefixes first, as [`Asker::read`] wants them.
+fn ordered(mut settings: Settings) -> Settings {
+    asker::sort_narrowest_first(&mut settings.subnets);
+    settings
+}
+
+/// Drives a server in each mode with arbitrary bytes, on both ports, directly and unicast, and checks what every reply
+/// must keep to: for fuzz targets and the mutation tests. Panics only when an invariant of this module is broken.
+pub fn fuzz_server(now: Instant, bytes: &[u8]) {
+    use std::net::SocketAddrV4;
+    use std::time::Duration;
+
+    use crate::wire::MacAddr;
+
+    struct Everything;
+    impl BootPolicy for Everything {
+        fn resolve(&mut self, who: &Identity, _: &Firmware, server: Ipv4Addr, file: &mut BootFile) -> Answer {
+            use std::fmt::Write;
+            match who.mac.map(|mac| mac.0[5] % 8) {
+                Some(0) => Answer::Silent,
+                Some(1) => Answer::NoBoot,
+                _ if write!(file, "http://{server}:4433/ipxe?mac={:?}", who.mac).is_err() => Answer::NoBoot,
+                _ => Answer::Boot,
+            }
+        }
+    }
+
+    let addr = Ipv4Addr::new(10, 77, 0, 1);
+    let Some(network) = Network::new(addr, 24) else { return };
+    let interface = Interface {
+        index: 1,
+        name: "eth0".into(),
+        addr,
+        network,
+        mac: MacAddr([2, 0, 0, 0, 0, 1]),
+        mtu: 1500,
+    };
+    let subnet = Subnet {
+        range: Some((Ipv4Addr::new(10, 77, 0, 100), Ipv4Addr::new(10, 77, 0, 103))),
+        router: Some(addr),
+        dns: vec![addr; 3],
+        domain: Some("example.test".into()),
+        ..Subnet::new(network)
+    };
+    for mode in [Mode::Proxy, Mode::Full] {
+        let settings = Settings { mode, subnets: vec![subnet.clone()], ..Settings::default() };
+        let mut server = Server::new(settings, 1);
+        let mut out = [0xaa; 1472];
+        for (step, (port, dst)) in [
+            (ServerPort::Dhcp, Ipv4Addr::BROADCAST),
+            (ServerPort::Dhcp, addr),
+            (ServerPort::BootServer, addr),
+            (ServerPort::Dhcp, Ipv4Addr::BROADCAST),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let src = SocketAddrV4::new(Ipv4Addr::new(10, 77, 0, 9), 68);
+            let input = Input { interface: &interface, port, src, src_mac: None, dst, local: addr, bytes };
+            let now = now + Duration::from_secs(step as u64 * 6);
+            server.handle_timeout(now);
+            if let Verdict::Reply(output, event) = server.handle(now, &input, &mut Everything, &mut out) {
+                let request = Message::parse(bytes).expect("only what parses is answered");
+                let reply = Message::parse(&out[..output.len]).expect("what is sent parses");
+                assert!((300..=1472).contains(&output.len));
+                assert_eq!(reply.op(), OP_REPLY);
+                assert_eq!(reply.xid(), request.xid());
+                assert_eq!(reply.chaddr(), request.chaddr());
+                assert_eq!(reply.giaddr(), request.giaddr());
+                assert_eq!(reply.server_id(), Some(addr));
+                assert!(
+                    mode == Mode::Full || reply.yiaddr().is_unspecified() && event.what != DhcpStep::Naked
+                );
+                assert_eq!(reply.option(code::RELAY_AGENT), request.option(code::RELAY_AGENT));
+                assert_eq!(reply.file(), event.file.as_bytes());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
