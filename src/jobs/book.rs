@@ -524,3 +524,6 @@ impl Job {
         moved
     }
 }
+
+#[cfg(test)]
+mod tests;

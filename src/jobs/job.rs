@@ -396,3 +396,79 @@ pub(crate) mod unix_seconds {
             .ok_or_else(|| serde::de::Error::custom("a moment beyond this machine's clock"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_stage_table_is_this_one() {
+        use Stage::{Armed, Cancelled, Confirmed, Expired, Failed, Fetching, Offered, Running};
+        let once: [(Stage, &[Stage]); 8] = [
+            (Armed, &[Offered, Fetching, Running, Expired, Cancelled]),
+            (Offered, &[Armed, Fetching, Running, Expired, Cancelled]),
+            (Fetching, &[Armed, Offered, Running, Failed, Cancelled]),
+            (Running, &[Confirmed]),
+            (Confirmed, &[]),
+            (Failed, &[]),
+            (Expired, &[]),
+            (Cancelled, &[]),
+        ];
+        for (from, to) in once {
+            for next in Stage::ALL {
+                assert_eq!(from.may_become(next, false), to.contains(&next), "{from} -> {next}");
+                let again = matches!(from, Running | Confirmed)
+                    && matches!(next, Armed | Offered | Fetching | Cancelled | Expired);
+                assert_eq!(
+                    from.may_become(next, true),
+                    to.contains(&next) || again,
+                    "{from} -> {next}, always"
+                );
+            }
+            assert_eq!(from.may_rearm(), to.is_empty() || from == Running, "{from}");
+        }
+    }
+
+    #[test]
+    fn job_numbers_are_read_as_people_write_them() {
+        assert_eq!(JobId(17).to_string(), "j17");
+        for text in ["j17", "J17", "17"] {
+            assert_eq!(text.parse(), Ok(JobId(17)), "{text}");
+        }
+        for text in ["", "j", "j+1", "j1x", "-1", "j99999999999999999999"] {
+            assert_eq!(text.parse::<JobId>(), Err(NotAJobId), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_spec_is_read_with_its_defaults_and_nothing_unknown() {
+        let spec: JobSpec =
+            serde_json::from_str(r#"{"action": {"image": "pe"}, "selector": {"mac": "52-54-00-12-34-56"}}"#)
+                .unwrap();
+        let mac = MacAddr([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
+        assert_eq!(spec, JobSpec::new(Action::Image("pe".into()), Selector::Mac(mac)));
+        let spec: JobSpec = serde_json::from_str(
+            r#"{"action": "wait", "selector": "any", "always": true, "expires": "2h", "priority": -3}"#,
+        )
+        .unwrap();
+        assert_eq!((spec.expires, spec.priority, spec.always), (Some(Duration::from_secs(7_200)), -3, true));
+        for bad in [
+            r#"{"action": "wait", "selector": "any", "alwyas": true}"#,
+            r#"{"action": "wipe", "selector": "any"}"#,
+            r#"{"action": "wait", "selector": {"mac": "x"}}"#,
+            r#"{"action": "wait", "selector": "any", "expires": "2 weeks"}"#,
+        ] {
+            assert!(serde_json::from_str::<JobSpec>(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_spec_survives_its_own_json() {
+        let spec = JobSpec {
+            expires: Some(Duration::from_secs(90)),
+            ..JobSpec::new(Action::Shell, Selector::Serial("A 1".into()))
+        };
+        let text = serde_json::to_string(&spec).unwrap();
+        assert_eq!(serde_json::from_str::<JobSpec>(&text).unwrap(), spec);
+    }
+}

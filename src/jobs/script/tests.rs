@@ -658,18 +658,15 @@ fn with_hostile(field: usize, value: &str) -> Option<(Library, Identity, Policy)
     Some((Library([tux, program, script, disk, pe].map(Arc::new).into()), who, policy))
 }
 
-/// Every byte alone, in front, behind, inside and as a word of its own, and the sequences that mean something.
+/// Every byte inside a word, every punctuation and control byte also alone, in front, behind and as a word of its
+/// own, and the sequences that mean something.
 fn hostile_values() -> Vec<String> {
     let mut values = Vec::new();
-    for byte in 0..=255u8 {
-        let c = char::from(byte);
-        values.extend([
-            format!("{c}"),
-            format!("{c}x"),
-            format!("x{c}"),
-            format!("x{c}y"),
-            format!("x {c} y"),
-        ]);
+    for c in (0..=255u8).map(char::from) {
+        values.push(format!("x{c}y"));
+        if !c.is_alphanumeric() && c.is_ascii() {
+            values.extend([format!("{c}"), format!("{c}x"), format!("x{c}"), format!("x {c} y")]);
+        }
     }
     for sequence in [
         "${net0/mac}",
@@ -723,12 +720,15 @@ fn hostile_values() -> Vec<String> {
 #[test]
 fn no_value_changes_the_structure_of_a_script() {
     let values = hostile_values();
+    let book = Book::new();
+    let spec = JobSpec::new(Action::Menu, Selector::Mac(MAC));
+    let job = book.add(spec, &Library::default(), now()).unwrap();
     for field in 0.. {
-        let Some((library, who, policy)) = with_hostile(field, "harmless") else { break };
-        let harmless = structure(&all_scripts(&library, &who, &policy));
+        let Some(machine) = with_hostile(field, "harmless") else { break };
+        let harmless = structure(&scripts_with(field, &job, &machine));
         for value in &values {
-            let Some((library, who, policy)) = with_hostile(field, value) else { break };
-            let script = all_scripts(&library, &who, &policy);
+            let Some(machine) = with_hostile(field, value) else { break };
+            let script = scripts_with(field, &job, &machine);
             let hostile = structure(&script);
             assert_eq!(
                 without_warnings(&hostile),
@@ -739,15 +739,30 @@ fn no_value_changes_the_structure_of_a_script() {
     }
 }
 
-/// The scripts of every job and of the menu, one after the other; each is checked by itself too.
-fn all_scripts(library: &Library, who: &Identity, policy: &Policy) -> String {
+/// The scripts that a field can reach, one after the other; each is checked by itself too.
+fn scripts_with(field: usize, job: &Job, (library, who, policy): &(Library, Identity, Policy)) -> String {
+    // The order of `with_hostile`'s library.
+    let image = match field {
+        5 | 8 | 9 | 16..=18 => Some(4),
+        6 | 10..=12 | 21 => Some(0),
+        7 | 14 => Some(1),
+        13 | 19 => Some(3),
+        15 => Some(2),
+        _ => None,
+    };
+    let action = match image {
+        Some(index) => Action::Image(library.0[index].name.clone()),
+        None => Action::Wait,
+    };
+    let key = TokenKey::new([7; 32]);
+    let ctx = Context { base_url: BASE, boot: BootId(0x4d2), key: &key, now_unix: NOW_UNIX, policy };
+    let job = Job { action, ..job.clone() };
     let mut all = String::new();
-    let names = library.0.iter().map(|image| Some(Action::Image(image.name.clone())));
-    let others = [Action::Local, Action::Menu, Action::Wait, Action::Shell].map(Some);
-    for action in names.chain(others).chain([None]) {
-        let (script, composed) = script_for(action, library, who, policy);
+    for decision in [Decision::Job(&job), Decision::NoJob] {
+        let mut script = String::new();
+        let composed = write(&plan(decision, library, who, policy), library, who, &ctx, &mut script);
         well_formed(&script);
-        assert_ne!(composed.what, Offer::Unavailable);
+        assert!(matches!(composed.what, Offer::Image | Offer::Wait | Offer::Menu), "{composed:?}");
         all.push_str(&script);
     }
     all
