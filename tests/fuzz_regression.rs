@@ -3,15 +3,16 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Instant;
 
 type Target = (&'static str, fn(&[u8]));
 
 const TARGETS: &[Target] = &[
     ("dhcp_message", bootstorm::wire::dhcp::fuzz_message),
-    ("dhcp_server", bootstorm::proto::dhcp::fuzz_server),
+    ("dhcp_server", |bytes| bootstorm::proto::dhcp::fuzz_server(Instant::now(), bytes)),
     ("tftp_packet", bootstorm::wire::tftp::fuzz_packet),
-    ("tftp_transfer", bootstorm::proto::tftp::fuzz_transfer),
-    ("http_head", bootstorm::proto::http::fuzz_head),
+    ("tftp_transfer", |bytes| bootstorm::proto::tftp::fuzz_transfer(Instant::now(), bytes)),
+    ("http_head", |bytes| drop(bootstorm::proto::http::fuzz_head(bytes))),
     ("wim_header", bootstorm::wire::wim::fuzz_wim),
 ];
 

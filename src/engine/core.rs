@@ -172,12 +172,16 @@ impl Core {
         }
         loop {
             let now = Instant::now();
-            let busy = self.tftp.is_busy() || self.http.is_busy() || self.dhcp.as_ref().is_some_and(DhcpSide::is_busy);
+            let busy = self.tftp.is_busy()
+                || self.http.is_busy()
+                || self.dhcp.as_ref().is_some_and(DhcpSide::is_busy);
             let wait = if busy {
                 Duration::ZERO
             } else {
                 let until = wheel.next().map_or(SLEEP_MAX, |at| at.saturating_duration_since(now));
-                until.min(drain_until.map_or(SLEEP_MAX, |at| at.saturating_duration_since(now))).min(SLEEP_MAX)
+                until
+                    .min(drain_until.map_or(SLEEP_MAX, |at| at.saturating_duration_since(now)))
+                    .min(SLEEP_MAX)
             };
             if let Err(error) = self.poll.poll(&mut events, Some(wait))
                 && error.kind() != io::ErrorKind::Interrupted

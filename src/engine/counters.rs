@@ -71,13 +71,21 @@ static METRICS: LazyLock<Vec<Metric>> = LazyLock::new(|| {
     let family = |name, help, word| Metric { name, help, label: Some(("reason", word)), gauge: false };
     let mut all = PLAIN.to_vec();
     all.extend(dhcp::DropReason::ALL.iter().map(|reason| {
-        family("bootstorm_dhcp_drops_total", "DHCP messages left without an answer, by reason.", reason.word())
+        family(
+            "bootstorm_dhcp_drops_total",
+            "DHCP messages left without an answer, by reason.",
+            reason.word(),
+        )
     }));
     all.extend(tftp::DropReason::ALL.iter().map(|reason| {
         family("bootstorm_tftp_ignored_total", "TFTP packets a transfer ignored, by reason.", reason.word())
     }));
     all.extend(RefuseReason::ALL.iter().map(|reason| {
-        family("bootstorm_http_refused_total", "HTTP requests refused for their form, by reason.", reason.word())
+        family(
+            "bootstorm_http_refused_total",
+            "HTTP requests refused for their form, by reason.",
+            reason.word(),
+        )
     }));
     all
 });
@@ -117,13 +125,14 @@ impl Tally {
 
     /// A transfer ignored a packet.
     pub fn drop_tftp(&self, reason: tftp::DropReason) {
-        self.cells.add(PLAIN.len() + dhcp::DropReason::ALL.len() + position(tftp::DropReason::ALL, &reason), 1);
+        self.cells
+            .add(PLAIN.len() + dhcp::DropReason::ALL.len() + position(tftp::DropReason::ALL, &reason), 1);
     }
 
     /// A request was refused for its form.
     pub fn refuse_http(&self, reason: RefuseReason) {
         let before = PLAIN.len() + dhcp::DropReason::ALL.len() + tftp::DropReason::ALL.len();
-        self.cells.add(before + position(RefuseReason::ALL, &reason), 1);
+        self.cells.add(before + position(&RefuseReason::ALL, &reason), 1);
     }
 
     /// A transfer ended; `None` when it was cut by us or replaced.

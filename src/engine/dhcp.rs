@@ -17,7 +17,7 @@ use super::policy::Decider;
 use super::sightings::Sighting;
 use crate::jobs::evidence::{Asker, Evidence, Seen};
 use crate::proto::dhcp::{
-    DhcpEvent, Input, Interface, Output, Server, ServerPort, Settings, To, Verdict, What,
+    DhcpEvent, DhcpStep, Input, Interface, Output, Server, ServerPort, Settings, To, Verdict,
 };
 use crate::proto::firmware::FirmwareKind;
 use crate::sys::packet::PacketSocket;
@@ -291,10 +291,30 @@ impl DhcpSide {
 
 /// Passes on what a message told: to the other cores who is where, to the flight recorder what happened.
 fn note(event: &DhcpEvent, turn: &Turn<'_>) {
-    if let (Some(mac), Some(addr)) = (event.mac, event.ip)
+    let told_address = matches!(
+        event.what,
+        DhcpStep::Offered
+            | DhcpStep::Acked
+            | DhcpStep::BootServerAnswered
+            | DhcpStep::OverheardRequest { .. }
+    );
+    if let (true, Some(mac), Some(addr), Some(arch)) = (told_address, event.mac, event.ip, event.arch)
         && !addr.is_unspecified()
-        && matches!(event.what, What::Acked | What::Overheard { .. } | What::Offered)
     {
-        turn.shared.sightings.record(addr, Sighting { mac, arch: event.arch.unwrap_or_default() });
+        turn.shared.sightings.record(addr, Sighting { mac, arch });
     }
+    let offers_boot = matches!(event.what, DhcpStep::Offered | DhcpStep::BootServerAnswered);
+    let Some(kind) = event.kind.filter(|_| offers_boot && !event.file.is_empty()) else { return };
+    let asker = match kind {
+        FirmwareKind::Pxe => Asker::Firmware,
+        FirmwareKind::HttpBoot => Asker::Http,
+        FirmwareKind::Ipxe(_) => Asker::Ipxe,
+    };
+    let file = event.file.as_str().to_owned();
+    let seen = Seen::DhcpOffered { asker, arch: event.arch, relay: event.relay, file };
+    let mut evidence = Evidence::new(SystemTime::now(), seen);
+    evidence.mac = event.mac;
+    evidence.uuid = event.uuid;
+    evidence.address = event.ip;
+    turn.shared.note(evidence);
 }

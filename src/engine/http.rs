@@ -225,7 +225,9 @@ impl HttpSide {
                 }
             };
             turn.tally.add(Count::HttpConnections, 1);
-            let (SocketAddr::V4(peer), Ok(SocketAddr::V4(local))) = (peer, stream.local_addr()) else { continue };
+            let (SocketAddr::V4(peer), Ok(SocketAddr::V4(local))) = (peer, stream.local_addr()) else {
+                continue;
+            };
             if stream.set_nonblocking(true).is_err() {
                 continue;
             }
@@ -333,7 +335,8 @@ impl HttpSide {
             }
             Pumped::Changed => {
                 turn.tally.add(Count::FilesChanged, 1);
-                let file = connection.delivery.as_ref().map(|d| d.subject.name().to_owned()).unwrap_or_default();
+                let file =
+                    connection.delivery.as_ref().map(|d| d.subject.name().to_owned()).unwrap_or_default();
                 tracing::warn!(file, peer = %connection.peer, "file changed under a download: the download is cut");
                 tcp::reset_on_close(connection.stream.as_raw_fd());
                 self.close(key, Some("the file changed on the server"), turn);
@@ -361,7 +364,8 @@ impl HttpSide {
         let Some(connection) = self.connections.get_mut(key) else { return false };
         let mut input = std::mem::take(&mut connection.input);
         loop {
-            let next = if input.is_empty() || !connection.keep_alive { Next::More } else { next_request(&input) };
+            let next =
+                if input.is_empty() || !connection.keep_alive { Next::More } else { next_request(&input) };
             match next {
                 Next::Request { request, len } => {
                     self.delivered(key, turn, false);
@@ -445,7 +449,9 @@ impl HttpSide {
             Route::Image { path } => {
                 let served = turn.shared.library.load().http_image(path);
                 match served {
-                    Ok(served) if served.access == Access::Open => self.answer_file(key, request, &served, None, now, turn),
+                    Ok(served) if served.access == Access::Open => {
+                        self.answer_file(key, request, &served, None, now, turn)
+                    }
                     Ok(_) => self.answer_error(key, request, Status::FORBIDDEN, now, turn),
                     Err(_) => self.answer_error(key, request, Status::NOT_FOUND, now, turn),
                 }
@@ -630,10 +636,12 @@ impl HttpSide {
             Body::Range { offset, len } => {
                 connection.out.pieces.push_back(Piece::File { at: offset, end: offset + len });
             }
-            Body::Multi(pieces) => connection.out.pieces.extend(pieces.into_iter().map(|piece| match piece {
-                plan::Piece::Text(bytes) => Piece::Text { bytes, sent: 0 },
-                plan::Piece::File { offset, len } => Piece::File { at: offset, end: offset + len },
-            })),
+            Body::Multi(pieces) => {
+                connection.out.pieces.extend(pieces.into_iter().map(|piece| match piece {
+                    plan::Piece::Text(bytes) => Piece::Text { bytes, sent: 0 },
+                    plan::Piece::File { offset, len } => Piece::File { at: offset, end: offset + len },
+                }))
+            }
             Body::None | Body::Inline => {}
         }
         connection.out.file = Some(opened);
@@ -664,7 +672,11 @@ impl HttpSide {
         let unsent = !connection.out.is_empty();
         let waiting = tcp::unacknowledged(&connection.stream).unwrap_or(0);
         if ending && (unsent || waiting > 0) {
-            delivery.failed(turn.shared, "the connection ended before the last byte was acknowledged", waiting);
+            delivery.failed(
+                turn.shared,
+                "the connection ended before the last byte was acknowledged",
+                waiting,
+            );
         } else {
             delivery.done(turn.shared);
         }
@@ -820,7 +832,8 @@ impl Delivery {
 
 fn note(shared: &Shared, boot: Option<BootToken>, peer: Ipv4Addr, seen: Seen) {
     let mut evidence = Evidence::new(SystemTime::now(), seen);
-    evidence.mac = boot.and_then(|token| token.mac).or_else(|| shared.sightings.at(peer).map(|seen| seen.mac));
+    evidence.mac =
+        boot.and_then(|token| token.mac).or_else(|| shared.sightings.at(peer).map(|seen| seen.mac));
     evidence.boot = boot.map(|token| token.boot);
     evidence.address = Some(peer);
     shared.note(evidence);

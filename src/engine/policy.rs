@@ -23,21 +23,28 @@ impl<'a> Decider<'a> {
 }
 
 impl BootPolicy for Decider<'_> {
-    fn resolve(&mut self, who: &Identity, firmware: &Firmware, server: Ipv4Addr, file: &mut BootFile) -> Answer {
+    fn resolve(
+        &mut self,
+        who: &Identity,
+        firmware: &Firmware,
+        server: Ipv4Addr,
+        file: &mut BootFile,
+    ) -> Answer {
         let table = self.shared.book.load();
-        if matches!(table.decide(who), Decision::Unknown) && self.shared.policy.load().unknown == Unknown::Silent {
+        let claimed = !matches!(table.decide(who), Decision::NoJob);
+        if !claimed && self.shared.policy.load().unknown == Unknown::Silent {
             return Answer::Silent;
         }
         let catalog = self.shared.library.load();
         let port = self.shared.http_port(server);
         file.clear();
         let written = match (firmware.kind, port) {
-            (FirmwareKind::Ipxe { http: true, .. }, Some(port)) => match who.mac {
+            (FirmwareKind::Ipxe(features), Some(port)) if features.http => match who.mac {
                 Some(mac) => write!(file, "http://{server}:{port}/ipxe?mac={mac}"),
                 None => write!(file, "http://{server}:{port}/ipxe"),
             },
             // This iPXE cannot fetch a script by HTTP: it gets one that can, once, by TFTP.
-            (FirmwareKind::Ipxe { .. }, _) => match catalog.full_loader_for(firmware.arch) {
+            (FirmwareKind::Ipxe(_), _) => match catalog.full_loader_for(firmware.arch) {
                 Some((name, _)) => write!(file, "{name}"),
                 None => return Answer::NoBoot,
             },
@@ -52,6 +59,14 @@ impl BootPolicy for Decider<'_> {
             },
         };
         // A name too long for the `file` field cannot be offered.
-        if written.is_ok() && !file.is_empty() { Answer::Boot } else { Answer::NoBoot }
+        match written {
+            Ok(()) if claimed => Answer::Boot,
+            Ok(()) => Answer::BootUnclaimed,
+            Err(_) => Answer::NoBoot,
+        }
+    }
+
+    fn is_registered(&mut self, who: &Identity) -> bool {
+        !matches!(self.shared.book.load().decide(who), Decision::NoJob)
     }
 }

@@ -223,7 +223,9 @@ impl Outgoing {
                         count as u64
                     })
                 }
-                Some(Piece::File { at, end }) if at == end && self.pipe.as_ref().is_none_or(|p| p.held() == 0) => {
+                Some(Piece::File { at, end })
+                    if at == end && self.pipe.as_ref().is_none_or(|p| p.held() == 0) =>
+                {
                     self.pieces.pop_front();
                     continue;
                 }
@@ -238,7 +240,9 @@ impl Outgoing {
                 Ok(count) => quantum = quantum.saturating_sub(count),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Pumped::Blocked,
-                Err(e) if e.raw_os_error() == Some(nix::errno::Errno::EFAULT as i32) => return Pumped::Changed,
+                Err(e) if e.raw_os_error() == Some(nix::errno::Errno::EFAULT as i32) => {
+                    return Pumped::Changed;
+                }
                 Err(_) => return Pumped::Broken,
             }
         }
@@ -248,7 +252,9 @@ impl Outgoing {
     /// was (or, with `in_ring` set, when the ring has taken over).
     fn pump_file(&mut self, socket: &impl AsRawFd, means: &mut Means<'_>) -> io::Result<u64> {
         let last_piece = self.pieces.len() == 1;
-        let (Some(Piece::File { at, end }), Some(file)) = (self.pieces.front_mut(), &self.file) else { return Ok(0) };
+        let (Some(Piece::File { at, end }), Some(file)) = (self.pieces.front_mut(), &self.file) else {
+            return Ok(0);
+        };
         let left = *end - *at;
         if !self.corked {
             tcp::set_cork(socket, true)?;

@@ -17,7 +17,7 @@ use super::http::HttpSide;
 use super::shared::Shared;
 use super::tftp::TftpSide;
 use super::{counters, filters};
-use crate::proto::dhcp::{Interface, Network, ServerPort, Settings};
+use crate::proto::dhcp::{Interface, Mode, Network, ServerPort, Settings};
 use crate::proto::tftp::Limits;
 use crate::sys::interfaces::{self, Device};
 use crate::sys::packet::PacketSocket;
@@ -98,7 +98,11 @@ impl std::fmt::Display for StartError {
                 None => write!(f, "{error}"),
             },
             Self::NoSuchInterface { name, have } => {
-                write!(f, "interface {name}: there is none of that name; this machine has {}", have.join(", "))
+                write!(
+                    f,
+                    "interface {name}: there is none of that name; this machine has {}",
+                    have.join(", ")
+                )
             }
             Self::NoRing(error) => write!(f, "--driver uring: {error}; {}", ring_advice(error)),
         }
@@ -186,20 +190,32 @@ impl Engine {
                 rings.clear();
                 tracing::info!(rung = "io_uring", have = false, %error, "senders without the ring: {}", ring_advice(&error));
             }
-            (Driver::Mio, _) => tracing::info!(rung = "io_uring", have = false, "switched off by the driver setting"),
-            _ => tracing::info!(rung = "io_uring", have = true, "zero-copy sends where a device does not copy"),
+            (Driver::Mio, _) => {
+                tracing::info!(rung = "io_uring", have = false, "switched off by the driver setting")
+            }
+            _ => {
+                tracing::info!(rung = "io_uring", have = true, "zero-copy sends where a device does not copy")
+            }
         }
         tracing::info!(
             rung = "udp_segment",
             have = segmentation,
             "{}",
-            if segmentation { "a TFTP window leaves in one call" } else { "TFTP blocks leave one by one in batches" }
+            if segmentation {
+                "a TFTP window leaves in one call"
+            } else {
+                "TFTP blocks leave one by one in batches"
+            }
         );
         tracing::info!(
             rung = "congestion",
             control = congestion.unwrap_or("system"),
             "{}",
-            if congestion.is_some() { "BBR is the system's; its pacing doubles the cost on a LAN" } else { "as the system has it" }
+            if congestion.is_some() {
+                "BBR is the system's; its pacing doubles the cost on a LAN"
+            } else {
+                "as the system has it"
+            }
         );
         tracing::info!(rung = "open_files", limit = open_files, "descriptors this process may have");
 
@@ -304,7 +320,10 @@ impl Engine {
 }
 
 /// Which interfaces to answer on: the named ones, or every physical one with an address.
-fn choose_interfaces(names: &[String], all: &[interfaces::Interface]) -> Result<Vec<interfaces::Interface>, StartError> {
+fn choose_interfaces(
+    names: &[String],
+    all: &[interfaces::Interface],
+) -> Result<Vec<interfaces::Interface>, StartError> {
     if names.is_empty() {
         let with = |device: Device| -> Vec<_> {
             all.iter().filter(|i| i.device == device && i.addr.is_some()).cloned().collect()
@@ -341,14 +360,18 @@ fn open_dhcp(
     let mut interfaces = Vec::new();
     for link in &chosen {
         let Some(addr) = link.addr else {
-            tracing::warn!(interface = link.name, "has no IPv4 address yet: not answered on until a restart finds one");
+            tracing::warn!(
+                interface = link.name,
+                "has no IPv4 address yet: not answered on until a restart finds one"
+            );
             continue;
         };
+        let Some(network) = Network::new(addr, link.prefix) else { continue };
         interfaces.push(Interface {
             index: link.index,
             name: link.name.clone(),
             addr,
-            network: Network::new(addr, link.prefix),
+            network,
             mac: MacAddr(link.mac),
             mtu: link.mtu,
         });
@@ -357,9 +380,14 @@ fn open_dhcp(
     // Port 67 in use by another DHCP server is normal in proxy mode: the raw socket then takes everything.
     let udp = match UdpSocket::bind(any(port), &options) {
         Ok(socket) => Some(socket),
-        Err(error) if error.source.raw_os_error() == Some(nix::errno::Errno::EADDRINUSE as i32) && dhcp.is_proxy() => {
+        Err(error)
+            if error.source.raw_os_error() == Some(nix::errno::Errno::EADDRINUSE as i32)
+                && dhcp.mode == Mode::Proxy =>
+        {
             tracing::info!(
-                rung = "dhcp_port", have = false, port,
+                rung = "dhcp_port",
+                have = false,
+                port,
                 "another DHCP server on this host has the port: its clients are answered by raw socket alone"
             );
             None
@@ -387,7 +415,11 @@ fn open_dhcp(
         }
     }
     if !raws.is_empty() {
-        tracing::info!(rung = "packet_socket", have = true, "machines without an address are answered by frame");
+        tracing::info!(
+            rung = "packet_socket",
+            have = true,
+            "machines without an address are answered by frame"
+        );
     }
     let mut udps = Vec::new();
     if let Some(socket) = udp {
@@ -401,7 +433,10 @@ fn open_dhcp(
     }
     match UdpSocket::bind(any(boot_server_port), &options) {
         Ok(socket) => udps.push(UdpPort { socket, port: ServerPort::BootServer }),
-        Err(error) if error.source.raw_os_error() == Some(nix::errno::Errno::EADDRINUSE as i32) && dhcp.is_proxy() => {
+        Err(error)
+            if error.source.raw_os_error() == Some(nix::errno::Errno::EADDRINUSE as i32)
+                && dhcp.mode == Mode::Proxy =>
+        {
             tracing::warn!(
                 port = boot_server_port,
                 "another PXE boot server on this host has the port: firmware that insists on asking there will hear \

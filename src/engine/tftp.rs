@@ -26,7 +26,7 @@ use crate::files::served::{Opened, Served};
 use crate::jobs::evidence::{Evidence, Over, Seen};
 use crate::jobs::image::Access;
 use crate::jobs::script;
-use crate::proto::tftp::{Limits, Outcome, Start, Transfer, Transmit, Verdict};
+use crate::proto::tftp::{Limits, Outcome, Transfer, Transmit, Verdict};
 use crate::sys::SysError;
 use crate::sys::udp::{SEGMENTS_MAX, SEND_LEN_MAX, Source, UdpOptions, UdpSocket, Unsent};
 use crate::wire::tftp::{self, ErrorCode, Mode, Packet, Request};
@@ -97,8 +97,12 @@ impl TftpSide {
         single_port: bool,
         segmentation: bool,
     ) -> Result<Self, SysError> {
-        let options =
-            UdpOptions { reuse_port: true, fragment: true, recv_buffer: RECV_BUFFER, ..UdpOptions::default() };
+        let options = UdpOptions {
+            reuse_port: true,
+            fragment: true,
+            recv_buffer: RECV_BUFFER,
+            ..UdpOptions::default()
+        };
         let mut sockets = Vec::new();
         for addr in listen {
             sockets.push(UdpSocket::bind(*addr, &options)?);
@@ -216,12 +220,12 @@ impl TftpSide {
             Ok(Packet::Request(request)) if (socket as usize) < self.listeners => {
                 self.request(socket, &request, from, source, turn);
             }
-            Ok(Packet::Ack(block)) => self.on_transfer(socket, from, turn, |transfer, now| {
-                transfer.handle_ack(now, block)
-            }),
-            Ok(Packet::Error(code, _)) => self.on_transfer(socket, from, turn, |transfer, now| {
-                transfer.handle_error(now, code)
-            }),
+            Ok(Packet::Ack(block)) => {
+                self.on_transfer(socket, from, turn, |transfer, now| transfer.handle_ack(now, block))
+            }
+            Ok(Packet::Error(code, _)) => {
+                self.on_transfer(socket, from, turn, |transfer, now| transfer.handle_error(now, code))
+            }
             Ok(_) => turn.tally.add(Count::TftpUnexpected, 1),
             Err(_) => turn.tally.add(Count::TftpMalformed, 1),
         }
@@ -289,17 +293,8 @@ impl TftpSide {
         let segmented = segmented
             && u32::from(transfer.blksize()) + 4 + HEADERS_LEN <= turn.shared.mtu(source.addr)
             && !turn.shared.refuses_segments(source.addr);
-        let live = Live {
-            transfer,
-            payload,
-            served,
-            client,
-            source,
-            socket,
-            name_hash,
-            segmented,
-            armed_at: None,
-        };
+        let live =
+            Live { transfer, payload, served, client, source, socket, name_hash, segmented, armed_at: None };
         match self.transfers.insert(live) {
             Ok(key) => {
                 self.by_client.insert(client, key);
@@ -329,7 +324,10 @@ impl TftpSide {
             Err(_) => return Err((ErrorCode::FileNotFound, "file not found")),
         };
         if served.access == Access::Boot {
-            return Err((ErrorCode::AccessViolation, "this image is given only to a boot with a token, by HTTP"));
+            return Err((
+                ErrorCode::AccessViolation,
+                "this image is given only to a boot with a token, by HTTP",
+            ));
         }
         let opened = served.open().map_err(|error| {
             turn.tally.add(Count::OpenFailures, 1);
@@ -379,7 +377,14 @@ impl TftpSide {
                     let mut reply = [0; 256];
                     let (socket, client, source) = (live.socket, live.client, live.source);
                     if let Some(len) = tftp::emit_oack(&mut reply, &options) {
-                        self.push_bytes(socket, client, source, Owner::Transfer(key).pack(), &reply[..len], turn);
+                        self.push_bytes(
+                            socket,
+                            client,
+                            source,
+                            Owner::Transfer(key).pack(),
+                            &reply[..len],
+                            turn,
+                        );
                     }
                 }
                 Transmit::Data(run) => self.push_run(key, &run, turn),
@@ -486,7 +491,9 @@ impl TftpSide {
             let Some(Owner::Transfer(key)) = Owner::unpack(unsent.tag) else { continue };
             let Some(live) = self.transfers.get_mut(key) else { continue };
             tracing::debug!(client = %live.client, error = %unsent.error, "tftp send refused");
-            if std::mem::replace(&mut live.segmented, false) && turn.shared.note_refused_segments(live.source.addr) {
+            if std::mem::replace(&mut live.segmented, false)
+                && turn.shared.note_refused_segments(live.source.addr)
+            {
                 tracing::info!(
                     address = %live.source.addr,
                     error = %unsent.error,
@@ -540,7 +547,9 @@ fn note(shared: &Shared, live: &Live, served: &Served, outcome: Option<Outcome>)
             file: served.name.clone(),
             bytes,
             reason: match outcome {
-                Some(Outcome::ClientError(code)) => format!("the machine gave up with TFTP error {}", code.code()),
+                Some(Outcome::ClientError(code)) => {
+                    format!("the machine gave up with TFTP error {}", code.code())
+                }
                 Some(_) => "the machine fell silent".to_owned(),
                 None => "it was cut or replaced by another request".to_owned(),
             },

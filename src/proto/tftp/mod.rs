@@ -487,7 +487,7 @@ impl Transfer {
 
 /// Drives a transfer by a list of operations taken from any bytes and holds what must hold whatever a client does:
 /// no byte beyond the file, never more unacknowledged blocks than the window, no more than one window per input.
-pub fn fuzz_transfer(bytes: &[u8]) {
+pub fn fuzz_transfer(start: Instant, bytes: &[u8]) {
     let mut input = crate::wire::reader::Reader::new(bytes);
     let Some([a, b, c, d, e, f]) = input.array::<6>() else { return };
     let options = Options {
@@ -499,7 +499,7 @@ pub fn fuzz_transfer(bytes: &[u8]) {
     let request = Request { write: false, name: b"x", mode: crate::wire::tftp::Mode::Octet, options };
     let limits = Limits { rollover_to: u16::from(a >> 4 & 1), ..Limits::default() };
     let len = u64::from(f) << (a >> 5) * 3 | u64::from(d);
-    let mut now = Instant::now();
+    let mut now = start;
     let (mut transfer, _) = Transfer::accept(now, &request, len, &limits);
     loop {
         let mut sent = 0;
