@@ -19,6 +19,8 @@ pub mod shared;
 pub mod sightings;
 pub mod slab;
 pub mod start;
+#[cfg(test)]
+mod tests;
 mod tftp;
 pub mod wheel;
 

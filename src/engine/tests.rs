@@ -1,0 +1,318 @@
+//! The running engine over loopback: real sockets, both drivers, bytes compared.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use super::*;
+use crate::files::library::{Library, Settings};
+use crate::jobs::book::Book;
+use crate::jobs::evidence::Evidence;
+use crate::jobs::script::Policy;
+use crate::jobs::token::TokenKey;
+use crate::proto::tftp::Limits;
+use crate::wire::tftp::{self, Mode, Options, Packet};
+
+/// A running server with one image folder, removed at the end.
+struct Lab {
+    engine: Option<Engine>,
+    dir: PathBuf,
+    content: Vec<u8>,
+    evidence: crossbeam_channel::Receiver<Evidence>,
+}
+
+fn content(len: usize) -> Vec<u8> {
+    let mut state = 0x1234_5678_9abc_def1u64;
+    let mut out = Vec::with_capacity(len + 8);
+    while out.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        out.extend_from_slice(&state.to_le_bytes());
+    }
+    out.truncate(len);
+    out
+}
+
+impl Lab {
+    fn start(driver: Driver, len: usize) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("bootstorm-engine-{}-{number}", std::process::id()));
+        fs::create_dir_all(dir.join("images/big")).unwrap();
+        let content = content(len);
+        fs::write(dir.join("images/big/payload.bin"), &content).unwrap();
+        fs::write(dir.join("images/big/small.txt"), "line one\nline two\n").unwrap();
+        let library = Library::open(Settings {
+            images_dir: dir.join("images"),
+            loader_dirs: Vec::new(),
+            bios: Vec::new(),
+            uefi_x64: Vec::new(),
+            uefi_ia32: Vec::new(),
+            uefi_arm64: Vec::new(),
+            wimboot: Vec::new(),
+        })
+        .unwrap();
+        let (sender, evidence) = crossbeam_channel::bounded(1024);
+        let shared = Arc::new(Shared::new(
+            Arc::new(library),
+            Arc::new(Book::new()),
+            Policy::default(),
+            TokenKey::new([7; 32]),
+            sender,
+            Duration::from_secs(2),
+            1,
+        ));
+        let any = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+        let settings = EngineSettings {
+            driver,
+            cores: 2,
+            interfaces: Vec::new(),
+            dhcp: None,
+            dhcp_ports: (67, 4011),
+            tftp: vec![any],
+            tftp_limits: Limits::default(),
+            single_port: false,
+            http: vec![any],
+        };
+        let engine = Engine::start(&settings, shared).unwrap();
+        Self { engine: Some(engine), dir, content, evidence }
+    }
+
+    fn http(&self) -> TcpStream {
+        let engine = self.engine.as_ref().unwrap();
+        let stream = TcpStream::connect(SocketAddr::V4(engine.bound.http[0])).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream
+    }
+
+    fn metric(&self, name: &str) -> u64 {
+        let text = Engine::metrics(&self.engine.as_ref().unwrap().cells());
+        let line = text.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("no metric {name}"));
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if let Some(engine) = self.engine.take() {
+            engine.stop();
+        }
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// Reads one response: head and body.
+fn response(stream: &mut TcpStream) -> (String, Vec<u8>) {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        assert_eq!(stream.read(&mut byte).unwrap(), 1, "ended inside the head: {}", head.escape_ascii());
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8(head).unwrap();
+    let length = head.lines().find_map(|l| l.strip_prefix("Content-Length: ")).expect("always a length");
+    let mut body = vec![0; length.parse().unwrap()];
+    stream.read_exact(&mut body).unwrap();
+    (head, body)
+}
+
+fn get(stream: &mut TcpStream, path: &str, extra: &str) -> (String, Vec<u8>) {
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n{extra}\r\n").unwrap();
+    response(stream)
+}
+
+fn whole_file_ranges_and_keep_alive(driver: Driver) {
+    let lab = Lab::start(driver, 20_000_000);
+    let mut stream = lab.http();
+    let (head, body) = get(&mut stream, "/images/big/payload.bin", "");
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    assert!(body == lab.content, "the file arrives as it is");
+    for (first, last) in [(0, 0), (5, 70_000), (19_000_000, 19_999_999), (1 << 20, (3 << 20) + 17)] {
+        let range = format!("Range: bytes={first}-{last}\r\n");
+        let (head, body) = get(&mut stream, "/images/big/payload.bin", &range);
+        assert!(head.starts_with("HTTP/1.1 206 "), "{head}");
+        assert!(body == lab.content[first..=last], "bytes {first} to {last}");
+    }
+    let (head, body) = get(&mut stream, "/images/big/payload.bin", "Range: bytes=0-9,100-70000\r\n");
+    assert!(head.contains("multipart/byteranges"), "{head}");
+    let find = |part: &[u8]| body.windows(part.len()).any(|w| w == part);
+    assert!(find(&lab.content[..10]) && find(&lab.content[100..=70_000]));
+    let (_, body) = get(&mut stream, "/images/big/small.txt", "");
+    assert_eq!(body, b"line one\nline two\n");
+}
+
+#[test]
+fn a_file_arrives_whole_and_by_ranges_over_one_connection_without_the_ring() {
+    whole_file_ranges_and_keep_alive(Driver::Mio);
+}
+
+#[test]
+fn a_file_arrives_whole_and_by_ranges_over_one_connection_with_the_ring() {
+    whole_file_ranges_and_keep_alive(Driver::Uring);
+}
+
+#[test]
+fn the_ring_gives_way_to_splice_where_the_device_copies() {
+    let lab = Lab::start(Driver::Uring, 8_000_000);
+    for _ in 0..4 {
+        let mut stream = lab.http();
+        get(&mut stream, "/images/big/payload.bin", "");
+    }
+    assert!(lab.metric("bootstorm_http_bytes_total{sender=\"send_zc\"}") > 0, "the ring was tried");
+    assert!(
+        lab.metric("bootstorm_http_bytes_total{sender=\"splice\"}") > 0,
+        "loopback copies, so splice took over"
+    );
+}
+
+#[test]
+fn many_slow_readers_all_get_the_file() {
+    let lab = Lab::start(Driver::Mio, 3_000_000);
+    let mut streams: Vec<TcpStream> = (0..100).map(|_| lab.http()).collect();
+    for stream in &mut streams {
+        write!(stream, "GET /images/big/payload.bin HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .unwrap();
+    }
+    for stream in &mut streams {
+        let (_, body) = response(stream);
+        assert!(body == lab.content);
+        assert_eq!(stream.read(&mut [0]).unwrap(), 0, "the server closes as it was asked to");
+    }
+}
+
+#[test]
+fn bad_requests_are_answered_and_the_server_lives() {
+    let lab = Lab::start(Driver::Mio, 1000);
+    for (request, status) in [
+        ("GET /images/big/../../etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), "404"),
+        ("GET /images/big/%2e%2e/%2e%2e/etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), "404"),
+        ("GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), "404"),
+        ("DELETE /images/big/payload.bin HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), "405"),
+        ("rubbish\r\n\r\n".to_owned(), "400"),
+        (format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "y".repeat(1 << 20)), "431"),
+        ("GET /s/forged/images/big/payload.bin HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), "403"),
+    ] {
+        let mut stream = lab.http();
+        // The server may close while a megabyte is still being written.
+        let _ = stream.write_all(request.as_bytes());
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer[9..], status.as_bytes(), "{}", &request[..request.len().min(60)]);
+    }
+    let (head, _) = get(&mut lab.http(), "/healthz", "");
+    assert!(head.starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn a_file_truncated_in_mid_download_ends_the_connection() {
+    let lab = Lab::start(Driver::Mio, 40_000_000);
+    let mut stream = lab.http();
+    write!(stream, "GET /images/big/payload.bin HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let mut some = vec![0; 100_000];
+    stream.read_exact(&mut some).unwrap();
+    let file = fs::File::options().write(true).open(lab.dir.join("images/big/payload.bin")).unwrap();
+    file.set_len(10_000_000).unwrap();
+    let mut rest = Vec::new();
+    let end = stream.read_to_end(&mut rest);
+    assert!(end.is_err() || some.len() + rest.len() < 40_000_000, "a cut body must not look whole");
+    let (head, _) = get(&mut lab.http(), "/healthz", "");
+    assert!(head.starts_with("HTTP/1.1 200"), "and the server lives");
+}
+
+/// Downloads by TFTP as a plain client does.
+fn tftp_get(lab: &Lab, name: &str, options: Options) -> Vec<u8> {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let server = lab.engine.as_ref().unwrap().bound.tftp[0];
+    let mut packet = [0; 512];
+    let len = tftp::emit_rrq(&mut packet, name.as_bytes(), Mode::Octet, &options).unwrap();
+    socket.send_to(&packet[..len], server).unwrap();
+    let mut buffer = vec![0; 70_000];
+    let (mut body, mut expected, mut blksize, mut windowsize) = (Vec::new(), 1u64, 512, 1);
+    loop {
+        let (len, from) = socket.recv_from(&mut buffer).expect("an answer");
+        let ack = |block: u16| {
+            let mut packet = [0; 4];
+            tftp::emit_ack(&mut packet, block).unwrap();
+            socket.send_to(&packet, from).unwrap();
+        };
+        match Packet::parse(&buffer[..len]).unwrap() {
+            Packet::Oack(granted) => {
+                blksize = granted.blksize.map_or(512, usize::from);
+                windowsize = granted.windowsize.map_or(1, u64::from);
+                ack(0);
+            }
+            Packet::Data(block, payload) if block == expected as u16 => {
+                body.extend_from_slice(payload);
+                let last = payload.len() < blksize;
+                if last || expected % windowsize == 0 {
+                    ack(block);
+                }
+                if last {
+                    return body;
+                }
+                expected += 1;
+            }
+            Packet::Data(..) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn tftp_delivers_every_block_size_and_window() {
+    let lab = Lab::start(Driver::Mio, 3_000_000);
+    for (blksize, windowsize) in [(512, 1), (1428, 1), (1428, 16), (8192, 4), (1432, 64), (65464, 1)] {
+        let options = Options {
+            blksize: Some(blksize),
+            tsize: Some(0),
+            windowsize: (windowsize > 1).then_some(windowsize),
+            timeout_secs: None,
+        };
+        let body = tftp_get(&lab, "/images\\BIG/Payload.bin", options);
+        assert!(body == lab.content, "blksize {blksize}, windowsize {windowsize}");
+    }
+    assert_eq!(tftp_get(&lab, "big/small.txt", Options::default()), b"line one\nline two\n");
+    assert_eq!(lab.metric("bootstorm_tftp_transfers_total{outcome=\"complete\"}"), 7);
+}
+
+#[test]
+fn tftp_refuses_writes_and_strange_names_at_once() {
+    let lab = Lab::start(Driver::Mio, 1000);
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let server = lab.engine.as_ref().unwrap().bound.tftp[0];
+    for (packet, code) in [
+        (b"\0\x01../../etc/passwd\0octet\0".as_slice(), 1),
+        (b"\0\x01..\\..\\etc\\passwd\0octet\0", 1),
+        (b"\0\x01big/../../../etc/passwd\0octet\0", 1),
+        (b"\0\x01/etc/passwd\0octet\0", 1),
+        (b"\0\x01C:\\etc\\passwd\0octet\0", 1),
+        (b"\0\x02big/payload.bin\0octet\0", 2),
+    ] {
+        socket.send_to(packet, server).unwrap();
+        let mut answer = [0; 128];
+        let (len, _) = socket.recv_from(&mut answer).expect("a refusal is an answer");
+        assert_eq!(answer[..4], [0, 5, 0, code], "{}", packet.escape_ascii());
+        assert!(!answer[..len].windows(3).any(|w| w == b"tmp"), "no local path");
+    }
+}
+
+#[test]
+fn the_recorder_hears_what_arrived() {
+    let lab = Lab::start(Driver::Mio, 500_000);
+    let mut stream = lab.http();
+    get(&mut stream, "/images/big/payload.bin", "");
+    get(&mut stream, "/healthz", "");
+    let words: Vec<String> = std::iter::from_fn(|| lab.evidence.recv_timeout(Duration::from_secs(2)).ok())
+        .take(2)
+        .map(|e| format!("{:?}", e.seen))
+        .collect();
+    assert!(words[0].starts_with("FileStarted") && words[1].starts_with("FileDone"), "{words:?}");
+    assert!(words[1].contains("bytes: 500000"), "{words:?}");
+}
