@@ -1,0 +1,219 @@
+//! Every key there is: its default, what it means, and with that the commented example.
+
+use super::read::{FileLayer, Origin, Problem, Value};
+
+/// One key.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// `table.key`.
+    pub path: &'static str,
+    /// The default, as TOML writes it.
+    pub default: &'static str,
+}
+
+const fn key(path: &'static str, default: &'static str) -> Key {
+    Key { path, default }
+}
+
+/// All plain keys, in the example's order.
+pub const KEYS: &[Key] = &[
+    key("server.interfaces", "[]"),
+    key("server.state_dir", "\"/var/lib/bootstorm\""),
+    key("server.driver", "\"auto\""),
+    key("server.cores", "0"),
+    key("dhcp.mode", "\"proxy\""),
+    key("dhcp.port", "67"),
+    key("dhcp.boot_server_port", "0"),
+    key("tftp.listen", "[\"0.0.0.0:69\"]"),
+    key("tftp.max_blksize", "65464"),
+    key("tftp.max_windowsize", "64"),
+    key("tftp.single_port", "false"),
+    key("http.listen", "[\"0.0.0.0:4433\"]"),
+    key("https.listen", "[]"),
+    key("https.certificate", "\"\""),
+    key("https.key", "\"\""),
+    key("https.auto", "false"),
+    key("images.dir", "\"\""),
+    key("loaders.dirs", "[]"),
+    key("loaders.bios", "[\"undionly.kpxe\"]"),
+    key("loaders.uefi_x64", "[\"snponly.efi\", \"ipxe.efi\"]"),
+    key("loaders.uefi_ia32", "[]"),
+    key("loaders.uefi_arm64", "[]"),
+    key("loaders.wimboot", "[\"wimboot\"]"),
+    key("policy.unknown", "\"menu\""),
+    key("policy.menu_timeout", "\"15s\""),
+    key("policy.menu_default", "\"local\""),
+    key("admin.listen", "\"127.0.0.1:8081\""),
+];
+
+/// Keys of the lists of tables.
+pub(super) const SUBNET_KEYS: &[&str] =
+    &["network", "range", "router", "dns", "lease", "next_server", "domain"];
+pub(super) const RESERVATION_KEYS: &[&str] = &["mac", "ip"];
+
+/// Variables that are read elsewhere.
+pub(super) fn is_other_variable(name: &str) -> bool {
+    ["BOOTSTORM_LOG", "BOOTSTORM_LOG_FORMAT", "BOOTSTORM_CONFIG"].contains(&name)
+}
+
+impl Key {
+    /// The environment's name for it.
+    pub fn variable(&self) -> String {
+        format!("BOOTSTORM_{}", self.path.replace('.', "_").to_uppercase())
+    }
+
+    /// The default as a value.
+    pub fn default(&self) -> Value {
+        self.parse_toml(self.default).unwrap_or(Value::Other("nothing"))
+    }
+
+    fn parse_toml(&self, text: &str) -> Option<Value> {
+        let mut problems = Vec::new();
+        let layer = super::read::read("", &format!("x = {text}"), &mut problems);
+        problems.is_empty().then(|| layer.entries.get("x").map(|entry| entry.value.clone()))?
+    }
+
+    /// What an environment variable's text means for this key: lists with commas, numbers and truth values bare.
+    pub fn value_of_text(&self, text: &str) -> Value {
+        match self.default() {
+            Value::List(_) => Value::List(
+                text.split(',').map(|part| part.trim().to_owned()).filter(|part| !part.is_empty()).collect(),
+            ),
+            Value::Integer(_) => {
+                text.trim().parse().map_or_else(|_| Value::Text(text.to_owned()), Value::Integer)
+            }
+            Value::Bool(_) => text.trim().parse().map_or_else(|_| Value::Text(text.to_owned()), Value::Bool),
+            _ => Value::Text(text.to_owned()),
+        }
+    }
+}
+
+/// Names that are not keys.
+pub(super) fn check_names(layer: &FileLayer, problems: &mut Vec<Problem>) {
+    let mut unknown = |origin: &Origin, key: String, known: Vec<&str>| {
+        let name = key.rsplit('.').next().unwrap_or_default();
+        let near = known.iter().find(|k| distance(k, name) <= 2);
+        let expected = match near {
+            Some(near) => format!("a known key (did you mean {near}?)"),
+            None if known.is_empty() => format!("a known table: {}", tables().join(", ")),
+            None => format!("a known key: {}", known.join(", ")),
+        };
+        problems.push(Problem { origin: origin.clone(), key, found: "an unknown key".into(), expected });
+    };
+    for (path, entry) in &layer.entries {
+        if !KEYS.iter().any(|key| key.path == path) {
+            unknown(&entry.origin, path.clone(), siblings(path));
+        }
+    }
+    for (path, list) in &layer.lists {
+        let known = match path.as_str() {
+            "dhcp.subnet" => SUBNET_KEYS,
+            "dhcp.reservation" => RESERVATION_KEYS,
+            _ => {
+                if let Some((origin, _)) = list.first() {
+                    unknown(origin, path.clone(), siblings(path));
+                }
+                continue;
+            }
+        };
+        for (index, (_, table)) in list.iter().enumerate() {
+            for (name, entry) in table {
+                if !known.contains(&name.as_str()) {
+                    unknown(&entry.origin, format!("{path}[{}].{name}", index + 1), known.to_vec());
+                }
+            }
+        }
+    }
+}
+
+fn tables() -> Vec<&'static str> {
+    let mut names: Vec<&str> = KEYS.iter().filter_map(|key| key.path.split('.').next()).collect();
+    names.dedup();
+    names
+}
+
+fn siblings(path: &str) -> Vec<&'static str> {
+    let Some((table, _)) = path.rsplit_once('.') else { return Vec::new() };
+    KEYS.iter().filter_map(|key| key.path.strip_prefix(table)?.strip_prefix('.')).collect()
+}
+
+/// Edit distance, for "did you mean".
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut corner = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let replaced = corner + usize::from(x != *y);
+            corner = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(row[j + 1] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// A commented example with every key at its default.
+pub const EXAMPLE: &str = r#"# bootstorm configuration: every key, at its default. Remove what you do not change.
+# A key can also be set by environment (BOOTSTORM_SERVER_STATE_DIR, lists with commas) or by flag; flags win.
+# `bootstorm config check FILE` finds every mistake; `bootstorm config show --effective` says where a value came from.
+
+[server]
+interfaces = []              # where DHCP is answered; empty = every physical interface with an IPv4 address
+state_dir = "/var/lib/bootstorm"
+driver = "auto"              # auto | uring | mio: whether io_uring is used as a sender
+cores = 0                    # loops; 0 = one per available core
+
+[dhcp]
+mode = "proxy"               # proxy: beside another DHCP server | full: gives addresses too | off
+port = 67                    # tests use others
+boot_server_port = 0         # PXE boot server; 0 = 4011, or port + 3944 when port is not 67
+
+# Needed in full mode, one table for each network, relayed ones too; optional in proxy mode.
+# [[dhcp.subnet]]
+# network = "10.77.0.0/24"
+# range = "10.77.0.100-10.77.0.200"   # ignored in proxy mode
+# router = "10.77.0.1"
+# dns = ["10.77.0.1"]
+# lease = "1h"
+# next_server = "10.77.0.1"  # default: the address the request reached
+# domain = "lab.example"
+#
+# [[dhcp.reservation]]
+# mac = "52:54:00:00:00:01"
+# ip = "10.77.0.50"
+
+[tftp]
+listen = ["0.0.0.0:69"]      # empty = no TFTP
+max_blksize = 65464          # a block size is granted as asked up to this (8 to 65464)
+max_windowsize = 64          # blocks (1 to 65535)
+single_port = false          # answer from port 69, for NAT and containers
+
+[http]
+listen = ["0.0.0.0:4433"]    # 4433 because GSS/DS clients expect it; add 80 or 8080 at will
+
+[https]
+listen = []                  # not built yet: leave empty
+certificate = ""             # PEM file
+key = ""                     # PEM file
+auto = false                 # an own CA in state_dir
+
+[images]
+dir = ""                     # empty = images below state_dir
+
+[loaders]
+dirs = []                    # empty = loaders below state_dir, then /usr/lib/ipxe
+bios = ["undionly.kpxe"]     # the first that exists is offered
+uefi_x64 = ["snponly.efi", "ipxe.efi"]
+uefi_ia32 = []
+uefi_arm64 = []
+wimboot = ["wimboot"]        # looked for in the image's folder, then in dirs
+
+[policy]
+unknown = "menu"             # machines without a job: menu | local | wait | pending | silent (no DHCP answer at all)
+menu_timeout = "15s"         # 0s = wait for ever
+menu_default = "local"       # or an image's name
+
+[admin]
+listen = "127.0.0.1:8081"    # /healthz and /metrics; "" = none. The local commands use state_dir/admin.sock
+"#;

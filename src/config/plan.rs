@@ -1,0 +1,539 @@
+//! The resolved configuration, and the checks that need more than one value.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::keys::KEYS;
+use super::read::{Entry, Origin, Problem, Value};
+use super::values;
+use crate::jobs::script::{MenuDefault, Policy, Unknown};
+use crate::wire::MacAddr;
+
+/// Which senders may be used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Driver {
+    /// io_uring where it is to be had.
+    Auto,
+    /// io_uring, or no start.
+    Uring,
+    /// Without.
+    Mio,
+}
+
+/// What DHCP does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DhcpMode {
+    /// Boot data beside another server's addresses.
+    Proxy,
+    /// Addresses too.
+    Full,
+    /// Nothing.
+    Off,
+}
+
+/// `[server]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServerPlan {
+    /// Interfaces by name; empty chooses.
+    pub interfaces: Vec<String>,
+    /// Where state lives.
+    pub state_dir: PathBuf,
+    /// Senders.
+    pub driver: Driver,
+    /// Loops; 0 is one per core.
+    pub cores: usize,
+}
+
+/// One `[[dhcp.subnet]]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SubnetPlan {
+    /// Address and prefix length.
+    pub network: (Ipv4Addr, u8),
+    /// First and last address given out.
+    pub range: Option<(Ipv4Addr, Ipv4Addr)>,
+    /// Option 3.
+    pub router: Option<Ipv4Addr>,
+    /// Option 6.
+    pub dns: Vec<Ipv4Addr>,
+    /// Lease time.
+    pub lease: Duration,
+    /// The boot server named to clients there.
+    pub next_server: Option<Ipv4Addr>,
+    /// Option 15.
+    pub domain: Option<String>,
+}
+
+/// One `[[dhcp.reservation]]`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ReservationPlan {
+    /// Machine.
+    pub mac: MacAddr,
+    /// Its address.
+    pub ip: Ipv4Addr,
+}
+
+/// `[dhcp]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DhcpPlan {
+    /// What it does.
+    pub mode: DhcpMode,
+    /// Server port.
+    pub port: u16,
+    /// PXE boot server port.
+    pub boot_server_port: u16,
+    /// Networks.
+    pub subnets: Vec<SubnetPlan>,
+    /// Fixed addresses.
+    pub reservations: Vec<ReservationPlan>,
+}
+
+/// `[tftp]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TftpPlan {
+    /// Listeners.
+    pub listen: Vec<SocketAddrV4>,
+    /// Largest block granted, bytes.
+    pub max_blksize: u16,
+    /// Largest window granted, blocks.
+    pub max_windowsize: u16,
+    /// Answer from the listening port.
+    pub single_port: bool,
+}
+
+/// `[http]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HttpPlan {
+    /// Listeners.
+    pub listen: Vec<SocketAddrV4>,
+}
+
+/// `[loaders]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LoaderPlan {
+    /// Folders.
+    pub dirs: Vec<PathBuf>,
+    /// For BIOS.
+    pub bios: Vec<String>,
+    /// For x64 UEFI.
+    pub uefi_x64: Vec<String>,
+    /// For IA32 UEFI.
+    pub uefi_ia32: Vec<String>,
+    /// For ARM64 UEFI.
+    pub uefi_arm64: Vec<String>,
+    /// For WinPE images.
+    pub wimboot: Vec<String>,
+}
+
+/// `[admin]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AdminPlan {
+    /// TCP listener.
+    pub listen: Option<SocketAddr>,
+    /// Unix socket of the local commands.
+    pub socket: PathBuf,
+}
+
+/// What the server is to do.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Plan {
+    /// `[server]`.
+    pub server: ServerPlan,
+    /// `[dhcp]`.
+    pub dhcp: DhcpPlan,
+    /// `[tftp]`.
+    pub tftp: TftpPlan,
+    /// `[http]`.
+    pub http: HttpPlan,
+    /// `images.dir`.
+    pub images_dir: PathBuf,
+    /// `[loaders]`.
+    pub loaders: LoaderPlan,
+    /// `[policy]`.
+    pub policy: Policy,
+    /// `[admin]`.
+    pub admin: AdminPlan,
+    /// Things to know that are no mistakes.
+    pub notes: Vec<String>,
+}
+
+/// Takes values out of the layers, and remembers what makes no sense.
+struct Taker<'a> {
+    effective: &'a BTreeMap<&'static str, Entry>,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl Taker<'_> {
+    fn entry(&self, path: &str) -> Entry {
+        self.effective
+            .get(path)
+            .cloned()
+            .unwrap_or(Entry { value: Value::Other("nothing"), origin: Origin::Default })
+    }
+
+    fn wrong(&mut self, path: &str, expected: impl Into<String>) {
+        let entry = self.entry(path);
+        self.problems.push(Problem {
+            origin: entry.origin,
+            key: path.to_owned(),
+            found: entry.value.to_string(),
+            expected: expected.into(),
+        });
+    }
+
+    /// The value as `parse` understands it; when it does not, the default after a note of the problem.
+    fn take<T>(
+        &mut self,
+        path: &'static str,
+        expected: &str,
+        parse: impl Fn(&Value) -> Option<T>,
+    ) -> Option<T> {
+        let entry = self.entry(path);
+        if let Some(value) = parse(&entry.value) {
+            return Some(value);
+        }
+        self.wrong(path, expected);
+        KEYS.iter().find(|key| key.path == path).and_then(|key| parse(&key.default()))
+    }
+
+    fn text(&mut self, path: &'static str) -> String {
+        self.take(path, "a text", |value| match value {
+            Value::Text(text) => Some(text.clone()),
+            _ => None,
+        })
+        .unwrap_or_default()
+    }
+
+    fn flag(&mut self, path: &'static str) -> bool {
+        self.take(path, "true or false", |value| match value {
+            Value::Bool(flag) => Some(*flag),
+            _ => None,
+        })
+        .unwrap_or_default()
+    }
+
+    fn number(&mut self, path: &'static str, min: i64, max: i64) -> i64 {
+        let expected = format!("a whole number from {min} to {max}");
+        self.take(path, &expected, |value| match value {
+            Value::Integer(number) if (min..=max).contains(number) => Some(*number),
+            _ => None,
+        })
+        .unwrap_or(min)
+    }
+
+    fn list(&mut self, path: &'static str) -> Vec<String> {
+        self.take(path, "a list of texts", |value| match value {
+            Value::List(list) => Some(list.clone()),
+            _ => None,
+        })
+        .unwrap_or_default()
+    }
+
+    fn word<T: Copy>(&mut self, path: &'static str, words: &[(&str, T)]) -> Option<T> {
+        let expected = words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", ");
+        self.take(path, &format!("one of {expected}"), |value| match value {
+            Value::Text(text) => words.iter().find(|(word, _)| word == text).map(|(_, meaning)| *meaning),
+            _ => None,
+        })
+    }
+
+    fn listen(&mut self, path: &'static str) -> Vec<SocketAddrV4> {
+        let texts = self.list(path);
+        let parsed: Vec<Option<SocketAddrV4>> = texts.iter().map(|text| text.trim().parse().ok()).collect();
+        if parsed.contains(&None) {
+            self.wrong(path, "IPv4 addresses with ports, such as \"0.0.0.0:4433\"");
+        }
+        parsed.into_iter().flatten().collect()
+    }
+}
+
+/// Takes values out of one table of a list.
+struct TableTaker<'a, 'p> {
+    name: String,
+    origin: &'a Origin,
+    table: &'a BTreeMap<String, Entry>,
+    problems: &'p mut Vec<Problem>,
+}
+
+impl TableTaker<'_, '_> {
+    fn wrong(&mut self, key: &str, expected: &str) {
+        let entry = self.table.get(key);
+        self.problems.push(Problem {
+            origin: entry.map_or(self.origin, |entry| &entry.origin).clone(),
+            key: format!("{}.{key}", self.name),
+            found: entry.map_or_else(|| "nothing".into(), |entry| entry.value.to_string()),
+            expected: expected.to_owned(),
+        });
+    }
+
+    fn take<T>(&mut self, key: &str, expected: &str, parse: impl Fn(&Value) -> Option<T>) -> Option<T> {
+        let parsed = parse(&self.table.get(key)?.value);
+        if parsed.is_none() {
+            self.wrong(key, expected);
+        }
+        parsed
+    }
+
+    fn text<T>(&mut self, key: &str, expected: &str, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
+        self.take(key, expected, |value| match value {
+            Value::Text(text) => parse(text),
+            _ => None,
+        })
+    }
+
+    fn needed<T>(&mut self, key: &str, expected: &str, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
+        if !self.table.contains_key(key) {
+            self.wrong(key, expected);
+            return None;
+        }
+        self.text(key, expected, parse)
+    }
+}
+
+type Lists = BTreeMap<String, Vec<(Origin, BTreeMap<String, Entry>)>>;
+
+/// Builds the plan as far as it goes; the problems say whether it may be used.
+pub(super) fn build(
+    effective: &BTreeMap<&'static str, Entry>,
+    lists: &Lists,
+    problems: &mut Vec<Problem>,
+) -> Plan {
+    let mut notes = Vec::new();
+    let mode = {
+        let mut taker = Taker { effective, problems };
+        taker
+            .word(
+                "dhcp.mode",
+                &[("proxy", DhcpMode::Proxy), ("full", DhcpMode::Full), ("off", DhcpMode::Off)],
+            )
+            .unwrap_or(DhcpMode::Proxy)
+    };
+    let subnets = subnets(lists, mode, problems, &mut notes);
+    let reservations = reservations(lists, &subnets, mode, problems);
+    let mut taker = Taker { effective, problems };
+    if mode == DhcpMode::Full && subnets.is_empty() && !lists.contains_key("dhcp.subnet") {
+        taker.wrong(
+            "dhcp.mode",
+            "at least one [[dhcp.subnet]] in full mode: without one there is no address to give",
+        );
+    }
+    let state_dir = PathBuf::from(taker.text("server.state_dir"));
+    if !state_dir.is_absolute() && state_dir.as_os_str().is_empty() {
+        taker.wrong("server.state_dir", "a folder");
+    }
+    let port = taker.number("dhcp.port", 1, 65535) as u16;
+    let boot_server_port = match taker.number("dhcp.boot_server_port", 0, 65535) as u16 {
+        0 if port == 67 => 4011,
+        0 => port.checked_add(4011 - 67).unwrap_or(port - 1),
+        given => given,
+    };
+    let tftp = TftpPlan {
+        listen: taker.listen("tftp.listen"),
+        max_blksize: taker.number("tftp.max_blksize", 8, 65464) as u16,
+        max_windowsize: taker.number("tftp.max_windowsize", 1, 65535) as u16,
+        single_port: taker.flag("tftp.single_port"),
+    };
+    let http = HttpPlan { listen: taker.listen("http.listen") };
+    if !taker.list("https.listen").is_empty() {
+        taker.wrong("https.listen", "an empty list: HTTPS is not built yet");
+    }
+    let (certificate, key, _) =
+        (taker.text("https.certificate"), taker.text("https.key"), taker.flag("https.auto"));
+    if certificate.is_empty() != key.is_empty() {
+        taker.wrong("https.certificate", "certificate and key together, or neither");
+    }
+    let images_dir = match taker.text("images.dir") {
+        text if text.is_empty() => state_dir.join("images"),
+        text => PathBuf::from(text),
+    };
+    let dirs = match taker.list("loaders.dirs") {
+        list if list.is_empty() => vec![state_dir.join("loaders"), PathBuf::from("/usr/lib/ipxe")],
+        list => list.into_iter().map(PathBuf::from).collect(),
+    };
+    let loaders = LoaderPlan {
+        dirs,
+        bios: taker.list("loaders.bios"),
+        uefi_x64: taker.list("loaders.uefi_x64"),
+        uefi_ia32: taker.list("loaders.uefi_ia32"),
+        uefi_arm64: taker.list("loaders.uefi_arm64"),
+        wimboot: taker.list("loaders.wimboot"),
+    };
+    let unknown = taker
+        .word(
+            "policy.unknown",
+            &[
+                ("menu", Unknown::Menu),
+                ("local", Unknown::Local),
+                ("wait", Unknown::Wait),
+                ("pending", Unknown::Pending),
+                ("silent", Unknown::Silent),
+            ],
+        )
+        .unwrap_or_default();
+    let menu_timeout = taker
+        .take("policy.menu_timeout", "a time from 0s to 1h, such as \"15s\"", |value| match value {
+            Value::Text(text) => values::duration(text).filter(|time| *time <= Duration::from_secs(3600)),
+            _ => None,
+        })
+        .unwrap_or_default();
+    let menu_default = MenuDefault::from(taker.text("policy.menu_default"));
+    let listen = taker
+        .take("admin.listen", "an address with a port, such as \"127.0.0.1:8081\", or \"\"", |value| {
+            match value {
+                Value::Text(text) if text.is_empty() => Some(None),
+                Value::Text(text) => text.parse().ok().map(Some),
+                _ => None,
+            }
+        })
+        .flatten();
+    let server = ServerPlan {
+        interfaces: taker.list("server.interfaces"),
+        driver: taker
+            .word("server.driver", &[("auto", Driver::Auto), ("uring", Driver::Uring), ("mio", Driver::Mio)])
+            .unwrap_or(Driver::Auto),
+        cores: taker.number("server.cores", 0, 1024) as usize,
+        state_dir: state_dir.clone(),
+    };
+    clashes(&mut taker, &tftp, &http, listen, mode, (port, boot_server_port));
+    Plan {
+        server,
+        dhcp: DhcpPlan { mode, port, boot_server_port, subnets, reservations },
+        tftp,
+        http,
+        images_dir,
+        loaders,
+        policy: Policy { unknown, menu_timeout, menu_default },
+        admin: AdminPlan { listen, socket: state_dir.join("admin.sock") },
+        notes,
+    }
+}
+
+/// Two listeners on one port.
+fn clashes(
+    taker: &mut Taker<'_>,
+    tftp: &TftpPlan,
+    http: &HttpPlan,
+    admin: Option<SocketAddr>,
+    mode: DhcpMode,
+    dhcp: (u16, u16),
+) {
+    let overlap = |a: SocketAddrV4, b: SocketAddrV4| {
+        a.port() != 0
+            && a.port() == b.port()
+            && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+    };
+    let twice = |list: &[SocketAddrV4]| {
+        list.iter().enumerate().any(|(i, a)| list[..i].iter().any(|b| overlap(*a, *b)))
+    };
+    if twice(&http.listen) {
+        taker.wrong("http.listen", "each port once");
+    }
+    if twice(&tftp.listen) {
+        taker.wrong("tftp.listen", "each port once");
+    }
+    if let Some(SocketAddr::V4(admin)) = admin
+        && http.listen.iter().any(|http| overlap(*http, admin))
+    {
+        taker.wrong("admin.listen", "another port than [http] listen has");
+    }
+    if mode != DhcpMode::Off {
+        if dhcp.0 == dhcp.1 {
+            taker.wrong("dhcp.boot_server_port", "another port than dhcp.port");
+        }
+        if tftp.listen.iter().any(|tftp| [dhcp.0, dhcp.1].contains(&tftp.port())) {
+            taker.wrong("tftp.listen", "another port than DHCP's");
+        }
+    }
+}
+
+fn subnets(
+    lists: &Lists,
+    mode: DhcpMode,
+    problems: &mut Vec<Problem>,
+    notes: &mut Vec<String>,
+) -> Vec<SubnetPlan> {
+    let mut subnets: Vec<SubnetPlan> = Vec::new();
+    for (index, (origin, table)) in lists.get("dhcp.subnet").into_iter().flatten().enumerate() {
+        let name = format!("dhcp.subnet[{}]", index + 1);
+        let mut taker = TableTaker { name: name.clone(), origin, table, problems };
+        let ipv4 = |text: &str| text.trim().parse::<Ipv4Addr>().ok();
+        let network = taker.needed("network", "a network such as \"10.77.0.0/24\"", values::network);
+        let range = taker.text("range", "two addresses such as \"10.77.0.100-10.77.0.200\"", values::range);
+        let router = taker.text("router", "an IPv4 address", ipv4);
+        let next_server = taker.text("next_server", "an IPv4 address", ipv4);
+        let domain = taker.text("domain", "a domain name of 1 to 253 characters", |text| {
+            (1..=253).contains(&text.len()).then(|| text.to_owned())
+        });
+        let dns = taker.take("dns", "a list of at most 8 IPv4 addresses", |value| match value {
+            Value::List(list) if list.len() <= 8 => {
+                list.iter().map(|text| ipv4(text)).collect::<Option<Vec<_>>>()
+            }
+            _ => None,
+        });
+        let lease = taker.text("lease", "a time from 1m to 365d, such as \"1h\"", |text| {
+            values::duration(text).filter(|t| (60..=365 * 86_400).contains(&t.as_secs()))
+        });
+        let Some(network) = network else { continue };
+        if let Some((first, last)) = range {
+            if !values::contains(network, first) || !values::contains(network, last) {
+                taker.wrong("range", &format!("addresses inside {}/{}", network.0, network.1));
+            } else if mode == DhcpMode::Proxy {
+                notes.push(format!(
+                    "{origin}: {name}.range is ignored in proxy mode: another server gives the addresses"
+                ));
+            }
+        }
+        if router.is_some_and(|router| !values::contains(network, router)) {
+            taker.wrong("router", &format!("an address inside {}/{}", network.0, network.1));
+        }
+        if subnets.iter().any(|other| {
+            values::contains(other.network, network.0) || values::contains(network, other.network.0)
+        }) {
+            taker.wrong("network", "a network that no other [[dhcp.subnet]] overlaps");
+        }
+        subnets.push(SubnetPlan {
+            network,
+            range: range.filter(|_| mode == DhcpMode::Full),
+            router,
+            dns: dns.unwrap_or_default(),
+            lease: lease.unwrap_or(Duration::from_secs(3600)),
+            next_server,
+            domain,
+        });
+    }
+    subnets
+}
+
+fn reservations(
+    lists: &Lists,
+    subnets: &[SubnetPlan],
+    mode: DhcpMode,
+    problems: &mut Vec<Problem>,
+) -> Vec<ReservationPlan> {
+    let mut reservations: Vec<ReservationPlan> = Vec::new();
+    for (index, (origin, table)) in lists.get("dhcp.reservation").into_iter().flatten().enumerate() {
+        let mut taker =
+            TableTaker { name: format!("dhcp.reservation[{}]", index + 1), origin, table, problems };
+        let mac = taker.needed("mac", "a MAC address such as \"52:54:00:00:00:01\"", |text| {
+            text.parse::<MacAddr>().ok()
+        });
+        let ip = taker.needed("ip", "an IPv4 address", |text| text.trim().parse::<Ipv4Addr>().ok());
+        let (Some(mac), Some(ip)) = (mac, ip) else { continue };
+        if reservations.iter().any(|other| other.mac == mac) {
+            taker.wrong("mac", "a machine that has no other reservation");
+        }
+        if reservations.iter().any(|other| other.ip == ip) {
+            taker.wrong("ip", "an address that no other reservation has");
+        }
+        if mode == DhcpMode::Full && !subnets.iter().any(|subnet| values::contains(subnet.network, ip)) {
+            taker.wrong("ip", "an address inside a [[dhcp.subnet]]");
+        }
+        reservations.push(ReservationPlan { mac, ip });
+    }
+    reservations
+}

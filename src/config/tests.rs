@@ -1,0 +1,132 @@
+//! What is taken, what is refused, and with which words.
+
+use super::*;
+
+fn load_text(text: &str) -> Result<Loaded, Problems> {
+    load(&Sources { file: Some(("bootstorm.toml".into(), text.into())), ..Sources::default() })
+}
+
+fn problems(text: &str) -> Vec<String> {
+    load_text(text).expect_err("a mistake").0.iter().map(Problem::to_string).collect()
+}
+
+#[test]
+fn nothing_at_all_is_a_plan_that_only_answers_safely() {
+    let plan = load(&Sources::default()).unwrap().plan;
+    assert_eq!(plan.dhcp.mode, DhcpMode::Proxy);
+    assert_eq!((plan.dhcp.port, plan.dhcp.boot_server_port), (67, 4011));
+    assert_eq!(plan.policy.menu_default, crate::jobs::script::MenuDefault::Local);
+    assert_eq!(plan.images_dir, Path::new("/var/lib/bootstorm/images"));
+    assert_eq!(plan.loaders.dirs.last().unwrap(), Path::new("/usr/lib/ipxe"));
+}
+
+#[test]
+fn three_mistakes_are_named_at_once_with_line_and_key() {
+    let text = "[server]\ndrivr = \"mio\"\n\n[dhcp]\nmode = \"half\"\n\n[tftp]\nmax_blksize = 7\n";
+    assert_eq!(
+        problems(text),
+        [
+            "bootstorm.toml:2: server.drivr: found an unknown key, expected a known key (did you mean driver?)",
+            "bootstorm.toml:5: dhcp.mode: found \"half\", expected one of proxy, full, off",
+            "bootstorm.toml:8: tftp.max_blksize: found 7, expected a whole number from 8 to 65464",
+        ]
+    );
+}
+
+#[test]
+fn a_syntax_error_names_its_line_and_the_rest_is_still_checked() {
+    let found = problems("[server\ncores = 1\n[dhcp]\nmode = \"half\"\n");
+    assert!(found[0].starts_with("bootstorm.toml:1: found \"[server\", expected valid TOML"), "{found:?}");
+    assert!(found.iter().any(|p| p.contains("dhcp.mode")), "{found:?}");
+}
+
+#[test]
+fn the_example_has_every_key_at_its_default_and_loads() {
+    let loaded = load_text(EXAMPLE).unwrap();
+    let defaults = load(&Sources::default()).unwrap();
+    assert_eq!(loaded.plan, defaults.plan);
+    for (path, entry) in &loaded.effective {
+        assert!(matches!(entry.origin, Origin::File { .. }), "{path} is not in the example");
+    }
+    // The commented part loads as well.
+    let whole = EXAMPLE.replace("mode = \"proxy\" ", "mode = \"full\" ");
+    let whole: String = whole
+        .lines()
+        .map(|line| match line.strip_prefix("# ") {
+            Some(rest) if rest.starts_with("[[") || rest.contains(" = ") => format!("{rest}\n"),
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    let plan = load_text(&whole).unwrap().plan;
+    assert_eq!(plan.dhcp.subnets.len(), 1);
+    assert_eq!(plan.dhcp.subnets[0].domain.as_deref(), Some("lab.example"));
+    assert_eq!(plan.dhcp.reservations.len(), 1);
+}
+
+#[test]
+fn the_document_shows_the_example() {
+    let text = include_str!("../../docs/CONFIG.md");
+    assert!(text.contains(EXAMPLE.trim_end()), "docs/CONFIG.md must show `config example` to the letter");
+}
+
+#[test]
+fn flags_beat_environment_beats_file_beats_default() {
+    let mut sources = Sources {
+        file: Some(("f".into(), "[server]\ncores = 1\ndriver = \"mio\"\ninterfaces = [\"a\"]\n".into())),
+        environment: vec![
+            ("BOOTSTORM_SERVER_CORES".into(), "2".into()),
+            ("BOOTSTORM_SERVER_INTERFACES".into(), "b, c".into()),
+            ("HOME".into(), "/root".into()),
+        ],
+        flags: vec![("server.cores", "--cores", Value::Integer(3))],
+    };
+    let loaded = load(&sources).unwrap();
+    assert_eq!(loaded.plan.server.cores, 3);
+    assert_eq!(loaded.plan.server.interfaces, ["b", "c"]);
+    assert_eq!(loaded.plan.server.driver, Driver::Mio);
+    let origin = |path: &str| loaded.effective.iter().find(|(p, _)| *p == path).unwrap().1.origin.to_string();
+    assert_eq!(origin("server.cores"), "flag --cores");
+    assert_eq!(origin("server.interfaces"), "environment BOOTSTORM_SERVER_INTERFACES");
+    assert_eq!(origin("server.driver"), "f:3");
+    assert_eq!(origin("tftp.listen"), "default");
+    sources.environment.push(("BOOTSTORM_SERVER_CORS".into(), "2".into()));
+    assert!(load(&sources).unwrap_err().to_string().contains("BOOTSTORM_SERVER_CORS"));
+}
+
+#[test]
+fn what_cannot_work_together_is_refused() {
+    for (text, wanted) in [
+        ("[dhcp]\nmode = \"full\"\n", "dhcp.mode: found \"full\", expected at least one [[dhcp.subnet]]"),
+        ("[[dhcp.subnet]]\nrange = \"10.0.0.1-10.0.0.2\"\n", "dhcp.subnet[1].network: found nothing"),
+        ("[[dhcp.subnet]]\nnetwork = \"10.0.0.0/24\"\nrange = \"10.0.1.1-10.0.1.2\"\n", "inside 10.0.0.0/24"),
+        (
+            "[[dhcp.subnet]]\nnetwork = \"10.0.0.0/8\"\n[[dhcp.subnet]]\nnetwork = \"10.1.0.0/16\"\n",
+            "dhcp.subnet[2].network",
+        ),
+        ("[[dhcp.reservation]]\nmac = \"x\"\nip = \"10.0.0.1\"\n", "dhcp.reservation[1].mac: found \"x\""),
+        ("[dhcp.subnet]\nnetwork = \"10.0.0.0/8\"\n", "unknown key"),
+        (
+            "[[dhcp.subnet]]\nnetwork = \"10.0.0.0/8\"\nrnage = \"x\"\n",
+            "dhcp.subnet[1].rnage: found an unknown key",
+        ),
+        ("[http]\nlisten = [\"0.0.0.0:80\", \"127.0.0.1:80\"]\n", "http.listen"),
+        ("[http]\nlisten = [\"0.0.0.0:8081\"]\n", "admin.listen"),
+        ("[http]\nlisten = [\"80\"]\n", "http.listen: found [\"80\"]"),
+        ("[https]\nlisten = [\"0.0.0.0:443\"]\n", "HTTPS is not built yet"),
+        ("[policy]\nmenu_timeout = 15\n", "policy.menu_timeout: found 15"),
+        ("[tftp]\nlisten = [\"0.0.0.0:67\"]\n", "tftp.listen"),
+        ("wrong = 1\n", "wrong: found an unknown key"),
+    ] {
+        let found = problems(text);
+        assert!(found.iter().any(|p| p.contains(wanted)), "{text:?}: {found:?}");
+    }
+}
+
+#[test]
+fn a_range_in_proxy_mode_is_a_note() {
+    let plan = load_text("[[dhcp.subnet]]\nnetwork = \"10.0.0.0/24\"\nrange = \"10.0.0.5-10.0.0.9\"\n")
+        .unwrap()
+        .plan;
+    assert_eq!(plan.dhcp.subnets[0].range, None);
+    assert!(plan.notes[0].contains("ignored in proxy mode"), "{:?}", plan.notes);
+}

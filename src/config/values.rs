@@ -1,0 +1,114 @@
+//! The texts people write for sizes, times, networks and ranges.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+/// `15s`, `1h`, `500ms`, `2m`, `1d`; a bare number is seconds.
+pub fn duration(text: &str) -> Option<Duration> {
+    let text = text.trim();
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let number: u64 = number.parse().ok()?;
+    Some(match unit.trim() {
+        "ms" => Duration::from_millis(number),
+        "" | "s" => Duration::from_secs(number),
+        "m" | "min" => Duration::from_secs(number.checked_mul(60)?),
+        "h" => Duration::from_secs(number.checked_mul(3600)?),
+        "d" => Duration::from_secs(number.checked_mul(86_400)?),
+        _ => return None,
+    })
+}
+
+/// A duration as [`duration`] reads it, in the largest unit that divides it.
+pub fn duration_text(value: Duration) -> String {
+    let ms = value.as_millis();
+    for (unit, len) in [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)] {
+        if ms >= len && ms.is_multiple_of(len) {
+            return format!("{}{unit}", ms / len);
+        }
+    }
+    if ms == 0 { "0s".into() } else { format!("{ms}ms") }
+}
+
+/// `64MiB`, `5GB`, `1.5GiB`, `65536`: bytes.
+pub fn size(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let split = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "kb" | "k" => 1000,
+        "mb" | "m" => 1_000_000,
+        "gb" | "g" => 1_000_000_000,
+        "tb" | "t" => 1_000_000_000_000,
+        "kib" => 1 << 10,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        "tib" => 1 << 40,
+        _ => return None,
+    };
+    if let Ok(whole) = number.parse::<u64>() {
+        return whole.checked_mul(factor);
+    }
+    let value = number.parse::<f64>().ok()? * factor as f64;
+    (value.is_finite() && value >= 0.0 && value < 9e18).then_some(value as u64)
+}
+
+/// `10.77.0.0/24`: the network's own address and its prefix length.
+pub fn network(text: &str) -> Option<(Ipv4Addr, u8)> {
+    let (addr, prefix) = text.trim().split_once('/')?;
+    let addr: Ipv4Addr = addr.parse().ok()?;
+    let prefix: u8 = prefix.parse().ok().filter(|p| *p <= 32)?;
+    Some((addr, prefix))
+}
+
+/// The address bits of a prefix length.
+pub fn mask(prefix: u8) -> u32 {
+    u32::MAX.checked_shl(32 - u32::from(prefix.min(32))).unwrap_or(0)
+}
+
+/// True if `addr` is in the network.
+pub fn contains((net, prefix): (Ipv4Addr, u8), addr: Ipv4Addr) -> bool {
+    u32::from(net) & mask(prefix) == u32::from(addr) & mask(prefix)
+}
+
+/// `10.77.0.100-10.77.0.200`, the last one included.
+pub fn range(text: &str) -> Option<(Ipv4Addr, Ipv4Addr)> {
+    let (first, last) = text.split_once('-')?;
+    let (first, last): (Ipv4Addr, Ipv4Addr) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+    (first <= last).then_some((first, last))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_and_sizes_as_people_write_them() {
+        assert_eq!(duration("15s"), Some(Duration::from_secs(15)));
+        assert_eq!(duration("500ms"), Some(Duration::from_millis(500)));
+        assert_eq!(duration("1h"), Some(Duration::from_secs(3600)));
+        assert_eq!(duration("90"), Some(Duration::from_secs(90)));
+        assert_eq!(duration("1w"), None);
+        assert_eq!(duration("s"), None);
+        for text in ["15s", "500ms", "1h", "2d", "0s", "90s"] {
+            assert_eq!(duration(&duration_text(duration(text).unwrap())), duration(text));
+        }
+        assert_eq!(size("64MiB"), Some(64 << 20));
+        assert_eq!(size("5GB"), Some(5_000_000_000));
+        assert_eq!(size("1.5GiB"), Some(3 << 29));
+        assert_eq!(size("-1"), None);
+        assert_eq!(size("5 apples"), None);
+    }
+
+    #[test]
+    fn networks_and_ranges() {
+        assert_eq!(network("10.77.0.0/24"), Some((Ipv4Addr::new(10, 77, 0, 0), 24)));
+        assert_eq!(network("10.77.0.0/33"), None);
+        assert!(contains((Ipv4Addr::new(10, 77, 0, 0), 24), Ipv4Addr::new(10, 77, 0, 255)));
+        assert!(!contains((Ipv4Addr::new(10, 77, 0, 0), 24), Ipv4Addr::new(10, 77, 1, 0)));
+        assert!(contains((Ipv4Addr::UNSPECIFIED, 0), Ipv4Addr::BROADCAST));
+        assert!(range("10.0.0.5-10.0.0.9").is_some());
+        assert_eq!(range("10.0.0.9-10.0.0.5"), None);
+    }
+}
