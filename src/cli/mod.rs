@@ -1,7 +1,147 @@
-//! (under construction)
+//! The command line: arguments in, exit code out. Every verb has its own file.
 #![forbid(unsafe_code)]
 
-/// Runs the command line.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+mod args;
+mod config;
+mod demo;
+mod explain;
+mod image;
+mod job;
+mod output;
+mod script;
+mod serve;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+pub use args::Args;
+use args::{Common, Verb};
+
+use crate::config::{DEFAULT_FILE, Loaded, Problems, Sources, Value, load, read_file};
+use crate::control::client::{Client, ClientError};
+
+/// How a command ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Exit {
+    /// Fine.
+    Fine = 0,
+    /// Something is wrong with what was checked or asked for.
+    Wrong = 1,
+    /// The command line makes no sense.
+    Usage = 2,
+    /// The configuration makes no sense.
+    Config = 3,
+    /// A privilege is missing.
+    Permission = 4,
+    /// Something failed while running.
+    Runtime = 5,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// What a failed command says before it ends.
+#[derive(Debug)]
+struct Failure {
+    exit: Exit,
+    message: String,
+}
+
+impl Failure {
+    fn new(exit: Exit, message: impl ToString) -> Self {
+        Self { exit, message: message.to_string() }
+    }
+}
+
+impl From<Problems> for Failure {
+    fn from(problems: Problems) -> Self {
+        Self::new(Exit::Config, problems)
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        let exit = match &error {
+            ClientError::Refused { .. } => Exit::Wrong,
+            error if error.is_permission() => Exit::Permission,
+            _ => Exit::Runtime,
+        };
+        Self::new(exit, error)
+    }
+}
+
+type Done = Result<Exit, Failure>;
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // Help and version go to standard output and are fine; a closed pipe is no matter.
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage.into() } else { Exit::Fine.into() };
+        }
+    };
+    let done = match args.verb {
+        Verb::Serve(serve) => serve::run(&args.common, &serve),
+        Verb::Demo(demo) => demo::run(&demo),
+        Verb::Config(verb) => config::run(&args.common, &verb),
+        Verb::Job(verb) => job::run(&args.common, &verb),
+        Verb::Image(verb) => image::run(&args.common, &verb),
+        Verb::Script(verb) => script::run(&args.common, &verb),
+        Verb::Explain(explain) => explain::run(&args.common, &explain),
+        Verb::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Args::command(), "bootstorm", &mut text);
+            output::raw(&text);
+            Ok(Exit::Fine)
+        }
+        Verb::Man => {
+            let mut text = Vec::new();
+            clap_mangen::Man::new(Args::command())
+                .render(&mut text)
+                .map(|()| output::raw(&text))
+                .map_err(|error| Failure::new(Exit::Runtime, error))
+                .map(|()| Exit::Fine)
+        }
+    };
+    match done {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            output::error(&failure.message);
+            failure.exit.into()
+        }
+    }
+}
+
+/// The configuration as flags, environment and file give it.
+fn load_config(common: &Common, flags: &[(&'static str, &'static str, Value)]) -> Result<Loaded, Problems> {
+    let file = match &common.config {
+        Some(path) => Some(read_file(path)?),
+        None => Some(PathBuf::from(DEFAULT_FILE))
+            .filter(|path| path.exists())
+            .map(|path| read_file(&path))
+            .transpose()?,
+    };
+    let mut all = Vec::new();
+    if let Some(state) = &common.state {
+        all.push(("server.state_dir", "--state", Value::Text(state.display().to_string())));
+    }
+    if let Some(images) = &common.images {
+        all.push(("images.dir", "--images", Value::Text(images.display().to_string())));
+    }
+    all.extend(flags.iter().cloned());
+    let environment = std::env::vars().filter(|(name, _)| name.starts_with("BOOTSTORM_")).collect();
+    load(&Sources { file, environment, flags: all })
+}
+
+/// A client for the server these arguments mean.
+fn client(common: &Common) -> Result<Client, Failure> {
+    Ok(Client::new(load_config(common, &[])?.plan.admin.socket))
 }

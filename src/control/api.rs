@@ -87,7 +87,11 @@ pub(super) fn public(state: Arc<State>) -> Router {
         .route("/healthz", get(healthz))
         .route("/metrics", get(metrics))
         .fallback(async || {
-            problem(StatusCode::UNAUTHORIZED, "token-needed", "over TCP only /healthz and /metrics answer without a token")
+            problem(
+                StatusCode::UNAUTHORIZED,
+                "token-needed",
+                "over TCP only /healthz and /metrics answer without a token",
+            )
         })
         .layer(middleware::from_fn(check_host))
         .with_state(state)
@@ -104,7 +108,8 @@ async fn check_host(headers: HeaderMap, request: Request, next: Next) -> Respons
     if name.eq_ignore_ascii_case("localhost") || name.parse::<std::net::IpAddr>().is_ok() {
         next.run(request).await
     } else {
-        problem(StatusCode::MISDIRECTED_REQUEST, "wrong-host", "ask by address or as localhost").into_response()
+        problem(StatusCode::MISDIRECTED_REQUEST, "wrong-host", "ask by address or as localhost")
+            .into_response()
     }
 }
 
@@ -134,7 +139,9 @@ async fn add_job(Extract(state): Extract<Arc<State>>, body: String) -> Answer {
 }
 
 fn job_id(text: &str) -> Result<JobId, Problem> {
-    text.parse().map_err(|_| problem(StatusCode::BAD_REQUEST, "not-a-job-id", format!("{text:?} is no job id such as j17")))
+    text.parse().map_err(|_| {
+        problem(StatusCode::BAD_REQUEST, "not-a-job-id", format!("{text:?} is no job id such as j17"))
+    })
 }
 
 async fn show_job(Extract(state): Extract<Arc<State>>, Path(id): Path<String>) -> Answer {
@@ -186,9 +193,13 @@ struct Whose {
 async fn boots(Extract(state): Extract<Arc<State>>, Query(whose): Query<Whose>) -> Answer {
     let boots = match whose.machine {
         Some(text) => {
-            let named: Named = text
-                .parse()
-                .map_err(|_| problem(StatusCode::BAD_REQUEST, "not-a-machine", format!("{text:?} is no MAC address or UUID")))?;
+            let named: Named = text.parse().map_err(|_| {
+                problem(
+                    StatusCode::BAD_REQUEST,
+                    "not-a-machine",
+                    format!("{text:?} is no MAC address or UUID"),
+                )
+            })?;
             state.history.boots(named)
         }
         None => state.history.recent(100),

@@ -90,7 +90,8 @@ impl Client {
 
     fn ask(&self, method: &str, path: &str, body: String) -> Result<Value, ClientError> {
         let broken = |error: &dyn fmt::Display| ClientError::Broken(error.to_string());
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| broken(&e))?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| broken(&e))?;
         runtime.block_on(async {
             let stream = tokio::net::UnixStream::connect(&self.socket)
                 .await

@@ -72,7 +72,10 @@ impl fmt::Display for ControlError {
                 write!(f, "bind admin {what}: {source}")?;
                 match source.kind() {
                     io::ErrorKind::AddrInUse => {
-                        write!(f, "; another program has this port: set [admin] listen to another one, or to \"\"")
+                        write!(
+                            f,
+                            "; another program has this port: set [admin] listen to another one, or to \"\""
+                        )
                     }
                     io::ErrorKind::PermissionDenied => {
                         write!(f, "; the state folder must be writable for this user (--state names another)")

@@ -1,6 +1,7 @@
 //! What was seen of a boot. Evidence moves jobs ([`Book::note`](super::book::Book::note)) and is what timelines
 //! are made of (`history`); it is sent by whoever saw it and never asks for anything.
 
+use std::fmt;
 use std::net::Ipv4Addr;
 use std::time::SystemTime;
 
@@ -51,6 +52,42 @@ impl Evidence {
             | Seen::DhcpIgnored { .. }
             | Seen::LoaderFetched { .. }
             | Seen::IdentityAsked => None,
+        }
+    }
+}
+
+impl Seen {
+    /// The stage as one word, for logs.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::DhcpOffered { .. } => "dhcp",
+            Self::DhcpIgnored { .. } => "ignored",
+            Self::LoaderFetched { .. } => "loader",
+            Self::IdentityAsked => "identity",
+            Self::ScriptAsked { .. } => "script",
+            Self::FileStarted { .. } | Self::FileProgress { .. } | Self::FileDone { .. } => "image",
+            Self::TransferFailed { .. } => "failed",
+            Self::CalledBack { .. } => "callback",
+        }
+    }
+}
+
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::DhcpOffered { file, .. } => write!(f, "offered {file}"),
+            Self::DhcpIgnored { reason } => write!(f, "left without an answer: {reason}"),
+            Self::LoaderFetched { name, bytes, .. } => write!(f, "loader {name} fetched, {bytes} bytes"),
+            Self::IdentityAsked => f.write_str("asked who it is"),
+            Self::ScriptAsked { offer, image: Some(image), .. } => write!(f, "script: {offer} {image}"),
+            Self::ScriptAsked { offer, image: None, .. } => write!(f, "script: {offer}"),
+            Self::FileStarted { image, file, .. } => write!(f, "{image}/{file} asked for"),
+            Self::FileProgress { .. } => f.write_str("delivery goes on"),
+            Self::FileDone { image, file, bytes, .. } => write!(f, "{image}/{file} delivered, {bytes} bytes"),
+            Self::TransferFailed { file, bytes, reason, .. } => {
+                write!(f, "{file} broke off after {bytes} bytes: {reason}")
+            }
+            Self::CalledBack { .. } => f.write_str("the booted system called back"),
         }
     }
 }

@@ -111,9 +111,21 @@ fn what_makes_no_sense_is_refused_with_a_word_and_a_reason() {
         (json!({}), 400, "not-a-job"),
         (json!({ "action": "local", "selector": { "mac": "nonsense" } }), 400, "not-a-job"),
         (json!({ "action": "local", "selector": { "mac": "02:00:00:00:00:01" }, "x": 1 }), 400, "not-a-job"),
-        (json!({ "action": { "image": "nothere" }, "selector": { "mac": "02:00:00:00:00:01" } }), 422, "unknown-image"),
-        (json!({ "action": { "image": "empty" }, "selector": { "mac": "02:00:00:00:00:01" } }), 422, "image-cannot-boot"),
-        (json!({ "action": { "image": "wipe" }, "selector": { "mac": "02:00:00:00:00:01" } }), 422, "image-is-destructive"),
+        (
+            json!({ "action": { "image": "nothere" }, "selector": { "mac": "02:00:00:00:00:01" } }),
+            422,
+            "unknown-image",
+        ),
+        (
+            json!({ "action": { "image": "empty" }, "selector": { "mac": "02:00:00:00:00:01" } }),
+            422,
+            "image-cannot-boot",
+        ),
+        (
+            json!({ "action": { "image": "wipe" }, "selector": { "mac": "02:00:00:00:00:01" } }),
+            422,
+            "image-is-destructive",
+        ),
     ] {
         assert_eq!(refused(client.post("/v1/jobs", &spec)), (status, code.to_owned()), "{spec}");
     }

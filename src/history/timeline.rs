@@ -1,0 +1,428 @@
+//! One boot, step by step, and what became of it.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use super::since;
+use crate::jobs::evidence::{Asker, Evidence, Over, Seen};
+use crate::jobs::job::{JobId, unix_seconds};
+use crate::jobs::token::BootId;
+use crate::wire::{MacAddr, Uuid};
+
+/// Longest text kept of one step.
+const TEXT_MAX: usize = 200;
+/// A step repeats one of the last so many if it is the same thing about the same file.
+const REPEATS_LOOK_BACK: usize = 4;
+
+/// How far a boot came.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// Its DHCP request was left without an answer.
+    Ignored,
+    /// It was offered a boot by DHCP.
+    Answered,
+    /// It fetched a loader.
+    Loading,
+    /// It ran iPXE and was asked who it is.
+    Asked,
+    /// It was sent to its own disk.
+    Local,
+    /// It was shown the menu.
+    Menu,
+    /// It was told to wait.
+    Waiting,
+    /// It was given a shell.
+    Shell,
+    /// It was given the script of an image.
+    Given,
+    /// It fetches the image's files.
+    Fetching,
+    /// A transfer broke off.
+    Broken,
+    /// It has every file; the image may run.
+    Running,
+    /// The booted system called back.
+    Confirmed,
+}
+
+impl Outcome {
+    /// The lower-case word of lists and JSON.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Ignored => "ignored",
+            Self::Answered => "answered",
+            Self::Loading => "loading",
+            Self::Asked => "asked",
+            Self::Local => "local",
+            Self::Menu => "menu",
+            Self::Waiting => "waiting",
+            Self::Shell => "shell",
+            Self::Given => "given",
+            Self::Fetching => "fetching",
+            Self::Broken => "broken",
+            Self::Running => "running",
+            Self::Confirmed => "confirmed",
+        }
+    }
+
+    /// Where the boot stands or stopped, in plain words, and what to do about it.
+    pub fn sentence(self) -> &'static str {
+        match self {
+            Self::Ignored => {
+                "It asked for a boot and was not answered. The reason is in the step above; a policy of `silent` \
+                 and a subnet that is not listed are the usual ones."
+            }
+            Self::Answered => {
+                "It was offered a boot and never came for the loader. Look for another DHCP server whose answer it \
+                 took, a firewall on UDP 69 and 4011, or a TFTP server address it cannot reach."
+            }
+            Self::Loading => {
+                "It fetched a loader, which never asked for a script. The loader may not have found its network \
+                 card (try the other loader of its kind), or may not be allowed to run (Secure Boot), or cannot \
+                 reach the HTTP port."
+            }
+            Self::Asked => {
+                "iPXE runs and was given the script that asks for the machine's identity, and did not come back \
+                 with it. Look at the machine's screen for what iPXE says."
+            }
+            Self::Local => "It was sent to its own disk. Add a job if it should have booted an image.",
+            Self::Menu => "It was shown the menu, and nothing was chosen yet or the local disk was.",
+            Self::Waiting => "It waits and asks again every ten seconds. Add a job, or approve it.",
+            Self::Shell => "It was given an iPXE shell.",
+            Self::Given => {
+                "It was given the script of its image and asked for no file yet. If it stays so, look at the \
+                 machine's screen: iPXE says which download fails."
+            }
+            Self::Fetching => {
+                "It is fetching the image, or stopped doing so without a word: compare the last step's time. The \
+                 job counts an attempt when the silence lasts."
+            }
+            Self::Broken => {
+                "A transfer broke off. The script tries again three times; if the machine asks for nothing more, \
+                 look at its link, and at the reason in the step above."
+            }
+            Self::Running => {
+                "It has every file of its image, so the image may have started. Only a call-back would prove it. \
+                 Its next boot is a local one unless the job says always."
+            }
+            Self::Confirmed => "It booted: the system that was started called back.",
+        }
+    }
+
+    fn after(self, seen: &Seen) -> Self {
+        let over = matches!(self, Self::Running | Self::Confirmed);
+        let only_dhcp = matches!(self, Self::Ignored | Self::Answered);
+        match seen {
+            Seen::DhcpIgnored { .. } if self == Self::Ignored => Self::Ignored,
+            Seen::DhcpOffered { .. } if only_dhcp => Self::Answered,
+            Seen::LoaderFetched { .. } if only_dhcp => Self::Loading,
+            Seen::IdentityAsked if only_dhcp || self == Self::Loading => Self::Asked,
+            Seen::ScriptAsked { offer, .. } if !over => match offer.as_str() {
+                "image" => Self::Given,
+                "menu" => Self::Menu,
+                "wait" | "pending" => Self::Waiting,
+                "shell" => Self::Shell,
+                _ => Self::Local,
+            },
+            Seen::FileDone { last: true, .. } if self != Self::Confirmed => Self::Running,
+            Seen::FileStarted { .. } | Seen::FileProgress { .. } | Seen::FileDone { .. } if !over => {
+                Self::Fetching
+            }
+            Seen::TransferFailed { .. } if matches!(self, Self::Given | Self::Fetching) => Self::Broken,
+            Seen::CalledBack { .. } => Self::Confirmed,
+            _ => self,
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.word())
+    }
+}
+
+/// One thing seen, or the same thing seen several times in a row.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Step {
+    /// When it was first seen.
+    #[serde(with = "unix_seconds")]
+    pub at: SystemTime,
+    /// When it was last seen.
+    #[serde(with = "unix_seconds")]
+    pub until: SystemTime,
+    /// What, as seen last.
+    #[serde(flatten)]
+    pub seen: Seen,
+    /// How often.
+    pub count: u32,
+    /// Bytes delivered by all of them.
+    pub total: u64,
+    /// True when nothing but the address tied it to this machine.
+    pub by_address: bool,
+}
+
+/// One boot of one machine.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Timeline {
+    /// The machine's hardware address.
+    pub mac: Option<MacAddr>,
+    /// The machine's UUID.
+    pub uuid: Option<Uuid>,
+    /// The address it was last seen at.
+    pub address: Option<Ipv4Addr>,
+    /// The boot's number; a boot has one from its first script on.
+    pub boot: Option<BootId>,
+    /// The job it was given.
+    pub job: Option<JobId>,
+    /// The image it was given, or took from the menu.
+    pub image: Option<String>,
+    /// When it began.
+    #[serde(with = "unix_seconds")]
+    pub started: SystemTime,
+    /// Its last sign of life.
+    #[serde(with = "unix_seconds")]
+    pub until: SystemTime,
+    /// How far it came.
+    pub outcome: Outcome,
+    /// The steps, oldest first.
+    pub steps: Vec<Step>,
+    /// Steps left out from the middle.
+    pub left_out: u32,
+}
+
+impl Timeline {
+    pub(super) fn begin(at: SystemTime) -> Self {
+        Self {
+            mac: None,
+            uuid: None,
+            address: None,
+            boot: None,
+            job: None,
+            image: None,
+            started: at,
+            until: at,
+            outcome: Outcome::Ignored,
+            steps: Vec::new(),
+            left_out: 0,
+        }
+    }
+
+    pub(super) fn write_down(&mut self, evidence: &Evidence, by_address: bool, steps_max: usize) {
+        self.until = self.until.max(evidence.at);
+        self.boot = evidence.boot.or(self.boot);
+        self.address = evidence.address.or(self.address);
+        self.job = evidence.job().or(self.job);
+        self.outcome = self.outcome.after(&evidence.seen);
+        let mut seen = evidence.seen.clone();
+        texts(&mut seen).into_iter().flatten().for_each(clip);
+        if let Seen::ScriptAsked { image: Some(image), .. }
+        | Seen::FileStarted { image, .. }
+        | Seen::FileDone { image, .. } = &seen
+        {
+            self.image = Some(image.clone());
+        }
+        let bytes = bytes(&seen);
+        let repeated =
+            self.steps.iter_mut().rev().take(REPEATS_LOOK_BACK).find(|step| is_same(&step.seen, &seen));
+        if let Some(step) = repeated {
+            step.until = step.until.max(evidence.at);
+            step.count = step.count.saturating_add(1);
+            // Progress reports count from the start of their transfer, all others for themselves.
+            step.total = match &seen {
+                Seen::FileProgress { .. } => bytes,
+                _ => step.total.saturating_add(bytes),
+            };
+            step.seen = seen;
+            return;
+        }
+        if self.steps.len() >= steps_max {
+            // How it began and how it ended are worth more than the middle.
+            self.steps.remove(steps_max / 2);
+            self.left_out = self.left_out.saturating_add(1);
+        }
+        let (at, until) = (evidence.at, evidence.at);
+        self.steps.push(Step { at, until, seen, count: 1, total: bytes, by_address });
+    }
+}
+
+impl fmt::Display for Timeline {
+    /// The boot as `explain` prints it: a head line, the steps with seconds since the first, and the sentence.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.mac, self.uuid) {
+            (Some(mac), _) => write!(f, "{mac}")?,
+            (None, Some(uuid)) => write!(f, "{uuid}")?,
+            (None, None) => f.write_str("unknown machine")?,
+        }
+        write!(f, "  {}", httpdate::fmt_http_date(self.started))?;
+        if let Some(job) = self.job {
+            write!(f, "  job {job}")?;
+        }
+        if let Some(image) = &self.image {
+            write!(f, "  image {}", Plain(image))?;
+        }
+        writeln!(f, "  {}", self.outcome)?;
+        for step in &self.steps {
+            writeln!(f, "  {:>8.1}s  {step}", since(self.started, step.at).as_secs_f64())?;
+        }
+        if self.left_out > 0 {
+            writeln!(f, "             ({} steps in the middle are left out)", self.left_out)?;
+        }
+        writeln!(f, "  {}", self.outcome.sentence())
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.seen {
+            Seen::DhcpOffered { asker, arch, relay, file } => {
+                let who = match asker {
+                    Asker::Firmware => "PXE firmware",
+                    Asker::Http => "HTTP Boot firmware",
+                    Asker::Ipxe => "iPXE",
+                };
+                write!(f, "DHCP: offered {} to {who}", Plain(file))?;
+                if let Some(arch) = arch {
+                    write!(f, " ({})", arch.word())?;
+                }
+                if let Some(relay) = relay {
+                    write!(f, " through relay {relay}")?;
+                }
+            }
+            Seen::DhcpIgnored { reason } => write!(f, "DHCP: not answered, {}", Plain(reason))?,
+            Seen::LoaderFetched { name, over, .. } => {
+                write!(f, "{}: loader {} delivered, {}", over_word(*over), Plain(name), Bytes(self.total))?;
+            }
+            Seen::IdentityAsked => {
+                f.write_str("HTTP: asked for a script without identity, told to add it")?
+            }
+            Seen::ScriptAsked { job, offer, image } => {
+                write!(f, "script: {}", Plain(offer))?;
+                if let Some(image) = image {
+                    write!(f, " {}", Plain(image))?;
+                }
+                if let Some(job) = job {
+                    write!(f, " (job {job})")?;
+                }
+            }
+            Seen::FileStarted { image, file, over, .. } => {
+                write!(f, "{}: {}/{} asked for", over_word(*over), Plain(image), Plain(file))?;
+            }
+            Seen::FileProgress { image, file, over, .. } => {
+                let (over, at) = (over_word(*over), Bytes(self.total));
+                write!(f, "{over}: {}/{} goes on, {at} so far", Plain(image), Plain(file))?;
+            }
+            Seen::FileDone { image, file, last, over, .. } => {
+                let (over, all) = (over_word(*over), Bytes(self.total));
+                write!(f, "{over}: {}/{} delivered, {all}", Plain(image), Plain(file))?;
+                let rate = self.total as f64 / since(self.at, self.until).as_secs_f64();
+                if rate.is_finite() && rate > 0.0 {
+                    write!(f, ", {}/s", Bytes(rate as u64))?;
+                }
+                if *last {
+                    f.write_str(", the last file")?;
+                }
+            }
+            Seen::TransferFailed { file, bytes, reason, over, .. } => {
+                let over = over_word(*over);
+                write!(f, "{over}: {} broke off after {}: {}", Plain(file), Bytes(*bytes), Plain(reason))?;
+            }
+            Seen::CalledBack { job } => write!(f, "called back (job {job})")?,
+        }
+        if self.count > 1 {
+            write!(f, " ({} times)", self.count)?;
+        }
+        if self.by_address {
+            f.write_str(" (by its address only)")?;
+        }
+        Ok(())
+    }
+}
+
+/// A text that came from outside, without what would move a terminal's cursor.
+struct Plain<'a>(&'a str);
+
+impl fmt::Display for Plain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use fmt::Write;
+        self.0.chars().try_for_each(|c| f.write_char(if c.is_control() { '?' } else { c }))
+    }
+}
+
+/// A number of bytes in the unit that reads best.
+struct Bytes(u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [(u64, &str); 3] = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+        match UNITS.iter().find(|(size, _)| self.0 >= *size) {
+            Some((size, unit)) => write!(f, "{:.1} {unit}", self.0 as f64 / *size as f64),
+            None => write!(f, "{} bytes", self.0),
+        }
+    }
+}
+
+fn over_word(over: Over) -> &'static str {
+    match over {
+        Over::Tftp => "TFTP",
+        Over::Http => "HTTP",
+    }
+}
+
+fn bytes(seen: &Seen) -> u64 {
+    match seen {
+        Seen::LoaderFetched { bytes, .. }
+        | Seen::FileProgress { bytes, .. }
+        | Seen::FileDone { bytes, .. }
+        | Seen::TransferFailed { bytes, .. } => *bytes,
+        Seen::DhcpOffered { .. }
+        | Seen::DhcpIgnored { .. }
+        | Seen::IdentityAsked
+        | Seen::ScriptAsked { .. }
+        | Seen::FileStarted { .. }
+        | Seen::CalledBack { .. } => 0,
+    }
+}
+
+/// The same thing about the same file: a SAN disk is read in thousands of pieces, a waiting machine asks all night.
+fn is_same(one: &Seen, other: &Seen) -> bool {
+    match (one, other) {
+        (Seen::LoaderFetched { name: a, over: b, .. }, Seen::LoaderFetched { name: c, over: d, .. }) => {
+            (a, b) == (c, d)
+        }
+        (Seen::FileStarted { image: a, file: b, .. }, Seen::FileStarted { image: c, file: d, .. })
+        | (Seen::FileProgress { image: a, file: b, .. }, Seen::FileProgress { image: c, file: d, .. })
+        | (Seen::FileDone { image: a, file: b, .. }, Seen::FileDone { image: c, file: d, .. }) => {
+            (a, b) == (c, d)
+        }
+        (
+            Seen::TransferFailed { file: a, reason: b, .. },
+            Seen::TransferFailed { file: c, reason: d, .. },
+        ) => (a, b) == (c, d),
+        _ => one == other,
+    }
+}
+
+fn texts(seen: &mut Seen) -> [Option<&mut String>; 2] {
+    match seen {
+        Seen::DhcpOffered { file, .. } => [Some(file), None],
+        Seen::DhcpIgnored { reason } => [Some(reason), None],
+        Seen::LoaderFetched { name, .. } => [Some(name), None],
+        Seen::ScriptAsked { offer, image, .. } => [Some(offer), image.as_mut()],
+        Seen::FileStarted { image, file, .. }
+        | Seen::FileProgress { image, file, .. }
+        | Seen::FileDone { image, file, .. } => [Some(image), Some(file)],
+        Seen::TransferFailed { file, reason, .. } => [Some(file), Some(reason)],
+        Seen::IdentityAsked | Seen::CalledBack { .. } => [None, None],
+    }
+}
+
+fn clip(text: &mut String) {
+    if text.len() > TEXT_MAX {
+        text.truncate(text.floor_char_boundary(TEXT_MAX));
+        text.shrink_to_fit();
+    }
+}
