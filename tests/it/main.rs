@@ -1,0 +1,9 @@
+//! End to end: the real binary in namespaces of its own, against real clients and real firmware.
+//!
+//! Needs root and the tools `tools/test` installs. A tool that is missing fails the test that needs it.
+
+mod bad_input;
+mod clients;
+mod firmware;
+mod server;
+mod winpe;
