@@ -360,3 +360,9 @@ impl Signals {
         });
     }
 }
+
+/// Until SIGTERM or SIGINT.
+pub(super) fn wait_for_end() -> Result<(), Failure> {
+    Signals::watch()?.wait(|| {});
+    Ok(())
+}

@@ -1,6 +1,6 @@
 //! WinPE as far as it can be shown without Microsoft's files: the script and every file it names, fetched by a real
 //! iPXE to the last byte. A Linux kernel stands in for wimboot, which iPXE starts the same way: as a bzImage with the
-//! other files behind it as an archive. It finds no init there and stops, by when everything has been delivered.
+//! other files behind it as an archive. What counts is what iPXE has acknowledged, byte for byte, before it starts it.
 
 use std::fs;
 use std::process::Command;
@@ -42,10 +42,9 @@ fn every_file_of_a_winpe_image_arrives_as_it_is() {
     for wanted in ["wimboot", "boot.wim", "startnet.cmd", "BCD"] {
         assert!(script.contains(wanted), "the script has no {wanted}:\n{script}");
     }
-    let mut machine = Machine::start(&spec, net.machines(), BRIDGE, &site.dir.0);
+    let machine = Machine::start(&spec, net.machines(), BRIDGE, &site.dir.0);
     server.process.wait_for("winpe/boot.wim delivered", Duration::from_secs(300));
-    // The stand-in has been started with what was delivered.
-    machine.wait_for("Kernel panic", Duration::from_secs(120));
+    drop(machine);
     let log = server.process.output();
     for name in ["wimboot", "startnet.cmd", "BCD", "boot.wim"] {
         let len = fs::metadata(folder.join(name)).expect("the file is there").len();

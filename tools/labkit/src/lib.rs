@@ -10,7 +10,7 @@ mod media;
 mod process;
 
 pub use machine::{Firmware, Machine, MachineSpec};
-pub use media::{DISK_WORD, INIT_WORD, initramfs, kernel, local_disk, uefi_disk};
+pub use media::{DISK_WORD, INIT_WORD, initramfs, kernel, local_disk};
 pub use process::{Process, run, tool};
 
 use std::process::Command;

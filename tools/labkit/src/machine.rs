@@ -29,7 +29,7 @@ pub struct MachineSpec {
     pub mac: String,
     /// SMBIOS UUID.
     pub uuid: String,
-    /// Local disk: a file for BIOS, a folder for UEFI.
+    /// Local disk image.
     pub disk: Option<PathBuf>,
     /// Memory, MiB.
     pub memory: u32,
@@ -114,14 +114,8 @@ impl Machine {
                 command.arg("-fw_cfg").arg(format!("name=opt/org.tianocore/{name},string=n"));
             }
         }
-        match (&spec.disk, spec.firmware) {
-            (None, _) => {}
-            (Some(disk), Firmware::Bios) => {
-                command.arg("-drive").arg(format!("if=ide,format=raw,file={}", disk.display()));
-            }
-            (Some(disk), _) => {
-                command.arg("-drive").arg(format!("if=ide,format=raw,file=fat:rw:{}", disk.display()));
-            }
+        if let Some(disk) = &spec.disk {
+            command.arg("-drive").arg(format!("if=ide,format=raw,file={}", disk.display()));
         }
         let output = folder.join(format!("qemu-{number}.log"));
         Self { process: Process::spawn("qemu", &mut command, &output), serial, _place: place }

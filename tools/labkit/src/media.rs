@@ -74,12 +74,3 @@ pub fn local_disk(folder: &Path) -> PathBuf {
     fs::write(&path, sector).expect("the disk can be written");
     path
 }
-
-/// A folder that QEMU shows as a FAT disk; the UEFI shell on it prints [`DISK_WORD`].
-pub fn uefi_disk(folder: &Path) -> PathBuf {
-    let path = folder.join("fat");
-    fs::create_dir_all(&path).expect("a folder for the disk");
-    fs::write(path.join("startup.nsh"), format!("echo {DISK_WORD}\r\nreset -s\r\n"))
-        .expect("the script can be written");
-    path
-}
