@@ -17,6 +17,9 @@ use crate::wire::tftp::{Mode, Options, Packet, emit_ack, emit_rrq};
 /// A client that hears nothing for so long has failed.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
 
+/// Receive buffer asked for.
+const RECV_BUFFER: usize = 4 << 20;
+
 /// One measurement.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
@@ -88,6 +91,8 @@ fn tftp_download(
     let broken = || io::Error::new(io::ErrorKind::InvalidData, "not the answer a transfer needs");
     let socket = UdpSocket::bind("0.0.0.0:0")?;
     socket.set_read_timeout(Some(SILENCE_MAX))?;
+    // A window of large blocks must fit, or every one of them is cut by our own buffer.
+    socket2::SockRef::from(&socket).set_recv_buffer_size(RECV_BUFFER)?;
     let options = Options {
         blksize: Some(blksize),
         windowsize: (windowsize > 1).then_some(windowsize),

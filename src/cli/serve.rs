@@ -97,6 +97,21 @@ pub(super) struct Running {
 /// Starts everything; returns once every listener is open.
 pub(super) fn start(plan: &Plan) -> Result<Running, Failure> {
     let runtime = |error: &dyn std::fmt::Display| Failure::new(Exit::Runtime, error);
+    // Folders of our own are made on the first start; one that somebody named must be there.
+    if plan.images_dir.starts_with(&plan.server.state_dir) {
+        std::fs::create_dir_all(&plan.images_dir).map_err(|error| {
+            let exit = if error.kind() == std::io::ErrorKind::PermissionDenied {
+                Exit::Permission
+            } else {
+                Exit::Runtime
+            };
+            let message = format!(
+                "make {}: {error}; --state names a folder this user may write to",
+                plan.images_dir.display()
+            );
+            Failure::new(exit, message)
+        })?;
+    }
     let library = Arc::new(Library::open(library_settings(plan)).map_err(|error| runtime(&error))?);
     let book = Arc::new(Book::new());
     let history = Arc::new(History::default());

@@ -61,6 +61,8 @@ pub struct Outgoing {
     corked: bool,
     /// A ring send is with the kernel; nothing else may be sent until it answers.
     pub in_ring: bool,
+    /// The kernel would not pin pages for this connection; the other senders serve it.
+    zero_copy_refused: bool,
 }
 
 /// How far one go at sending came.
@@ -267,6 +269,7 @@ impl Outgoing {
                 return Ok(0);
             }
             if left >= ZERO_COPY_MIN
+                && !self.zero_copy_refused
                 && !means.copying.knows(means.local)
                 && let Some(ring) = means.ring.as_deref_mut()
             {
@@ -319,6 +322,12 @@ impl Outgoing {
                 Pumped::Yielded
             }
             Err(e) if e.raw_os_error() == Some(nix::errno::Errno::EFAULT as i32) => Pumped::Changed,
+            // An ordinary user may pin only so many pages (RLIMIT_MEMLOCK): ENOBUFS or ENOMEM beyond that. A refusal
+            // of any other kind but a dead peer is no reason to end a download either.
+            Err(e) if !is_peer_gone(&e) => {
+                self.zero_copy_refused = true;
+                Pumped::Yielded
+            }
             Err(_) => Pumped::Broken,
         }
     }
@@ -351,6 +360,44 @@ impl Outgoing {
             && let Some(pipe) = self.pipe.take()
         {
             pipes.put(pipe);
+        }
+    }
+}
+
+/// Errors that mean the connection is over.
+fn is_peer_gone(error: &io::Error) -> bool {
+    use io::ErrorKind;
+    matches!(
+        error.kind(),
+        ErrorKind::BrokenPipe
+            | ErrorKind::ConnectionReset
+            | ErrorKind::ConnectionAborted
+            | ErrorKind::NotConnected
+            | ErrorKind::TimedOut
+            | ErrorKind::HostUnreachable
+            | ErrorKind::NetworkUnreachable
+            | ErrorKind::NetworkDown
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_pins_no_more_pages_does_not_end_a_download() {
+        for (errno, expected) in [
+            (nix::errno::Errno::ENOBUFS, Pumped::Yielded),
+            (nix::errno::Errno::ENOMEM, Pumped::Yielded),
+            (nix::errno::Errno::EPIPE, Pumped::Broken),
+            (nix::errno::Errno::ECONNRESET, Pumped::Broken),
+            (nix::errno::Errno::EFAULT, Pumped::Changed),
+        ] {
+            let mut out = Outgoing { in_ring: true, ..Outgoing::default() };
+            let result = Err(io::Error::from_raw_os_error(errno as i32));
+            assert_eq!(out.ring_answered(result, &mut Moved::default()), expected, "{errno}");
+            assert!(!out.in_ring);
+            assert_eq!(out.zero_copy_refused, expected == Pumped::Yielded);
         }
     }
 }

@@ -139,7 +139,7 @@ pub(super) fn specified(ip: Ipv4Addr) -> Option<Ipv4Addr> {
 
 /// True for an address one machine can have on a network: not 0/8, 127/8, multicast, 240/4 or broadcast.
 fn is_host(ip: Ipv4Addr) -> bool {
-    !matches!(ip.octets()[0], 0 | 127 | 224..)
+    !matches!(ip.octets()[0], 0 | 224..)
 }
 
 /// Who the message is from. Firmware set to send its UUID as hardware address (hlen 16) has its MAC in the frame.
