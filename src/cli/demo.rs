@@ -158,7 +158,7 @@ fn make_library(folder: &Path, size: u64) -> std::io::Result<()> {
     };
     create_wim(&image.join("boot.wim"), &spec)?;
     // Stand-ins: the simulated machines take any program for iPXE and any kernel for wimboot.
-    let stand_in: Vec<u8> = (0..LOADER_LEN).map(|i| (i * 31 >> 3) as u8).collect();
+    let stand_in: Vec<u8> = (0..LOADER_LEN).map(|i| ((i * 31) >> 3) as u8).collect();
     fs::write(image.join("wimboot"), &stand_in)?;
     for name in ["undionly.kpxe", "snponly.efi"] {
         fs::write(loaders.join(name), &stand_in)?;

@@ -51,7 +51,7 @@ pub fn size(text: &str) -> Option<u64> {
         return whole.checked_mul(factor);
     }
     let value = number.parse::<f64>().ok()? * factor as f64;
-    (value.is_finite() && value >= 0.0 && value < 9e18).then_some(value as u64)
+    (0.0..9e18).contains(&value).then_some(value as u64)
 }
 
 /// `10.77.0.0/24`: the network's own address and its prefix length.

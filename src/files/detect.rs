@@ -10,6 +10,7 @@ use crate::files::scan::{Found, Walk};
 use crate::files::sniff::{self, Sniff};
 use crate::files::wim::{self, Finding, Severity};
 use crate::jobs::image::{Access, BootFiles, Image, ImageFile, ImageKind, WimbootAt};
+use crate::sys::open_plain;
 use crate::wire::arch::{Cpu, Platform};
 
 /// Longest name wimboot can take; a longer one stops the boot on EFI.
@@ -236,7 +237,7 @@ impl Folder<'_> {
     /// Takes over what the WIM says of itself; an error when it cannot boot.
     fn look_into_wim(&self, found: &Found, image: &mut Image) -> Result<(), String> {
         let of_wim = |what: &dyn std::fmt::Display| format!("{}: {what}", found.name);
-        let report = sniff::open(&found.path).and_then(|file| wim::inspect(&file));
+        let report = open_plain(&found.path).and_then(|file| wim::inspect(&file));
         let report = report.map_err(|error| of_wim(&error.kind()))?;
         if let Some(finding) = report.worst(Severity::NotBootable) {
             return Err(of_wim(finding));

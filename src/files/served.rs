@@ -2,7 +2,7 @@
 
 use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +13,7 @@ use arc_swap::ArcSwapOption;
 use crate::files::names;
 use crate::jobs::image::Access;
 use crate::sys::mmap::Mapping;
+use crate::sys::open_plain;
 
 /// What tells one version of a file from another (`fstat`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -156,10 +157,7 @@ impl Served {
     }
 
     fn open_now(&self) -> io::Result<Opened> {
-        let file = File::options()
-            .read(true)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK)
-            .open(&self.path)?;
+        let file = open_plain(&self.path)?;
         let identity = FileIdentity::of(&file.metadata()?);
         if !self.identity.same_content(&identity) {
             return Err(io::Error::new(io::ErrorKind::NotFound, "the file changed since it was listed"));

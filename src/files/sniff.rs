@@ -2,9 +2,11 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
+
 use std::path::Path;
 
+use crate::sys::open_plain;
 use crate::wire::arch::Cpu;
 
 /// Bytes of a file's head that tell what it is.
@@ -34,22 +36,17 @@ impl Sniff {
 
     /// From a file. An unreadable one is nothing known.
     pub fn of_file(path: &Path) -> Self {
-        let Ok(file) = open(path) else { return Self::default() };
+        let Ok(file) = open_plain(path) else { return Self::default() };
         let mut head = [0; HEAD_LEN];
         let len = read_some(&file, &mut head, 0).unwrap_or(0);
         Self::of(head.get(..len).unwrap_or_default())
     }
 }
 
-/// Opens a file for a look, refusing a link in its last step and never waiting for a pipe's far end.
-pub fn open(path: &Path) -> io::Result<File> {
-    File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK).open(path)
-}
-
 /// True for an ISO 9660 image.
 pub fn is_iso(path: &Path) -> bool {
     let mut magic = [0; 5];
-    open(path).is_ok_and(|file| file.read_exact_at(&mut magic, ISO_MAGIC_OFFSET).is_ok())
+    open_plain(path).is_ok_and(|file| file.read_exact_at(&mut magic, ISO_MAGIC_OFFSET).is_ok())
         && magic == *b"CD001"
 }
 

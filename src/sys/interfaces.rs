@@ -100,7 +100,7 @@ fn mtu(name: &str) -> Option<u32> {
     let done =
         unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&socket), libc::SIOCGIFMTU, &raw mut request) };
     // SAFETY: SIOCGIFMTU succeeded, so the kernel filled the union's `ifru_mtu`.
-    (done == 0).then(|| unsafe { request.ifr_ifru.ifru_mtu } as u32)
+    if done == 0 { Some(unsafe { request.ifr_ifru.ifru_mtu } as u32) } else { None }
 }
 
 /// Tells devices apart by their driver's name. `/sys` would say it too, but shows the namespace it was mounted in,

@@ -78,6 +78,13 @@ impl std::error::Error for SysError {
     }
 }
 
+/// Opens a file for reading, refusing a link in its last step and never waiting for a pipe's far end.
+pub fn open_plain(path: &std::path::Path) -> io::Result<std::fs::File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let flags = libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK;
+    std::fs::File::options().read(true).custom_flags(flags).open(path)
+}
+
 /// Turns a libc return value into a result.
 fn check(value: libc::c_int) -> io::Result<libc::c_int> {
     if value < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }

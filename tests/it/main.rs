@@ -2,6 +2,8 @@
 //!
 //! Needs root and the tools `tools/test` installs. A tool that is missing fails the test that needs it.
 
+#![allow(unreachable_pub, reason = "one binary of modules: pub is what they share")]
+
 mod bad_input;
 mod clients;
 mod firmware;

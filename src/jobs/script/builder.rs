@@ -129,7 +129,7 @@ impl<'o> Script<'o> {
     pub(super) fn args_are_changed(value: &str) -> bool {
         let mut out = String::new();
         Script { out: &mut out }.args(value);
-        !out.split(' ').eq(value.split_ascii_whitespace()) && !(out.is_empty() && value.trim().is_empty())
+        !(out.split(' ').eq(value.split_ascii_whitespace()) || out.is_empty() && value.trim().is_empty())
     }
 
     /// Only for types whose `Display` is letters, digits, `:` and `-`; private, so that stays true.

@@ -524,7 +524,7 @@ fn split(line: &[u8]) -> Line {
     let line = line.trim_ascii_start();
     let (label, line) = match line.strip_prefix(b":") {
         Some(rest) => {
-            let end = rest.iter().position(|byte| is_space(byte)).unwrap_or(rest.len());
+            let end = rest.iter().position(is_space).unwrap_or(rest.len());
             (Some(String::from_utf8_lossy(&rest[..end]).into_owned()), &rest[end..])
         }
         None => (None, line),
@@ -640,7 +640,7 @@ fn with_hostile(field: usize, value: &str) -> Option<(Library, Identity, Policy)
         13 => disk.boot = Some(BootFiles::Iso { iso: text() }),
         14 => program.boot = Some(BootFiles::Efi { program: text() }),
         15 => script.boot = Some(BootFiles::Script { script: text() }),
-        16 | 17 | 18 => {
+        16..=18 => {
             if let Some(BootFiles::Winpe { wimboot, wim, extra }) = &mut pe.boot {
                 match field {
                     16 => *wimboot = WimbootAt::Image(text()),

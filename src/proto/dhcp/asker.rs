@@ -35,14 +35,17 @@ impl<'a> Asker<'a> {
         message: Message<'a>,
         subnets: &[Subnet],
     ) -> Result<Self, DropReason> {
-        let kind = match message.message_type().ok_or(DropReason::NoMessageType)? {
-            kind @ (MessageType::Discover
-            | MessageType::Request
-            | MessageType::Decline
-            | MessageType::Release
-            | MessageType::Inform) => kind,
-            _ => return Err(DropReason::OddMessageType),
-        };
+        let kind = message.message_type().ok_or(DropReason::NoMessageType)?;
+        if !matches!(
+            kind,
+            MessageType::Discover
+                | MessageType::Request
+                | MessageType::Decline
+                | MessageType::Release
+                | MessageType::Inform
+        ) {
+            return Err(DropReason::OddMessageType);
+        }
         let plausible = |ip: Ipv4Addr| ip.is_unspecified() || is_host(ip);
         if !plausible(message.giaddr())
             || !plausible(message.ciaddr())

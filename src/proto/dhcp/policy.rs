@@ -135,7 +135,7 @@ mod tests {
         write!(file, "{:0>127}", 1).unwrap();
         assert_eq!(file.as_bytes().len(), 127);
         let mut file = BootFile::new();
-        assert!(write!(file, "{}{:0>125}", "abc", 1).is_err());
+        assert!(write!(file, "abc{:0>125}", 1).is_err());
         assert!(file.is_empty() && file.is_refused());
         assert!(write!(file, "x").is_err(), "a refused name stays refused");
         file.clear();

@@ -498,7 +498,7 @@ pub fn fuzz_transfer(start: Instant, bytes: &[u8]) {
     };
     let request = Request { write: false, name: b"x", mode: crate::wire::tftp::Mode::Octet, options };
     let limits = Limits { rollover_to: u16::from(a >> 4 & 1), ..Limits::default() };
-    let len = u64::from(f) << (a >> 5) * 3 | u64::from(d);
+    let len = (u64::from(f) << ((a >> 5) * 3)) | u64::from(d);
     let mut now = start;
     let (mut transfer, _) = Transfer::accept(now, &request, len, &limits);
     loop {
