@@ -156,3 +156,47 @@ fn list_members(value: &str) -> impl Iterator<Item = &str> {
 fn decimal(text: &str) -> Option<u64> {
     (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())).then(|| text.parse().ok())?
 }
+
+/// The escapes of `tests/data/http/README.md`.
+#[cfg(test)]
+pub(crate) fn unescape(text: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut rest = text;
+    while let Some(next) = rest.chars().next() {
+        rest = &rest[next.len_utf8()..];
+        match next {
+            '~' => bytes.extend_from_slice(b"\r\n"),
+            '\\' => {
+                let kind = rest.chars().next().expect("a backslash escapes something");
+                rest = &rest[1..];
+                match kind {
+                    'r' => bytes.push(b'\r'),
+                    'n' => bytes.push(b'\n'),
+                    't' => bytes.push(b'\t'),
+                    '0' => bytes.push(0),
+                    '\\' => bytes.push(b'\\'),
+                    'x' => {
+                        bytes.push(u8::from_str_radix(&rest[..2], 16).expect("two hexadecimal digits"));
+                        rest = &rest[2..];
+                    }
+                    '{' => {
+                        let (what, behind) = rest.split_once('}').expect("a repetition ends");
+                        let (unit, times) = what.rsplit_once('*').expect("a repetition says how often");
+                        let times = times.parse().expect("a repetition says how often");
+                        bytes.extend(unescape(unit).repeat(times));
+                        rest = behind;
+                    }
+                    _ => panic!("no such escape: {kind}"),
+                }
+            }
+            _ => {
+                let mut buffer = [0; 4];
+                bytes.extend_from_slice(next.encode_utf8(&mut buffer).as_bytes());
+            }
+        }
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod cases;
