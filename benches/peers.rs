@@ -5,6 +5,7 @@
 //! and a figure is the median over the rounds. CPU seconds are the server's own, from /proc. The load's clients are
 //! threads with plain sockets: where they are the limit, the throughput of two servers looks alike and only the CPU
 //! seconds tell them apart.
+#![allow(clippy::print_stdout, reason = "a report")]
 
 use std::fs;
 use std::net::SocketAddrV4;

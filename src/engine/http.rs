@@ -52,6 +52,8 @@ const SEND_PATIENCE: Duration = Duration::from_secs(120);
 const ACK_CHECK: Duration = Duration::from_millis(50);
 /// Checks before the last bytes count as lost: 30 s.
 const ACK_CHECKS_MAX: u32 = 600;
+/// A long download says so this often, because silence counts against a boot.
+const PROGRESS_EVERY: Duration = Duration::from_secs(30);
 const TEXT: &str = "text/plain";
 
 /// What of the response under way the flight recorder wants to know.
@@ -60,6 +62,8 @@ struct Delivery {
     subject: Subject,
     bytes: u64,
     peer: Ipv4Addr,
+    /// When to say that it goes on.
+    progress_at: Instant,
 }
 
 /// What a file response carries.
@@ -285,6 +289,12 @@ impl HttpSide {
                 };
                 let pumped = connection.out.pump(&connection.stream, &mut means);
                 count_moved(turn.tally, &moved);
+                if let Some(delivery) = &mut connection.delivery
+                    && turn.now >= delivery.progress_at
+                {
+                    delivery.progress_at = turn.now + PROGRESS_EVERY;
+                    delivery.goes_on(turn.shared, connection.out.left());
+                }
                 if moved.total() > 0 {
                     connection.deadline = turn.now + SEND_PATIENCE;
                 }
@@ -661,7 +671,12 @@ impl HttpSide {
             let seen = Seen::FileStarted { job, image: image.clone(), file: file.clone(), over: Over::Http };
             note(turn.shared, *boot, peer, seen);
         }
-        connection.delivery = Some(Box::new(Delivery { subject, bytes: body_len, peer }));
+        connection.delivery = Some(Box::new(Delivery {
+            subject,
+            bytes: body_len,
+            peer,
+            progress_at: turn.now + PROGRESS_EVERY,
+        }));
     }
 
     /// If a response was out, finds out whether all of it has arrived, and says so. `ending` counts what is not
@@ -800,6 +815,18 @@ impl Subject {
 }
 
 impl Delivery {
+    fn goes_on(&self, shared: &Shared, left: u64) {
+        let Subject::File { boot, image, file, .. } = &self.subject else { return };
+        let seen = Seen::FileProgress {
+            job: boot.and_then(|token| token.job),
+            image: image.clone(),
+            file: file.clone(),
+            bytes: self.bytes.saturating_sub(left),
+            over: Over::Http,
+        };
+        note(shared, *boot, self.peer, seen);
+    }
+
     fn done(self, shared: &Shared) {
         let boot = self.subject.token();
         let seen = match self.subject {

@@ -323,3 +323,6 @@ fn begins_another(last: &Timeline, evidence: &Evidence) -> bool {
 fn since(earlier: SystemTime, later: SystemTime) -> Duration {
     later.duration_since(earlier).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

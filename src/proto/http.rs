@@ -62,3 +62,6 @@ pub fn fuzz_head(bytes: &[u8]) -> usize {
         }
     }
 }
+
+#[cfg(test)]
+mod cases;

@@ -543,6 +543,3 @@ impl Leases {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

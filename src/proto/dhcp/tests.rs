@@ -11,6 +11,8 @@ use super::*;
 use crate::wire::MacAddr;
 use crate::wire::dhcp::{Emitter, Header, MessageType, SubOptions};
 
+mod quirks;
+
 const US: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 const OTHER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 const RELAY: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 2);

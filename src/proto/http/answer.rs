@@ -100,7 +100,9 @@ pub fn answer_file(
             head.number("Content-Length", meta.len);
             return head.end(Some(request), Body::None, 0);
         }
-        Verdict::NotModified => request.method == Method::Get,
+        Verdict::NotModified => {
+            request.method == Method::Get && conditional::if_range(request, meta, modified, now)
+        }
         Verdict::Proceed { ranges } => ranges,
     };
     let asked = if ranges { request.sole_header("Range") } else { None };

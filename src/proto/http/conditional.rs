@@ -49,7 +49,7 @@ pub(super) fn evaluate(
 
 /// RFC 9110 §13.1.5: true without the field; else an entity tag must match strongly, and a date be exactly the
 /// one sent, when that one is a strong validator (§8.8.2.2: at least a second old).
-fn if_range(
+pub(super) fn if_range(
     request: &Request<'_>,
     meta: &FileMeta<'_>,
     modified: Option<SystemTime>,

@@ -1,0 +1,256 @@
+//! Stories of boots, told to the recorder and read back.
+
+use std::time::UNIX_EPOCH;
+
+use super::*;
+use crate::jobs::evidence::Over;
+use crate::jobs::job::JobId;
+use crate::wire::Arch;
+
+const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
+const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);
+
+fn at(seconds: f64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs_f64(1_800_000_000.0 + seconds)
+}
+
+fn of(mac: MacAddr, seconds: f64, seen: Seen) -> Evidence {
+    Evidence { mac: Some(mac), address: Some(ADDRESS), ..Evidence::new(at(seconds), seen) }
+}
+
+fn dhcp(asker: Asker, file: &str) -> Seen {
+    Seen::DhcpOffered { asker, arch: Some(Arch::UEFI_X64), relay: None, file: file.into() }
+}
+
+fn loader() -> Seen {
+    Seen::LoaderFetched { name: "snponly.efi".into(), bytes: 300_000, over: Over::Tftp }
+}
+
+fn script(offer: &str) -> Seen {
+    let image = (offer == "image").then(|| "debian".to_owned());
+    Seen::ScriptAsked { job: image.is_some().then_some(JobId(7)), offer: offer.into(), image }
+}
+
+fn started(file: &str) -> Seen {
+    Seen::FileStarted { job: Some(JobId(7)), image: "debian".into(), file: file.into(), over: Over::Http }
+}
+
+fn done(file: &str, bytes: u64, last: bool) -> Seen {
+    Seen::FileDone {
+        job: Some(JobId(7)),
+        image: "debian".into(),
+        file: file.into(),
+        bytes,
+        last,
+        over: Over::Http,
+    }
+}
+
+/// A whole UEFI boot from `start` on, as the rooms that see it report it: the TFTP side knows only an address, and
+/// only what comes under a token has a boot.
+fn whole_boot(history: &History, start: f64, boot: u64) {
+    let boot = Some(BootId(boot));
+    history.note(&of(MAC, start, dhcp(Asker::Firmware, "snponly.efi")));
+    history.note(&Evidence { address: Some(ADDRESS), ..Evidence::new(at(start + 1.0), loader()) });
+    history.note(&of(MAC, start + 2.0, dhcp(Asker::Ipxe, "http://10.77.0.1:4433/ipxe")));
+    history.note(&Evidence { boot, ..of(MAC, start + 2.5, script("image")) });
+    history.note(&Evidence { boot, ..Evidence::new(at(start + 3.0), started("vmlinuz")) });
+    history.note(&Evidence { boot, ..Evidence::new(at(start + 3.5), done("vmlinuz", 9 << 20, false)) });
+    history.note(&Evidence { boot, ..of(MAC, start + 3.6, started("initrd.img")) });
+    history.note(&Evidence { boot, ..of(MAC, start + 5.0, done("initrd.img", 30 << 20, true)) });
+}
+
+#[test]
+fn a_whole_boot_is_one_timeline() {
+    let history = History::default();
+    whole_boot(&history, 0.0, 1);
+    let boots = history.boots(MAC);
+    assert_eq!(boots.len(), 1, "{boots:?}");
+    let boot = &boots[0];
+    assert_eq!((boot.outcome, boot.job, boot.boot), (Outcome::Running, Some(JobId(7)), Some(BootId(1))));
+    assert_eq!((boot.image.as_deref(), boot.steps.len()), (Some("debian"), 8));
+    assert!(boot.steps[1].by_address && !boot.steps[0].by_address);
+    let text = boot.to_string();
+    insta::with_settings!(
+        { snapshot_path => "../../tests/snapshots", prepend_module_to_snapshot => false, omit_expression => true },
+        { insta::assert_snapshot!("timeline_whole_boot", text); }
+    );
+}
+
+#[test]
+fn a_reboot_is_another_timeline_and_the_newest_comes_first() {
+    let history = History::default();
+    whole_boot(&history, 0.0, 1);
+    whole_boot(&history, 60.0, 2);
+    let boots = history.boots(MAC);
+    assert_eq!(boots.iter().map(|boot| boot.boot).collect::<Vec<_>>(), [Some(BootId(2)), Some(BootId(1))]);
+    // A late word about the first boot goes to the first boot.
+    let late = Evidence { boot: Some(BootId(1)), ..of(MAC, 70.0, Seen::CalledBack { job: JobId(7) }) };
+    history.note(&late);
+    assert_eq!(history.boots(MAC).iter().filter(|boot| boot.outcome == Outcome::Confirmed).count(), 1);
+    assert_eq!(
+        history.boots(MAC).iter().find(|b| b.boot == Some(BootId(1))).unwrap().outcome,
+        Outcome::Confirmed
+    );
+}
+
+#[test]
+fn repeated_questions_stay_one_step() {
+    let history = History::default();
+    for n in 0..1_000 {
+        let boot = Some(BootId(n));
+        history.note(&Evidence { boot, ..of(MAC, n as f64 * 10.0, script("wait")) });
+    }
+    let boots = history.boots(MAC);
+    assert_eq!((boots.len(), boots[0].steps.len(), boots[0].steps[0].count), (1, 1, 1_000));
+    assert_eq!(boots[0].outcome, Outcome::Waiting);
+}
+
+#[test]
+fn a_disk_read_piece_by_piece_is_one_step_with_the_sum() {
+    let history = History::default();
+    let boot = Some(BootId(1));
+    history.note(&Evidence { boot, ..of(MAC, 0.0, script("image")) });
+    for n in 0..500 {
+        let seconds = 1.0 + f64::from(n);
+        history.note(&Evidence { boot, ..of(MAC, seconds, started("rescue.iso")) });
+        history.note(&Evidence { boot, ..of(MAC, seconds, done("rescue.iso", 512, n == 0)) });
+    }
+    let timeline = &history.boots(MAC)[0];
+    assert_eq!((timeline.steps.len(), timeline.steps[2].total), (3, 500 * 512));
+    assert_eq!(timeline.outcome, Outcome::Running);
+}
+
+#[test]
+fn where_a_boot_stopped_is_said() {
+    let cases = [
+        (vec![Seen::DhcpIgnored { reason: "policy-silent".into() }], Outcome::Ignored),
+        (vec![dhcp(Asker::Firmware, "x")], Outcome::Answered),
+        (vec![dhcp(Asker::Firmware, "x"), loader()], Outcome::Loading),
+        (vec![dhcp(Asker::Ipxe, "x"), Seen::IdentityAsked], Outcome::Asked),
+        (vec![script("local")], Outcome::Local),
+        (vec![script("denied")], Outcome::Local),
+        (vec![script("menu")], Outcome::Menu),
+        (vec![script("menu"), started("k")], Outcome::Fetching),
+        (vec![script("pending")], Outcome::Waiting),
+        (vec![script("shell")], Outcome::Shell),
+        (vec![script("image")], Outcome::Given),
+        (vec![script("image"), started("k")], Outcome::Fetching),
+        (vec![script("image"), started("k"), done("k", 1, false)], Outcome::Fetching),
+        (
+            vec![
+                script("image"),
+                started("k"),
+                Seen::TransferFailed {
+                    job: None,
+                    file: "k".into(),
+                    bytes: 5,
+                    reason: "the client reset the connection".into(),
+                    over: Over::Http,
+                },
+            ],
+            Outcome::Broken,
+        ),
+        (vec![script("image"), done("k", 1, true), started("k")], Outcome::Running),
+        (vec![script("image"), done("k", 1, true), Seen::CalledBack { job: JobId(7) }], Outcome::Confirmed),
+    ];
+    for (story, outcome) in cases {
+        let history = History::default();
+        for (n, seen) in story.iter().enumerate() {
+            history.note(&Evidence { boot: None, ..of(MAC, n as f64, seen.clone()) });
+        }
+        let boots = history.boots(MAC);
+        assert_eq!((boots.len(), boots[0].outcome), (1, outcome), "{story:?}");
+        let text = boots[0].to_string();
+        assert!(text.contains(outcome.word()) && text.contains(outcome.sentence()), "{text}");
+    }
+}
+
+#[test]
+fn long_boots_keep_their_beginning_and_their_end() {
+    let history = History::new(Bounds { machines: 2, boots: 2, steps: 8 });
+    let boot = Some(BootId(1));
+    history.note(&Evidence { boot, ..of(MAC, 0.0, script("image")) });
+    for n in 0..100 {
+        history.note(&Evidence { boot, ..of(MAC, f64::from(n), started(&format!("file{n}"))) });
+    }
+    let timeline = &history.boots(MAC)[0];
+    assert_eq!((timeline.steps.len(), timeline.left_out), (8, 93));
+    assert!(matches!(timeline.steps[0].seen, Seen::ScriptAsked { .. }));
+    assert!(matches!(&timeline.steps[7].seen, Seen::FileStarted { file, .. } if file == "file99"));
+}
+
+#[test]
+fn strangers_make_room_before_machines_that_came_further() {
+    let history = History::new(Bounds { machines: 10, boots: 2, steps: 8 });
+    whole_boot(&history, 0.0, 1);
+    for n in 0..10_000u32 {
+        let [a, b, c, d] = n.to_be_bytes();
+        history.note(&of(MacAddr([2, 0, a, b, c, d]), 10.0, dhcp(Asker::Firmware, "x")));
+    }
+    assert_eq!(history.boots(MAC).len(), 1);
+    assert_eq!(history.machines().len(), 10);
+    let records = history.records();
+    assert_eq!((records.by_mac.len(), records.order.len(), records.machines.len()), (10, 10, 10));
+    assert!(records.by_address.len() <= 10);
+}
+
+#[test]
+fn only_so_many_boots_of_a_machine_are_kept() {
+    let history = History::new(Bounds { machines: 2, boots: 3, steps: 20 });
+    for n in 0..10 {
+        whole_boot(&history, f64::from(n) * 100.0, n as u64);
+    }
+    let boots: Vec<_> = history.boots(MAC).iter().filter_map(|boot| boot.boot).collect();
+    assert_eq!(boots, [BootId(9), BootId(8), BootId(7)]);
+    assert_eq!(history.recent(2).len(), 2);
+}
+
+#[test]
+fn a_uuid_finds_every_address_that_showed_it() {
+    let history = History::default();
+    let uuid: Uuid = "4c4c4544-0042-3510-8052-b4c04f564231".parse().unwrap();
+    let other = MacAddr([2, 0, 0, 0, 0, 9]);
+    for mac in [MAC, other] {
+        history.note(&Evidence { uuid: Some(uuid), ..of(mac, 0.0, script("menu")) });
+    }
+    assert_eq!(history.boots(uuid).len(), 2);
+    assert_eq!(history.boots(other).len(), 1);
+    let named: Named = "52-54-00-12-34-56".parse().unwrap();
+    assert_eq!(history.boots(named).len(), 1);
+    assert_eq!("4C4C4544-0042-3510-8052-B4C04F564231".parse(), Ok(Named::Uuid(uuid)));
+    assert_eq!("x".parse::<Named>(), Err(NotAMachine));
+}
+
+#[test]
+fn evidence_nobody_can_place_is_counted() {
+    let history = History::default();
+    history.note(&Evidence { address: Some(ADDRESS), ..Evidence::new(at(0.0), loader()) });
+    history.note(&Evidence { boot: Some(BootId(3)), ..Evidence::new(at(0.0), started("k")) });
+    assert_eq!((history.unplaced(), history.machines().len()), (2, 0));
+}
+
+#[test]
+fn texts_from_outside_are_cut_and_cannot_move_the_cursor() {
+    let history = History::default();
+    let nasty = "\u{1b}[2J\u{e9}".repeat(1_000);
+    history.note(&of(MAC, 0.0, dhcp(Asker::Firmware, &nasty)));
+    let timeline = &history.boots(MAC)[0];
+    let Seen::DhcpOffered { file, .. } = &timeline.steps[0].seen else { panic!("{timeline:?}") };
+    assert!(file.len() <= 200);
+    assert!(!timeline.to_string().contains('\u{1b}'));
+}
+
+#[test]
+fn a_timeline_survives_its_own_json() {
+    let history = History::default();
+    let whole = |seconds: f64| seconds.floor();
+    let boot = Some(BootId(1));
+    history.note(&of(MAC, whole(0.0), dhcp(Asker::Http, "http://10.77.0.1:4433/loaders/ipxe.efi")));
+    history.note(&Evidence { boot, ..of(MAC, whole(2.0), script("image")) });
+    history.note(&Evidence { boot, ..of(MAC, whole(4.0), done("k", 10, true)) });
+    let timeline = history.boots(MAC).remove(0);
+    let text = serde_json::to_string(&timeline).unwrap();
+    assert!(text.contains(r#""what":"dhcp-offered""#) && text.contains(r#""outcome":"running""#), "{text}");
+    assert_eq!(serde_json::from_str::<Timeline>(&text).unwrap(), timeline);
+}
