@@ -109,6 +109,8 @@ fn tftp_download(
     let len = emit_rrq(&mut packet, file.as_bytes(), Mode::Octet, &options).ok_or_else(broken)?;
     socket.send_to(&packet[..len], server)?;
     let mut buffer = vec![0; usize::from(blksize).max(512) + 4];
+    // What the server does not grant, it does not do: without an OACK the defaults hold.
+    let (mut blksize, mut windowsize) = (512, 1);
     let (mut have, mut acked, mut bytes) = (0u64, 0u64, 0u64);
     loop {
         let (len, from) = socket.recv_from(&mut buffer)?;
@@ -118,7 +120,11 @@ fn tftp_download(
             socket.send_to(&packet, from).map(drop)
         };
         match Packet::parse(&buffer[..len]).map_err(|_| broken())? {
-            Packet::Oack(_) => ack(0)?,
+            Packet::Oack(granted) => {
+                blksize = granted.blksize.unwrap_or(512);
+                windowsize = granted.windowsize.unwrap_or(1);
+                ack(0)?;
+            }
             Packet::Data(block, payload) if block == (have + 1) as u16 => {
                 have += 1;
                 bytes += payload.len() as u64;
