@@ -67,7 +67,7 @@ pub(super) fn run(demo: &Demo) -> Done {
     say("four machines boot; their waits for further DHCP offers are cut short, everything else is as in firmware\n".into());
 
     let progress = progress_bar(demo.json, size * 4);
-    let (dhcp, boot_server) = bound.dhcp.unwrap_or((0, 0));
+    let (dhcp, boot_server) = bound.dhcp.map_or((0, 0), |(_, dhcp, boot_server)| (dhcp, boot_server));
     let reports: Vec<Result<BootReport, Failure>> = std::thread::scope(|scope| {
         let boots: Vec<_> = Kind::ALL
             .into_iter()

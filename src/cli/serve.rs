@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::args::{Common, Dhcp, Driver as DriverArg, LogFormat as LogFormatArg, Serve};
 use super::{Done, Exit, Failure, load_config, output};
@@ -13,7 +13,7 @@ use crate::engine::{DRAIN, Driver, Engine, EngineSettings, Shared};
 use crate::files::library::{Library, Settings as LibrarySettings};
 use crate::history::History;
 use crate::jobs::book::Book;
-use crate::jobs::evidence::Evidence;
+use crate::jobs::evidence::{Evidence, Seen};
 use crate::jobs::script::{Context, compose_explained};
 use crate::jobs::token::{BootId, TokenKey};
 use crate::proto::dhcp::{Mode, Network, Reservation, Settings as DhcpSettings, Subnet};
@@ -209,22 +209,67 @@ fn record(
     history: &History,
     stopping: &AtomicBool,
 ) {
+    let mut budget = LogBudget::new();
     while !stopping.load(Ordering::Acquire) {
         let Ok(seen) = evidence.recv_timeout(Duration::from_millis(200)) else { continue };
-        tracing::info!(
-            mac = seen.mac.map(tracing::field::display),
-            uuid = seen.uuid.map(tracing::field::display),
-            session = seen.boot.map(tracing::field::display),
-            address = seen.address.map(tracing::field::display),
-            job = seen.job().map(tracing::field::display),
-            stage = seen.seen.word(),
-            "{}",
-            seen.seen
-        );
+        budget.refill();
+        // A DISCOVER is anybody's packet; what follows it costs a stranger more, but is anybody's still. Whatever
+        // the network says, the log grows only so fast; the timelines have it all.
+        let loud =
+            !matches!(seen.seen, Seen::DhcpOffered { .. } | Seen::FileProgress { .. }) && budget.take();
+        macro_rules! say {
+            ($level:ident) => {
+                tracing::$level!(
+                    mac = seen.mac.map(tracing::field::display),
+                    uuid = seen.uuid.map(tracing::field::display),
+                    session = seen.boot.map(tracing::field::display),
+                    address = seen.address.map(tracing::field::display),
+                    job = seen.job().map(tracing::field::display),
+                    stage = seen.seen.word(),
+                    "{}",
+                    seen.seen
+                )
+            };
+        }
+        if loud {
+            say!(info)
+        } else {
+            say!(debug)
+        }
         if let Some(job) = book.note(&seen, seen.at) {
             tracing::info!(job = %job.id, stage = job.stage.word(), "job moved");
         }
         history.note(&seen);
+    }
+}
+
+/// Stage lines the log takes: a burst, then so many a second.
+struct LogBudget {
+    left: f64,
+    at: Instant,
+}
+
+impl LogBudget {
+    const BURST: f64 = 1000.0;
+    const PER_SECOND: f64 = 100.0;
+
+    fn new() -> Self {
+        Self { left: Self::BURST, at: Instant::now() }
+    }
+
+    fn refill(&mut self) {
+        let now = Instant::now();
+        self.left =
+            (self.left + now.duration_since(self.at).as_secs_f64() * Self::PER_SECOND).min(Self::BURST);
+        self.at = now;
+    }
+
+    fn take(&mut self) -> bool {
+        let may = self.left >= 1.0;
+        if may {
+            self.left -= 1.0;
+        }
+        may
     }
 }
 
@@ -308,9 +353,14 @@ pub(super) fn run(common: &Common, serve: &Serve) -> Done {
     announce(&running);
     // No service manager, no notification.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    signals.wait(|| {
-        tracing::warn!("SIGHUP: reloading is not built yet; the configuration is as it was");
-    });
+    signals.wait(
+        || tracing::warn!("SIGHUP: reloading is not built yet; the configuration is as it was"),
+        || {
+            if let Some(engine) = &mut running.engine {
+                engine.look_at_interfaces();
+            }
+        },
+    );
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping: running transfers have {} s to end", DRAIN.as_secs());
     running.stop();
@@ -325,7 +375,10 @@ fn announce(running: &Running) {
         addrs => addrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
     };
     let bound = &engine.bound;
-    let dhcp = bound.dhcp.map_or_else(|| "off".into(), |(port, boot_server)| format!("{port},{boot_server}"));
+    let dhcp = bound.dhcp.map_or_else(
+        || "off".into(),
+        |(mode, port, boot_server)| format!("{}:{port},{boot_server}", mode.word()),
+    );
     let admin =
         running.control.as_ref().and_then(|c| c.tcp).map_or_else(|| "socket".into(), |tcp| tcp.to_string());
     let interfaces = if bound.interfaces.is_empty() { "none".into() } else { bound.interfaces.join(",") };
@@ -363,13 +416,15 @@ impl Signals {
     }
 
     /// Until the first SIGTERM or SIGINT.
-    fn wait(mut self, mut hup: impl FnMut()) {
+    /// `tick` is called every few seconds until then.
+    fn wait(mut self, mut hup: impl FnMut(), mut tick: impl FnMut()) {
         self.runtime.block_on(async {
             loop {
                 tokio::select! {
                     _ = self.terminate.recv() => return,
                     _ = self.interrupt.recv() => return,
                     _ = self.hangup.recv() => hup(),
+                    () = tokio::time::sleep(HOUSEKEEPING) => tick(),
                 }
             }
         });
@@ -378,6 +433,6 @@ impl Signals {
 
 /// Until SIGTERM or SIGINT.
 pub(super) fn wait_for_end() -> Result<(), Failure> {
-    Signals::watch()?.wait(|| {});
+    Signals::watch()?.wait(|| {}, || {});
     Ok(())
 }

@@ -7,12 +7,15 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use crossbeam_channel::Receiver;
 use mio::Registry;
 
 use super::core::{Owner, Turn, watch};
 use super::counters::Count;
+use super::filters;
 use super::policy::Decider;
 use super::sightings::Sighting;
 use crate::jobs::evidence::{Asker, Evidence, Seen};
@@ -34,7 +37,7 @@ const FRAME_LEN: usize = 1518;
 #[derive(Debug)]
 pub(super) struct RawPort {
     pub(super) socket: PacketSocket,
-    pub(super) interface: Interface,
+    pub(super) interface: Arc<Interface>,
 }
 
 /// A UDP socket and which of the two ports it serves.
@@ -44,19 +47,31 @@ pub(super) struct UdpPort {
     pub(super) port: ServerPort,
 }
 
+/// An interface that had no address when the server started, and has one now.
+#[derive(Debug)]
+pub(super) struct Arrival {
+    pub(super) interface: Arc<Interface>,
+    pub(super) raw: Option<RawPort>,
+    /// With this one every interface has a raw socket: UDP must leave broadcasts to them.
+    pub(super) raw_everywhere: bool,
+}
+
 /// DHCP, owned by one core.
 pub(super) struct DhcpSide {
     server: Server,
     raws: Vec<RawPort>,
     udps: Vec<UdpPort>,
     /// Interfaces answered on.
-    interfaces: Vec<Interface>,
+    interfaces: Vec<Arc<Interface>>,
+    /// Interfaces that have come up since.
+    arrivals: Receiver<Arrival>,
     /// Real numbers of the two ports; tests use others than 67 and 4011.
     port: u16,
     boot_server_port: u16,
     ready_raw: VecDeque<u32>,
     ready_udp: VecDeque<u32>,
-    frame: Box<[u8; FRAME_LEN]>,
+    /// Where a frame is read to; out on loan while its message is handled.
+    frame: Vec<u8>,
     reply: Box<[u8; FRAME_LEN]>,
     ip_id: u16,
     armed_at: Option<Instant>,
@@ -66,7 +81,8 @@ impl DhcpSide {
     pub(super) fn new(
         settings: Settings,
         seed: u64,
-        interfaces: Vec<Interface>,
+        interfaces: Vec<Arc<Interface>>,
+        arrivals: Receiver<Arrival>,
         raws: Vec<RawPort>,
         udps: Vec<UdpPort>,
         ports: (u16, u16),
@@ -76,11 +92,12 @@ impl DhcpSide {
             raws,
             udps,
             interfaces,
+            arrivals,
             port: ports.0,
             boot_server_port: ports.1,
             ready_raw: VecDeque::new(),
             ready_udp: VecDeque::new(),
-            frame: Box::new([0; FRAME_LEN]),
+            frame: vec![0; FRAME_LEN],
             reply: Box::new([0; FRAME_LEN]),
             ip_id: 0,
             armed_at: None,
@@ -120,6 +137,9 @@ impl DhcpSide {
     }
 
     pub(super) fn turn(&mut self, turn: &mut Turn<'_>) {
+        while let Ok(arrival) = self.arrivals.try_recv() {
+            self.welcome(arrival, turn);
+        }
         for _ in 0..self.ready_raw.len() {
             let Some(index) = self.ready_raw.pop_front() else { break };
             if !self.drain_raw(index as usize, turn) {
@@ -133,6 +153,29 @@ impl DhcpSide {
             }
         }
         self.arm(turn);
+    }
+
+    fn welcome(&mut self, arrival: Arrival, turn: &Turn<'_>) {
+        if arrival.raw_everywhere
+            && let Some(udp) = self.udps.iter().find(|udp| udp.port == ServerPort::Dhcp)
+            && let Err(error) = udp.socket.attach_filter(&filters::udp())
+        {
+            // Without the filter a broadcast would be answered twice: the raw socket is let go instead.
+            tracing::warn!(interface = arrival.interface.name, %error, "answered by UDP broadcast only");
+            self.interfaces.push(arrival.interface);
+            return;
+        }
+        if let Some(raw) = arrival.raw {
+            let owner = Owner::DhcpRaw(self.raws.len() as u32);
+            if let Err(error) = watch(turn.registry, raw.socket.as_raw_fd(), owner) {
+                tracing::warn!(interface = raw.interface.name, %error, "cannot watch the raw socket");
+                return;
+            }
+            self.ready_raw.push_back(self.raws.len() as u32);
+            self.raws.push(raw);
+        }
+        tracing::info!(interface = arrival.interface.name, address = %arrival.interface.addr, "answered on from now on");
+        self.interfaces.push(arrival.interface);
     }
 
     fn arm(&mut self, turn: &mut Turn<'_>) {
@@ -167,10 +210,10 @@ impl DhcpSide {
                 }
             };
             turn.tally.add(Count::DhcpPackets, 1);
-            let frame = std::mem::replace(&mut self.frame, Box::new([0; FRAME_LEN]));
+            let frame = std::mem::take(&mut self.frame);
             match parse_udp_frame(&frame[..len]) {
                 Ok(datagram) => {
-                    let interface = self.raws[index].interface.clone();
+                    let interface = Arc::clone(&self.raws[index].interface);
                     let input = Input {
                         interface: &interface,
                         port: ServerPort::Dhcp,

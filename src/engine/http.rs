@@ -118,11 +118,15 @@ pub(super) struct HttpSide {
 
 impl HttpSide {
     /// Takes listeners that are bound already.
-    pub(super) fn new(listeners: Vec<std::net::TcpListener>, pipes_max: usize) -> Self {
+    pub(super) fn new(
+        listeners: Vec<std::net::TcpListener>,
+        connections_max: usize,
+        pipes_max: usize,
+    ) -> Self {
         Self {
             acceptable: vec![false; listeners.len()],
             listeners,
-            connections: Slab::new(CONNECTIONS_MAX),
+            connections: Slab::new(connections_max.min(CONNECTIONS_MAX)),
             ready: VecDeque::new(),
             pipes: PipePool::new(pipes_max),
             copying: CopyingDevices::default(),

@@ -8,11 +8,12 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crossbeam_channel::Sender;
 use mio::{Poll, Waker};
 
 use super::core::Core;
 use super::counters::Tally;
-use super::dhcp::{DhcpSide, RawPort, UdpPort};
+use super::dhcp::{Arrival, DhcpSide, RawPort, UdpPort};
 use super::http::HttpSide;
 use super::shared::Shared;
 use super::tftp::TftpSide;
@@ -31,6 +32,10 @@ use crate::wire::MacAddr;
 const RING_SENDS: u32 = 1024;
 /// Pipes of all cores together: what an ordinary user may have of 1 MiB each (63).
 const PIPES_TOTAL: usize = 63;
+/// Interfaces that can come up between two looks of the core.
+const ARRIVALS_MAX: usize = 256;
+/// Descriptors that connections leave alone: pipes, open images, listeners, rings.
+const DESCRIPTORS_KEPT: usize = 512;
 /// Receive buffer of the DHCP sockets.
 const DHCP_RECV_BUFFER: i32 = 4 << 20;
 
@@ -139,6 +144,7 @@ pub struct Engine {
     cells: Vec<Arc<Counters>>,
     wakers: Vec<Arc<Waker>>,
     threads: Vec<JoinHandle<()>>,
+    waiting: Option<Waiting>,
     /// What was really bound.
     pub bound: Bound,
 }
@@ -146,8 +152,8 @@ pub struct Engine {
 /// What the ready line says.
 #[derive(Clone, Debug)]
 pub struct Bound {
-    /// DHCP ports, if it is on.
-    pub dhcp: Option<(u16, u16)>,
+    /// DHCP's mode and ports, if it is on.
+    pub dhcp: Option<(Mode, u16, u16)>,
     /// TFTP listeners with their real ports.
     pub tftp: Vec<SocketAddrV4>,
     /// HTTP listeners with their real ports.
@@ -223,13 +229,16 @@ impl Engine {
             Some(dhcp) => Some(open_dhcp(settings, dhcp, &all)?),
             None => None,
         };
-        let dhcp_interfaces: Vec<String> =
-            dhcp.as_ref().map_or_else(Vec::new, |(_, interfaces)| interfaces.clone());
-        let mut dhcp = dhcp.map(|(side, _)| side);
+        let (mut dhcp, dhcp_interfaces, waiting) = match dhcp {
+            Some(Opened { side, names, waiting }) => (Some(side), names, Some(waiting)),
+            None => (None, Vec::new(), None),
+        };
 
         // The first core's sockets choose the port where the configuration says 0; the others share it.
         let mut tftp_listen = settings.tftp.clone();
         let mut http_listen = settings.http.clone();
+        // A connection needs a descriptor; what pipes, files and the rest need stays free.
+        let connections_max = (open_files as usize).saturating_sub(DESCRIPTORS_KEPT).max(64) / count;
         let mut cores = Vec::new();
         let mut wakers = Vec::new();
         let mut cells = Vec::new();
@@ -256,7 +265,7 @@ impl Engine {
                 tally,
                 dhcp: if index == 0 { dhcp.take() } else { None },
                 tftp,
-                http: HttpSide::new(listeners, (PIPES_TOTAL / count).max(1)),
+                http: HttpSide::new(listeners, connections_max, (PIPES_TOTAL / count).max(1)),
                 ring: rings.pop(),
             };
             wakers.push(core.register().map_err(|e| SysError::new("watch a core's sockets", e))?);
@@ -284,14 +293,33 @@ impl Engine {
             threads.push(thread);
         }
         let bound = Bound {
-            dhcp: settings.dhcp.as_ref().map(|_| settings.dhcp_ports),
+            dhcp: settings
+                .dhcp
+                .as_ref()
+                .map(|dhcp| (dhcp.mode, settings.dhcp_ports.0, settings.dhcp_ports.1)),
             tftp: tftp_listen,
             http: http_listen,
             driver,
             cores: count,
             interfaces: dhcp_interfaces,
         };
-        Ok(Self { shared, cells, wakers, threads, bound })
+        Ok(Self { shared, cells, wakers, threads, waiting, bound })
+    }
+
+    /// Looks at the interfaces anew: their sizes may have changed, and one that was waited for may have an address.
+    /// To be called every few seconds.
+    pub fn look_at_interfaces(&mut self) {
+        let Ok(all) = interfaces::list() else { return };
+        if let Some(waiting) = &mut self.waiting
+            && waiting.look(&all)
+            && let Some(waker) = self.wakers.first()
+        {
+            // The core that owns DHCP is the first one; one that is gone needs no waking.
+            let _ = waker.wake();
+        }
+        if **self.shared.interfaces.load() != all {
+            self.shared.interfaces.store(Arc::new(all));
+        }
     }
 
     /// Where the cores' counters can be read.
@@ -347,43 +375,62 @@ fn choose_interfaces(
         .collect()
 }
 
+/// A configured DHCP side and what belongs to it outside its core.
+struct Opened {
+    side: DhcpSide,
+    names: Vec<String>,
+    waiting: Waiting,
+}
+
+/// Named interfaces without an address yet, and the way to tell the core when they have one.
+#[derive(Debug)]
+struct Waiting {
+    names: Vec<String>,
+    /// Every other interface has a raw socket.
+    raw_everywhere: bool,
+    filter: Vec<crate::sys::packet::BpfInstruction>,
+    arrivals: Sender<Arrival>,
+}
+
+fn described(link: &interfaces::Interface) -> Option<Arc<Interface>> {
+    let addr = link.addr?;
+    Some(Arc::new(Interface {
+        index: link.index,
+        name: link.name.clone(),
+        addr,
+        network: Network::new(addr, link.prefix)?,
+        mac: MacAddr(link.mac),
+        mtu: link.mtu,
+    }))
+}
+
 fn open_dhcp(
     settings: &EngineSettings,
     dhcp: &Settings,
     all: &[interfaces::Interface],
-) -> Result<(DhcpSide, Vec<String>), StartError> {
+) -> Result<Opened, StartError> {
     let chosen = choose_interfaces(&settings.interfaces, all)?;
     let (port, boot_server_port) = settings.dhcp_ports;
     let options = UdpOptions { broadcast: true, recv_buffer: DHCP_RECV_BUFFER, ..UdpOptions::default() };
     let any = |port| SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
 
     let mut interfaces = Vec::new();
+    let mut waiting = Vec::new();
     for link in &chosen {
-        let Some(addr) = link.addr else {
-            tracing::warn!(
-                interface = link.name,
-                "has no IPv4 address yet: not answered on until a restart finds one"
-            );
-            continue;
-        };
-        let Some(network) = Network::new(addr, link.prefix) else { continue };
-        interfaces.push(Interface {
-            index: link.index,
-            name: link.name.clone(),
-            addr,
-            network,
-            mac: MacAddr(link.mac),
-            mtu: link.mtu,
-        });
+        match described(link) {
+            Some(interface) => interfaces.push(interface),
+            None => {
+                tracing::warn!(interface = link.name, "has no IPv4 address yet: waited for");
+                waiting.push(link.name.clone());
+            }
+        }
     }
 
     // Port 67 in use by another DHCP server is normal in proxy mode: the raw socket then takes everything.
+    let in_use = |error: &SysError| error.source.raw_os_error() == Some(nix::errno::Errno::EADDRINUSE as i32);
     let udp = match UdpSocket::bind(any(port), &options) {
         Ok(socket) => Some(socket),
-        Err(error)
-            if error.source.raw_os_error() == Some(nix::errno::Errno::EADDRINUSE as i32)
-                && dhcp.mode == Mode::Proxy =>
-        {
+        Err(error) if in_use(&error) && dhcp.mode == Mode::Proxy => {
             tracing::info!(
                 rung = "dhcp_port",
                 have = false,
@@ -394,14 +441,15 @@ fn open_dhcp(
         }
         Err(error) => return Err(error.into()),
     };
+    let filter = filters::raw(port, udp.is_none());
     let mut raws = Vec::new();
     for interface in &interfaces {
         if chosen.iter().any(|link| link.index == interface.index && link.device == Device::Loopback) {
             // Loopback has no frames to answer: relayed and unicast requests come by UDP.
             continue;
         }
-        match PacketSocket::open(&interface.name, interface.index, &filters::raw(port, udp.is_none())) {
-            Ok(socket) => raws.push(RawPort { socket, interface: interface.clone() }),
+        match PacketSocket::open(&interface.name, interface.index, &filter) {
+            Ok(socket) => raws.push(RawPort { socket, interface: Arc::clone(interface) }),
             Err(error) if error.is_permission() && udp.is_some() => {
                 tracing::warn!(
                     rung = "packet_socket",
@@ -421,10 +469,10 @@ fn open_dhcp(
             "machines without an address are answered by frame"
         );
     }
+    let raw_everywhere = raws.len() == interfaces.len();
     let mut udps = Vec::new();
     if let Some(socket) = udp {
-        let raw_everywhere = raws.len() == interfaces.len() && !raws.is_empty();
-        if raw_everywhere {
+        if raw_everywhere && !raws.is_empty() {
             socket
                 .attach_filter(&filters::udp())
                 .map_err(|e| SysError::new(format!("attach filter to udp port {port}"), e))?;
@@ -433,10 +481,7 @@ fn open_dhcp(
     }
     match UdpSocket::bind(any(boot_server_port), &options) {
         Ok(socket) => udps.push(UdpPort { socket, port: ServerPort::BootServer }),
-        Err(error)
-            if error.source.raw_os_error() == Some(nix::errno::Errno::EADDRINUSE as i32)
-                && dhcp.mode == Mode::Proxy =>
-        {
+        Err(error) if in_use(&error) && dhcp.mode == Mode::Proxy => {
             tracing::warn!(
                 port = boot_server_port,
                 "another PXE boot server on this host has the port: firmware that insists on asking there will hear \
@@ -446,9 +491,39 @@ fn open_dhcp(
         }
         Err(error) => return Err(error.into()),
     }
-    let names = interfaces.iter().map(|i| i.name.clone()).collect();
+    let names = interfaces.iter().map(|i| i.name.clone()).chain(waiting.iter().cloned()).collect();
+    let (arrivals, arrived) = crossbeam_channel::bounded(ARRIVALS_MAX);
     let seed = u64::from(std::process::id());
-    Ok((DhcpSide::new(dhcp.clone(), seed, interfaces, raws, udps, settings.dhcp_ports), names))
+    let side = DhcpSide::new(dhcp.clone(), seed, interfaces, arrived, raws, udps, settings.dhcp_ports);
+    Ok(Opened { side, names, waiting: Waiting { names: waiting, raw_everywhere, filter, arrivals } })
+}
+
+impl Waiting {
+    /// Hands over those that have an address by now.
+    fn look(&mut self, all: &[interfaces::Interface]) -> bool {
+        let before = self.names.len();
+        let names = std::mem::take(&mut self.names);
+        for name in names {
+            let found = all.iter().find(|link| link.name == name).and_then(described);
+            let Some(interface) = found else {
+                self.names.push(name);
+                continue;
+            };
+            let raw = match PacketSocket::open(&interface.name, interface.index, &self.filter) {
+                Ok(socket) => Some(RawPort { socket, interface: Arc::clone(&interface) }),
+                Err(error) => {
+                    tracing::warn!(interface = name, "{error}: answers go out as UDP broadcasts");
+                    self.raw_everywhere = false;
+                    None
+                }
+            };
+            let raw_everywhere = self.raw_everywhere;
+            if self.arrivals.try_send(Arrival { interface, raw, raw_everywhere }).is_err() {
+                self.names.push(name);
+            }
+        }
+        self.names.len() < before
+    }
 }
 
 /// How long a stop waits for running transfers.

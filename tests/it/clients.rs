@@ -230,3 +230,27 @@ print(h.recv(100).split(b"\r\n")[0].decode())
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     server.stop();
 }
+
+#[test]
+fn an_interface_without_an_address_is_waited_for() {
+    let net = Net::flat();
+    net.server.bridge("late", "");
+    let client = labkit::Namespace::new();
+    net.server.wire("plug0", &client, "eth0");
+    net.server.ip("link set plug0 master late");
+    let subnet = FULL.replace("10.77.0.", "10.79.0.");
+    let site = Site::new("late", "auto", &subnet);
+    let mut server = site.serve(&net);
+    net.server.ip("addr add 10.79.0.1/24 dev late");
+    server.process.wait_for("answered on from now on", crate::server::SOON);
+    let output = client
+        .command(tool("udhcpc", "udhcpc"))
+        .args(["-i", "eth0", "-f", "-n", "-q", "-t", "3", "-T", "1", "-s", "/bin/true"])
+        .output()
+        .expect("udhcpc runs");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("lease of 10.79.0."), "{text}");
+    let replies = server.metric(&net, "bootstorm_dhcp_replies_total");
+    assert_eq!(replies, 2, "one offer and one acknowledgement: nothing is answered twice");
+    server.stop();
+}

@@ -7,10 +7,12 @@
 
 mod machine;
 mod media;
+mod net;
 mod process;
 
 pub use machine::{Firmware, Machine, MachineSpec};
 pub use media::{DISK_WORD, INIT_WORD, initramfs, kernel, local_disk};
+pub use net::{BRIDGE, FULL, Net, PROXY};
 pub use process::{Process, run, tool};
 
 use std::process::Command;
