@@ -3,16 +3,14 @@
 use serde_json::json;
 
 use super::args::{Common, ImageVerb};
-use super::serve::library_settings;
+use super::serve::open_library;
 use super::{Done, Exit, Failure, load_config, output};
-use crate::files::library::Library;
 use crate::jobs::Image;
 use crate::jobs::image::Images;
 
 pub(super) fn run(common: &Common, verb: &ImageVerb) -> Done {
     let plan = load_config(common, &[])?.plan;
-    let library =
-        Library::open(library_settings(&plan)).map_err(|error| Failure::new(Exit::Runtime, error))?;
+    let library = open_library(&plan)?;
     let catalog = library.load();
     match verb {
         ImageVerb::List { json } => {

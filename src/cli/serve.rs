@@ -26,7 +26,7 @@ const EVIDENCE_QUEUE: usize = 64 * 1024;
 const HOUSEKEEPING: Duration = Duration::from_secs(2);
 
 /// Where images and loaders are, in the library's words.
-pub(super) fn library_settings(plan: &Plan) -> LibrarySettings {
+fn library_settings(plan: &Plan) -> LibrarySettings {
     LibrarySettings {
         images_dir: plan.images_dir.clone(),
         loader_dirs: plan.loaders.dirs.clone(),
@@ -36,6 +36,13 @@ pub(super) fn library_settings(plan: &Plan) -> LibrarySettings {
         uefi_arm64: plan.loaders.uefi_arm64.clone(),
         wimboot: plan.loaders.wimboot.clone(),
     }
+}
+
+/// Opens the library; what is missing is said with the way out.
+pub(super) fn open_library(plan: &Plan) -> Result<Library, Failure> {
+    Library::open(library_settings(plan)).map_err(|error| {
+        Failure::new(Exit::Runtime, format!("{error}; make it, or name another one with --images"))
+    })
 }
 
 fn dhcp_settings(plan: &Plan) -> Option<DhcpSettings> {
@@ -112,7 +119,7 @@ pub(super) fn start(plan: &Plan) -> Result<Running, Failure> {
             Failure::new(exit, message)
         })?;
     }
-    let library = Arc::new(Library::open(library_settings(plan)).map_err(|error| runtime(&error))?);
+    let library = Arc::new(open_library(plan)?);
     let book = Arc::new(Book::new());
     let history = Arc::new(History::default());
     let mut secret = [0; 32];

@@ -6,6 +6,7 @@
 
 mod bad_input;
 mod clients;
+mod demo;
 mod firmware;
 mod server;
 mod winpe;
