@@ -2,6 +2,7 @@
 //!
 //! The file is in the folder `BOOTSTORM_BENCH_DIR`, or in the one for temporary files: an fsync costs what that disk
 //! takes for it. Before measuring, the store is filled with 100,000 jobs.
+#![allow(clippy::print_stderr, reason = "figures that are no benchmark of criterion's")]
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

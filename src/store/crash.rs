@@ -397,7 +397,7 @@ fn a_damaged_file_is_corrupt_and_says_what_to_do() {
         file.write_all(&[0x5a; 512]).expect("damage");
     }
     drop(file);
-    let error = SqliteStore::open(&path).err().expect("refused");
+    let error = SqliteStore::open(&path).expect_err("refused");
     assert!(matches!(error, StoreError::Corrupt { .. }), "{error:?}");
     let line = error.to_string();
     assert!(line.contains("backup") && !line.contains('\n'), "{line}");
