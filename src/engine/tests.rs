@@ -209,6 +209,43 @@ fn bad_requests_are_answered_and_the_server_lives() {
 }
 
 #[test]
+fn clients_that_never_stop_sending_hold_up_nobody_else() {
+    for (first, chunk) in [
+        ("", "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n".repeat(500)),
+        ("rubbish\r\n\r\n", "y".repeat(1 << 16)),
+    ] {
+        let lab = Lab::start(Driver::Mio, 1000);
+        let pumps: Vec<_> = (0..8)
+            .map(|_| {
+                let mut stream = lab.http();
+                let mut reader = stream.try_clone().unwrap();
+                let (first, chunk) = (first.to_owned(), chunk.clone());
+                let writer = std::thread::spawn(move || {
+                    let _ = stream.write_all(first.as_bytes());
+                    while stream.write_all(chunk.as_bytes()).is_ok() {}
+                });
+                let sink = reader.try_clone().unwrap();
+                let drain = std::thread::spawn(move || {
+                    let mut buffer = vec![0; 1 << 16];
+                    while reader.read(&mut buffer).is_ok_and(|len| len > 0) {}
+                });
+                (writer, drain, sink)
+            })
+            .collect();
+        // The kernel spreads connections over the cores: of so many, each core has some.
+        for _ in 0..16 {
+            let (head, _) = get(&mut lab.http(), "/healthz", "");
+            assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        }
+        for (writer, drain, sink) in pumps {
+            let _ = sink.shutdown(std::net::Shutdown::Both);
+            writer.join().unwrap();
+            drain.join().unwrap();
+        }
+    }
+}
+
+#[test]
 fn a_file_truncated_in_mid_download_ends_the_connection() {
     let lab = Lab::start(Driver::Mio, 40_000_000);
     let mut stream = lab.http();
