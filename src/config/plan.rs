@@ -496,6 +496,10 @@ fn subnets(
             values::duration(text).filter(|t| (60..=365 * 86_400).contains(&t.as_secs()))
         });
         let Some(network) = network else { continue };
+        let address = values::lowest(network);
+        if network.0 != address {
+            taker.wrong("network", &format!("a network: the one of this address is {address}/{}", network.1));
+        }
         if let Some((first, last)) = range {
             if !values::contains(network, first) || !values::contains(network, last) {
                 taker.wrong("range", &format!("addresses inside {}/{}", network.0, network.1));
@@ -547,8 +551,15 @@ fn reservations(
         if reservations.iter().any(|other| other.ip == ip) {
             taker.wrong("ip", "an address that no other reservation has");
         }
-        if mode == DhcpMode::Full && !subnets.iter().any(|subnet| values::contains(subnet.network, ip)) {
-            taker.wrong("ip", "an address inside a [[dhcp.subnet]]");
+        if mac.is_zero() || mac.is_group() {
+            taker.wrong("mac", "one machine's MAC address");
+        }
+        let subnet = subnets.iter().find(|subnet| values::contains(subnet.network, ip));
+        match subnet {
+            None if mode == DhcpMode::Full => taker.wrong("ip", "an address inside a [[dhcp.subnet]]"),
+            Some(subnet) if values::is_end(subnet.network, ip) => taker
+                .wrong("ip", "an address a machine can have, neither the first nor the last of its subnet"),
+            _ => {}
         }
         reservations.push(ReservationPlan { mac, ip });
     }

@@ -249,6 +249,14 @@ impl Engine {
             None => (None, Vec::new(), None),
         };
 
+        // Our own sockets share their ports among the cores, so whether somebody else has one is asked first.
+        for addr in settings.tftp.iter().filter(|addr| addr.port() != 0) {
+            drop(UdpSocket::bind(*addr, &UdpOptions::default())?);
+        }
+        for addr in settings.http.iter().filter(|addr| addr.port() != 0) {
+            tcp::check_free(*addr)?;
+        }
+
         // The first core's sockets choose the port where the configuration says 0; the others share it.
         let mut tftp_listen = settings.tftp.clone();
         let mut http_listen = settings.http.clone();
@@ -389,15 +397,15 @@ fn choose_interfaces(
         }
         return Ok(chosen);
     }
-    names
-        .iter()
-        .map(|name| {
-            all.iter().find(|i| i.name == *name).cloned().ok_or_else(|| StartError::NoSuchInterface {
-                name: name.clone(),
-                have: all.iter().map(|i| i.name.clone()).collect(),
-            })
+    // Twice the same one would be answered twice.
+    let once = names.iter().enumerate().filter(|(index, name)| !names[..*index].contains(name));
+    once.map(|(_, name)| {
+        all.iter().find(|i| i.name == *name).cloned().ok_or_else(|| StartError::NoSuchInterface {
+            name: name.clone(),
+            have: all.iter().map(|i| i.name.clone()).collect(),
         })
-        .collect()
+    })
+    .collect()
 }
 
 /// A configured DHCP side and what belongs to it outside its core.

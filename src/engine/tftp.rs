@@ -43,7 +43,7 @@ use crate::sys::mmap::Mapping;
 use crate::sys::udp::{self, SEGMENTS_MAX, SEND_LEN_MAX, Source, UdpOptions, UdpSocket, Unsent};
 use crate::wire::MacAddr;
 use crate::wire::frame::{UDP_PAYLOAD_OFFSET, UdpHeader, emit_udp_headers, parse_udp_frame};
-use crate::wire::tftp::{self, ErrorCode, Mode, Packet, Request};
+use crate::wire::tftp::{self, ErrorCode, Mode, Options, Packet, Request};
 
 /// Data ports of one core.
 pub(super) const DATA_PORTS: usize = 8;
@@ -113,8 +113,8 @@ struct Live {
     client: SocketAddrV4,
     source: Source,
     socket: u32,
-    /// The request's name, to tell a retry from another request.
-    name_hash: u64,
+    /// The request, to tell a retry from another one: a BIOS ROM asks for the size and then for the file from one port.
+    request_hash: u64,
     way: Way,
     /// When the wheel will look at this transfer; a firing at another time is left over from an earlier plan.
     armed_at: Option<Instant>,
@@ -133,6 +133,8 @@ pub(super) struct TftpSide {
     is_ready: Vec<bool>,
     transfers: Slab<Live>,
     by_client: HashMap<SocketAddrV4, Key>,
+    /// Transfers in the order they came, those that have not been acknowledged yet among them.
+    unanswered: VecDeque<Key>,
     next_port: usize,
     limits: Limits,
     single_port: bool,
@@ -176,6 +178,7 @@ impl TftpSide {
             ready: VecDeque::new(),
             transfers: Slab::new(TRANSFERS_MAX),
             by_client: HashMap::new(),
+            unanswered: VecDeque::new(),
             next_port: 0,
             limits,
             single_port,
@@ -359,8 +362,31 @@ impl TftpSide {
                 self.on_transfer(socket, from, turn, |transfer, now| transfer.handle_error(now, code))
             }
             Ok(_) => turn.tally.add(Count::TftpUnexpected, 1),
-            Err(_) => turn.tally.add(Count::TftpMalformed, 1),
+            Err(error) => {
+                turn.tally.add(Count::TftpMalformed, 1);
+                // A request in an unknown mode is one all the same, and silence would cost its client a time-out.
+                if error == tftp::Error::BadMode && (socket as usize) < self.listeners {
+                    self.refuse(socket, from, source, ErrorCode::IllegalOperation, "unknown mode", turn);
+                }
+            }
         }
+    }
+
+    /// Answers a request with an ERROR.
+    fn refuse(
+        &mut self,
+        socket: u32,
+        client: SocketAddrV4,
+        source: Source,
+        code: ErrorCode,
+        message: &str,
+        turn: &mut Turn<'_>,
+    ) {
+        let mut reply = [0; 128];
+        if let Some(len) = tftp::emit_error(&mut reply, code, message) {
+            self.push_bytes(socket, client, source, u64::MAX, &reply[..len], turn);
+        }
+        turn.tally.add(Count::TftpRefused, 1);
     }
 
     fn on_transfer(
@@ -391,15 +417,20 @@ impl TftpSide {
         turn: &mut Turn<'_>,
     ) {
         turn.tally.add(Count::TftpRequests, 1);
-        let name_hash = hash(request.name);
+        let request_hash = hash(request);
         if let Some(key) = self.by_client.get(&client).copied() {
             match self.transfers.get_mut(key) {
-                Some(live) if live.name_hash == name_hash => {
+                Some(live) if live.request_hash == request_hash => {
                     let verdict = live.transfer.handle_retried_request(turn.now);
                     return self.follow(key, verdict, turn);
                 }
-                // The same port asks for something else: the old transfer is over for the client.
-                _ => self.end(key, None, turn),
+                // The same port asks for something else: the old transfer is over for the client. One that it never
+                // acknowledged was a size query, aborted in silence.
+                Some(live) => {
+                    let outcome = live.transfer.is_unanswered().then_some(Outcome::ProbeAborted);
+                    self.end(key, outcome, turn);
+                }
+                None => {}
             }
         }
         if !self.accepting {
@@ -409,11 +440,7 @@ impl TftpSide {
         let (payload, served) = match self.find(request, client, source, turn) {
             Ok(found) => found,
             Err((code, message)) => {
-                let mut reply = [0; 128];
-                if let Some(len) = tftp::emit_error(&mut reply, code, message) {
-                    self.push_bytes(socket, client, source, u64::MAX, &reply[..len], turn);
-                }
-                turn.tally.add(Count::TftpRefused, 1);
+                self.refuse(socket, client, source, code, message, turn);
                 tracing::debug!(%client, name = %String::from_utf8_lossy(request.name), message, "tftp refused");
                 return;
             }
@@ -427,13 +454,19 @@ impl TftpSide {
             Payload::File(_) => self.way(&transfer, client, source, hop, turn),
             Payload::Text(_) => Way::Datagrams,
         };
-        let live = Live { transfer, payload, served, client, source, socket, name_hash, way, armed_at: None };
-        match self.transfers.insert(live) {
+        let live =
+            Live { transfer, payload, served, client, source, socket, request_hash, way, armed_at: None };
+        let placed = self.transfers.insert(live).or_else(|live| {
+            self.evict(turn);
+            self.transfers.insert(live)
+        });
+        match placed {
             Ok(key) => {
                 self.by_client.insert(client, key);
+                self.remember_unanswered(key);
                 self.follow(key, Verdict::Progress, turn);
             }
-            // Full: the newest is shed in silence, and its firmware asks again.
+            // Full of clients that answer: the newest is shed in silence, and its firmware asks again.
             Err(_) => turn.tally.add(Count::TftpShed, 1),
         }
     }
@@ -462,6 +495,27 @@ impl TftpSide {
             return Way::Frame { link, to: from };
         }
         if segments { Way::Segments } else { Way::Datagrams }
+    }
+
+    /// Notes a transfer that is still to be answered, and forgets those that are not any more.
+    fn remember_unanswered(&mut self, key: Key) {
+        if self.unanswered.len() >= 2 * TRANSFERS_MAX {
+            let transfers = &mut self.transfers;
+            self.unanswered
+                .retain(|key| transfers.get_mut(*key).is_some_and(|live| live.transfer.is_unanswered()));
+        }
+        self.unanswered.push_back(key);
+    }
+
+    /// Makes room by ending the oldest transfer that nobody has acknowledged. Requests in other machines' names would
+    /// else keep all places taken; a real client acknowledges within its round trip, long before it is the oldest.
+    fn evict(&mut self, turn: &mut Turn<'_>) {
+        while let Some(key) = self.unanswered.pop_front() {
+            if self.transfers.get_mut(key).is_some_and(|live| live.transfer.is_unanswered()) {
+                turn.tally.add(Count::TftpShed, 1);
+                return self.end(key, Some(Outcome::TimedOut), turn);
+            }
+        }
     }
 
     /// What a request names, opened.
@@ -789,10 +843,11 @@ fn note(shared: &Shared, live: &Live, served: &Served, outcome: Option<Outcome>)
     shared.note(evidence);
 }
 
-fn hash(name: &[u8]) -> u64 {
-    use std::hash::Hasher;
+fn hash(request: &Request<'_>) -> u64 {
+    use std::hash::{Hash, Hasher};
     let mut hasher = std::hash::DefaultHasher::new();
-    hasher.write(name);
+    let Options { blksize, tsize, timeout_secs, windowsize } = request.options;
+    (request.name, request.mode == Mode::Octet, blksize, tsize, timeout_secs, windowsize).hash(&mut hasher);
     hasher.finish()
 }
 
