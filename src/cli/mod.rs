@@ -137,7 +137,13 @@ fn load_config(common: &Common, flags: &[(&'static str, &'static str, Value)]) -
         all.push(("images.dir", "--images", Value::Text(images.display().to_string())));
     }
     all.extend(flags.iter().cloned());
-    let environment = std::env::vars().filter(|(name, _)| name.starts_with("BOOTSTORM_")).collect();
+    // A variable of somebody else may hold any bytes.
+    let text = |part: std::ffi::OsString| part.to_string_lossy().into_owned();
+    let environment = std::env::vars_os()
+        .map(|(name, value)| (text(name), value))
+        .filter(|(name, _)| name.starts_with("BOOTSTORM_"))
+        .map(|(name, value)| (name, text(value)))
+        .collect();
     load(&Sources { file, environment, flags: all })
 }
 

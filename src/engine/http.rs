@@ -40,6 +40,10 @@ pub(super) const CONNECTIONS_MAX: usize = 16 * 1024;
 const ACCEPTS_PER_TURN: usize = 64;
 /// Requests answered per turn, over all connections.
 const READS_PER_TURN: usize = 256;
+/// Requests of one connection answered before the others have their turn: a client may send thousands at once.
+const ANSWERS_PER_VISIT: usize = 16;
+/// Reads of one connection that is being closed, before the others have their turn.
+const LATE_READS_PER_VISIT: usize = 16;
 /// Bytes asked for in one read.
 const READ_LEN: usize = 4096;
 /// A head must be whole this long after its first byte.
@@ -273,6 +277,7 @@ impl HttpSide {
 
     /// Goes on with one connection as far as it can.
     fn drive(&mut self, key: Key, turn: &mut Turn<'_>) {
+        let mut answers = 0;
         loop {
             let Some(connection) = self.connections.get_mut(key) else { return };
             if connection.doomed {
@@ -307,6 +312,10 @@ impl HttpSide {
                 }
                 continue;
             }
+            if answers == ANSWERS_PER_VISIT {
+                return self.list(key);
+            }
+            answers += 1;
             if !self.read_request(key, turn) {
                 return;
             }
@@ -380,6 +389,7 @@ impl HttpSide {
     fn read_request(&mut self, key: Key, turn: &mut Turn<'_>) -> bool {
         let Some(connection) = self.connections.get_mut(key) else { return false };
         let mut input = std::mem::take(&mut connection.input);
+        let mut late_reads = 0;
         loop {
             let next =
                 if input.is_empty() || !connection.keep_alive { Next::More } else { next_request(&input) };
@@ -414,6 +424,11 @@ impl HttpSide {
                 // The response is out and the write side closed: what still comes is read away, so that the close
                 // does not reset what the peer has not read yet.
                 input.clear();
+                if late_reads == LATE_READS_PER_VISIT {
+                    self.list(key);
+                    return false;
+                }
+                late_reads += 1;
             }
             let first = input.is_empty() && connection.keep_alive;
             match tcp::recv_into(&connection.stream, &mut input, READ_LEN) {
