@@ -5,6 +5,8 @@
 //! as much as the server does.
 #![forbid(unsafe_code)]
 
+pub mod result;
+
 use std::io::{self, Read, Write};
 use std::net::{SocketAddrV4, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
