@@ -174,6 +174,14 @@ impl FrameRing {
         done.map_or(0, |_| u64::from(stats.tp_drops))
     }
 
+    /// Another handle on the same socket, for a [`FrameBatch`] that is filled while frames are received.
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub fn sender(&self) -> io::Result<OwnedFd> {
+        self.fd.try_clone()
+    }
+
     /// Bytes of each frame that are kept.
     pub fn snapshot(&self) -> usize {
         self.snapshot
