@@ -6,9 +6,11 @@
 //! doing anything: against it, a load shows its own ceiling.
 #![forbid(unsafe_code)]
 
+pub mod dhcp;
 mod fetch;
 mod hosts;
 pub mod http;
+pub mod null;
 pub mod result;
 pub mod tftp;
 
