@@ -17,7 +17,7 @@ use mio::{Events, Interest, Poll, Token};
 use crate::sys::SysError;
 use crate::sys::interfaces::{self, Device, Interface};
 use crate::sys::packet::BpfInstruction;
-use crate::sys::ring::{Frame, FrameBatch, FrameRing};
+use crate::sys::ring::{Frame, FrameBatch, FrameRing, RingUse};
 use crate::sys::runs::{RunBatch, join_runs};
 use crate::sys::udp::{SendBatch, Source, UdpOptions, UdpSocket};
 use crate::wire::MacAddr;
@@ -28,6 +28,8 @@ use crate::wire::frame::{UDP_PAYLOAD_OFFSET, UdpHead, UdpHeader, emit_udp_header
 pub const HOSTS_MAX: u32 = 1 << 16;
 /// Clients on plain sockets of their own, off loopback.
 pub const SOCKET_CLIENTS_MAX: u32 = 4096;
+/// Memory of the receive ring.
+const RING_LEN: usize = 16 << 20;
 /// Ports a client takes in turn, so that one download's stragglers are no part of the next.
 const PORTS_PER_CLIENT: u16 = 2;
 /// Sockets all clients on loopback share.
@@ -303,7 +305,12 @@ impl RawPort {
             .ok_or_else(|| LoadError::new(format!("{count} hosts from {first} on do not fit")))?;
         let heard = server.filter(|_| port == 0).unwrap_or(Ipv4Addr::UNSPECIFIED);
         let program = filter(heard, port, snapshot);
-        let ring = FrameRing::open(name, interface.index, &program, snapshot)?;
+        let ring = FrameRing::open(
+            name,
+            interface.index,
+            &program,
+            &RingUse { snapshot, len: RING_LEN, all: true },
+        )?;
         let socket = ring.sender().map_err(|error| LoadError::io("open packet socket", &error))?;
         let out =
             RawOut { socket, batch: FrameBatch::new(), hosts, server_mac: MacAddr::BROADCAST, ip_id: 0 };

@@ -21,9 +21,10 @@ use super::{counters, filters};
 use crate::proto::dhcp::{Interface, Mode, Network, ServerPort, Settings};
 use crate::proto::tftp::Limits;
 use crate::sys::firewall::{self, Firewall};
-use crate::sys::frames::{FrameRing, FrameSender};
+use crate::sys::frames::FrameSender;
 use crate::sys::interfaces::{self, Device};
 use crate::sys::packet::PacketSocket;
+use crate::sys::ring::{FrameRing, RingUse};
 use crate::sys::udp::{UdpOptions, UdpSocket};
 use crate::sys::uring::SendRing;
 use crate::sys::{SysError, affinity, tcp, udp};
@@ -425,8 +426,9 @@ struct Waiting {
     arrivals: Sender<Arrival>,
 }
 
-/// Slots of one core's ring on one interface: requests of a hall, and an acknowledgement each.
-const RING_SLOTS: usize = 8192;
+/// One core's ring on one interface: 8,192 requests of a hall, or acknowledgements. No request is longer than the
+/// snapshot (RFC 2347 §2 ends them at 512 bytes).
+const RING: RingUse = RingUse { snapshot: 900, len: 8 << 20, all: false };
 
 /// Puts TFTP on frames where that serves the same machines for less: rings first, then the filters that keep the
 /// same packets from the sockets. What cannot be had is said, and the sockets serve on.
@@ -507,7 +509,7 @@ fn open_links(
     let mut group = None;
     let mut links = Vec::new();
     for _ in 0..cores {
-        let ring = FrameRing::open(&interface.name, interface.index, RING_SLOTS, &filter)?;
+        let ring = FrameRing::open(&interface.name, interface.index, &filter, &RING)?;
         let grouped = match group {
             None if cores == 1 => Ok(()),
             None => ring.found(&filters::tftp_chooser(ports)).map(|made| group = Some(made)),

@@ -38,8 +38,9 @@ use crate::jobs::script;
 use crate::proto::dhcp::Interface;
 use crate::proto::tftp::{Limits, Outcome, Transfer, Transmit, Verdict};
 use crate::sys::SysError;
-use crate::sys::frames::{FrameRing, FrameSender, HEAD_LEN_MAX};
+use crate::sys::frames::{FrameSender, HEAD_LEN_MAX};
 use crate::sys::mmap::Mapping;
+use crate::sys::ring::FrameRing;
 use crate::sys::udp::{self, SEGMENTS_MAX, SEND_LEN_MAX, Source, UdpOptions, UdpSocket, Unsent};
 use crate::wire::MacAddr;
 use crate::wire::frame::{UDP_PAYLOAD_OFFSET, UdpHeader, emit_udp_headers, parse_udp_frame};
@@ -294,29 +295,21 @@ impl TftpSide {
         let Some(mut ring) = self.links[index].ring.take() else { return false };
         // One data port per batch of requests, as for the sockets.
         self.next_port = (self.next_port + 1) % DATA_PORTS;
-        let mut more = true;
-        for _ in 0..FRAMES_PER_TURN {
-            let Some(frame) = ring.peek() else {
-                more = false;
-                break;
-            };
-            match parse_udp_frame(frame) {
-                Ok(datagram) => {
-                    let hop = Hop { link: index as u8, from: datagram.src_mac };
-                    let source = Source { addr: *datagram.dst.ip(), interface: 0 };
-                    match self.socket_of(datagram.dst) {
-                        Some(socket) => {
-                            self.packet(socket, datagram.payload, datagram.src, source, Some(hop), turn)
-                        }
-                        None => turn.tally.add(Count::TftpUnknownTid, 1),
+        let taken = ring.receive(FRAMES_PER_TURN, |frame| match parse_udp_frame(frame.bytes) {
+            Ok(datagram) => {
+                let hop = Hop { link: index as u8, from: datagram.src_mac };
+                let source = Source { addr: *datagram.dst.ip(), interface: 0 };
+                match self.socket_of(datagram.dst) {
+                    Some(socket) => {
+                        self.packet(socket, datagram.payload, datagram.src, source, Some(hop), turn)
                     }
+                    None => turn.tally.add(Count::TftpUnknownTid, 1),
                 }
-                Err(_) => turn.tally.add(Count::TftpMalformed, 1),
             }
-            ring.release();
-        }
+            Err(_) => turn.tally.add(Count::TftpMalformed, 1),
+        });
         self.links[index].ring = Some(ring);
-        more
+        taken == FRAMES_PER_TURN
     }
 
     /// The socket that a frame would have reached. Few, so they are looked through.

@@ -1,5 +1,6 @@
-//! A packet socket for load: frames come in through a ring shared with the kernel, cut to a snapshot where nobody reads
-//! the rest, and leave in batches past the queueing layer. One thread drives thousands of simulated hosts with it.
+//! A packet socket with a ring shared with the kernel (TPACKET_V2): frames come in without a call per packet, cut to a
+//! snapshot where nobody reads the rest, and leave in batches past the queueing layer. The server's cores share an
+//! interface's frames by it; the load drives thousands of simulated hosts from one thread.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -10,8 +11,6 @@ use std::time::Duration;
 use super::packet::{BpfInstruction, attach_filter};
 use super::{SysError, check, set_int};
 
-/// Memory of one ring.
-const RING_LEN: usize = 16 << 20;
 /// The kernel allocates the ring in pieces of this size.
 const BLOCK_LEN: usize = 1 << 20;
 /// Room in a slot before the frame: `tpacket2_hdr`, `sockaddr_ll`, alignment (linux/if_packet.h).
@@ -24,6 +23,24 @@ const ARENA_LEN: usize = 256 * 1024;
 /// linux/if_packet.h, not in libc for every target.
 const PACKET_QDISC_BYPASS: libc::c_int = 20;
 const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
+
+/// Whose frames a ring takes, and how much of them.
+#[derive(Clone, Copy, Debug)]
+pub struct RingUse {
+    /// First bytes of each frame that are kept.
+    pub snapshot: usize,
+    /// Memory of the ring; rounded up to whole MiB.
+    pub len: usize,
+    /// Every frame of the link, whoever it is addressed to, as hosts with hardware addresses of their own need it.
+    /// Otherwise IPv4 for this machine alone.
+    pub all: bool,
+}
+
+/// Rings that share an interface: the kernel gives every frame to exactly one of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Group {
+    id: u16,
+}
 
 /// A frame as it lies in the ring.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +59,7 @@ pub struct FrameRing {
     slot_len: usize,
     slots: usize,
     next: usize,
+    ring_len: usize,
     snapshot: usize,
     what: String,
 }
@@ -50,8 +68,8 @@ pub struct FrameRing {
 unsafe impl Send for FrameRing {}
 
 impl FrameRing {
-    /// Opens a ring on interface `name` that receives what `filter` accepts, whoever it is addressed to, and keeps the
-    /// first `snapshot` bytes of each frame.
+    /// Opens a ring on interface `name` that receives what `filter` accepts. Nothing is queued before the filter
+    /// stands.
     ///
     /// # Errors
     /// EPERM without CAP_NET_RAW, ENODEV for an interface that is gone.
@@ -59,7 +77,7 @@ impl FrameRing {
         name: &str,
         index: u32,
         filter: &[BpfInstruction],
-        snapshot: usize,
+        taken: &RingUse,
     ) -> Result<Self, SysError> {
         let what = format!("open packet socket on {name}");
         let fail = |e| SysError::new(what.clone(), e);
@@ -76,21 +94,23 @@ impl FrameRing {
         // Old kernels know neither; what is lost is speed, and our own frames are told by their source.
         let _ = set_int(raw, libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, 1);
         let _ = set_int(raw, libc::SOL_PACKET, PACKET_QDISC_BYPASS, 1);
+        let snapshot = taken.snapshot;
+        let ring_len = taken.len.next_multiple_of(BLOCK_LEN);
         let slot_len = (snapshot + SLOT_HEAD_LEN).next_power_of_two().clamp(256, BLOCK_LEN);
-        let slots = RING_LEN / slot_len;
+        let slots = ring_len / slot_len;
         let request = libc::tpacket_req {
             tp_block_size: BLOCK_LEN as u32,
-            tp_block_nr: (RING_LEN / BLOCK_LEN) as u32,
+            tp_block_nr: (ring_len / BLOCK_LEN) as u32,
             tp_frame_size: slot_len as u32,
             tp_frame_nr: slots as u32,
         };
         set_struct(raw, libc::PACKET_RX_RING, &request).map_err(fail)?;
-        // SAFETY: a fresh shared mapping of the ring just made, RING_LEN bytes as asked for; the address is the
-        // kernel's choice.
+        // SAFETY: a fresh shared mapping of the ring just made, `ring_len` bytes as asked for; the address is
+        // the kernel's choice.
         let map = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
-                RING_LEN,
+                ring_len,
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_SHARED,
                 raw,
@@ -101,20 +121,23 @@ impl FrameRing {
             return Err(fail(io::Error::last_os_error()));
         }
         let map = NonNull::new(map.cast()).expect("mmap of a non-zero length is never null");
-        let ring = Self { fd, map, slot_len, slots, next: 0, snapshot, what };
+        let ring = Self { fd, map, slot_len, slots, next: 0, ring_len, snapshot, what };
         let fail = |e| SysError::new(ring.what.clone(), e);
-        // Hosts with hardware addresses of their own: a real card would drop what is for them.
-        let member = libc::packet_mreq {
-            mr_ifindex: index as i32,
-            mr_type: libc::PACKET_MR_PROMISC as u16,
-            mr_alen: 0,
-            mr_address: [0; 8],
-        };
-        set_struct(raw, libc::PACKET_ADD_MEMBERSHIP, &member).map_err(fail)?;
+        if taken.all {
+            // A real card would drop what is for addresses it does not know.
+            let member = libc::packet_mreq {
+                mr_ifindex: index as i32,
+                mr_type: libc::PACKET_MR_PROMISC as u16,
+                mr_alen: 0,
+                mr_address: [0; 8],
+            };
+            set_struct(raw, libc::PACKET_ADD_MEMBERSHIP, &member).map_err(fail)?;
+        }
         // SAFETY: `sockaddr_ll` is plain old data; all-zero is valid.
         let mut addr: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         addr.sll_family = libc::AF_PACKET as u16;
-        addr.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+        let protocol = if taken.all { libc::ETH_P_ALL } else { libc::ETH_P_IP };
+        addr.sll_protocol = (protocol as u16).to_be();
         addr.sll_ifindex = index as i32;
         // SAFETY: the kernel reads `size_of::<sockaddr_ll>()` bytes from `addr`, which lives across the call.
         check(unsafe {
@@ -122,6 +145,46 @@ impl FrameRing {
         })
         .map_err(fail)?;
         Ok(ring)
+    }
+
+    /// Makes the first ring's group; `chooser` is a classic BPF program whose result, modulo the number of members,
+    /// is the position (in the order of joining) of the ring that gets a frame.
+    ///
+    /// # Errors
+    /// What `setsockopt` says.
+    pub fn found(&self, chooser: &[BpfInstruction]) -> io::Result<Group> {
+        let raw = self.fd.as_raw_fd();
+        let kind = libc::PACKET_FANOUT_CBPF | libc::PACKET_FANOUT_FLAG_UNIQUEID;
+        set_int(raw, libc::SOL_PACKET, libc::PACKET_FANOUT, (kind << 16) as i32)?;
+        let mut answer: libc::c_int = 0;
+        let mut len = size_of::<libc::c_int>() as libc::socklen_t;
+        // SAFETY: the kernel writes at most `len` bytes into `answer`, and the length into `len`.
+        check(unsafe {
+            libc::getsockopt(
+                raw,
+                libc::SOL_PACKET,
+                libc::PACKET_FANOUT,
+                (&raw mut answer).cast(),
+                &raw mut len,
+            )
+        })?;
+        // The kernel copies the program during the call and keeps no pointer; `BpfInstruction` has the layout of
+        // `sock_filter`.
+        let program = libc::sock_fprog {
+            len: chooser.len() as u16,
+            filter: chooser.as_ptr() as *mut libc::sock_filter,
+        };
+        set_struct(raw, libc::PACKET_FANOUT_DATA, &program)?;
+        Ok(Group { id: answer as u16 })
+    }
+
+    /// Joins a group as its next member.
+    ///
+    /// # Errors
+    /// What `setsockopt` says.
+    pub fn join(&self, group: Group) -> io::Result<()> {
+        let value = u32::from(group.id) | libc::PACKET_FANOUT_CBPF << 16;
+        set_int(self.fd.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_FANOUT, value as i32)
     }
 
     /// Hands at most `max` waiting frames to `take` and gives their slots back; how many there were.
@@ -190,8 +253,8 @@ impl FrameRing {
 
 impl Drop for FrameRing {
     fn drop(&mut self) {
-        // SAFETY: the mapping is this value's own, RING_LEN bytes, and no slice of it outlives `receive`.
-        let _ = unsafe { libc::munmap(self.map.as_ptr().cast(), RING_LEN) };
+        // SAFETY: the mapping is this value's own, `ring_len` bytes, and no slice of it outlives `receive`.
+        let _ = unsafe { libc::munmap(self.map.as_ptr().cast(), self.ring_len) };
     }
 }
 
@@ -325,6 +388,8 @@ impl FrameBatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const WHOLE_LINK: RingUse = RingUse { snapshot: 100, len: 1 << 20, all: true };
     use std::net::UdpSocket;
 
     const ACCEPT_ALL: [BpfInstruction; 1] = [BpfInstruction { code: 6, jt: 0, jf: 0, k: 0x4_0000 }];
@@ -346,7 +411,7 @@ mod tests {
 
     #[test]
     fn a_frame_keeps_its_length_when_it_is_cut() {
-        let mut ring = FrameRing::open("lo", loopback(), &ACCEPT_ALL, 100).unwrap();
+        let mut ring = FrameRing::open("lo", loopback(), &ACCEPT_ALL, &WHOLE_LINK).unwrap();
         let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
         let mark = b"a mark that nothing else on loopback has";
@@ -366,8 +431,8 @@ mod tests {
     #[test]
     fn frames_leave_in_order_and_are_seen_by_another_socket() {
         let index = loopback();
-        let sender = FrameRing::open("lo", index, &ACCEPT_ALL, 100).unwrap();
-        let mut receiver = FrameRing::open("lo", index, &ACCEPT_ALL, 100).unwrap();
+        let sender = FrameRing::open("lo", index, &ACCEPT_ALL, &WHOLE_LINK).unwrap();
+        let mut receiver = FrameRing::open("lo", index, &ACCEPT_ALL, &WHOLE_LINK).unwrap();
         let mut batch = FrameBatch::new();
         for number in 0..100u8 {
             batch.push(&sender, 64, |frame| {
