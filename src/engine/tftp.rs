@@ -330,11 +330,10 @@ impl TftpSide {
             segmented,
             armed_at: None,
         };
-        let placed = self.transfers.insert(live).or_else(|live| {
+        if self.transfers.is_full() {
             self.evict(turn);
-            self.transfers.insert(live)
-        });
-        match placed {
+        }
+        match self.transfers.insert(live) {
             Ok(key) => {
                 self.by_client.insert(client, key);
                 self.remember_unanswered(key);
