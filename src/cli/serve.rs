@@ -9,7 +9,7 @@ use super::args::{Common, Dhcp, Driver as DriverArg, LogFormat as LogFormatArg, 
 use super::{Done, Exit, Failure, load_config, output};
 use crate::config::{self, DhcpMode, Plan, Value};
 use crate::control::{Control, State};
-use crate::engine::{DRAIN, Driver, Engine, EngineSettings, Shared};
+use crate::engine::{DRAIN, Driver, Engine, EngineSettings, Frames, Shared};
 use crate::files::library::{Library, Settings as LibrarySettings};
 use crate::history::History;
 use crate::jobs::book::Book;
@@ -89,6 +89,11 @@ fn engine_settings(plan: &Plan) -> EngineSettings {
             rollover_to: 0,
         },
         single_port: plan.tftp.single_port,
+        tftp_frames: match plan.tftp.frames {
+            config::Frames::Auto => Frames::Auto,
+            config::Frames::On => Frames::On,
+            config::Frames::Off => Frames::Off,
+        },
         http: plan.http.listen.clone(),
     }
 }

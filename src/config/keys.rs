@@ -28,6 +28,7 @@ pub const KEYS: &[Key] = &[
     key("tftp.max_blksize", "65464"),
     key("tftp.max_windowsize", "64"),
     key("tftp.single_port", "false"),
+    key("tftp.frames", "\"auto\""),
     key("http.listen", "[\"0.0.0.0:4433\"]"),
     key("https.listen", "[]"),
     key("https.certificate", "\"\""),
@@ -193,6 +194,7 @@ listen = ["0.0.0.0:69"]      # empty = no TFTP
 max_blksize = 65464          # a block size is granted as asked up to this (8 to 65464)
 max_windowsize = 64          # blocks (1 to 65535)
 single_port = false          # answer from port 69, for NAT and containers
+frames = "auto"              # small windows past the IP stack: auto (where no packet filter is in force) | on | off
 
 [http]
 listen = ["0.0.0.0:4433"]    # 4433 because GSS/DS clients expect it; add 80 or 8080 at will

@@ -25,6 +25,18 @@ pub enum Driver {
     Mio,
 }
 
+/// Whether TFTP may leave in frames of our own, past the host's IP stack and its packet filter.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Frames {
+    /// Where no packet filter is in force.
+    Auto,
+    /// Whatever filter there is.
+    On,
+    /// Never.
+    Off,
+}
+
 /// What DHCP does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -104,6 +116,8 @@ pub struct TftpPlan {
     pub max_windowsize: u16,
     /// Answer from the listening port.
     pub single_port: bool,
+    /// By frames.
+    pub frames: Frames,
 }
 
 /// `[http]`.
@@ -337,6 +351,9 @@ pub(super) fn build(
         max_blksize: taker.number("tftp.max_blksize", 8, 65464) as u16,
         max_windowsize: taker.number("tftp.max_windowsize", 1, 65535) as u16,
         single_port: taker.flag("tftp.single_port"),
+        frames: taker
+            .word("tftp.frames", &[("auto", Frames::Auto), ("on", Frames::On), ("off", Frames::Off)])
+            .unwrap_or(Frames::Auto),
     };
     let http = HttpPlan { listen: taker.listen("http.listen") };
     if !taker.list("https.listen").is_empty() {

@@ -77,6 +77,7 @@ impl Lab {
             tftp: vec![any],
             tftp_limits: Limits::default(),
             single_port: false,
+            tftp_frames: Frames::Auto,
             http: vec![any],
         };
         let engine = Engine::start(&settings, shared).unwrap();

@@ -4,6 +4,8 @@
 #![allow(unsafe_code, reason = "this is where it lives; each block names its condition and who upholds it")]
 
 pub mod affinity;
+pub mod firewall;
+pub mod frames;
 pub mod interfaces;
 pub mod mmap;
 pub mod packet;
