@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod bench;
 mod config;
 mod demo;
 mod explain;
@@ -96,6 +97,7 @@ pub fn main() -> ExitCode {
         Verb::Image(verb) => image::run(&args.common, &verb),
         Verb::Script(verb) => script::run(&args.common, &verb),
         Verb::Explain(explain) => explain::run(&args.common, &explain),
+        Verb::Bench(verb) => bench::run(&verb),
         Verb::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Args::command(), "bootstorm", &mut text);

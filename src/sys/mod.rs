@@ -9,6 +9,8 @@ pub mod frames;
 pub mod interfaces;
 pub mod mmap;
 pub mod packet;
+pub mod ring;
+pub mod runs;
 pub mod tcp;
 pub mod udp;
 pub mod uring;
