@@ -44,6 +44,8 @@ const READS_PER_TURN: usize = 256;
 const ANSWERS_PER_VISIT: usize = 16;
 /// Reads of one connection that is being closed, before the others have their turn.
 const LATE_READS_PER_VISIT: usize = 16;
+/// Connections looked at for one to close when a new one finds no place.
+const EVICTION_LOOKS: usize = 256;
 /// Bytes asked for in one read.
 const READ_LEN: usize = 4096;
 /// A head must be whole this long after its first byte.
@@ -108,6 +110,8 @@ pub(super) struct HttpSide {
     listeners: Vec<std::net::TcpListener>,
     acceptable: Vec<bool>,
     connections: Slab<Connection>,
+    /// Connections in the order they were accepted, those that have ended since among them.
+    accepted: VecDeque<Key>,
     /// Connections to look at, in turn.
     ready: VecDeque<Key>,
     pipes: PipePool,
@@ -131,6 +135,7 @@ impl HttpSide {
             acceptable: vec![false; listeners.len()],
             listeners,
             connections: Slab::new(connections_max.min(CONNECTIONS_MAX)),
+            accepted: VecDeque::new(),
             ready: VecDeque::new(),
             pipes: PipePool::new(pipes_max),
             copying: CopyingDevices::default(),
@@ -260,11 +265,19 @@ impl HttpSide {
                 delivery: None,
                 ack_checks: 0,
             };
+            if self.connections.is_full() {
+                self.evict(turn);
+            }
             let Ok(key) = self.connections.insert(connection) else {
-                // Full: the newest is shed, and closed so that it knows.
+                // Full of downloads: the newest is shed, and closed so that it knows.
                 turn.tally.add(Count::HttpShed, 1);
                 continue;
             };
+            if self.accepted.len() >= 2 * CONNECTIONS_MAX {
+                let connections = &mut self.connections;
+                self.accepted.retain(|key| connections.get_mut(*key).is_some());
+            }
+            self.accepted.push_back(key);
             let Some(connection) = self.connections.get_mut(key) else { continue };
             if watch_both(turn.registry, connection.stream.as_raw_fd(), Owner::Connection(key)).is_err() {
                 self.connections.remove(key);
@@ -272,6 +285,20 @@ impl HttpSide {
             }
             self.arm(key, turn);
             self.list(key);
+        }
+    }
+
+    /// Makes room by closing one of the oldest connections that nothing is being sent on, or else somebody who opens
+    /// connections and says nothing would lock every machine out.
+    fn evict(&mut self, turn: &mut Turn<'_>) {
+        for _ in 0..EVICTION_LOOKS {
+            let Some(key) = self.accepted.pop_front() else { return };
+            let Some(connection) = self.connections.get_mut(key) else { continue };
+            if connection.out.is_empty() && !connection.out.in_ring && connection.delivery.is_none() {
+                turn.tally.add(Count::HttpShed, 1);
+                return self.close(key, None, turn);
+            }
+            self.accepted.push_back(key);
         }
     }
 

@@ -449,11 +449,10 @@ impl TftpSide {
         };
         let live =
             Live { transfer, payload, served, client, source, socket, request_hash, way, armed_at: None };
-        let placed = self.transfers.insert(live).or_else(|live| {
+        if self.transfers.is_full() {
             self.evict(turn);
-            self.transfers.insert(live)
-        });
-        match placed {
+        }
+        match self.transfers.insert(live) {
             Ok(key) => {
                 self.by_client.insert(client, key);
                 self.remember_unanswered(key);

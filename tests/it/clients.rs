@@ -366,3 +366,42 @@ fn an_interface_without_an_address_is_waited_for() {
     assert_eq!(replies, 2, "one offer and one acknowledgement: nothing is answered twice");
     server.stop();
 }
+
+#[test]
+fn connections_that_say_nothing_lock_nobody_out() {
+    let net = Net::flat();
+    let site = site_with(&net, "x.bin", |path| fs::write(path, pattern(3_000_000)).expect("a file"));
+    // With 700 descriptors there are 188 places for connections.
+    let mut command = net.server.command(tool("prlimit", "util-linux"));
+    command.args(["--nofile=700:700", crate::server::binary(), "serve", "--cores", "1", "--config"]);
+    command.arg(site.config());
+    let mut server = labkit::Process::spawn("bootstorm", &mut command, &site.dir.join("server.log"));
+    server.wait_for("bootstorm ready", crate::server::SOON);
+    let script = r#"
+import socket
+def connect():
+    s = socket.create_connection(("10.77.0.1", 4433), 5)
+    s.settimeout(5)
+    return s
+download = connect()
+download.sendall(b"GET /images/data/x.bin HTTP/1.1\r\nHost: x\r\n\r\n")
+got = len(download.recv(1000))
+silent = []
+for i in range(600):
+    silent.append(connect())
+    if i % 3 == 0: silent[-1].sendall(b"GET /heal")
+for i in range(20):
+    s = connect()
+    s.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert s.recv(12) == b"HTTP/1.1 200", i
+while got < 3000000:
+    piece = download.recv(1 << 20)
+    assert piece, "the download was cut after %d" % got
+    got += len(piece)
+print("served")
+"#;
+    let answer = run(net.server.command(tool("python3", "python3")).arg("-c").arg(script));
+    assert!(answer.contains("served"), "{answer}");
+    server.signal("TERM");
+    assert!(server.wait(crate::server::SOON).success(), "{}", server.output());
+}
