@@ -8,5 +8,6 @@ mod bad_input;
 mod clients;
 mod demo;
 mod firmware;
+mod scripts;
 mod server;
 mod winpe;
