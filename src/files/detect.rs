@@ -9,7 +9,10 @@ use crate::files::names::{self, base, folded};
 use crate::files::scan::{Found, Walk};
 use crate::files::sniff::{self, Sniff};
 use crate::files::wim::{self, Finding, Severity};
+use crate::jobs::answers::{self, Answer};
 use crate::jobs::image::{Access, BootFiles, Image, ImageFile, ImageKind, WimbootAt};
+use crate::jobs::script;
+use crate::jobs::template::Template;
 use crate::sys::open_plain;
 use crate::wire::arch::{Cpu, Platform};
 
@@ -17,6 +20,8 @@ use crate::wire::arch::{Cpu, Platform};
 pub const WIMBOOT_NAME_LEN_MAX: usize = 31;
 /// Most files wimboot takes beside itself.
 pub const WIMBOOT_FILES_MAX: usize = 63;
+/// The script with variables.
+pub const TEMPLATE_NAME: &str = "boot.ipxe.tmpl";
 /// Largest `image.toml` or `cmdline` read.
 const TEXT_LEN_MAX: u64 = 256 * 1024;
 /// Most files of a folder opened to see what they are.
@@ -38,6 +43,10 @@ pub fn detect(name: &str, path: &Path, walk: &Walk, loaders: &LoaderTable) -> Im
         unbootable: None,
         warnings: walk.notes.clone(),
         files: walk.files.iter().map(|f| ImageFile { name: f.name.clone(), len: f.identity.len }).collect(),
+        group: None,
+        key: None,
+        template: None,
+        answers: Vec::new(),
     };
     let manifest = match read_manifest(path) {
         Ok(manifest) => manifest,
@@ -55,10 +64,16 @@ pub fn detect(name: &str, path: &Path, walk: &Walk, loaders: &LoaderTable) -> Im
     image.destructive = manifest.destructive;
     image.access = manifest.access;
     image.kind = manifest.kind;
+    image.group = manifest.group.clone();
+    image.key = manifest.key;
 
     let folder = Folder { path, walk, loaders, manifest: &manifest };
-    match folder.recognise(&mut image) {
-        Ok(boot) => image.boot = Some(boot),
+    let answers = folder.answers();
+    match folder.recognise(&mut image).and_then(|boot| answers.map(|answers| (boot, answers))) {
+        Ok((boot, answers)) => {
+            image.boot = Some(boot);
+            image.answers = answers;
+        }
         Err(reason) => image.unbootable = Some(reason),
     }
     image
@@ -100,6 +115,10 @@ type Recognised = Result<BootFiles, String>;
 impl Folder<'_> {
     fn recognise(&self, image: &mut Image) -> Recognised {
         let named = self.named_files()?;
+        if let Some(boot) = self.template(image)? {
+            image.kind = Some(ImageKind::Script);
+            return Ok(boot);
+        }
         let kind = match self.manifest.kind {
             Some(kind) => kind,
             None => self.kind(&named).ok_or_else(|| self.nothing_here())?,
@@ -492,6 +511,43 @@ impl Folder<'_> {
             return Err(format!("{} is no iPXE script: its first line is not #!ipxe", script.name));
         }
         Ok(BootFiles::Script { script: script.name.clone() })
+    }
+
+    /// A script with variables. There under its name, it is what the folder boots, whatever lies beside it.
+    fn template(&self, image: &mut Image) -> Result<Option<BootFiles>, String> {
+        if !matches!(self.manifest.kind, None | Some(ImageKind::Script)) || self.manifest.files.is_some() {
+            return Ok(None);
+        }
+        let of_file = |what: String| format!("{TEMPLATE_NAME} {what}");
+        let Some(text) = read_text(&self.path.join(TEMPLATE_NAME)).map_err(of_file)? else { return Ok(None) };
+        image.template = Some(script::script_template(&text).map_err(|bad| of_file(bad.to_string()))?);
+        Ok(Some(BootFiles::Script { script: TEMPLATE_NAME.to_owned() }))
+    }
+
+    /// The answer files named in image.toml, out of `private`.
+    fn answers(&self) -> Result<Vec<Answer>, String> {
+        let named = |names: &Option<Vec<String>>| names.clone().unwrap_or_default();
+        let (often, once) = (named(&self.manifest.answers), named(&self.manifest.answers_once));
+        if often.len() + once.len() > answers::ANSWERS_MAX {
+            return Err(format!("{MANIFEST_NAME}: at most {} answer files", answers::ANSWERS_MAX));
+        }
+        let names =
+            often.into_iter().map(|name| (name, false)).chain(once.into_iter().map(|name| (name, true)));
+        let mut found: Vec<Answer> = Vec::new();
+        for (name, once) in names {
+            let of_file = |what: String| format!("answer file private/{name}: {what}");
+            if name.contains(['/', '\\']) || name.starts_with('.') || !names::is_nameable(&name) {
+                return Err(format!("{MANIFEST_NAME}: {name:?} is no name of a file in private"));
+            }
+            if found.iter().any(|answer| answer.name == name) {
+                return Err(format!("{MANIFEST_NAME}: the answer file {name} is named twice"));
+            }
+            let text = read_text(&self.path.join("private").join(&name)).map_err(of_file)?;
+            let text = text.ok_or_else(|| of_file("is not in the folder".to_owned()))?;
+            let template = Template::parse(&text).map_err(|bad| of_file(bad.to_string()))?;
+            found.push(Answer { name, once, template });
+        }
+        Ok(found)
     }
 
     /// The one file of a kind that boots from one.
