@@ -732,6 +732,58 @@ mod tests {
     }
 
     #[test]
+    fn a_script_with_variables_is_checked_when_it_is_scanned() {
+        let site = Site::new();
+        site.write("images/lab/boot.ipxe.tmpl", b"#!ipxe\necho {{serial}}\n");
+        site.write("images/lab/linux", &samples::bzimage());
+        let image = site.image("lab");
+        assert_eq!((image.kind, &image.unbootable), (Some(ImageKind::Script), &None));
+        assert!(image.template.is_some() && crate::jobs::script::last_file(&image).is_none());
+        assert!(!image.files.iter().any(|file| file.name.contains("tmpl")), "a template is no payload");
+        site.write("images/lab/boot.ipxe.tmpl", b"#!ipxe\n\necho {{seriel}}\n");
+        let image = site.image("lab");
+        assert!(reason(&image).contains("boot.ipxe.tmpl line 3") && reason(&image).contains("seriel"));
+        assert_eq!(image.boot, None);
+        // Said to be something else, it is.
+        site.write("images/lab/image.toml", b"kind = \"linux\"");
+        assert_eq!(site.image("lab").kind, Some(ImageKind::Linux));
+    }
+
+    #[test]
+    fn answer_files_come_from_private_and_stay_out_of_the_payload() {
+        let site = Site::new();
+        site.write("images/lab/linux", &samples::bzimage());
+        site.write("images/lab/private/ks.cfg", b"rootpw {{serial}}");
+        site.write("images/lab/private/once.xml", b"<key>{{mac}}</key>");
+        site.write(
+            "images/lab/image.toml",
+            b"answers = [\"ks.cfg\"]\nanswers_once = [\"once.xml\"]\ngroup = \"Lab\"\nkey = \"7\"",
+        );
+        let image = site.image("lab");
+        let named: Vec<_> = image.answers.iter().map(|answer| (answer.name.as_str(), answer.once)).collect();
+        assert_eq!(named, [("ks.cfg", false), ("once.xml", true)]);
+        assert!(!image.files.iter().any(|file| file.name.contains("private")));
+        assert_eq!((image.group.as_deref(), image.key), (Some("Lab"), Some('7')));
+        for (toml, word) in [
+            ("answers = [\"gone.cfg\"]", "private/gone.cfg: is not in the folder"),
+            ("answers = [\"../linux\"]", "no name of a file"),
+            ("answers = [\".x\"]", "no name of a file"),
+            ("answers = [\"ks.cfg\"]\nanswers_once = [\"ks.cfg\"]", "named twice"),
+        ] {
+            site.write("images/lab/image.toml", toml.as_bytes());
+            let image = site.image("lab");
+            assert!(reason(&image).contains(word), "{toml}: {}", reason(&image));
+        }
+        site.write("images/lab/private/ks.cfg", b"{{sereal}}");
+        site.write("images/lab/image.toml", b"answers = [\"ks.cfg\"]");
+        assert!(
+            reason(&site.image("lab")).contains("private/ks.cfg: line 1"),
+            "{}",
+            reason(&site.image("lab"))
+        );
+    }
+
+    #[test]
     fn wimboot_s_limits_are_kept() {
         let site = Site::new();
         site.write("loaders/wimboot", b"wimboot");
