@@ -127,25 +127,6 @@ pub struct Hints<'a> {
     pub hostname: Option<&'a str>,
 }
 
-/// Why a machine does not get what its job or the policy says, this time.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Refusal<'a> {
-    /// Others come first; it asks again.
-    Queued {
-        /// Counted from 1.
-        place: u32,
-        /// Until its turn, as far as anyone can say.
-        wait: Option<Duration>,
-    },
-    /// The step that its boot needs cannot be written down, so it must not be made; it asks again.
-    StoreUnavailable,
-    /// An operator has rejected the machine.
-    Rejected {
-        /// The operator's words; may be empty.
-        reason: &'a str,
-    },
-}
-
 /// What a script makes the machine do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -170,8 +151,10 @@ pub enum Offer {
     Denied,
     /// Ask again: others come first.
     Queued,
-    /// Ask again: the server cannot write down what it would have to.
+    /// Ask again: the server cannot record the boot.
     Busy,
+    /// Say that the job may not be had now, then boot from the local disk.
+    Refused,
 }
 
 impl Offer {
@@ -189,6 +172,7 @@ impl Offer {
             Self::Denied => "denied",
             Self::Queued => "queued",
             Self::Busy => "busy",
+            Self::Refused => "refused",
         }
     }
 }
@@ -287,44 +271,49 @@ pub fn ask_identity(base_url: &str, out: &mut String) {
     local(&mut script, Disk { firmware: None, first: 0, report: None });
 }
 
-/// The script of a machine that is not to boot what it would otherwise: why, on its screen, and what then. `job` is
-/// the one that would have decided, if one did.
-pub fn refuse(
-    refusal: Refusal<'_>,
-    job: Option<JobId>,
-    who: &Identity,
-    ctx: &Context<'_>,
-    out: &mut String,
-) -> Composed {
+/// Writes the script of a boot that may not have its job after all: it says why and boots from the local disk.
+pub fn refused(who: &Identity, job: JobId, why: &dyn std::fmt::Display, out: &mut String) {
     let mut script = Script::begin(out);
-    head(&mut script, job);
-    let composed = |what| Composed { job, boot: ctx.boot, what, image: None, last_file: None };
-    match refusal {
-        Refusal::Queued { place, wait } => {
-            machine(&mut script, who);
-            script.raw("echo bootstorm: others come first, this machine is number ").number(place.into());
-            script.raw(" in line");
-            if let Some(wait) = wait {
-                script.raw(", about ").number(wait.as_secs().max(1)).raw(" s to go");
-            }
-            poll(script.end(), who, ctx);
-            composed(Offer::Queued)
-        }
-        Refusal::StoreUnavailable => {
-            machine(&mut script, who);
-            script.raw("echo bootstorm: the server cannot write its state now, so this boot has to wait\n");
-            poll(&mut script, who, ctx);
-            composed(Offer::Busy)
-        }
-        Refusal::Rejected { reason } => {
-            if !reason.trim().is_empty() {
-                script.raw("echo bootstorm: this machine is not to be booted: ").text(reason).end();
-                pause(&mut script);
-            }
-            local(&mut script, Disk { firmware: who.firmware(), first: ctx.hints.local_boot, report: None });
-            composed(Offer::Denied)
-        }
+    head(&mut script, Some(job));
+    script.raw("echo bootstorm: not booting job ").job(job).raw(", ").text(&why.to_string()).end();
+    pause_then_local(&mut script, Disk { firmware: who.firmware(), first: 0, report: None });
+}
+
+/// Writes the script of a boot that cannot be recorded now: it says so and asks again.
+pub fn not_now(who: &Identity, base_url: &str, out: &mut String) {
+    let mut script = Script::begin(out);
+    script.raw("# bootstorm job waits\n");
+    machine(&mut script, who);
+    script.raw("echo bootstorm: the server cannot record this boot now, see its log\n");
+    poll(&mut script, who, base_url, 0);
+}
+
+/// Writes the script of a machine that others come before: its place in line, counted from 1, about how long it is
+/// until its turn if anyone can say, and that it asks again.
+pub fn queued(who: &Identity, base_url: &str, place: u32, wait: Option<Duration>, out: &mut String) {
+    let mut script = Script::begin(out);
+    script.raw("# bootstorm job waits\n");
+    machine(&mut script, who);
+    script
+        .raw("echo bootstorm: others come first, this machine is number ")
+        .number(place.into())
+        .raw(" in line");
+    if let Some(wait) = wait {
+        script.raw(", about ").number(wait.as_secs().max(1)).raw(" s to go");
     }
+    poll(script.end(), who, base_url, 0);
+}
+
+/// Writes the script of a machine that an operator has rejected: the operator's words, if there are any, then the
+/// local disk. Like every denial it names nothing else.
+pub fn rejected(who: &Identity, reason: &str, hints: Hints<'_>, out: &mut String) {
+    let mut script = Script::begin(out);
+    head(&mut script, None);
+    if !reason.trim().is_empty() {
+        script.raw("echo bootstorm: this machine is not to be booted: ").text(reason).end();
+        pause(&mut script);
+    }
+    local(&mut script, Disk { firmware: who.firmware(), first: hints.local_boot, report: None });
 }
 
 /// Checks the text of a custom script with variables.
@@ -476,13 +465,13 @@ fn write(
         Act::Wait => {
             machine(&mut script, who);
             script.raw("echo bootstorm: no job yet, waiting for one\n");
-            poll(&mut script, who, ctx);
+            poll(&mut script, who, ctx.base_url, ctx.hints.local_boot);
             Offer::Wait
         }
         Act::Pending => {
             machine(&mut script, who);
             script.raw("echo bootstorm: this machine is new here and waits for approval\n");
-            poll(&mut script, who, ctx);
+            poll(&mut script, who, ctx.base_url, ctx.hints.local_boot);
             Offer::Pending
         }
         Act::Shell => {
@@ -584,14 +573,14 @@ fn machine(script: &mut Script<'_>, who: &Identity) {
 
 /// Asks again until the answer is another. The only loop without a limit: waiting is what was asked for, somebody
 /// who stands there can leave it, and each answer says anew why.
-fn poll(script: &mut Script<'_>, who: &Identity, ctx: &Context<'_>) {
+fn poll(script: &mut Script<'_>, who: &Identity, base_url: &str, local_boot: u8) {
     // The answer replaces this script and its image is freed, so that waiting all night nests nothing.
     script.raw(
         ":wait\n\
          prompt --key l --timeout 10000 Asking again every 10 seconds, press l for the local disk && goto local ||\n\
          chain --timeout 30000 --replace --autofree ",
     );
-    script.base(ctx.base_url).raw("/ipxe?mac=");
+    script.base(base_url).raw("/ipxe?mac=");
     match who.mac {
         Some(mac) => script.mac(mac),
         None => script.raw("${netX/mac}"),
@@ -607,7 +596,7 @@ fn poll(script: &mut Script<'_>, who: &Identity, ctx: &Context<'_>) {
         None => {}
     }
     script.raw(SETTINGS).raw(" || goto wait\n:local\n");
-    local(script, Disk { firmware: who.firmware(), first: ctx.hints.local_boot, report: None });
+    local(script, Disk { firmware: who.firmware(), first: local_boot, report: None });
 }
 
 fn pause(script: &mut Script<'_>) {

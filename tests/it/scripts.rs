@@ -18,6 +18,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::fs;
+use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -505,7 +506,9 @@ fn execute(firmware: Firmware, number: u8, cases: Vec<Case>, last: &str) {
         }
         executed.entry(&case.snapshot).or_default().extend(run.trace.iter().cloned());
     }
-    eprintln!(
+    // Not through the macro, which the test runner keeps to itself.
+    let _ = writeln!(
+        std::io::stderr(),
         "{firmware:?}: {} runs of {} scripts; {:?} to the first, {:?} in all",
         cases.len(),
         executed.len(),

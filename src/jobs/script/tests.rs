@@ -159,11 +159,15 @@ fn context<'a>(key: &'a TokenKey, policy: &'a Policy, hints: Hints<'a>) -> Conte
     Context { base_url: BASE, boot: BootId(0x4d2), key, now_unix: NOW_UNIX, policy, hints }
 }
 
-fn refused(refusal: Refusal<'_>, who: &Identity) -> (String, Composed) {
-    let (key, policy) = (TokenKey::new([7; 32]), Policy::default());
+fn written(write: impl FnOnce(&mut String)) -> String {
     let mut out = String::from("left over from before");
-    let composed = refuse(refusal, Some(JobId(9)), who, &context(&key, &policy, Hints::default()), &mut out);
-    (out, composed)
+    write(&mut out);
+    well_formed(&out);
+    out
+}
+
+fn rejection(who: &Identity, reason: &str) -> String {
+    written(|out| rejected(who, reason, Hints::default(), out))
 }
 
 fn unknown(unknown: Unknown) -> Policy {
@@ -273,20 +277,18 @@ fn local_boot_goes_on_with_the_next_way_of_the_list() {
 }
 
 #[test]
-fn refusals_say_why_and_ask_again() {
-    let queued = Refusal::Queued { place: 12, wait: Some(Duration::from_secs(40)) };
-    let (script, composed) = refused(queued, &uefi());
-    check("script_queued", &script);
-    assert_eq!((composed.what, composed.job, composed.image), (Offer::Queued, Some(JobId(9)), None));
-    assert!(refused(Refusal::Queued { place: 1, wait: None }, &bios()).0.contains("number 1 in line\n"));
-    let (script, composed) = refused(Refusal::StoreUnavailable, &bios());
-    check("script_busy", &script);
-    assert_eq!(composed.what, Offer::Busy);
-    let (script, composed) = refused(Refusal::Rejected { reason: "stolen; ask ${password}\nshell" }, &bios());
+fn refusals_say_why() {
+    let wait = Some(Duration::from_secs(40));
+    check("script_queued", &written(|out| queued(&uefi(), BASE, 12, wait, out)));
+    assert!(written(|out| queued(&bios(), BASE, 1, None, out)).contains("number 1 in line\n"));
+    check("script_busy", &written(|out| not_now(&bios(), BASE, out)));
+    check("script_refused", &written(|out| refused(&uefi(), JobId(9), &"it was consumed || shell", out)));
+    let script = rejection(&bios(), "stolen; ask ${password}\nshell");
     check("script_rejected", &script);
-    assert_eq!(composed.what, Offer::Denied);
     assert!(!script.contains("http") && !script.contains("52:54"), "a denial names nothing else");
-    assert!(!refused(Refusal::Rejected { reason: " " }, &uefi()).0.contains("not to be booted"));
+    assert!(!rejection(&uefi(), " ").contains("not to be booted"));
+    let second = written(|out| rejected(&bios(), "", Hints { local_boot: 1, ..Hints::default() }, out));
+    assert!(!second.contains("0x80"), "{second}");
 }
 
 #[test]
@@ -889,10 +891,13 @@ fn hostile_values() -> Vec<String> {
 fn no_value_changes_the_structure_of_a_script() {
     let mut values = hostile_values();
     values.extend(["a || ${ \\\n".repeat(1_000), "${".repeat(5_000)]);
-    let rejection = |reason: &str| structure(&refused(Refusal::Rejected { reason }, &bios()).0);
-    let harmless = rejection("x");
+    let reasons = |reason: &str| {
+        let refused = written(|out| refused(&bios(), JobId(9), &reason, out));
+        [structure(&rejection(&bios(), reason)), structure(&refused)]
+    };
+    let harmless = reasons("x");
     for value in values.iter().filter(|value| !value.trim().is_empty()) {
-        assert_eq!(rejection(value), harmless, "{value:?}");
+        assert_eq!(reasons(value), harmless, "{value:?}");
     }
     let book = Book::new();
     let spec = JobSpec::new(Action::Menu, Selector::Mac(MAC));
