@@ -519,9 +519,21 @@ impl Folder<'_> {
             return Ok(None);
         }
         let of_file = |what: String| format!("{TEMPLATE_NAME} {what}");
-        let Some(text) = read_text(&self.path.join(TEMPLATE_NAME)).map_err(of_file)? else { return Ok(None) };
+        let Some(text) = self.own_text(TEMPLATE_NAME).map_err(of_file)? else { return Ok(None) };
         image.template = Some(script::script_template(&text).map_err(|bad| of_file(bad.to_string()))?);
         Ok(Some(BootFiles::Script { script: TEMPLATE_NAME.to_owned() }))
+    }
+
+    /// A text of the image that machines get to see. Not by a link that leaves the folder: who may drop images here
+    /// could have the server read out what only it can read.
+    fn own_text(&self, name: &str) -> Result<Option<String>, String> {
+        let path = self.path.join(name);
+        match (fs::canonicalize(&path), fs::canonicalize(self.path)) {
+            (Ok(real), Ok(folder)) if !real.starts_with(&folder) => {
+                Err("is a link that leaves the folder".to_owned())
+            }
+            _ => read_text(&path),
+        }
     }
 
     /// The answer files named in image.toml, out of `private`.
@@ -542,7 +554,7 @@ impl Folder<'_> {
             if found.iter().any(|answer| answer.name == name) {
                 return Err(format!("{MANIFEST_NAME}: the answer file {name} is named twice"));
             }
-            let text = read_text(&self.path.join("private").join(&name)).map_err(of_file)?;
+            let text = self.own_text(&format!("private/{name}")).map_err(of_file)?;
             let text = text.ok_or_else(|| of_file("is not in the folder".to_owned()))?;
             let template = Template::parse(&text).map_err(|bad| of_file(bad.to_string()))?;
             found.push(Answer { name, once, template });
@@ -774,6 +786,10 @@ mod tests {
             let image = site.image("lab");
             assert!(reason(&image).contains(word), "{toml}: {}", reason(&image));
         }
+        site.write("secret", b"x");
+        std::os::unix::fs::symlink("../../../secret", site.path().join("images/lab/private/link")).unwrap();
+        site.write("images/lab/image.toml", b"answers = [\"link\"]");
+        assert!(reason(&site.image("lab")).contains("leaves the folder"), "{}", reason(&site.image("lab")));
         site.write("images/lab/private/ks.cfg", b"{{sereal}}");
         site.write("images/lab/image.toml", b"answers = [\"ks.cfg\"]");
         assert!(

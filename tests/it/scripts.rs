@@ -35,8 +35,9 @@ const HOST: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 77, 0, 1), 8000);
 /// What the snapshots' URLs begin with.
 const BASE: &str = "http://10.77.0.1:4433";
 
-/// Runs the scripts one by one. What a script leaves registered is freed in front of the next.
-const DRIVER: &str = "#!ipxe\n:next\nimgfree ||\n\
+/// Runs the scripts one by one. What a script leaves registered is freed in front of the next. It is itself a custom
+/// script with a variable, given by the server under test.
+const DRIVER: &str = "#!ipxe\necho @<driver of {{job}} for {{mac}}>\n:next\nimgfree ||\n\
     chain --autofree http://10.77.0.1:8000/lab/next && set how ok || set how failed\n\
     isset ${over} && goto over ||\nimgfree ||\n\
     imgfetch --name done http://10.77.0.1:8000/lab/end?${how} || goto over\ngoto next\n\
@@ -442,7 +443,7 @@ fn execute(firmware: Firmware, number: u8, cases: Vec<Case>, last: &str) {
     let site = Site::new(net.interface, "auto", FULL);
     let folder = site.dir.join("images/driver");
     fs::create_dir_all(&folder).expect("a folder");
-    fs::write(folder.join("driver.ipxe"), DRIVER).expect("the driver script");
+    fs::write(folder.join("boot.ipxe.tmpl"), DRIVER).expect("the driver script");
     let server = site.serve(&net);
     let mut spec = MachineSpec::new(firmware, number);
     spec.screen_on_serial = true;
@@ -485,6 +486,7 @@ fn execute(firmware: Firmware, number: u8, cases: Vec<Case>, last: &str) {
     let screen = plain(&machine.serial());
     let mut runs = lab.lock().expect("the lab").runs.clone();
     assert_eq!(runs.len(), cases.len());
+    assert!(screen.contains(&format!("@<driver of j1 for {}>", spec.mac)), "{screen}");
 
     let mut problems = String::new();
     let mut executed: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
