@@ -14,7 +14,7 @@ use crate::files::library::{Library, Settings as LibrarySettings};
 use crate::history::History;
 use crate::jobs::book::Book;
 use crate::jobs::evidence::{Evidence, Seen};
-use crate::jobs::script::{Context, compose_explained};
+use crate::jobs::script::{Context, Hints, compose_explained};
 use crate::jobs::token::{BootId, TokenKey};
 use crate::proto::dhcp::{Mode, Network, Reservation, Settings as DhcpSettings, Subnet};
 use crate::proto::tftp::Limits;
@@ -170,8 +170,14 @@ pub(super) fn start(plan: &Plan) -> Result<Running, Failure> {
         script: Box::new(move |who| {
             let policy = scripts.policy.load();
             // Number 0 is no boot's: a token rendered here for show moves nothing.
-            let context =
-                Context { base_url: &base, boot: BootId(0), key: &scripts.key, now_unix: 0, policy: &policy };
+            let context = Context {
+                base_url: &base,
+                boot: BootId(0),
+                key: &scripts.key,
+                now_unix: 0,
+                policy: &policy,
+                hints: Hints::default(),
+            };
             compose_explained(&scripts.book.load(), &**scripts.library.load(), who, &context)
         }),
         metrics: Box::new(move || {

@@ -26,7 +26,7 @@ use crate::files::catalog::NotServed;
 use crate::files::served::Served;
 use crate::jobs::evidence::{Evidence, Over, Seen};
 use crate::jobs::image::{Access, Images};
-use crate::jobs::script::{self, Context, last_file};
+use crate::jobs::script::{self, Context, Hints, last_file};
 use crate::jobs::table::Decision;
 use crate::jobs::token::Token as BootToken;
 use crate::proto::http::{self as plan, Body, FileMeta, Route};
@@ -630,6 +630,7 @@ impl HttpSide {
             key: &turn.shared.key,
             now_unix: unix_now(),
             policy: &policy,
+            hints: Hints::default(),
         };
         let composed = script::compose(&table, &**catalog, &who, &context, &mut self.script);
         turn.tally.add(Count::HttpScripts, 1);

@@ -9,5 +9,6 @@ mod bench;
 mod clients;
 mod demo;
 mod firmware;
+mod scripts;
 mod server;
 mod winpe;

@@ -9,7 +9,7 @@ use crate::control::{Control, ControlError};
 use crate::files::library::{Library, Settings};
 use crate::history::History;
 use crate::jobs::book::Book;
-use crate::jobs::script::{Context, Policy, compose_explained};
+use crate::jobs::script::{Context, Hints, Policy, compose_explained};
 use crate::jobs::token::{BootId, TokenKey};
 
 struct Lab {
@@ -54,6 +54,7 @@ impl Lab {
                     key: &TokenKey::new([1; 32]),
                     now_unix: 0,
                     policy: &Policy::default(),
+                    hints: Hints::default(),
                 };
                 compose_explained(&b.load(), &**l.load(), who, &context)
             }),
