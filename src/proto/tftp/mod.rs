@@ -13,13 +13,18 @@
 //! What it does on a bad network: it waits for the round trip it has measured before it believes a loss, and answers
 //! any number of duplicate ACKs with at most one resend per round trip (RFC 1123 §4.2.3.1; UEFI firmware sends a
 //! duplicate for every block that arrives out of order). It never sends less than the window the client counts on:
-//! a client acknowledges only whole windows (RFC 7440 §4), so a shortened one would cost its time-out. Spreading a
-//! window over the round trip is not done yet.
+//! a client acknowledges only whole windows (RFC 7440 §4), so a shortened one would cost its time-out. After a loss
+//! the window leaves in pieces instead, one a round trip ([`pacing`]). When a window stays without an answer, its last
+//! block is sent once more before all of it is: a client that lost the end shows its gap then, one whose ACK was lost
+//! repeats it, and neither costs a window.
 //!
 //! What it will not do: send an option that was not asked for, or a larger value than asked for; touch a byte of the
 //! file; keep a copy of anything it sent.
 
+#[cfg(test)]
+mod cases;
 mod numbers;
+mod pacing;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
@@ -29,6 +34,7 @@ use std::time::{Duration, Instant};
 
 use crate::wire::tftp::{BLKSIZE_DEFAULT, BLKSIZE_MIN, ErrorCode, Options, Request, data_header};
 use numbers::Numbering;
+use pacing::Piece;
 
 /// First resend when no round trip has been measured: firmware's own timers start at a quarter of a second (iPXE)
 /// to four seconds (UEFI), so a second resends before either gives up and after any sane LAN has answered.
@@ -44,8 +50,12 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 const UNANSWERED_MAX: Duration = Duration::from_secs(10);
 /// A request repeated this soon after an ACK is an old copy that was overtaken, not a client that started again.
 const OVERTAKEN: Duration = Duration::from_secs(1);
-/// A duplicate ACK sooner than this after a send (or than the measured round trip) says nothing new.
+/// A duplicate ACK sooner than this after a send (or than the measured round trip) says nothing new. In lockstep it is
+/// an old one that was delayed far more often than word of a loss; in a window, the first block's loss says itself so.
 const DUPLICATE_MIN: Duration = Duration::from_millis(20);
+const DUPLICATE_IN_WINDOW_MIN: Duration = Duration::from_millis(1);
+/// Three round trips and this long after a window has left, its last block is sent again.
+const PROBE_SLACK: Duration = Duration::from_millis(20);
 
 /// Bounds on what is granted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -177,6 +187,17 @@ impl Run {
     }
 }
 
+/// What the deadline is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Timer {
+    /// The answer: then everything unacknowledged is sent again.
+    Answer,
+    /// The window's next piece.
+    Piece,
+    /// The answer to a window: then its last block is sent again.
+    Probe,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Phase {
     /// The OACK is not acknowledged.
@@ -203,6 +224,7 @@ pub struct Transfer {
     /// Last sign of life.
     heard_at: Instant,
     deadline: Option<Instant>,
+    timer: Timer,
     /// Smoothed round trip in microseconds; 0 before the first measurement.
     rtt_us: u32,
     /// Current pause before a resend, in milliseconds.
@@ -210,12 +232,16 @@ pub struct Transfer {
     resends: u16,
     blksize: u16,
     windowsize: u16,
+    piece: Piece,
     /// Seconds between resends as agreed by the `timeout` option; 0 when not.
     timeout_secs: u8,
     phase: Phase,
     numbering: Numbering,
     asked: Asked,
     oack_due: bool,
+    /// The window's last block may be sent once more before all of it is.
+    may_probe: bool,
+    probe_due: bool,
     /// The round trip under way is of a resend, which measures nothing (Karn).
     resent: bool,
 }
@@ -249,7 +275,8 @@ impl Transfer {
             sent_max: 0,
             sent_at: now,
             heard_at: now,
-            deadline: None,
+            deadline: Some(now + UNANSWERED_MAX),
+            timer: Timer::Answer,
             rtt_us: 0,
             resend_ms: RESEND_FIRST.as_millis() as u16,
             resends: 0,
@@ -257,11 +284,14 @@ impl Transfer {
                 .blksize
                 .map_or(BLKSIZE_DEFAULT, |asked| asked.min(limits.blksize_max).max(BLKSIZE_MIN)),
             windowsize,
+            piece: Piece::whole(windowsize),
             timeout_secs,
             phase: if oack { Phase::Oack } else { Phase::Data },
             numbering: Numbering::new(limits.rollover_to),
             asked,
             oack_due: oack,
+            may_probe: false,
+            probe_due: false,
             resent: false,
         };
         (transfer, if oack { Start::Oack } else { Start::Data })
@@ -333,6 +363,7 @@ impl Transfer {
                 self.measure(now);
                 self.phase = Phase::Data;
                 self.oack_due = false;
+                self.may_probe = true;
                 return Verdict::Progress;
             }
             Phase::Data => {}
@@ -351,16 +382,21 @@ impl Transfer {
             return self.duplicate_ack(now);
         }
         self.acked += ahead;
+        self.may_probe = true;
+        self.probe_due = false;
+        self.timer = Timer::Answer;
         if self.acked == self.blocks() {
             self.phase = Phase::Ended;
             return Verdict::Finished(Outcome::Complete);
         }
         if self.acked >= self.next {
             // The whole window arrived (or more of it than we thought when we went back to resend).
+            self.piece.arrived(self.windowsize);
             self.measure(now);
             self.next = self.acked;
         } else {
             // The client stops at a gap: resume behind it (RFC 7440 §4).
+            self.piece.lost();
             self.lost();
         }
         self.resend_ms = self.resend_pause();
@@ -369,10 +405,12 @@ impl Transfer {
 
     /// The client has not seen what follows `acked`. Believed once per round trip.
     fn duplicate_ack(&mut self, now: Instant) -> Verdict {
-        let guard = self.rtt().unwrap_or(RESEND_MIN).max(DUPLICATE_MIN);
+        let least = if self.windowsize > 1 { DUPLICATE_IN_WINDOW_MIN } else { DUPLICATE_MIN };
+        let guard = self.rtt().unwrap_or(RESEND_MIN).max(least);
         if self.next == self.acked || now.saturating_duration_since(self.sent_at) < guard {
             return Verdict::Ignored(DropReason::DuplicateAck);
         }
+        self.piece.lost();
         self.lost();
         Verdict::Progress
     }
@@ -380,6 +418,8 @@ impl Transfer {
     /// Back to the first unacknowledged block.
     fn lost(&mut self) {
         self.next = self.acked;
+        self.timer = Timer::Answer;
+        self.probe_due = false;
         self.resends = self.resends.saturating_add(1);
         self.resent = true;
     }
@@ -411,6 +451,8 @@ impl Transfer {
         self.acked = 0;
         self.next = 0;
         self.sent_max = 0;
+        self.timer = Timer::Answer;
+        self.probe_due = false;
         self.resent = true;
         self.resends = self.resends.saturating_add(1);
         if self.asked != Asked::default() || self.timeout_secs != 0 {
@@ -433,6 +475,22 @@ impl Transfer {
             self.phase = Phase::Ended;
             return Verdict::Finished(Outcome::TimedOut);
         }
+        match std::mem::replace(&mut self.timer, Timer::Answer) {
+            Timer::Piece => return Verdict::Progress,
+            Timer::Probe => {
+                self.probe_due = true;
+                self.may_probe = false;
+                self.resent = true;
+                self.resends = self.resends.saturating_add(1);
+                return Verdict::Progress;
+            }
+            Timer::Answer => {}
+        }
+        if self.phase == Phase::Data && self.next == self.acked {
+            // Nothing is out that could be lost: the wait is ours.
+            self.deadline = Some((now + self.pause()).min(self.heard_at + patience));
+            return Verdict::Progress;
+        }
         if self.timeout_secs == 0 {
             self.resend_ms = self.resend_ms.saturating_mul(2).min(RESEND_MAX.as_millis() as u16);
         }
@@ -442,13 +500,54 @@ impl Transfer {
                 self.resent = true;
                 self.resends = self.resends.saturating_add(1);
             }
-            _ => self.lost(),
+            _ => {
+                self.may_probe = false;
+                self.piece.silence();
+                self.lost();
+            }
         }
         Verdict::Progress
     }
 
+    /// Where in the file the next blocks come from that [`Transfer::poll_transmit`] would give: first byte and length,
+    /// at most `blocks_max` blocks of it. For who must know first whether the bytes are at hand.
+    pub fn upcoming(&self, now: Instant, blocks_max: u16) -> Option<(u64, u64)> {
+        if self.phase != Phase::Data || (self.timer == Timer::Piece && !self.is_due(now)) {
+            return None;
+        }
+        let (first, count) = self.due_blocks(blocks_max)?;
+        let offset = first * u64::from(self.blksize);
+        Some((offset, (self.len - offset).min(u64::from(count) * u64::from(self.blksize))))
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.deadline.is_none_or(|at| at <= now)
+    }
+
+    /// First and number of the blocks that are to be sent next.
+    fn due_blocks(&self, blocks_max: u16) -> Option<(u64, u16)> {
+        if self.probe_due {
+            return Some((self.next.checked_sub(1)?, 1));
+        }
+        let end = self.window_end();
+        let count = end.checked_sub(self.next).filter(|count| *count > 0)?;
+        let most = self.piece.blocks().min(blocks_max.max(1));
+        Some((self.next, count.min(most.into()) as u16))
+    }
+
+    /// The block behind the last one the window allows.
+    fn window_end(&self) -> u64 {
+        self.blocks().min(self.acked + u64::from(self.windowsize))
+    }
+
     /// What to send next; `None` when everything the window allows is out.
     pub fn poll_transmit(&mut self, now: Instant) -> Option<Transmit> {
+        self.poll_transmit_within(now, u16::MAX)
+    }
+
+    /// The same, but at most `blocks_max` blocks (and no less than one): ask again for the rest when others had their
+    /// turn.
+    pub fn poll_transmit_within(&mut self, now: Instant, blocks_max: u16) -> Option<Transmit> {
         match self.phase {
             Phase::Ended => None,
             Phase::Oack => {
@@ -459,21 +558,30 @@ impl Transfer {
                 self.oack().map(Transmit::Oack)
             }
             Phase::Data => {
-                let end = self.blocks().min(self.acked + u64::from(self.windowsize));
-                let count = u16::try_from(end.checked_sub(self.next).filter(|count| *count > 0)?).ok()?;
+                if self.timer == Timer::Piece && !self.is_due(now) {
+                    return None;
+                }
+                let (first_index, count) = self.due_blocks(blocks_max)?;
                 let blksize = u64::from(self.blksize);
-                let offset = self.next * blksize;
+                let offset = first_index * blksize;
                 let run = Run {
-                    first_index: self.next,
+                    first_index,
                     count,
                     offset,
                     bytes: (self.len - offset).min(u64::from(count) * blksize),
                     blksize: self.blksize,
                     numbering: self.numbering,
                 };
-                self.next = end;
-                self.sent_max = self.sent_max.max(end);
                 self.sent(now);
+                if !std::mem::take(&mut self.probe_due) {
+                    self.next += u64::from(count);
+                    if self.next > self.sent_max {
+                        // The ACK of a block that was sent once only measures again.
+                        self.sent_max = self.next;
+                        self.resent = false;
+                    }
+                    self.wait(now, count);
+                }
                 Some(Transmit::Data(run))
             }
         }
@@ -486,11 +594,37 @@ impl Transfer {
 
     fn sent(&mut self, now: Instant) {
         self.sent_at = now;
-        let pause = match self.timeout_secs {
+        self.timer = Timer::Answer;
+        self.deadline = Some((now + self.pause()).min(self.heard_at + self.patience()));
+    }
+
+    /// Before everything unacknowledged is sent again.
+    fn pause(&self) -> Duration {
+        match self.timeout_secs {
             0 => Duration::from_millis(self.resend_ms.into()),
             seconds => Duration::from_secs(seconds.into()),
-        };
-        self.deadline = Some((now + pause).min(self.heard_at + self.patience()));
+        }
+    }
+
+    /// Blocks have left: what is waited for is the window's next piece, or its answer.
+    fn wait(&mut self, now: Instant, count: u16) {
+        let rtt = self.rtt();
+        if self.next < self.window_end() {
+            if count == self.piece.blocks() {
+                self.timer = Timer::Piece;
+                self.deadline = Some(now + Piece::gap(rtt));
+            }
+        } else if let Some(rtt) = rtt
+            && self.windowsize > 1
+            && self.timeout_secs == 0
+            && self.may_probe
+        {
+            let at = now + rtt * 3 + PROBE_SLACK;
+            if self.deadline.is_some_and(|deadline| at < deadline) {
+                self.timer = Timer::Probe;
+                self.deadline = Some(at);
+            }
+        }
     }
 
     /// The silence after which it is over.
