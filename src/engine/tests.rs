@@ -17,6 +17,8 @@ use crate::jobs::token::TokenKey;
 use crate::proto::tftp::Limits;
 use crate::wire::tftp::{self, Mode, Options, Packet};
 
+mod tftp_cases;
+
 /// A running server with one image folder, removed at the end.
 struct Lab {
     engine: Option<Engine>,
@@ -40,6 +42,11 @@ fn content(len: usize) -> Vec<u8> {
 
 impl Lab {
     fn start(driver: Driver, len: usize) -> Self {
+        Self::start_with(driver, len, |_| {})
+    }
+
+    /// The same, with more files: `fill` is given the images folder.
+    fn start_with(driver: Driver, len: usize, fill: impl FnOnce(&std::path::Path)) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("bootstorm-engine-{}-{number}", std::process::id()));
@@ -47,6 +54,7 @@ impl Lab {
         let content = content(len);
         fs::write(dir.join("images/big/payload.bin"), &content).unwrap();
         fs::write(dir.join("images/big/small.txt"), "line one\nline two\n").unwrap();
+        fill(&dir.join("images"));
         let library = Library::open(Settings {
             images_dir: dir.join("images"),
             loader_dirs: Vec::new(),
