@@ -48,6 +48,10 @@ counts! {
     TftpByFrame => "tftp_sent_total" {"way" = "frame"}, "DATA packets of files sent, by the way they left.";
     TftpBySegments => "tftp_sent_total" {"way" = "segments"}, "DATA packets of files sent, by the way they left.";
     TftpByDatagram => "tftp_sent_total" {"way" = "datagram"}, "DATA packets of files sent, by the way they left.";
+    TftpCold => "tftp_cold_waits_total", "Times a transfer waited because its next blocks were not in memory.";
+    TftpQueued => "tftp_turns_total", "Times a transfer had more to send than its share of one turn.";
+    TftpResends => "tftp_resends_total", "Windows, last blocks and OACKs sent again, counted when their transfer ends.";
+    TftpFragmentsLost => "tftp_fragments_lost_total", "Machines given smaller blocks because fragments did not reach them.";
     TftpMalformed => "tftp_malformed_total", "Datagrams that are no TFTP packet.";
     TftpUnexpected => "tftp_unexpected_total", "TFTP packets a server has no use for.";
     TftpUnknownTid => "tftp_unknown_tid_total", "TFTP packets that belong to no transfer.";

@@ -4,11 +4,12 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use crossbeam_channel::Sender;
 
+use super::fragments::FragmentsLost;
 use super::sightings::Sightings;
 use crate::files::library::Library;
 use crate::jobs::book::Book;
@@ -34,6 +35,8 @@ pub struct Shared {
     pub key: TokenKey,
     /// Who is at which address.
     pub sightings: Sightings,
+    /// Machines that fragments do not reach.
+    pub fragments_lost: FragmentsLost,
     /// The interfaces, as last looked at.
     pub interfaces: ArcSwap<Vec<Interface>>,
     /// Cores whose loop still runs.
@@ -67,6 +70,7 @@ impl Shared {
             policy: ArcSwap::from_pointee(policy),
             key,
             sightings: Sightings::new(),
+            fragments_lost: FragmentsLost::new(Instant::now()),
             interfaces: ArcSwap::from_pointee(Vec::new()),
             cores_running: AtomicUsize::new(0),
             http: ArcSwap::from_pointee(Vec::new()),

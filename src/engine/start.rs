@@ -15,6 +15,7 @@ use super::core::Core;
 use super::counters::Tally;
 use super::dhcp::{Arrival, DhcpSide, RawPort, UdpPort};
 use super::http::HttpSide;
+use super::readers::Readers;
 use super::shared::Shared;
 use super::tftp::{DataPorts, Link, TftpSide};
 use super::{counters, filters};
@@ -267,13 +268,20 @@ impl Engine {
             true => DataPorts::none(),
             false => DataPorts::bind(count, std::process::id())?,
         };
+        let readers = Readers::start();
         let mut cores = Vec::new();
         let mut wakers = Vec::new();
         let mut cells = Vec::new();
         for index in 0..count {
             let limits = Limits { ..settings.tftp_limits };
-            let tftp =
-                TftpSide::bind(&tftp_listen, limits, settings.single_port, segmentation, &mut data_ports)?;
+            let tftp = TftpSide::bind(
+                &tftp_listen,
+                limits,
+                settings.single_port,
+                segmentation,
+                &readers,
+                &mut data_ports,
+            )?;
             tftp_listen = tftp.addresses();
             let listeners = HttpSide::bind(&http_listen, congestion)?;
             http_listen = listeners

@@ -426,3 +426,73 @@ fn the_recorder_hears_what_arrived() {
     assert!(words[0].starts_with("FileStarted") && words[1].starts_with("FileDone"), "{words:?}");
     assert!(words[1].contains("bytes: 500000"), "{words:?}");
 }
+
+/// Waits for a counter.
+fn wait_for(lab: &Lab, metric: &str, at_least: u64) {
+    let start = std::time::Instant::now();
+    while lab.metric(metric) < at_least {
+        assert!(start.elapsed() < Duration::from_secs(20), "{metric} is {}", lab.metric(metric));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn tftp_reads_what_is_not_in_memory_by_threads_of_its_own() {
+    let cold = content(9_000_001);
+    let lab = Lab::start_with(Driver::Mio, 100_000, |images| {
+        for name in ["big/cold-16.bin", "big/cold-1.bin"] {
+            fs::write(images.join(name), &cold).unwrap();
+            crate::files::served::test_file::make_cold(&images.join(name));
+        }
+    });
+    for (blksize, windowsize) in [(1428, 16), (8192, 1)] {
+        let name = format!("big/cold-{windowsize}.bin");
+        let before = lab.metric("bootstorm_tftp_cold_waits_total");
+        let options = Options { blksize: Some(blksize), windowsize: Some(windowsize), ..Options::default() };
+        let body = std::thread::scope(|scope| {
+            let download = scope.spawn(|| tftp_get(&lab, &name, options));
+            for _ in 0..20 {
+                assert!(tftp_get(&lab, "big/payload.bin", options) == lab.content);
+            }
+            download.join().unwrap()
+        });
+        assert!(body == cold, "blksize {blksize}, windowsize {windowsize}");
+        assert!(lab.metric("bootstorm_tftp_cold_waits_total") > before, "its first blocks were on disk only");
+    }
+}
+
+/// Asks for a file with these options (`name NUL value NUL ...`) and acknowledges the OACK; what the OACK says.
+fn begin(lab: &Lab, socket: &UdpSocket, options: &str) -> (String, SocketAddr) {
+    let server = lab.engine.as_ref().unwrap().bound.tftp[0];
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    socket.send_to(format!("\0\x01big/payload.bin\0octet\0{options}").as_bytes(), server).unwrap();
+    let mut buffer = [0; 600];
+    let (len, from) = socket.recv_from(&mut buffer).unwrap();
+    assert_eq!(buffer[..2], [0, 6]);
+    socket.send_to(b"\0\x04\0\0", from).unwrap();
+    (buffer[2..len].escape_ascii().to_string(), from)
+}
+
+#[test]
+fn a_window_of_the_largest_blocks_leaves_in_turns() {
+    let lab = Lab::start(Driver::Mio, 3_000_000);
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    begin(&lab, &socket, "blksize\x0065464\0windowsize\x0016\0");
+    wait_for(&lab, "bootstorm_tftp_blocks_total", 16);
+    // Sixteen blocks of 64 KiB, two a turn: seven times there was more to send.
+    assert!(lab.metric("bootstorm_tftp_turns_total") >= 7);
+}
+
+#[test]
+fn who_gets_no_fragments_is_given_smaller_blocks_the_next_time() {
+    let lab = Lab::start(Driver::Mio, 100_000);
+    let client = || UdpSocket::bind("127.0.0.7:0").unwrap();
+    let (first, second, other) = (client(), client(), UdpSocket::bind("127.0.0.8:0").unwrap());
+    assert_eq!(begin(&lab, &first, "blksize\x008192\0").0, "blksize\\x008192\\x00");
+    assert_eq!(begin(&lab, &second, "blksize\x008192\0").0, "blksize\\x008192\\x00", "nothing is known yet");
+    // Three sends of the first block stay without an answer.
+    wait_for(&lab, "bootstorm_tftp_fragments_lost_total", 1);
+    assert_eq!(begin(&lab, &client(), "blksize\x008192\0").0, "blksize\\x001468\\x00");
+    assert_eq!(begin(&lab, &client(), "blksize\x00512\0").0, "blksize\\x00512\\x00");
+    assert_eq!(begin(&lab, &other, "blksize\x008192\0").0, "blksize\\x008192\\x00", "another machine");
+}

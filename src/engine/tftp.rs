@@ -14,6 +14,14 @@
 //! | datagrams in batches | everything else |
 //!
 //! An error at a send takes that one transfer a step down this table.
+//!
+//! Who sends how much: what a transfer's window allows leaves at once, up to [`QUANTUM`] bytes; the rest waits for the
+//! other transfers that have something to send, each its quantum in turn (deficit round robin, Shreedhar and Varghese,
+//! SIGCOMM 1995; nothing is carried over, since a block is never larger than a quantum).
+//!
+//! What is shed, and when: requests wait in the sockets' and rings' own buffers, and what does not fit there the kernel
+//! drops, newest first. A request that is read is answered. When every place is taken, the oldest transfer that was
+//! never acknowledged goes; when there is none, the newest request is dropped in silence, and its firmware asks again.
 
 use std::collections::HashMap;
 use std::collections::VecDeque;
@@ -22,12 +30,13 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use mio::Registry;
 
 use super::core::{Owner, Turn, watch};
 use super::counters::Count;
+use super::readers::Readers;
 use super::shared::Shared;
 use super::slab::{Key, Slab};
 use crate::files::catalog::TftpTarget;
@@ -50,6 +59,16 @@ use crate::wire::tftp::{self, ErrorCode, Mode, Options, Packet, Request};
 pub(super) const DATA_PORTS: usize = 8;
 /// Receive buffer of each socket: a hall of machines asks at once, and peers lose requests in the default 212 KiB.
 const RECV_BUFFER: i32 = 8 << 20;
+/// Send buffer of each socket: a quantum for a good many transfers fits, where the default loses a single window of the
+/// largest blocks.
+const SEND_BUFFER: i32 = 4 << 20;
+/// Bytes a transfer sends before the others have their turn: any window of unfragmented blocks that is granted, and two
+/// of the largest blocks.
+const QUANTUM: u32 = 128 << 10;
+/// When blocks were not in memory, they are looked for again after this.
+const COLD_PAUSE: Duration = Duration::from_millis(2);
+/// Sends of the same blocks, as fragments, without an answer, after which fragments are taken to be lost.
+const FRAGMENT_TRIES: u16 = 2;
 /// Batches taken from one socket before the others have their turn.
 const BATCHES_PER_TURN: usize = 4;
 /// Transfers one core holds.
@@ -117,6 +136,8 @@ struct Live {
     /// The request, to tell a retry from another one: a BIOS ROM asks for the size and then for the file from one port.
     request_hash: u64,
     way: Way,
+    /// On the list of those with more to send.
+    queued: bool,
     /// When the wheel will look at this transfer; a firing at another time is left over from an earlier plan.
     armed_at: Option<Instant>,
 }
@@ -133,7 +154,10 @@ pub(super) struct TftpSide {
     ready: VecDeque<u32>,
     is_ready: Vec<bool>,
     transfers: Slab<Live>,
-    by_client: HashMap<SocketAddrV4, Key>,
+    by_client: HashMap<SocketAddrV4, Key, foldhash::fast::RandomState>,
+    /// Transfers with more to send than their quantum, in the order of their turns.
+    due: VecDeque<Key>,
+    readers: Arc<Readers>,
     /// Transfers in the order they came, those that have not been acknowledged yet among them.
     unanswered: VecDeque<Key>,
     next_port: usize,
@@ -154,12 +178,14 @@ impl TftpSide {
         limits: Limits,
         single_port: bool,
         segmentation: bool,
+        readers: &Arc<Readers>,
         data_ports: &mut DataPorts,
     ) -> Result<Self, SysError> {
         let options = UdpOptions {
             reuse_port: true,
             fragment: true,
             recv_buffer: RECV_BUFFER,
+            send_buffer: SEND_BUFFER,
             ..UdpOptions::default()
         };
         let mut sockets = Vec::new();
@@ -178,7 +204,9 @@ impl TftpSide {
             ready_links: Vec::new(),
             ready: VecDeque::new(),
             transfers: Slab::new(TRANSFERS_MAX),
-            by_client: HashMap::new(),
+            by_client: HashMap::default(),
+            due: VecDeque::new(),
+            readers: Arc::clone(readers),
             unanswered: VecDeque::new(),
             next_port: 0,
             limits,
@@ -233,7 +261,7 @@ impl TftpSide {
     }
 
     pub(super) fn is_busy(&self) -> bool {
-        !self.ready.is_empty() || self.ready_links.contains(&true)
+        !self.ready.is_empty() || !self.due.is_empty() || self.ready_links.contains(&true)
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -285,6 +313,13 @@ impl TftpSide {
                 self.is_ready[index as usize] = false;
             } else {
                 self.ready.push_back(index);
+            }
+        }
+        for _ in 0..self.due.len() {
+            let Some(key) = self.due.pop_front() else { break };
+            if let Some(live) = self.transfers.get_mut(key) {
+                live.queued = false;
+                self.follow(key, Verdict::Progress, turn);
             }
         }
         turn.tally.set(Count::TftpTransfers, self.transfers.len() as u64);
@@ -442,13 +477,24 @@ impl TftpSide {
             Payload::File(opened) => opened.len,
             Payload::Text(text) => text.len() as u64,
         };
-        let (transfer, _start) = Transfer::accept(turn.now, request, len, &self.limits);
+        let limits = self.limits_for(client, source, turn);
+        let (transfer, _start) = Transfer::accept(turn.now, request, len, &limits);
         let way = match &payload {
             Payload::File(_) => self.way(&transfer, client, source, hop, turn),
             Payload::Text(_) => Way::Datagrams,
         };
-        let live =
-            Live { transfer, payload, served, client, source, socket, request_hash, way, armed_at: None };
+        let live = Live {
+            transfer,
+            payload,
+            served,
+            client,
+            source,
+            socket,
+            request_hash,
+            way,
+            queued: false,
+            armed_at: None,
+        };
         if self.transfers.is_full() {
             self.evict(turn);
         }
@@ -461,6 +507,18 @@ impl TftpSide {
             // Full of clients that answer: the newest is shed in silence, and its firmware asks again.
             Err(_) => turn.tally.add(Count::TftpShed, 1),
         }
+    }
+
+    /// What is granted to this client: smaller blocks, if fragments do not reach it.
+    fn limits_for(&self, client: SocketAddrV4, source: Source, turn: &Turn<'_>) -> Limits {
+        let mut limits = self.limits;
+        let whole = turn.shared.mtu(source.addr).saturating_sub(HEADERS_LEN + 4);
+        if u32::from(limits.blksize_max) > whole
+            && turn.shared.fragments_lost.contains(turn.now, *client.ip())
+        {
+            limits.blksize_max = whole as u16;
+        }
+        limits
     }
 
     /// How a new transfer's blocks leave.
@@ -575,8 +633,33 @@ impl TftpSide {
             }
             Verdict::Finished(outcome) => return self.end(key, Some(outcome), turn),
         }
+        let mut quantum = QUANTUM;
+        let mut cold = None;
         while let Some(live) = self.transfers.get_mut(key) {
-            let Some(transmit) = live.transfer.poll_transmit(turn.now) else { break };
+            let block_len = u32::from(live.transfer.blksize()) + 4;
+            let blocks_max = (quantum / block_len) as u16;
+            if let Some((offset, len)) = live.transfer.upcoming(turn.now, blocks_max.max(1)) {
+                if blocks_max == 0 {
+                    if !std::mem::replace(&mut live.queued, true) {
+                        self.due.push_back(key);
+                        turn.tally.add(Count::TftpQueued, 1);
+                    }
+                    break;
+                }
+                if let Payload::File(opened) = &live.payload
+                    && !self.readers.at_hand(turn.now, opened, offset, len)
+                {
+                    turn.tally.add(Count::TftpCold, 1);
+                    cold = Some(turn.now + COLD_PAUSE);
+                    break;
+                }
+            }
+            let Some(transmit) = live.transfer.poll_transmit_within(turn.now, blocks_max.max(1)) else {
+                break;
+            };
+            if let Transmit::Data(run) = &transmit {
+                quantum = quantum.saturating_sub(u32::from(run.count) * block_len);
+            }
             match transmit {
                 Transmit::Oack(options) => {
                     let mut reply = [0; HEAD_LEN_MAX];
@@ -602,7 +685,7 @@ impl TftpSide {
             }
         }
         let Some(live) = self.transfers.get_mut(key) else { return };
-        if let Some(at) = live.transfer.poll_timeout()
+        if let Some(at) = live.transfer.poll_timeout().into_iter().chain(cold).min()
             && live.armed_at.is_none_or(|armed| at < armed)
         {
             live.armed_at = Some(at);
@@ -785,6 +868,15 @@ impl TftpSide {
         live.armed_at = None;
         let due = live.transfer.poll_timeout().is_some_and(|at| at <= turn.now);
         let verdict = if due { live.transfer.handle_timeout(turn.now) } else { Verdict::Progress };
+        let fragments =
+            u32::from(live.transfer.blksize()) + 4 + HEADERS_LEN > turn.shared.mtu(live.source.addr);
+        if fragments
+            && live.transfer.unanswered_sends() >= FRAGMENT_TRIES
+            && turn.shared.fragments_lost.note(turn.now, *live.client.ip())
+        {
+            turn.tally.add(Count::TftpFragmentsLost, 1);
+            tracing::debug!(client = %live.client, "fragments do not arrive: smaller blocks from the next request on");
+        }
         self.follow(key, verdict, turn);
     }
 
@@ -794,6 +886,7 @@ impl TftpSide {
             self.by_client.remove(&live.client);
         }
         turn.tally.tftp_outcome(outcome);
+        turn.tally.add(Count::TftpResends, live.transfer.resends().into());
         let Some(served) = &live.served else { return };
         note(turn.shared, &live, served, outcome);
     }
@@ -860,7 +953,12 @@ impl DataPorts {
     /// Binds them. Where no run is free, ports anywhere do, but [`DataPorts::range`] is empty and frames cannot be
     /// told apart.
     pub(super) fn bind(cores: usize, seed: u32) -> Result<Self, SysError> {
-        let options = UdpOptions { fragment: true, recv_buffer: RECV_BUFFER, ..UdpOptions::default() };
+        let options = UdpOptions {
+            fragment: true,
+            recv_buffer: RECV_BUFFER,
+            send_buffer: SEND_BUFFER,
+            ..UdpOptions::default()
+        };
         let any = |port| SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
         let len = (cores * DATA_PORTS) as u16;
         let runs = (u16::MAX - Self::FIRST) / len.max(1);

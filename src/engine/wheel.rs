@@ -6,9 +6,9 @@
 
 use std::time::{Duration, Instant};
 
-/// Length of one slot. Firmware's shortest timer is a quarter of a second.
-const TICK: Duration = Duration::from_millis(8);
-/// Slots; a revolution is about eight seconds, later deadlines go round.
+/// Length of one slot: what the loop's own waiting can tell apart. Pieces of a TFTP window leave so far from each other.
+const TICK: Duration = Duration::from_millis(1);
+/// Slots; a revolution is about a second, later deadlines go round.
 const SLOTS: usize = 1024;
 
 #[derive(Clone, Copy, Debug)]
@@ -94,13 +94,21 @@ impl Wheel {
         if self.len == 0 {
             return None;
         }
-        (0..SLOTS as u64)
-            .map(|ahead| self.now_tick + ahead)
-            .find(|tick| {
-                let slot = (tick % SLOTS as u64) as usize;
-                self.filled[slot / 64] & 1 << (slot % 64) != 0
-            })
-            .map(|tick| self.start + TICK * u32::try_from(tick).unwrap_or(u32::MAX))
+        let first = (self.now_tick % SLOTS as u64) as usize;
+        // The word with the first slot is looked at twice: from that slot on, and at last what is before it.
+        let ahead = (0..=SLOTS / 64).find_map(|step| {
+            let at = (first / 64 + step) % (SLOTS / 64);
+            let from_first = u64::MAX << (first % 64);
+            let mask = match step {
+                0 => from_first,
+                step if step == SLOTS / 64 => !from_first,
+                _ => u64::MAX,
+            };
+            let found = self.filled[at] & mask;
+            (found != 0).then(|| (step * 64 + found.trailing_zeros() as usize) - first % 64)
+        })?;
+        let tick = self.now_tick + ahead as u64;
+        Some(self.start + TICK * u32::try_from(tick).unwrap_or(u32::MAX))
     }
 }
 
@@ -159,5 +167,15 @@ mod tests {
         wheel.schedule(start + ms(100), 2);
         let next = wheel.next().unwrap();
         assert!(next >= start + ms(100) && next <= start + ms(108), "{:?}", next - start);
+        // Wherever the wheel stands, what is next is found, before and behind its turn.
+        for now in [1u64, 63, 64, 65, 700, 1023, 1024, 1500] {
+            for wait in [0u64, 1, 2, 62, 63, 64, 65, 128, 960, 1000, 1022] {
+                let mut wheel = Wheel::new(start);
+                wheel.expire(start + ms(now), &mut Vec::new());
+                let at = start + ms(now + 1 + wait);
+                wheel.schedule(at, 1);
+                assert_eq!(wheel.next(), Some(at), "{wait} ms after {now}");
+            }
+        }
     }
 }

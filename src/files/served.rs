@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
@@ -14,6 +14,10 @@ use crate::files::names;
 use crate::jobs::image::Access;
 use crate::sys::mmap::Mapping;
 use crate::sys::open_plain;
+use crate::sys::pages::{self, Resident};
+
+/// Files are looked at, and read ahead, in pieces of this many bytes.
+pub const CHUNK_LEN: u64 = 256 << 10;
 
 /// What tells one version of a file from another (`fstat`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,9 +74,46 @@ pub struct Opened {
     pub len: u64,
     /// What the file was when it was opened.
     pub identity: FileIdentity,
+    /// One per chunk; what it means is the engine's.
+    chunks: Box<[AtomicU32]>,
 }
 
 impl Opened {
+    /// The note that whoever reads ahead keeps of a chunk of [`CHUNK_LEN`] bytes, 0 at first; `None` behind the end.
+    pub fn chunk(&self, chunk: u64) -> Option<&AtomicU32> {
+        self.chunks.get(usize::try_from(chunk).ok()?)
+    }
+
+    /// Whether all of a chunk is in memory. Never waits for a disk.
+    pub fn is_resident(&self, chunk: u64) -> Resident {
+        let offset = chunk * CHUNK_LEN;
+        pages::is_resident(&self.file, offset, CHUNK_LEN.min(self.len.saturating_sub(offset)))
+    }
+
+    /// Reads a chunk, which brings it into memory; `buffer` has room for one.
+    ///
+    /// # Errors
+    /// What `pread` says.
+    pub fn read_chunk(&self, chunk: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let mut offset = chunk * CHUNK_LEN;
+        let end = self.len.min(offset + CHUNK_LEN);
+        while offset < end {
+            let most = buffer.len().min((end - offset) as usize);
+            match std::os::unix::fs::FileExt::read_at(&self.file, &mut buffer[..most], offset) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => offset += read as u64,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks the kernel to read `count` chunks from `chunk` on, without waiting for them.
+    pub fn ask_ahead(&self, chunk: u64, count: u64) {
+        pages::will_need(&self.file, chunk * CHUNK_LEN, count * CHUNK_LEN);
+    }
+
     /// Asks the kernel again (`fstat`): true while the content is the one that was opened. Called before the last
     /// piece of a transfer leaves; on `false` the transfer is cut, since bytes of two versions may be in it.
     pub fn still_same(&self) -> bool {
@@ -166,7 +207,8 @@ impl Served {
         if mapping.len() as u64 != identity.len {
             return Err(io::Error::new(io::ErrorKind::NotFound, "the file changed while it was opened"));
         }
-        Ok(Opened { file, mapping, len: identity.len, identity })
+        let chunks = (0..identity.len.div_ceil(CHUNK_LEN)).map(|_| AtomicU32::new(0)).collect();
+        Ok(Opened { file, mapping, len: identity.len, identity, chunks })
     }
 
     /// Where the file is; for messages to the operator only.
@@ -197,6 +239,32 @@ pub fn content_type(name: &str) -> &'static str {
         Some("img") => "application/vnd.efi-img",
         Some("ipxe") => "text/plain",
         _ => "application/octet-stream",
+    }
+}
+
+/// A file that is on disk and not in memory.
+#[cfg(test)]
+pub(crate) mod test_file {
+    use super::*;
+    use crate::files::scan::test_folder::TestFolder;
+
+    pub(crate) fn cold_file(name: &str, len: u64) -> (TestFolder, Arc<Opened>) {
+        let folder = TestFolder::new(name);
+        let content: Vec<u8> = (0..len).map(|i| (i >> 3) as u8).collect();
+        let path = folder.write("cold.bin", &content);
+        make_cold(&path);
+        let identity = FileIdentity::of(&std::fs::metadata(&path).unwrap());
+        let served = Served::new("t/cold.bin".into(), Place::Image, path, identity, Access::Open);
+        let opened = served.open().unwrap();
+        (folder, opened)
+    }
+
+    /// Writes a file out and lets go of its pages.
+    pub(crate) fn make_cold(path: &Path) {
+        let file = File::open(path).unwrap();
+        file.sync_all().unwrap();
+        pages::forget_pages(&file);
+        assert!(!pages::any_page_present(&file), "the temporary folder must be on a disk's file system");
     }
 }
 

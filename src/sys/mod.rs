@@ -9,6 +9,7 @@ pub mod frames;
 pub mod interfaces;
 pub mod mmap;
 pub mod packet;
+pub mod pages;
 pub mod ring;
 pub mod runs;
 pub mod tcp;

@@ -32,6 +32,8 @@ pub struct UdpOptions<'a> {
     pub broadcast: bool,
     /// Receive buffer in bytes; 0 leaves the system's.
     pub recv_buffer: i32,
+    /// Send buffer in bytes; 0 leaves the system's.
+    pub send_buffer: i32,
     /// Datagrams longer than the path MTU are fragmented instead of refused.
     pub fragment: bool,
     /// Only this interface.
@@ -70,6 +72,10 @@ impl UdpSocket {
             // FORCE needs CAP_NET_ADMIN; the plain option is capped by net.core.rmem_max. Either is only a wish.
             let _ = set_int(raw, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, options.recv_buffer)
                 .or_else(|_| set_int(raw, libc::SOL_SOCKET, libc::SO_RCVBUF, options.recv_buffer));
+        }
+        if options.send_buffer > 0 {
+            let _ = set_int(raw, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, options.send_buffer)
+                .or_else(|_| set_int(raw, libc::SOL_SOCKET, libc::SO_SNDBUF, options.send_buffer));
         }
         let socket = socket2::SockRef::from(&fd);
         if let Some(device) = options.device {

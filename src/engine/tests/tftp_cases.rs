@@ -66,7 +66,8 @@ fn case(lab: &Lab, line: &str) -> Result<(), String> {
         if found != expected.trim() {
             return Err(format!("{name}: {found}, not {}", expected.trim()));
         }
-        if !found.starts_with("error") && (from == SocketAddr::V4(listener) || *tid.get_or_insert(from) != from)
+        if !found.starts_with("error")
+            && (from == SocketAddr::V4(listener) || *tid.get_or_insert(from) != from)
         {
             return Err(format!("{name}: {found} comes from {from}, which is not the transfer's port"));
         }

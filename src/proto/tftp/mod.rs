@@ -225,6 +225,8 @@ pub struct Transfer {
     heard_at: Instant,
     deadline: Option<Instant>,
     timer: Timer,
+    /// Sends of what is unacknowledged that brought no answer.
+    unanswered: u8,
     /// Smoothed round trip in microseconds; 0 before the first measurement.
     rtt_us: u32,
     /// Current pause before a resend, in milliseconds.
@@ -277,6 +279,7 @@ impl Transfer {
             heard_at: now,
             deadline: Some(now + UNANSWERED_MAX),
             timer: Timer::Answer,
+            unanswered: 0,
             rtt_us: 0,
             resend_ms: RESEND_FIRST.as_millis() as u16,
             resends: 0,
@@ -325,6 +328,11 @@ impl Transfer {
     /// Windows and OACKs sent again.
     pub fn resends(&self) -> u16 {
         self.resends
+    }
+
+    /// How often the same blocks were sent without a word from the client; 0 while the OACK is not acknowledged.
+    pub fn unanswered_sends(&self) -> u16 {
+        if self.phase == Phase::Data { self.unanswered.into() } else { 0 }
     }
 
     /// The measured round trip.
@@ -378,6 +386,9 @@ impl Transfer {
             });
         }
         self.heard_at = now;
+        if ahead > 0 {
+            self.unanswered = 0;
+        }
         if ahead == 0 {
             return self.duplicate_ack(now);
         }
@@ -501,6 +512,7 @@ impl Transfer {
                 self.resends = self.resends.saturating_add(1);
             }
             _ => {
+                self.unanswered = self.unanswered.saturating_add(1);
                 self.may_probe = false;
                 self.piece.silence();
                 self.lost();
