@@ -496,3 +496,17 @@ fn who_gets_no_fragments_is_given_smaller_blocks_the_next_time() {
     assert_eq!(begin(&lab, &client(), "blksize\x00512\0").0, "blksize\\x00512\\x00");
     assert_eq!(begin(&lab, &other, "blksize\x008192\0").0, "blksize\\x008192\\x00", "another machine");
 }
+
+#[test]
+fn the_recorder_hears_how_a_transfer_by_tftp_went() {
+    let lab = Lab::start(Driver::Mio, 500_000);
+    let options = Options { blksize: Some(1000), windowsize: Some(8), ..Options::default() };
+    tftp_get(&lab, "big/payload.bin", options);
+    let evidence =
+        lab.evidence.recv_timeout(Duration::from_secs(5)).expect("a finished transfer is evidence");
+    assert!(format!("{:?}", evidence.seen).starts_with("FileDone"), "{:?}", evidence.seen);
+    let facts = evidence.transfer.expect("TFTP says how it went");
+    assert_eq!((facts.blksize, facts.windowsize), (1000, 8));
+    assert_eq!(facts.way, crate::jobs::evidence::Way::Segments);
+    assert!(facts.took_us > 0 && facts.rtt_us.is_some_and(|rtt| rtt > 0));
+}

@@ -37,11 +37,10 @@ use mio::Registry;
 use super::core::{Owner, Turn, watch};
 use super::counters::Count;
 use super::readers::Readers;
-use super::shared::Shared;
 use super::slab::{Key, Slab};
 use crate::files::catalog::TftpTarget;
 use crate::files::served::{Opened, Served};
-use crate::jobs::evidence::{Evidence, Over, Seen};
+use crate::jobs::evidence::{self, Evidence, Over, Seen, TransferFacts};
 use crate::jobs::image::Access;
 use crate::jobs::script;
 use crate::proto::dhcp::Interface;
@@ -136,6 +135,7 @@ struct Live {
     /// The request, to tell a retry from another one: a BIOS ROM asks for the size and then for the file from one port.
     request_hash: u64,
     way: Way,
+    began: Instant,
     /// On the list of those with more to send.
     queued: bool,
     /// When the wheel will look at this transfer; a firing at another time is left over from an earlier plan.
@@ -492,6 +492,7 @@ impl TftpSide {
             socket,
             request_hash,
             way,
+            began: turn.now,
             queued: false,
             armed_at: None,
         };
@@ -888,13 +889,13 @@ impl TftpSide {
         turn.tally.tftp_outcome(outcome);
         turn.tally.add(Count::TftpResends, live.transfer.resends().into());
         let Some(served) = &live.served else { return };
-        note(turn.shared, &live, served, outcome);
+        note(turn, &live, served, outcome);
     }
 }
 
 /// Tells the flight recorder how a transfer ended. A size query that was aborted, as firmware does before every
 /// download, is no event.
-fn note(shared: &Shared, live: &Live, served: &Served, outcome: Option<Outcome>) {
+fn note(turn: &Turn<'_>, live: &Live, served: &Served, outcome: Option<Outcome>) {
     let over = Over::Tftp;
     let bytes = live.transfer.acked_bytes();
     let seen = match (outcome, served.image()) {
@@ -923,9 +924,21 @@ fn note(shared: &Shared, live: &Live, served: &Served, outcome: Option<Outcome>)
         },
     };
     let mut evidence = Evidence::new(SystemTime::now(), seen);
-    evidence.mac = shared.sightings.at(*live.client.ip()).map(|seen| seen.mac);
+    evidence.transfer = Some(TransferFacts {
+        blksize: live.transfer.blksize(),
+        windowsize: live.transfer.windowsize(),
+        took_us: turn.now.saturating_duration_since(live.began).as_micros() as u64,
+        rtt_us: live.transfer.rtt().map(|rtt| rtt.as_micros() as u32),
+        resends: live.transfer.resends(),
+        way: match live.way {
+            Way::Frame { .. } => evidence::Way::Frame,
+            Way::Segments => evidence::Way::Segments,
+            Way::Datagrams => evidence::Way::Datagram,
+        },
+    });
+    evidence.mac = turn.shared.sightings.at(*live.client.ip()).map(|seen| seen.mac);
     evidence.address = Some(*live.client.ip());
-    shared.note(evidence);
+    turn.shared.note(evidence);
 }
 
 fn hash(request: &Request<'_>) -> u64 {

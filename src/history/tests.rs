@@ -3,7 +3,7 @@
 use std::time::UNIX_EPOCH;
 
 use super::*;
-use crate::jobs::evidence::Over;
+use crate::jobs::evidence::{Over, TransferFacts, Way};
 use crate::jobs::job::JobId;
 use crate::wire::Arch;
 
@@ -253,4 +253,42 @@ fn a_timeline_survives_its_own_json() {
     let text = serde_json::to_string(&timeline).unwrap();
     assert!(text.contains(r#""what":"dhcp-offered""#) && text.contains(r#""outcome":"running""#), "{text}");
     assert_eq!(serde_json::from_str::<Timeline>(&text).unwrap(), timeline);
+}
+
+#[test]
+fn how_a_transfer_by_tftp_went_is_told_with_it() {
+    let facts = |resends| TransferFacts {
+        blksize: 1468,
+        windowsize: 4,
+        took_us: 250_000,
+        rtt_us: Some(1234),
+        resends,
+        way: Way::Frame,
+    };
+    let history = History::new(Bounds::default());
+    history.note(&Evidence { transfer: Some(facts(0)), ..of(MAC, 0.0, loader()) });
+    history.note(&Evidence {
+        transfer: Some(TransferFacts { windowsize: 1, rtt_us: None, ..facts(7) }),
+        ..of(
+            MAC,
+            1.0,
+            Seen::TransferFailed {
+                job: None,
+                file: "ipxe.efi".into(),
+                bytes: 2936,
+                reason: "the machine fell silent".into(),
+                over: Over::Tftp,
+            },
+        )
+    });
+    let told: Vec<_> = history.boots(MAC)[0].steps.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        told,
+        [
+            "TFTP: loader snponly.efi delivered, 293.0 KiB, 1.1 MiB/s in blocks of 1468 and windows of 4 by frame, \
+             round trip 1.2 ms",
+            "TFTP: ipxe.efi broke off after 2.9 KiB: the machine fell silent, 11.5 KiB/s in blocks of 1468 by \
+             frame, sent again 7 times",
+        ]
+    );
 }

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::since;
-use crate::jobs::evidence::{Asker, Evidence, Over, Seen};
+use crate::jobs::evidence::{Asker, Evidence, Over, Seen, TransferFacts};
 use crate::jobs::job::{JobId, unix_seconds};
 use crate::jobs::token::BootId;
 use crate::wire::{MacAddr, Uuid};
@@ -165,6 +165,9 @@ pub struct Step {
     pub total: u64,
     /// True when nothing but the address tied it to this machine.
     pub by_address: bool,
+    /// How the last of the transfers went, if they were TFTP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transfer: Option<TransferFacts>,
 }
 
 /// One boot of one machine.
@@ -240,6 +243,7 @@ impl Timeline {
                 _ => step.total.saturating_add(bytes),
             };
             step.seen = seen;
+            step.transfer = evidence.transfer;
             return;
         }
         if self.steps.len() >= steps_max {
@@ -248,7 +252,8 @@ impl Timeline {
             self.left_out = self.left_out.saturating_add(1);
         }
         let (at, until) = (evidence.at, evidence.at);
-        self.steps.push(Step { at, until, seen, count: 1, total: bytes, by_address });
+        let transfer = evidence.transfer;
+        self.steps.push(Step { at, until, seen, count: 1, total: bytes, by_address, transfer });
     }
 }
 
@@ -331,7 +336,7 @@ impl fmt::Display for Step {
                 let (over, all) = (over_word(*over), Bytes(self.total));
                 write!(f, "{over}: {}/{} delivered, {all}", Plain(image), Plain(file))?;
                 let rate = self.total as f64 / since(self.at, self.until).as_secs_f64();
-                if rate.is_finite() && rate > 0.0 {
+                if self.transfer.is_none() && rate.is_finite() && rate > 0.0 {
                     write!(f, ", {}/s", Bytes(rate as u64))?;
                 }
                 if *last {
@@ -343,6 +348,23 @@ impl fmt::Display for Step {
                 write!(f, "{over}: {} broke off after {}: {}", Plain(file), Bytes(*bytes), Plain(reason))?;
             }
             Seen::CalledBack { job } => write!(f, "called back (job {job})")?,
+        }
+        if let Some(facts) = &self.transfer {
+            let rate = bytes(&self.seen) as f64 / (facts.took_us as f64 / 1e6);
+            if rate.is_finite() && rate > 0.0 {
+                write!(f, ", {}/s", Bytes(rate as u64))?;
+            }
+            write!(f, " in blocks of {}", facts.blksize)?;
+            if facts.windowsize > 1 {
+                write!(f, " and windows of {}", facts.windowsize)?;
+            }
+            write!(f, " by {}", facts.way.word())?;
+            if let Some(rtt) = facts.rtt_us {
+                write!(f, ", round trip {:.1} ms", f64::from(rtt) / 1e3)?;
+            }
+            if facts.resends > 0 {
+                write!(f, ", sent again {} times", facts.resends)?;
+            }
         }
         if self.count > 1 {
             write!(f, " ({} times)", self.count)?;

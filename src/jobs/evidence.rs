@@ -29,14 +29,58 @@ pub struct Evidence {
     /// Where it came from or was sent to. Never an identity, only shown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<Ipv4Addr>,
+    /// How a transfer by TFTP went, for evidence of its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transfer: Option<TransferFacts>,
     /// What.
     pub seen: Seen,
+}
+
+/// How one transfer by TFTP went: what tells a bad network from a slow machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TransferFacts {
+    /// Block length agreed on.
+    pub blksize: u16,
+    /// Window agreed on, in blocks.
+    pub windowsize: u16,
+    /// From the request to the end, in microseconds.
+    pub took_us: u64,
+    /// The round trip last measured, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtt_us: Option<u32>,
+    /// Times something was sent again: a loss, or a machine that was busy.
+    pub resends: u16,
+    /// How its blocks left.
+    pub way: Way,
+}
+
+/// How blocks leave, named as the counters name it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Way {
+    /// Frames past the IP stack.
+    Frame,
+    /// A window in one segmented send.
+    Segments,
+    /// Datagrams one by one.
+    Datagram,
+}
+
+impl Way {
+    /// The word counters and timelines use.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Frame => "frame",
+            Self::Segments => "segments",
+            Self::Datagram => "datagram",
+        }
+    }
 }
 
 impl Evidence {
     /// Something seen at `at` of a machine not yet named; fill in what is known.
     pub fn new(at: SystemTime, seen: Seen) -> Self {
-        Self { at, mac: None, uuid: None, boot: None, address: None, seen }
+        Self { at, mac: None, uuid: None, boot: None, address: None, transfer: None, seen }
     }
 
     /// The job the evidence is about, if it names one.
