@@ -319,6 +319,18 @@ fn pressed(script: &str) -> String {
     out
 }
 
+/// As if the machine were another than it is.
+fn guarded(script: &str, answer: &str) -> String {
+    let mut out = String::new();
+    for line in script.lines() {
+        match line.strip_suffix(" || goto misfit") {
+            Some(_) => _ = writeln!(out, "{answer} || goto misfit"),
+            None => _ = writeln!(out, "{line}"),
+        }
+    }
+    out
+}
+
 /// The snapshots by name, as scripts whose URLs point at the lab.
 fn snapshots() -> BTreeMap<String, String> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/snapshots");
@@ -369,6 +381,11 @@ fn cases_of(snapshot: &str, script: &str) -> Vec<Case> {
     if script.contains("\nprompt --key") {
         add("key pressed".into(), &pressed(script), World::Whole);
     }
+    if script.contains(" || goto misfit\n") {
+        add("made for this machine".into(), &guarded(script, "iseq x x"), World::Whole);
+        add("made for this machine, gone".into(), &guarded(script, "iseq x x"), World::Gone);
+        add("made for another machine".into(), &guarded(script, "iseq x y"), World::Whole);
+    }
     let default = script.lines().find(|line| line.starts_with("set default "));
     if let Some(default) = default {
         for label in items(script) {
@@ -378,6 +395,9 @@ fn cases_of(snapshot: &str, script: &str) -> Vec<Case> {
             let chosen = chosen.replacen(default, &format!("set default {label}"), 1);
             add(format!("{label} chosen"), &chosen, World::Whole);
             add(format!("{label} chosen, key pressed"), &pressed(&chosen), World::Whole);
+            if label == "i0" {
+                add(format!("{label} chosen, key pressed, gone"), &pressed(&chosen), World::Gone);
+            }
         }
     }
     cases
