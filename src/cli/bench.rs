@@ -569,7 +569,9 @@ fn measure(common: &Common, jobs: &[Job<'_>]) -> Done {
         for (job, points) in jobs.iter().zip(&mut points) {
             let mut point = job()?;
             if common.ceiling.is_some() {
+                let limited = point.load_limited;
                 point.judge_load(common.ceiling);
+                point.load_limited |= limited;
             }
             points.push(point);
         }
