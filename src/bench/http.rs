@@ -262,7 +262,7 @@ impl Run<'_> {
             self.connections[index as usize].fetch.take().map(|fetch| fetch.out).unwrap_or_default();
         self.write_request(index, &mut out);
         let token = Token(index as usize);
-        let fetch = Fetch::connect(self.load.server, None, self.poll.registry(), token, out, now);
+        let fetch = Fetch::connect(self.load.server, self.poll.registry(), token, out, now);
         let connection = &mut self.connections[index as usize];
         connection.asked_at = now;
         match fetch {

@@ -443,7 +443,7 @@ impl Run<'_> {
             "{method} {path} HTTP/1.1\r\nHost: {server}\r\nUser-Agent: {user_agent}\r\nConnection: close\r\n\r\n"
         );
         let token = Token(index as usize);
-        let fetch = Fetch::connect(server, None, self.poll.registry(), token, request.into_bytes(), now);
+        let fetch = Fetch::connect(server, self.poll.registry(), token, request.into_bytes(), now);
         match fetch {
             Ok(mut fetch) => {
                 if method == "HEAD" {
