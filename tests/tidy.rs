@@ -53,7 +53,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("config", &["wire", "jobs"]),
     ("control", &["wire", "jobs", "files", "config", "telemetry", "sys", "history"]),
     ("client", &["wire"]),
-    ("bench", &["wire", "client"]),
+    ("bench", &["wire", "client", "sys"]),
     (
         "cli",
         &[

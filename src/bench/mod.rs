@@ -5,6 +5,9 @@
 //! as much as the server does.
 #![forbid(unsafe_code)]
 
+pub mod impair;
+pub mod model;
+pub mod report;
 pub mod result;
 
 use std::io::{self, Read, Write};

@@ -7,6 +7,7 @@ pub mod affinity;
 pub mod interfaces;
 pub mod mmap;
 pub mod packet;
+pub mod tap;
 pub mod tcp;
 pub mod udp;
 pub mod uring;
