@@ -53,6 +53,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("config", &["wire", "jobs"]),
     ("control", &["wire", "jobs", "files", "config", "telemetry", "sys", "history"]),
     ("client", &["wire"]),
+    // Rings and batches: a load through ordinary sockets is slower than what it measures.
     ("bench", &["wire", "client", "sys"]),
     (
         "cli",

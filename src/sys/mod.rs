@@ -7,6 +7,8 @@ pub mod affinity;
 pub mod interfaces;
 pub mod mmap;
 pub mod packet;
+pub mod ring;
+pub mod runs;
 pub mod tap;
 pub mod tcp;
 pub mod udp;

@@ -3,7 +3,6 @@
 //! Both generations of control groups are known; which one counts CPU time here is read from the mounts.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -36,7 +35,9 @@ impl Hierarchy {
         let mounts = fs::read_to_string("/proc/self/mounts")
             .map_err(|error| CompareError::new(format!("/proc/self/mounts: {error}")))?;
         let found = Self::from_mounts(&mounts).ok_or_else(|| {
-            CompareError::new("no control groups that count CPU time are mounted: mount -t cgroup2 none /sys/fs/cgroup")
+            CompareError::new(
+                "no control groups that count CPU time are mounted: mount -t cgroup2 none /sys/fs/cgroup",
+            )
         })?;
         if let Self::V2 { root } = &found {
             // Groups below may only be limited, and their statistics kept, with the controller handed down.
@@ -93,7 +94,8 @@ impl Hierarchy {
             let entries = fs::read_dir(folder).into_iter().flatten().flatten();
             for entry in entries {
                 let name = entry.file_name().to_string_lossy().into_owned();
-                let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+                let owner =
+                    name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
                 if owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
                     end_members(&entry.path());
                     let _ = fs::remove_dir(entry.path());
@@ -108,8 +110,9 @@ impl Hierarchy {
         let folders: Vec<PathBuf> = self.folders().iter().map(|folder| folder.join(&name)).collect();
         let group = Group { hierarchy: self.clone(), folders };
         for folder in &group.folders {
-            fs::create_dir(folder)
-                .map_err(|error| CompareError::new(format!("make control group {}: {error}", folder.display())))?;
+            fs::create_dir(folder).map_err(|error| {
+                CompareError::new(format!("make control group {}: {error}", folder.display()))
+            })?;
         }
         Ok(group)
     }
@@ -135,7 +138,8 @@ impl Group {
             Hierarchy::V2 { .. } => ("cpu.stat", used_v2),
         };
         let path = self.folders[0].join(file);
-        let text = fs::read_to_string(&path).map_err(|error| CompareError::new(format!("{}: {error}", path.display())))?;
+        let text = fs::read_to_string(&path)
+            .map_err(|error| CompareError::new(format!("{}: {error}", path.display())))?;
         read(&text).ok_or_else(|| CompareError::new(format!("{}: no CPU time in {text:?}", path.display())))
     }
 
@@ -145,7 +149,9 @@ impl Group {
         let period = PERIOD.as_micros();
         let files = match &self.hierarchy {
             Hierarchy::V1 { cpu: None, .. } => {
-                return Err(CompareError::new("the cpu controller is not mounted, so no server can be throttled"));
+                return Err(CompareError::new(
+                    "the cpu controller is not mounted, so no server can be throttled",
+                ));
             }
             Hierarchy::V1 { .. } => {
                 let quota = quota.map_or_else(|| "-1".into(), |quota| quota.to_string());
@@ -159,7 +165,8 @@ impl Group {
         let folder = self.folders.last().unwrap_or(&self.folders[0]);
         for (name, value) in files {
             let path = folder.join(name);
-            fs::write(&path, value).map_err(|error| CompareError::new(format!("{}: {error}", path.display())))?;
+            fs::write(&path, value)
+                .map_err(|error| CompareError::new(format!("{}: {error}", path.display())))?;
         }
         Ok(())
     }
@@ -202,11 +209,6 @@ fn used_v1(text: &str) -> Option<Duration> {
 fn used_v2(text: &str) -> Option<Duration> {
     let line = text.lines().find_map(|line| line.strip_prefix("usage_usec "))?;
     line.trim().parse().ok().map(Duration::from_micros)
-}
-
-/// True when the error is that a privilege is missing.
-pub(super) fn is_permission(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
 }
 
 #[cfg(test)]

@@ -97,7 +97,9 @@ impl Kind {
             Self::TftpdHpa => "standalone, no cap on blksize; it knows no windowsize",
             Self::Atftpd => "maxthread 10000, verbose 0",
             Self::Kea => "memfile without persistence, multi-threading off (one core), no log below errors",
-            Self::KeaPersist => "memfile with its lease file, multi-threading off (one core), no log below errors",
+            Self::KeaPersist => {
+                "memfile with its lease file, multi-threading off (one core), no log below errors"
+            }
         }
     }
 
@@ -144,16 +146,22 @@ impl Contender {
         namespace.ip(&format!("addr add {addr}/16 dev lan"))?;
         site.client.ip(&format!("addr add 10.{number}.0.2/16 dev {interface}"))?;
         let own = site.folder.join(format!("server-{number}"));
-        fs::create_dir(&own).map_err(|error| CompareError::new(format!("make {}: {error}", own.display())))?;
+        fs::create_dir(&own)
+            .map_err(|error| CompareError::new(format!("make {}: {error}", own.display())))?;
         // Servers that drop root keep their leases here.
         let _ = fs::set_permissions(&own, std::os::unix::fs::PermissionsExt::from_mode(0o777));
         let group = site.hierarchy.group(&number.to_string())?;
         let recipe = Recipe { kind, number, addr, own: &own, images: &site.folder.join("images"), site };
         let (mut command, ready) = recipe.command()?;
         let output = own.join("output");
-        let mut process = Process::start(kind.name(), &namespace, site.cpu, Some(&group), &mut command, &output)?;
+        let mut process =
+            Process::start(kind.name(), &namespace, site.cpu, Some(&group), &mut command, &output)?;
         process.wait_for(ready, SOON, site.stop)?;
-        let server = Server { name: kind.name().into(), version: version(kind, site), settings: kind.settings().into() };
+        let server = Server {
+            name: kind.name().into(),
+            version: version(kind, site),
+            settings: kind.settings().into(),
+        };
         Ok(Self { kind, process, group, namespace, addr, interface, server })
     }
 }
@@ -195,7 +203,9 @@ impl Recipe<'_> {
         let (name, package) = self.kind.program();
         let program = match self.kind {
             Kind::Ours | Kind::OursProxy => self.site.program.to_owned(),
-            _ => find_program(name).ok_or_else(|| CompareError::new(format!("{name} of {package} is gone")))?,
+            _ => {
+                find_program(name).ok_or_else(|| CompareError::new(format!("{name} of {package} is gone")))?
+            }
         };
         let mut command = Command::new(program);
         let ready = match self.kind {
@@ -218,8 +228,18 @@ impl Recipe<'_> {
                 ""
             }
             Kind::Atftpd => {
-                command.args(["--daemon", "--no-fork", "--logfile", "-", "--verbose=0", "--maxthread", "10000"]);
-                command.args(["--user", "root.root", "--bind-address", &self.addr.to_string()]).arg(self.images);
+                command.args([
+                    "--daemon",
+                    "--no-fork",
+                    "--logfile",
+                    "-",
+                    "--verbose=0",
+                    "--maxthread",
+                    "10000",
+                ]);
+                command
+                    .args(["--user", "root.root", "--bind-address", &self.addr.to_string()])
+                    .arg(self.images);
                 ""
             }
             Kind::Kea | Kind::KeaPersist => {
@@ -236,7 +256,8 @@ impl Recipe<'_> {
 
     fn write(&self, name: &str, text: &str) -> Result<PathBuf, CompareError> {
         let path = self.own.join(name);
-        fs::write(&path, text).map_err(|error| CompareError::new(format!("write {}: {error}", path.display())))?;
+        fs::write(&path, text)
+            .map_err(|error| CompareError::new(format!("write {}: {error}", path.display())))?;
         Ok(path)
     }
 
@@ -302,7 +323,9 @@ impl Recipe<'_> {
         flags.push(format!("--pid-file={}", self.own.join("pid").display()));
         if self.kind == Kind::DnsmasqProxy {
             flags.push(format!("--dhcp-range=10.{}.0.0,proxy,255.255.0.0", self.number));
-            flags.extend(["x86PC", "X86-64_EFI", "BC_EFI"].map(|arch| format!("--pxe-service={arch},boot,loader")));
+            flags.extend(
+                ["x86PC", "X86-64_EFI", "BC_EFI"].map(|arch| format!("--pxe-service={arch},boot,loader")),
+            );
         } else {
             flags.push(format!("--dhcp-range={first},{last},255.255.0.0,1h"));
             flags.push("--dhcp-boot=loader.efi".into());

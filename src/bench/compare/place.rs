@@ -35,12 +35,18 @@ pub(super) fn run(command: &mut Command) -> Result<String, CompareError> {
         .stdin(Stdio::null())
         .output()
         .map_err(|error| CompareError::new(format!("{}: {error}", command.get_program().display())))?;
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let text =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     if output.status.success() {
         return Ok(text);
     }
     let words: Vec<String> = command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect();
-    Err(CompareError::new(format!("{} {}: {}", command.get_program().display(), words.join(" "), text.trim())))
+    Err(CompareError::new(format!(
+        "{} {}: {}",
+        command.get_program().display(),
+        words.join(" "),
+        text.trim()
+    )))
 }
 
 /// A folder below the system's temporary one, removed on drop.
@@ -154,7 +160,8 @@ impl Process {
         program: &mut Command,
         output: &Path,
     ) -> Result<Self, CompareError> {
-        let failed = |what: &Path, error: std::io::Error| CompareError::new(format!("{}: {error}", what.display()));
+        let failed =
+            |what: &Path, error: std::io::Error| CompareError::new(format!("{}: {error}", what.display()));
         let file = File::create(output).map_err(|error| failed(output, error))?;
         let error_file = file.try_clone().map_err(|error| failed(output, error))?;
         // The shell joins the group and becomes the program, which thereby never runs outside of it.
@@ -184,7 +191,12 @@ impl Process {
     }
 
     /// Waits until it has printed `word`.
-    pub(super) fn wait_for(&mut self, word: &str, patience: Duration, stop: &AtomicBool) -> Result<(), CompareError> {
+    pub(super) fn wait_for(
+        &mut self,
+        word: &str,
+        patience: Duration,
+        stop: &AtomicBool,
+    ) -> Result<(), CompareError> {
         let start = Instant::now();
         loop {
             // Looked at before the process is, so that what it wrote last is seen.
@@ -229,9 +241,14 @@ fn last_lines(output: &Path) -> String {
 }
 
 /// Runs a load to its end, or until `patience` or `stop`; its standard output.
-pub(super) fn run_load(command: &mut Command, patience: Duration, stop: &AtomicBool) -> Result<String, LoadFailure> {
+pub(super) fn run_load(
+    command: &mut Command,
+    patience: Duration,
+    stop: &AtomicBool,
+) -> Result<String, LoadFailure> {
     let failed = |error: std::io::Error| LoadFailure::Failed(format!("start the load: {error}"));
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(failed)?;
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(failed)?;
     // Read beside, or a long answer would fill the pipe and the load would wait for ever.
     let read = |stream: Option<Box<dyn std::io::Read + Send>>| {
         std::thread::spawn(move || {
