@@ -138,7 +138,7 @@ pub fn run(load: &HttpLoad) -> Result<Point, LoadError> {
     let mut run = Run {
         poll: Poll::new().map_err(|error| LoadError::io("wait for sockets", &error))?,
         connections: (0..load.connections)
-            .map(|index| Connection {
+            .map(|_| Connection {
                 fetch: None,
                 pause: start,
                 asked_at: start,
@@ -146,7 +146,7 @@ pub fn run(load: &HttpLoad) -> Result<Point, LoadError> {
                 offset: 0,
                 status: 0,
                 answered: false,
-                again: index > load.connections,
+                again: false,
             })
             .collect(),
         again: Vec::with_capacity(load.connections as usize),

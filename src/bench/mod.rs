@@ -7,11 +7,13 @@
 #![forbid(unsafe_code)]
 
 pub mod compare;
+pub mod dhcp;
 mod fetch;
 mod hosts;
 pub mod http;
 pub mod impair;
 pub mod model;
+pub mod null;
 pub mod report;
 pub mod result;
 pub mod tftp;

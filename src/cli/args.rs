@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 
+use super::bench::BenchVerb;
 use crate::wire::{MacAddr, Uuid};
 
 /// A network boot server: DHCP/proxyDHCP, TFTP, HTTP and iPXE scripts made from jobs.
@@ -62,8 +63,11 @@ pub enum Verb {
     /// Show the last boots of a machine as timelines
     #[command(after_help = "Example: bootstorm explain 52:54:00:00:00:01")]
     Explain(Explain),
-    /// Load servers and compare them
-    #[command(subcommand, after_help = "Example: sudo bootstorm bench compare --quick --html report.html")]
+    /// Load a server and see what it gives
+    #[command(
+        subcommand,
+        after_help = "Example: bootstorm bench http --server 10.0.0.1 --path /images/winpe/boot.wim"
+    )]
     Bench(BenchVerb),
     /// Print shell completions
     #[command(after_help = "Example: bootstorm completions bash > /etc/bash_completion.d/bootstorm")]
@@ -340,30 +344,6 @@ fn arch(text: &str) -> Result<u16, String> {
     number
         .or_else(word)
         .ok_or_else(|| "expected a number such as 7, or bios, uefi-x64, uefi-ia32, uefi-arm64".into())
-}
-
-/// `bench`.
-#[derive(Subcommand, Debug)]
-pub enum BenchVerb {
-    /// The same work on this program and on the servers installed here (root; stays in namespaces of its own)
-    #[command(
-        after_help = "Example: sudo bootstorm bench compare --quick --work http,tftp --json now.json --html now.html"
-    )]
-    Compare(Box<super::bench_compare::Compare>),
-    /// Reckon how long N machines take to boot over a link
-    #[command(
-        after_help = "Example: bootstorm bench model --nic 10G --clients 1000 --image 500MiB --rtt 1ms"
-    )]
-    Model(super::bench_compare::Model),
-    /// Join two interfaces by a wire with delay and loss (root)
-    #[command(after_help = "Example: sudo bootstorm bench wire veth1 veth2 --rtt 5ms --loss 0.5%")]
-    Wire(super::bench_compare::Wire),
-    /// One load for one server, as `compare` hands it to a process of its own
-    #[command(hide = true, after_help = "Example: bootstorm bench compare --quick")]
-    One {
-        /// The load, as JSON
-        load: String,
-    },
 }
 
 /// `explain`.

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod bench;
 mod bench_compare;
 mod config;
 mod demo;
@@ -18,7 +19,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 
 pub use args::Args;
-use args::{BenchVerb, Common, Verb};
+use args::{Common, Verb};
 
 use crate::config::{DEFAULT_FILE, Loaded, Problems, Sources, Value, load, read_file};
 use crate::control::client::{Client, ClientError};
@@ -97,12 +98,7 @@ pub fn main() -> ExitCode {
         Verb::Image(verb) => image::run(&args.common, &verb),
         Verb::Script(verb) => script::run(&args.common, &verb),
         Verb::Explain(explain) => explain::run(&args.common, &explain),
-        Verb::Bench(verb) => match verb {
-            BenchVerb::Compare(compare) => bench_compare::compare(&compare),
-            BenchVerb::Model(model) => bench_compare::model(&model),
-            BenchVerb::Wire(wire) => bench_compare::wire(&wire),
-            BenchVerb::One { load } => bench_compare::one(&load),
-        },
+        Verb::Bench(verb) => bench::run(&verb),
         Verb::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Args::command(), "bootstorm", &mut text);
