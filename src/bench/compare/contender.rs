@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
 use super::cgroup::{Group, Hierarchy};
-use super::place::{Folder, Namespace, Process, find_program, run};
+use super::place::{Folder, Namespace, Process, find_programs, run};
 use super::{CompareError, SOON};
 use crate::bench::report::{Missing, OURS, Server};
 
@@ -34,10 +34,16 @@ pub(super) enum Kind {
     Kea,
     /// With its lease file.
     KeaPersist,
+    /// This program answering without doing anything: what the load itself can do.
+    Null,
+    NullProxy,
 }
 
+/// Name of the null responder in rows.
+pub(super) const NULL: &str = "null";
+
 impl Kind {
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 11] = [
         Self::Ours,
         Self::OursProxy,
         Self::Nginx,
@@ -47,6 +53,8 @@ impl Kind {
         Self::Atftpd,
         Self::Kea,
         Self::KeaPersist,
+        Self::Null,
+        Self::NullProxy,
     ];
 
     /// Name in rows. A proxy has its server's: it is another mode of the same program.
@@ -59,13 +67,14 @@ impl Kind {
             Self::Atftpd => "atftpd",
             Self::Kea => "kea",
             Self::KeaPersist => "kea-persist",
+            Self::Null | Self::NullProxy => NULL,
         }
     }
 
     /// What `--peers` calls it; `None` for this program.
     pub(super) fn peer(self) -> Option<&'static str> {
         match self {
-            Self::Ours | Self::OursProxy => None,
+            Self::Ours | Self::OursProxy | Self::Null | Self::NullProxy => None,
             Self::KeaPersist => Some("kea"),
             kind => Some(kind.name()),
         }
@@ -74,7 +83,7 @@ impl Kind {
     /// Program and Debian's package.
     fn program(self) -> (&'static str, &'static str) {
         match self {
-            Self::Ours | Self::OursProxy => (OURS, OURS),
+            Self::Ours | Self::OursProxy | Self::Null | Self::NullProxy => (OURS, OURS),
             Self::Nginx => ("nginx", "nginx-light"),
             Self::Dnsmasq | Self::DnsmasqProxy => ("dnsmasq", "dnsmasq-base"),
             Self::TftpdHpa => ("in.tftpd", "tftpd-hpa"),
@@ -97,16 +106,27 @@ impl Kind {
             Self::TftpdHpa => "standalone, no cap on blksize; it knows no windowsize",
             Self::Atftpd => "maxthread 10000, verbose 0",
             Self::Kea => "memfile without persistence, multi-threading off (one core), no log below errors",
+            Self::Null | Self::NullProxy => "answers without doing anything: what the load itself can reach",
             Self::KeaPersist => {
                 "memfile with its lease file, multi-threading off (one core), no log below errors"
             }
         }
     }
 
-    /// How long this program goes on answering once it does not exist: why it cannot take part.
+    /// Its file. atftpd's package brings an `in.tftpd` of its own, so that name alone does not tell who it is.
+    fn find(self) -> Option<PathBuf> {
+        let (program, _) = self.program();
+        let is_it = |path: &PathBuf| {
+            self != Self::TftpdHpa
+                || run(Command::new(path).arg("-V")).is_ok_and(|text| text.contains("tftp-hpa"))
+        };
+        find_programs(program).into_iter().find(is_it)
+    }
+
+    /// What to install when it is not there.
     pub(super) fn missing(self) -> Option<Missing> {
-        let (program, package) = self.program();
-        let there = self.peer().is_none() || find_program(program).is_some();
+        let there = self.peer().is_none() || self.find().is_some();
+        let (_, package) = self.program();
         (!there).then(|| Missing { server: self.name().into(), package: package.into(), why: String::new() })
     }
 }
@@ -128,8 +148,10 @@ pub(super) struct Contender {
     pub(super) process: Process,
     pub(super) group: Group,
     pub(super) namespace: Namespace,
-    /// Its own and only address.
+    /// Its address.
     pub(super) addr: Ipv4Addr,
+    /// Its address for UDP, which is another one where the kernel is not asked.
+    pub(super) frames_addr: Ipv4Addr,
     /// The load's interface towards it.
     pub(super) interface: String,
     pub(super) server: Server,
@@ -157,25 +179,29 @@ impl Contender {
         let mut process =
             Process::start(kind.name(), &namespace, site.cpu, Some(&group), &mut command, &output)?;
         process.wait_for(ready, SOON, site.stop)?;
+        let frames_addr = match kind {
+            Kind::Null | Kind::NullProxy => recipe.null_addr(),
+            _ => addr,
+        };
         let server = Server {
             name: kind.name().into(),
             version: version(kind, site),
             settings: kind.settings().into(),
         };
-        Ok(Self { kind, process, group, namespace, addr, interface, server })
+        Ok(Self { kind, process, group, namespace, addr, frames_addr, interface, server })
     }
 }
 
 /// What a server calls itself.
 fn version(kind: Kind, site: &Site<'_>) -> String {
-    let (program, package) = kind.program();
+    let (_, package) = kind.program();
     let ask = |program: &Path, flag: &str| {
         let text = run(Command::new(program).arg(flag)).unwrap_or_default();
         text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned()
     };
-    let path = find_program(program).unwrap_or_default();
+    let path = kind.find().unwrap_or_default();
     let said = match kind {
-        Kind::Ours | Kind::OursProxy => ask(site.program, "--version"),
+        Kind::Ours | Kind::OursProxy | Kind::Null | Kind::NullProxy => ask(site.program, "--version"),
         Kind::Nginx => ask(&path, "-v").replace("nginx version: ", ""),
         Kind::Dnsmasq | Kind::DnsmasqProxy => {
             ask(&path, "--version").split("Copyright").next().unwrap_or_default().trim().to_owned()
@@ -202,10 +228,8 @@ impl Recipe<'_> {
     fn command(&self) -> Result<(Command, &'static str), CompareError> {
         let (name, package) = self.kind.program();
         let program = match self.kind {
-            Kind::Ours | Kind::OursProxy => self.site.program.to_owned(),
-            _ => {
-                find_program(name).ok_or_else(|| CompareError::new(format!("{name} of {package} is gone")))?
-            }
+            Kind::Ours | Kind::OursProxy | Kind::Null | Kind::NullProxy => self.site.program.to_owned(),
+            kind => kind.find().ok_or_else(|| CompareError::new(format!("{name} of {package} is gone")))?,
         };
         let mut command = Command::new(program);
         let ready = match self.kind {
@@ -213,6 +237,21 @@ impl Recipe<'_> {
                 let config = self.write("bootstorm.toml", &self.ours())?;
                 command.arg("serve").arg("--config").arg(config).args(["--log", "warn"]);
                 "bootstorm ready"
+            }
+            Kind::Null | Kind::NullProxy => {
+                command.args([
+                    "bench",
+                    "null",
+                    "--interface",
+                    "lan",
+                    "--address",
+                    &self.null_addr().to_string(),
+                ]);
+                command.args(["--http", &format!("{}:4433", self.addr), "--size", "64MiB"]);
+                if self.kind == Kind::NullProxy {
+                    command.arg("--proxy");
+                }
+                "null ready http"
             }
             Kind::Nginx => {
                 let config = self.write("nginx.conf", &self.nginx())?;
@@ -252,6 +291,11 @@ impl Recipe<'_> {
             }
         };
         Ok((command, ready))
+    }
+
+    /// The kernel must not have the address frames are answered from.
+    fn null_addr(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, self.number, 0, 9)
     }
 
     fn write(&self, name: &str, text: &str) -> Result<PathBuf, CompareError> {

@@ -19,12 +19,12 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime};
 
 use cgroup::Hierarchy;
-use contender::{Contender, IMAGE, Kind, LOADER, LOADER_LEN, Site};
+use contender::{Contender, IMAGE, Kind, LOADER, LOADER_LEN, NULL, Site};
 use place::{Folder, LoadFailure, Namespace, Process, interrupted, run_load};
-pub use work::{Load, What, Work};
+pub use work::{Exchange, Load, What, Work};
 
 use super::impair::{Impairment, duration_text, share_text};
-use super::report::{Conditions, FORMAT, Missing, OURS, Report, Sample, Trial};
+use super::report::{Conditions, FORMAT, Missing, OURS, Report, Sample, Trial, median};
 use super::result::Point;
 use crate::sys::affinity::{allowed_cpus, pin_to};
 
@@ -37,6 +37,8 @@ const LOAD_PATIENCE: Duration = Duration::from_secs(15);
 /// How long the probe of a server that does not answer yet is run, and how long until the next.
 const PROBE_MS: u64 = 60;
 const PROBE_PAUSE: Duration = Duration::from_millis(50);
+/// The load goes ahead of whatever else runs on the machine, as the servers do.
+const LOAD_NICE: &str = "-10";
 /// A server that fell over is started again so often.
 const RESTARTS_MAX: u32 = 8;
 /// The impaired wire's addresses.
@@ -134,7 +136,7 @@ pub fn run(plan: &Plan, stop: &AtomicBool, say: &mut dyn FnMut(&str)) -> Result<
         ("setpriv", "util-linux"),
         ("taskset", "util-linux"),
     ] {
-        if place::find_program(program).is_none() {
+        if place::find_programs(program).is_empty() {
             let advice = format!("{program} is missing: apt-get install --no-install-recommends {package}");
             return Err(CompareError::new(advice));
         }
@@ -184,6 +186,12 @@ pub fn run(plan: &Plan, stop: &AtomicBool, say: &mut dyn FnMut(&str)) -> Result<
         let trial = Trial { work: work.into(), settings, clients, servers: Vec::new() };
         say(&format!("{number}/{}: {work}, {:?}, {clients} at once", cases.len(), trial.settings));
         report.rows.extend(bench.trial(case, trial)?.rows());
+    }
+    if plan.works.contains(&Work::Dhcp) {
+        for (factor, share) in work::OVERLOADS {
+            say(&format!("overload: {factor} times what a throttled server can do"));
+            report.rows.extend(bench.overload(factor, share)?);
+        }
     }
     if plan.works.contains(&Work::Network) {
         report.rows.extend(bench.network(say)?);
@@ -257,9 +265,7 @@ impl Bench<'_> {
     fn trial(&mut self, case: &work::Case, mut trial: Trial) -> Result<Trial, CompareError> {
         let mut able = Vec::new();
         for kind in case.kinds.iter().copied() {
-            let wanted = self.plan.peers.is_empty()
-                || kind.peer().is_none_or(|peer| self.plan.peers.iter().any(|p| p == peer));
-            if wanted && self.ready(kind, &case.what)? {
+            if self.wants(kind) && self.ready(kind, &case.what)? {
                 able.push(kind);
                 trial.servers.push((kind.name().into(), Vec::new()));
             }
@@ -272,7 +278,62 @@ impl Bench<'_> {
                 trial.servers[index].1.push(sample);
             }
         }
+        // What comes near the load's own ceiling says as much about the load.
+        let null = trial.servers.iter().find(|(name, _)| name == NULL);
+        let ceiling = null.and_then(|(_, samples)| {
+            median(&samples.iter().flatten().map(|sample| sample.point.units_per_s()).collect::<Vec<_>>())
+        });
+        for sample in trial.servers.iter_mut().filter(|(name, _)| name != NULL).flat_map(|(_, s)| s).flatten()
+        {
+            sample.point.judge_load(ceiling);
+        }
         Ok(trial)
+    }
+
+    /// A server left with `share` of its CPU is offered `factor` times what it then can do.
+    fn overload(&mut self, factor: u32, share: f64) -> Result<Vec<super::report::Row>, CompareError> {
+        let (work, mut settings, clients) = work::OVERLOAD.describe();
+        settings.insert("offered".into(), format!("{factor} x its peak"));
+        let mut trial = Trial { work: work.into(), settings, clients, servers: Vec::new() };
+        let mut shares = Vec::new();
+        for kind in work::OVERLOADED.iter().copied() {
+            if !self.wants(kind) || !self.ready(kind, &work::OVERLOAD)? {
+                continue;
+            }
+            let (mut samples, mut of_peak) = (Vec::new(), Vec::new());
+            for _ in 0..self.plan.rounds {
+                self.limit(kind, Some(share))?;
+                let peak = self.sample(kind, &work::OVERLOAD, self.plan.time)?;
+                let rate = peak.as_ref().map_or(0.0, |peak| peak.point.units_per_s()) * f64::from(factor);
+                let sample = match peak {
+                    Ok(_) if rate >= 1.0 => {
+                        self.sample(kind, &work::OVERLOAD.offered(rate as u32), self.plan.time)?
+                    }
+                    Ok(_) => Err("throttled, it did nothing".into()),
+                    Err(why) => Err(why),
+                };
+                self.limit(kind, None)?;
+                of_peak
+                    .extend(sample.as_ref().ok().map(|s| s.point.units_per_s() * f64::from(factor) / rate));
+                samples.push(sample);
+            }
+            trial.servers.push((kind.name().into(), samples));
+            shares.push(median(&of_peak));
+        }
+        let mut rows = trial.rows();
+        for (row, share) in rows.iter_mut().zip(shares) {
+            row.of_peak = share;
+        }
+        Ok(rows)
+    }
+
+    fn limit(&self, kind: Kind, share: Option<f64>) -> Result<(), CompareError> {
+        let contender = self.contenders.iter().find(|contender| contender.kind == kind);
+        contender.map_or(Ok(()), |contender| contender.group.limit(share))
+    }
+
+    fn wants(&self, kind: Kind) -> bool {
+        self.plan.peers.is_empty() || kind.peer().is_none_or(|peer| self.plan.peers.iter().any(|p| p == peer))
     }
 
     /// True once the server runs and answers; false when it is missing, which is noted.
@@ -301,7 +362,12 @@ impl Bench<'_> {
         // One client, as often as it takes: dhcpd and Kea need a second until they answer.
         let began = Instant::now();
         let probe = what.with_clients(1);
+        let mut last = String::new();
         loop {
+            if self.contenders.iter().all(|contender| contender.kind != kind) {
+                self.missing.push(Missing { server: kind.name().into(), why: last, ..Missing::default() });
+                return Ok(false);
+            }
             let why = match self.sample(kind, &probe, Duration::from_millis(PROBE_MS))? {
                 Ok(sample) if sample.point.bytes + sample.point.units > 0 => return Ok(true),
                 Ok(sample) => format!("no answer: {:?}", sample.point.failure_reasons),
@@ -314,6 +380,7 @@ impl Bench<'_> {
                 self.missing.push(Missing { server: kind.name().into(), why, ..Missing::default() });
                 return Ok(false);
             }
+            last = why;
             std::thread::sleep(PROBE_PAUSE);
         }
     }
@@ -338,15 +405,17 @@ impl Bench<'_> {
         let contender = &self.contenders[index];
         // Addresses of simulated clients fill the kernel's table, which all namespaces share.
         contender.namespace.ip("neigh flush all")?;
-        let sample = self.load(&contender.group, contender.addr, &contender.interface, what, time)?;
-        if let Some(why) = self.contenders[index].process.why_ended() {
-            self.contenders.remove(index);
-            if u32::from(self.started) < RESTARTS_MAX + Kind::ALL.len() as u32 {
-                self.start(kind)?;
-            }
-            return Ok(Err(why));
+        let addr = if what.is_http() { contender.addr } else { contender.frames_addr };
+        let sample = self.load(&contender.group, addr, &contender.interface, what, time)?;
+        let Some(why) = self.contenders[index].process.why_ended() else { return Ok(sample) };
+        self.contenders.remove(index);
+        if u32::from(self.started) >= RESTARTS_MAX + Kind::ALL.len() as u32 {
+            return Ok(Err(format!("{why}; it was started again often enough")));
         }
-        Ok(sample)
+        match self.start(kind) {
+            Ok(()) => Ok(Err(why)),
+            Err(error) => Ok(Err(format!("{why}; started again: {error}"))),
+        }
     }
 
     fn load(
@@ -365,7 +434,8 @@ impl Bench<'_> {
         };
         let text = serde_json::to_string(&load).map_err(|error| CompareError::new(error.to_string()))?;
         let mut command = self.site.client.command("taskset");
-        command.arg("-c").arg(self.load_cpu.to_string()).arg(self.site.program).args(["bench", "one", &text]);
+        command.arg("-c").arg(self.load_cpu.to_string()).args(["nice", "-n", LOAD_NICE]);
+        command.arg(self.site.program).args(["bench", "one", &text]);
         let before = group.used()?;
         let output = run_load(&mut command, time + LOAD_PATIENCE, self.site.stop);
         let cpu_seconds = group.used()?.saturating_sub(before).as_secs_f64();

@@ -22,11 +22,11 @@ const LOOK: Duration = Duration::from_millis(5);
 /// How long a server may take to end after SIGTERM.
 const TERM_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Where `name` is, looking where administrators' programs are as well.
-pub(super) fn find_program(name: &str) -> Option<PathBuf> {
+/// Wherever `name` is, looking where administrators' programs are as well.
+pub(super) fn find_programs(name: &str) -> Vec<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
-    folders.map(|folder| folder.join(name)).find(|file| file.is_file())
+    folders.map(|folder| folder.join(name)).filter(|file| file.is_file()).collect()
 }
 
 /// Runs a command to its end; what it printed, both outputs.

@@ -7,13 +7,16 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::contender::{IMAGE, Kind, LOADER};
+use crate::bench::dhcp::{DhcpLoad, Mode};
 use crate::bench::http::{HttpLoad, Work as HttpWork};
 use crate::bench::result::Point;
 use crate::bench::tftp::TftpLoad;
-use crate::bench::{Way, http, tftp};
+use crate::bench::{Way, dhcp, http, tftp};
 
 /// Machines that scripts are asked for, and that DHCP serves in turn.
 const MACHINES: u32 = 10_000;
+/// DHCP exchanges under way at once.
+const EXCHANGES: u32 = 64;
 const TFTP_PORT: u16 = 69;
 const HTTP_PORT: u16 = 4433;
 const SCRIPT_PATH: &str = "/ipxe?mac={mac}";
@@ -91,6 +94,26 @@ pub enum What {
         /// A new one for each.
         close: bool,
     },
+    /// DHCP exchanges of many machines, by broadcast.
+    Dhcp {
+        /// What makes one.
+        exchange: Exchange,
+        /// Under way at once.
+        clients: u32,
+        /// Begun a second, whatever comes back; `None`: the next one when one has ended.
+        rate: Option<u32>,
+    },
+}
+
+/// What makes a DHCP exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Exchange {
+    /// DISCOVER and OFFER.
+    Discover,
+    /// DISCOVER to ACK.
+    Dora,
+    /// A PXE client's DISCOVER and a proxy's OFFER.
+    Proxy,
 }
 
 impl Load {
@@ -134,6 +157,22 @@ impl Load {
                 let work = HttpWork::Script { path: SCRIPT_PATH.into(), machines: MACHINES };
                 http::run(&http_load(work, connections, close))
             }
+            What::Dhcp { exchange, clients, rate } => dhcp::run(&DhcpLoad {
+                interface: self.interface.clone(),
+                server: None,
+                mode: match exchange {
+                    Exchange::Discover => Mode::Discover,
+                    Exchange::Dora => Mode::Dora,
+                    Exchange::Proxy => Mode::Proxy,
+                },
+                clients,
+                machines: MACHINES,
+                pxe: exchange == Exchange::Proxy,
+                relays: 0,
+                first_relay: None,
+                rate,
+                time,
+            }),
         }
         .map_err(|error| error.to_string())
     }
@@ -144,10 +183,23 @@ impl What {
     pub(super) fn with_clients(&self, count: u32) -> Self {
         let mut what = self.clone();
         match &mut what {
-            Self::Tftp { clients, .. } => *clients = count,
+            Self::Tftp { clients, .. } | Self::Dhcp { clients, .. } => *clients = count,
             Self::Http { connections, .. } | Self::Script { connections, .. } => *connections = count,
         }
         what
+    }
+
+    /// The same at a rate, whatever comes back; only DHCP knows one.
+    pub(super) fn offered(&self, per_second: u32) -> Self {
+        let mut what = self.clone();
+        if let Self::Dhcp { rate, .. } = &mut what {
+            *rate = Some(per_second);
+        }
+        what
+    }
+
+    pub(super) fn is_http(&self) -> bool {
+        matches!(self, Self::Http { .. } | Self::Script { .. })
     }
 
     /// As rows name it: work, settings and clients.
@@ -170,6 +222,14 @@ impl What {
                 let kept = if *close { "new each time" } else { "kept alive" };
                 ("script", of(&[("connection", kept.into())]), *connections)
             }
+            Self::Dhcp { exchange, clients, .. } => {
+                let word = match exchange {
+                    Exchange::Discover => Mode::Discover,
+                    Exchange::Dora => Mode::Dora,
+                    Exchange::Proxy => Mode::Proxy,
+                };
+                ("dhcp", of(&[("mode", word.word().into())]), *clients)
+            }
         }
     }
 }
@@ -183,9 +243,9 @@ pub(super) struct Case {
 
 /// What is done, in order.
 pub(super) fn cases(works: &[Work], quick: bool) -> Vec<Case> {
-    const TFTP: &[Kind] = &[Kind::Ours, Kind::Dnsmasq, Kind::TftpdHpa, Kind::Atftpd];
-    const WINDOWS: &[Kind] = &[Kind::Ours, Kind::Atftpd];
-    const HTTP: &[Kind] = &[Kind::Ours, Kind::Nginx];
+    const TFTP: &[Kind] = &[Kind::Ours, Kind::Dnsmasq, Kind::TftpdHpa, Kind::Atftpd, Kind::Null];
+    const WINDOWS: &[Kind] = &[Kind::Ours, Kind::Atftpd, Kind::Null];
+    const HTTP: &[Kind] = &[Kind::Ours, Kind::Nginx, Kind::Null];
     let mut cases = Vec::new();
     let mut add = |what: What, kinds: &'static [Kind]| cases.push(Case { what, kinds });
     for work in Work::ALL.into_iter().filter(|work| works.contains(work)) {
@@ -229,11 +289,27 @@ pub(super) fn cases(works: &[Work], quick: bool) -> Vec<Case> {
                     }
                 }
             }
-            Work::Dhcp | Work::Storm | Work::Network => {}
+            Work::Dhcp => {
+                const FULL: &[Kind] = &[Kind::Ours, Kind::Dnsmasq, Kind::Kea, Kind::Null];
+                const LEASES: &[Kind] = &[Kind::Ours, Kind::Dnsmasq, Kind::Kea, Kind::KeaPersist, Kind::Null];
+                const PROXY: &[Kind] = &[Kind::OursProxy, Kind::DnsmasqProxy, Kind::NullProxy];
+                let exchanges =
+                    [(Exchange::Discover, FULL), (Exchange::Dora, LEASES), (Exchange::Proxy, PROXY)];
+                for (exchange, kinds) in exchanges {
+                    add(What::Dhcp { exchange, clients: EXCHANGES, rate: None }, kinds);
+                }
+            }
+            Work::Storm | Work::Network => {}
         }
     }
     cases
 }
+
+/// Who is overloaded, with what, and by how much of what it can do.
+pub(super) const OVERLOADED: &[Kind] = &[Kind::Ours, Kind::Kea];
+pub(super) const OVERLOAD: What = What::Dhcp { exchange: Exchange::Dora, clients: EXCHANGES, rate: None };
+/// The factor, and the share of its CPU that the server is left with so that the load can reach it.
+pub(super) const OVERLOADS: [(u32, f64); 2] = [(3, 0.2), (10, 0.1)];
 
 /// What goes over the impaired wire.
 pub(super) fn network_loads(quick: bool) -> Vec<What> {
@@ -276,6 +352,7 @@ mod tests {
                 assert!(cases[index + 1..].iter().all(|other| other.what != case.what), "{case:?}");
             }
         }
+        assert!(Work::ALL.map(Work::word).contains(&"network"));
         assert!(cases(&Work::ALL, true).len() < cases(&Work::ALL, false).len());
         assert!(cases(&[Work::Tftp], true).iter().all(|case| matches!(case.what, What::Tftp { .. })));
     }

@@ -136,6 +136,8 @@ pub struct Row {
     pub first_answer: Option<Latency>,
     /// Jain's fairness index, in the same round.
     pub jain: Option<f64>,
+    /// Under overload: what was done by what it did when no more was asked of it than it can do. The median.
+    pub of_peak: Option<f64>,
     /// Failures of all rounds.
     pub failures: u64,
     /// The same by reason.
@@ -250,6 +252,7 @@ impl Trial {
             latency: point.and_then(|point| point.latency),
             first_answer: point.and_then(|point| point.first_answer),
             jain: point.and_then(|point| point.jain),
+            of_peak: None,
             failures: good.iter().map(|sample| sample.point.failures).sum(),
             failure_reasons,
             load_limited: good.iter().filter(|sample| sample.point.load_limited).count() * 2 > good.len(),
@@ -317,6 +320,11 @@ impl Row {
         format!("{}, {clients}", self.family())
     }
 
+    /// True for another server's: neither this program's nor that of the responder that does nothing.
+    fn is_a_peers(&self) -> bool {
+        self.server != OURS && self.server != "null" && self.of_peak.is_none()
+    }
+
     /// True for the same work by the same server.
     pub fn is_same_measurement(&self, other: &Self) -> bool {
         (&self.work, &self.settings, self.clients, &self.server)
@@ -354,7 +362,7 @@ impl Report {
         let factors: Vec<f64> = self
             .rows
             .iter()
-            .filter(|row| row.server != OURS)
+            .filter(|row| row.is_a_peers())
             .filter_map(|row| Self::change(row, earlier)?.ratio)
             .map(|factor| factor.max(1.0 / factor))
             .collect();
@@ -370,7 +378,7 @@ impl Report {
     /// For each peer and work: the geometric mean of the ratios, of throughput and of CPU, and over how many rows.
     fn summary(&self) -> Vec<Summary> {
         let mut groups: BTreeMap<(String, String), (Vec<f64>, Vec<f64>)> = BTreeMap::new();
-        for row in self.rows.iter().filter(|row| row.server != OURS && !row.is_impaired()) {
+        for row in self.rows.iter().filter(|row| row.is_a_peers() && !row.is_impaired()) {
             let group = groups.entry((row.work.clone(), row.server.clone())).or_default();
             group.0.extend(row.ratio);
             group.1.extend(row.cpu_ratio);

@@ -362,6 +362,13 @@ fn figures(out: &mut String, report: &Report, earlier: Option<&Report>) {
 fn figures_row(out: &mut String, row: &Row, earlier: Option<&Report>) {
     let dash = || "-".to_owned();
     let mut remarks = String::new();
+    if let Some(share) = row.of_peak {
+        let _ = write!(
+            remarks,
+            "<span class=\"remark\">{:.0} % of what it does when not overloaded</span>",
+            share * 100.0
+        );
+    }
     if row.load_limited {
         remarks.push_str("<span class=\"remark\">the load was the limit</span>");
     }

@@ -105,6 +105,9 @@ fn line(row: &Row, earlier: Option<&Report>) -> String {
     let mut out = format!("{}\n", line.trim_end());
     let mut remarks = Vec::new();
     remarks.extend(row.jain.filter(|jain| *jain < 0.95).map(|jain| format!("unfair: Jain {jain:.2}")));
+    remarks.extend(
+        row.of_peak.map(|share| format!("{:.0} % of what it does when not overloaded", share * 100.0)),
+    );
     if row.failures > 0 {
         let reasons: Vec<String> =
             row.failure_reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
