@@ -248,7 +248,7 @@ impl RawOut {
         });
     }
 
-    fn send_arp(&mut self, arp: &Arp) {
+    pub(super) fn send_arp(&mut self, arp: &Arp) {
         self.batch.push(&self.socket, ARP_FRAME_LEN, |frame| emit_arp_frame(frame, arp));
     }
 

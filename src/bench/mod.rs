@@ -16,6 +16,7 @@ pub mod model;
 pub mod null;
 pub mod report;
 pub mod result;
+pub mod storm;
 pub mod tftp;
 
 use std::time::{Duration, Instant};
@@ -74,4 +75,12 @@ impl Random {
 pub fn machine_mac(index: u32) -> MacAddr {
     let [a, b, c, d] = index.to_be_bytes();
     MacAddr([0x02, 0xb0, a, b, c, d])
+}
+
+/// The number of a simulated machine, by its hardware address.
+fn machine_of(mac: MacAddr) -> Option<u32> {
+    match mac.0 {
+        [0x02, 0xb0, a, b, c, d] => Some(u32::from_be_bytes([a, b, c, d])),
+        _ => None,
+    }
 }

@@ -677,4 +677,81 @@ mod tests {
         assert_eq!(fetch(b"0123456798"), Step::Failed(Reason::WrongContent));
         assert_eq!(fetch(b"012345678"), Step::Failed(Reason::WrongContent));
     }
+
+    /// A server as plain as can be: a window, then silence until it is acknowledged or a second has passed.
+    struct PlainServer<'a> {
+        content: &'a [u8],
+        acked: u64,
+        sent_at: Instant,
+    }
+
+    impl PlainServer<'_> {
+        fn window(&self) -> Vec<Vec<u8>> {
+            let last = self.content.len() as u64 / 8 + 1;
+            (self.acked + 1..=(self.acked + 4).min(last))
+                .map(|block| {
+                    let start = (block as usize - 1) * 8;
+                    data(block as u16, &self.content[start..(start + 8).min(self.content.len())])
+                })
+                .collect()
+        }
+    }
+
+    #[test]
+    fn whatever_a_wire_loses_and_repeats_the_file_comes_whole_or_the_failure_has_a_name() {
+        let content: Vec<u8> = (0..997u32).map(|i| (i * 7 >> 2) as u8).collect();
+        let check = Check::of(&content);
+        let mut whole = 0;
+        for seed in 0..200 {
+            let mut random = crate::bench::Random::new(seed);
+            let loss = [0, 5, 20, 40][seed as usize % 4];
+            let mut lost = move || random.below(100) < loss;
+            let mut now = Instant::now();
+            let mut client = asked(now, true);
+            let mut server = PlainServer { content: &content, acked: 0, sent_at: now };
+            let mut to_client: Vec<Vec<u8>> = Vec::new();
+            assert_eq!(granted(&mut client, now, &ASKED), Step::Ack(0));
+            to_client.extend(server.window());
+            let mut end = None;
+            for _ in 0..100_000 {
+                let step = if to_client.is_empty() {
+                    now += Duration::from_millis(100);
+                    if now >= server.sent_at + RESEND {
+                        server.sent_at = now;
+                        to_client = server.window();
+                    }
+                    client.timeout(now)
+                } else {
+                    let packet = to_client.remove(0);
+                    now += Duration::from_micros(50);
+                    let again = lost();
+                    let step = (!lost())
+                        .then(|| client.handle(now, &ASKED, Some(&check), &arrival(&packet, packet.len())));
+                    if again && loss > 20 {
+                        to_client.push(packet);
+                    }
+                    step
+                };
+                match step {
+                    Some(Step::Ack(block)) if !lost() && block >= server.acked => {
+                        server.acked = block;
+                        server.sent_at = now;
+                        to_client = server.window();
+                    }
+                    Some(Step::Complete(_)) => end = Some(Ok(())),
+                    Some(Step::Failed(reason)) => end = Some(Err(reason)),
+                    _ => {}
+                }
+                if end.is_some() {
+                    break;
+                }
+            }
+            match end {
+                Some(Ok(())) => whole += 1,
+                Some(Err(reason)) => assert_eq!((reason, loss), (Reason::Silence, 40), "seed {seed}"),
+                None => panic!("seed {seed} never ends"),
+            }
+        }
+        assert!(whole >= 150, "only {whole} of 200 came through");
+    }
 }

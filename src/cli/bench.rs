@@ -13,15 +13,16 @@ use crate::bench::dhcp::{DhcpLoad, Mode};
 use crate::bench::http::{HttpLoad, Work};
 use crate::bench::null::{NullFrames, NullHttp, answer_frames, answer_http};
 use crate::bench::result::Point;
+use crate::bench::storm::StormLoad;
 use crate::bench::tftp::{Check, TftpLoad};
-use crate::bench::{LoadError, Way, dhcp, http, stays_here, tftp};
+use crate::bench::{LoadError, Way, dhcp, http, stays_here, storm, tftp};
+use crate::client::{Kind, Patience};
 use crate::config::values;
 
 /// Longest time one point is measured.
 const TIME_MAX: Duration = Duration::from_secs(600);
 /// Most points of one command, rounds included.
 const POINTS_MAX: usize = 1000;
-/// Exit code 1 says that nothing at all came back.
 const ROUNDS_MAX: u32 = 100;
 
 /// `bench`.
@@ -52,6 +53,12 @@ pub enum BenchVerb {
     /// Many machines that fetch their boot script by HTTP
     #[command(after_help = "Example: bootstorm bench script --server 10.0.0.1:4433 --connections 64 --close")]
     Script(Box<ScriptArgs>),
+    /// Many machines that boot at once, from DHCP to their last file
+    #[command(
+        after_help = "Example: sudo bootstorm bench storm --interface veth0 --machines 500 --kind bios,uefi\n\nMachines \
+                      have firmware's own timers and retries; one that its firmware would have given up on has failed."
+    )]
+    Storm(StormArgs),
     /// Answer without doing anything, to see what the load itself can do
     #[command(
         after_help = "Example: sudo bootstorm bench null --interface veth0 --address 10.99.0.9\n\nNothing here should \
@@ -82,9 +89,6 @@ pub enum BenchVerb {
 /// What every load takes.
 #[derive(clap::Args, Debug, Clone)]
 pub struct Common {
-    /// How long each point is measured
-    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = time)]
-    pub time: Duration,
     /// How often each point is measured; the table shows the median round
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,
@@ -132,6 +136,9 @@ pub struct TftpArgs {
     /// First simulated host's address [default: the last ones of the interface's network]
     #[arg(long, value_name = "ADDR", requires = "interface")]
     pub from: Option<Ipv4Addr>,
+    /// How long each point is measured
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = time)]
+    pub time: Duration,
     /// Common options.
     #[command(flatten)]
     pub common: Common,
@@ -158,6 +165,9 @@ pub struct HttpArgs {
     /// A new connection for every request
     #[arg(long)]
     pub close: bool,
+    /// How long each point is measured
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = time)]
+    pub time: Duration,
     /// Common options.
     #[command(flatten)]
     pub common: Common,
@@ -181,6 +191,9 @@ pub struct ScriptArgs {
     /// A new connection for every request
     #[arg(long)]
     pub close: bool,
+    /// How long each point is measured
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = time)]
+    pub time: Duration,
     /// Common options.
     #[command(flatten)]
     pub common: Common,
@@ -216,6 +229,9 @@ pub struct DhcpArgs {
     /// Exchanges begun a second, whatever comes back
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub rate: Vec<u32>,
+    /// How long each point is measured
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = time)]
+    pub time: Duration,
     /// Common options.
     #[command(flatten)]
     pub common: Common,
@@ -232,6 +248,45 @@ pub enum ModeArg {
     Proxy,
     /// All machines at once, with firmware's back-off
     Avalanche,
+}
+
+/// `bench storm`.
+#[derive(clap::Args, Debug)]
+pub struct StormArgs {
+    /// Interface, with an address of its own; needs CAP_NET_RAW
+    #[arg(long, value_name = "IF")]
+    pub interface: String,
+    /// Machines
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "100")]
+    pub machines: Vec<u32>,
+    /// Their firmware, in turn
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "bios,uefi,http,ipxe")]
+    pub kind: Vec<KindArg>,
+    /// Switch them on one after the other over this time [default: all at once]
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub ramp: Option<Duration>,
+    /// Wait less for further DHCP offers than firmware does
+    #[arg(long)]
+    pub impatient: bool,
+    /// What has not booted by then has failed
+    #[arg(long, value_name = "TIME", default_value = "5min", value_parser = time)]
+    pub patience: Duration,
+    /// Common options.
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// `--kind`.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KindArg {
+    /// BIOS PXE
+    Bios,
+    /// UEFI PXE
+    Uefi,
+    /// UEFI HTTP Boot
+    Http,
+    /// iPXE in the card's ROM
+    Ipxe,
 }
 
 /// `bench null`.
@@ -304,6 +359,7 @@ pub(super) fn run(verb: &BenchVerb) -> Done {
         BenchVerb::Http(args) => run_http(args),
         BenchVerb::Script(args) => run_script(args),
         BenchVerb::Dhcp(args) => run_dhcp(args),
+        BenchVerb::Storm(args) => run_storm(args),
         BenchVerb::Null(args) => run_null(args),
         BenchVerb::Compare(args) => bench_compare::compare(args),
         BenchVerb::Model(args) => bench_compare::model(args),
@@ -337,7 +393,7 @@ fn run_tftp(args: &TftpArgs) -> Done {
                     windowsize,
                     tsize: args.tsize,
                     clients,
-                    time: args.common.time,
+                    time: args.time,
                     files_max: args.files,
                     check,
                     way: way.clone(),
@@ -364,7 +420,7 @@ fn run_http(args: &HttpArgs) -> Done {
                 work,
                 connections,
                 close: args.close,
-                time: args.common.time,
+                time: args.time,
                 requests_max: None,
             };
             jobs.push(Box::new(move || http::run(&load)));
@@ -381,7 +437,7 @@ fn run_script(args: &ScriptArgs) -> Done {
             work: Work::Script { path: args.path.clone(), machines: args.machines },
             connections,
             close: args.close,
-            time: args.common.time,
+            time: args.time,
             requests_max: None,
         };
         Box::new(move || http::run(&load)) as Job<'_>
@@ -418,12 +474,35 @@ fn run_dhcp(args: &DhcpArgs) -> Done {
                 relays: args.relays,
                 first_relay: args.from,
                 rate,
-                time: args.common.time,
+                time: args.time,
             };
             jobs.push(Box::new(move || dhcp::run(&load)));
         }
     }
     measure(&args.common, &jobs)
+}
+
+fn run_storm(args: &StormArgs) -> Done {
+    may_broadcast(&args.interface, args.common.allow_broadcast)?;
+    let kinds = args.kind.iter().map(|kind| match kind {
+        KindArg::Bios => Kind::Bios,
+        KindArg::Uefi => Kind::Uefi,
+        KindArg::Http => Kind::Http,
+        KindArg::Ipxe => Kind::Ipxe,
+    });
+    let kinds: Vec<Kind> = kinds.collect();
+    let jobs = args.machines.iter().map(|&machines| {
+        let load = StormLoad {
+            interface: args.interface.clone(),
+            kinds: kinds.clone(),
+            machines,
+            ramp: args.ramp.unwrap_or_default(),
+            patience: if args.impatient { Patience::quick() } else { Patience::firmware() },
+            time: args.patience,
+        };
+        Box::new(move || storm::run(&load)) as Job<'_>
+    });
+    measure(&args.common, &jobs.collect::<Vec<_>>())
 }
 
 fn run_null(args: &NullArgs) -> Done {
@@ -524,6 +603,7 @@ fn measure(common: &Common, jobs: &[Job<'_>]) -> Done {
     } else {
         print(&points);
     }
+    // Exit code 1 says that nothing at all came back.
     Ok(if answered { Exit::Fine } else { Exit::Wrong })
 }
 
@@ -580,7 +660,7 @@ mod tests {
     use super::*;
 
     fn common(allow_broadcast: bool) -> Common {
-        Common { time: Duration::from_secs(1), rounds: 1, ceiling: None, allow_broadcast, json: false }
+        Common { rounds: 1, ceiling: None, allow_broadcast, json: false }
     }
 
     #[test]
