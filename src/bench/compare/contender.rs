@@ -317,7 +317,7 @@ impl Recipe<'_> {
         format!(
             "[server]\ninterfaces = [\"lan\"]\nstate_dir = \"{}\"\ncores = 1\n[images]\ndir = \"{}\"\n\
              [loaders]\ndirs = [\"{}\"]\n[dhcp]\nmode = \"{mode}\"\n[[dhcp.subnet]]\nnetwork = \"10.{}.0.0/16\"\n\
-             range = \"{first}-{last}\"\n",
+             range = \"{first}-{last}\"\n[policy]\nmenu_default = \"tiny\"\nmenu_timeout = \"1s\"\n",
             self.own.display(),
             self.images.display(),
             loaders.display(),

@@ -10,14 +10,20 @@ use super::contender::{IMAGE, Kind, LOADER};
 use crate::bench::dhcp::{DhcpLoad, Mode};
 use crate::bench::http::{HttpLoad, Work as HttpWork};
 use crate::bench::result::Point;
+use crate::bench::storm::StormLoad;
 use crate::bench::tftp::TftpLoad;
-use crate::bench::{Way, dhcp, http, tftp};
+use crate::bench::{Way, dhcp, http, storm, tftp};
+use crate::client::{Kind as Firmware, Patience};
 
 /// Machines that scripts are asked for, and that DHCP serves in turn.
 const MACHINES: u32 = 10_000;
 /// DHCP exchanges under way at once.
 const EXCHANGES: u32 = 64;
+/// What has not booted by then has failed.
+pub(super) const STORM_TIME: Duration = Duration::from_secs(120);
 const TFTP_PORT: u16 = 69;
+/// The largest block that fits a frame of MTU 1500.
+const FRAME_BLKSIZE_MAX: u16 = 1468;
 const HTTP_PORT: u16 = 4433;
 const SCRIPT_PATH: &str = "/ipxe?mac={mac}";
 
@@ -103,6 +109,13 @@ pub enum What {
         /// Begun a second, whatever comes back; `None`: the next one when one has ended.
         rate: Option<u32>,
     },
+    /// Whole boots of all kinds of firmware, each machine once.
+    Storm {
+        /// Switched on at once.
+        machines: u32,
+        /// Waits for further DHCP offers are cut short.
+        impatient: bool,
+    },
 }
 
 /// What makes a DHCP exchange.
@@ -143,7 +156,11 @@ impl Load {
                 time,
                 files_max: None,
                 check: None,
-                way: Way::Raw { interface: self.interface.clone(), first: None },
+                // Fragments are put together by the kernel, so larger blocks go through its sockets.
+                way: match blksize {
+                    0..=FRAME_BLKSIZE_MAX => Way::Raw { interface: self.interface.clone(), first: None },
+                    _ => Way::Sockets,
+                },
             }),
             What::Http { range, connections } => {
                 let path = format!("/images/{IMAGE}");
@@ -173,6 +190,14 @@ impl Load {
                 rate,
                 time,
             }),
+            What::Storm { machines, impatient } => storm::run(&StormLoad {
+                interface: self.interface.clone(),
+                kinds: Firmware::ALL.into(),
+                machines,
+                ramp: Duration::ZERO,
+                patience: if impatient { Patience::quick() } else { Patience::firmware() },
+                time: STORM_TIME,
+            }),
         }
         .map_err(|error| error.to_string())
     }
@@ -185,6 +210,7 @@ impl What {
         match &mut what {
             Self::Tftp { clients, .. } | Self::Dhcp { clients, .. } => *clients = count,
             Self::Http { connections, .. } | Self::Script { connections, .. } => *connections = count,
+            Self::Storm { machines, .. } => *machines = count,
         }
         what
     }
@@ -196,6 +222,16 @@ impl What {
             *rate = Some(per_second);
         }
         what
+    }
+
+    /// How often it is done at most: a storm takes as long as it takes.
+    pub(super) fn rounds_max(&self) -> u32 {
+        if matches!(self, Self::Storm { .. }) { 3 } else { u32::MAX }
+    }
+
+    /// How long it may take when it is given `time`.
+    pub(super) fn patience(&self, time: Duration) -> Duration {
+        if matches!(self, Self::Storm { .. }) { STORM_TIME } else { time }
     }
 
     pub(super) fn is_http(&self) -> bool {
@@ -229,6 +265,10 @@ impl What {
                     Exchange::Proxy => Mode::Proxy,
                 };
                 ("dhcp", of(&[("mode", word.word().into())]), *clients)
+            }
+            Self::Storm { machines, impatient } => {
+                let timers = if *impatient { "waits for offers cut short" } else { "as in firmware" };
+                ("storm", of(&[("timers", timers.into())]), *machines)
             }
         }
     }
@@ -299,7 +339,10 @@ pub(super) fn cases(works: &[Work], quick: bool) -> Vec<Case> {
                     add(What::Dhcp { exchange, clients: EXCHANGES, rate: None }, kinds);
                 }
             }
-            Work::Storm | Work::Network => {}
+            Work::Storm => {
+                add(What::Storm { machines: if quick { 100 } else { 500 }, impatient: quick }, &[Kind::Ours])
+            }
+            Work::Network => {}
         }
     }
     cases
@@ -347,7 +390,7 @@ mod tests {
     fn every_case_begins_with_this_program_and_is_there_once() {
         for quick in [true, false] {
             let cases = cases(&Work::ALL, quick);
-            assert!(cases.iter().all(|case| case.kinds.len() >= 2 && case.kinds[0].peer().is_none()));
+            assert!(cases.iter().all(|case| case.kinds[0].peer().is_none()));
             for (index, case) in cases.iter().enumerate() {
                 assert!(cases[index + 1..].iter().all(|other| other.what != case.what), "{case:?}");
             }
