@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::sys::tap::{Tap, VNET_LEN, wait_readable};
+use crate::sys::tap::{Tap, VNET_LEN, wait_exactly, wait_readable};
 
 /// How long a frame may wait for the slow link before it is dropped at the tail: a switch's shallow buffer.
 const QUEUE_MAX: Duration = Duration::from_millis(50);
@@ -291,6 +291,7 @@ pub fn bridge(
     let mut spare: Vec<Vec<u8>> = Vec::new();
     let (mut held_bytes, mut number) = (0, 0);
     let mut counts = BridgeCounts::default();
+    wait_exactly();
     let start = Instant::now();
     ready();
     while !stop.load(Ordering::Relaxed) {

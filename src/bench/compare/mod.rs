@@ -37,7 +37,7 @@ const LOAD_PATIENCE: Duration = Duration::from_secs(15);
 /// How long the probe of a server that does not answer yet is run, and how long until the next.
 const PROBE_MS: u64 = 60;
 const PROBE_PAUSE: Duration = Duration::from_millis(50);
-/// The load goes ahead of whatever else runs on the machine, as the servers do.
+/// The load and the impaired wire go ahead of whatever else runs on the machine, as the servers do.
 const LOAD_NICE: &str = "-10";
 /// A server that fell over is started again so often.
 const RESTARTS_MAX: u32 = 8;
@@ -196,6 +196,7 @@ pub fn run(plan: &Plan, stop: &AtomicBool, say: &mut dyn FnMut(&str)) -> Result<
             report.rows.extend(bench.overload(factor, share)?);
         }
     }
+    report.rows.sort_by_key(|row| Work::ALL.into_iter().position(|work| work.word() == row.work));
     if plan.works.contains(&Work::Network) {
         report.rows.extend(bench.network(say)?);
     }
@@ -462,9 +463,10 @@ impl Bench<'_> {
             return Ok(Vec::new());
         };
         let middle = Namespace::new()?;
-        for (end, inside, addr) in
-            [(&ours.namespace, "a", WAN_SERVER.to_string()), (self.site.client, "b", WAN_CLIENT.to_owned())]
-        {
+        for (end, inside, addr) in [
+            (&ours.namespace, "wan0", WAN_SERVER.to_string()),
+            (self.site.client, "wan1", WAN_CLIENT.to_owned()),
+        ] {
             end.wire("wan", &middle, inside)?;
             end.ip(&format!("addr add {addr}/16 dev wan"))?;
             // One frame is one packet, or the wire would lose 64 KiB at a time.
@@ -481,8 +483,12 @@ impl Bench<'_> {
                     impairment.seed = self.plan.impairment.seed + u64::from(round);
                     for (what, trial) in loads.iter().zip(&mut trials) {
                         // A new wire for each load, so that each meets the same chances.
-                        let mut bridge = Command::new(self.site.program);
-                        bridge.args(["bench", "wire", "a", "b"]).args(impairment.flags());
+                        let mut bridge = Command::new("nice");
+                        bridge
+                            .args(["-n", LOAD_NICE])
+                            .arg(self.site.program)
+                            .args(["bench", "wire", "wan0", "wan1"])
+                            .args(impairment.flags());
                         let output = self.site.folder.join("wire");
                         let mut wire =
                             Process::start("the wire", &middle, self.load_cpu, None, &mut bridge, &output)?;

@@ -476,11 +476,22 @@ fn micros(us: u64) -> String {
     }
 }
 
+/// Two decimals while they say something.
+fn ratio(value: f64) -> String {
+    match value {
+        v if v < 10.0 => format!("{v:.2}"),
+        v if v < 100.0 => format!("{v:.1}"),
+        v => format!("{v:.0}"),
+    }
+}
+
 /// `1.21 [1.10..1.30]`.
 fn with_spread(value: Option<f64>, spread: Option<[f64; 2]>) -> String {
     match (value, spread) {
-        (Some(value), Some([least, greatest])) => format!("{value:.2} [{least:.2}..{greatest:.2}]"),
-        (Some(value), None) => format!("{value:.2}"),
+        (Some(value), Some([least, greatest])) => {
+            format!("{} [{}..{}]", ratio(value), ratio(least), ratio(greatest))
+        }
+        (Some(value), None) => ratio(value),
         _ => "-".into(),
     }
 }
