@@ -14,6 +14,7 @@ pub mod http;
 pub mod impair;
 pub mod model;
 pub mod null;
+pub mod relay;
 pub mod report;
 pub mod result;
 pub mod storm;

@@ -699,7 +699,7 @@ mod tests {
 
     #[test]
     fn whatever_a_wire_loses_and_repeats_the_file_comes_whole_or_the_failure_has_a_name() {
-        let content: Vec<u8> = (0..997u32).map(|i| (i * 7 >> 2) as u8).collect();
+        let content: Vec<u8> = (0..997u32).map(|i| ((i * 7) >> 2) as u8).collect();
         let check = Check::of(&content);
         let mut whole = 0;
         for seed in 0..200 {

@@ -8,10 +8,13 @@ use std::time::Duration;
 use clap::{Subcommand, ValueEnum};
 use serde_json::json;
 
+use super::bench_compare::BadNetwork;
 use super::{Done, Exit, Failure, bench_compare, output};
 use crate::bench::dhcp::{DhcpLoad, Mode};
 use crate::bench::http::{HttpLoad, Work};
+use crate::bench::impair::Impairment;
 use crate::bench::null::{NullFrames, NullHttp, answer_frames, answer_http};
+use crate::bench::relay::Relay;
 use crate::bench::result::Point;
 use crate::bench::storm::StormLoad;
 use crate::bench::tftp::{Check, TftpLoad};
@@ -136,6 +139,9 @@ pub struct TftpArgs {
     /// First simulated host's address [default: the last ones of the interface's network]
     #[arg(long, value_name = "ADDR", requires = "interface")]
     pub from: Option<Ipv4Addr>,
+    /// What is put in between.
+    #[command(flatten)]
+    pub bad: BadNetwork,
     /// How long each point is measured
     #[arg(long, value_name = "TIME", default_value = "3s", value_parser = time)]
     pub time: Duration,
@@ -159,6 +165,9 @@ pub struct HttpArgs {
     /// Ranges at random offsets instead of one after the other
     #[arg(long)]
     pub random: bool,
+    /// What is put in between.
+    #[command(flatten)]
+    pub bad: BadNetwork,
     /// Connections at once
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,16")]
     pub connections: Vec<u32>,
@@ -370,6 +379,13 @@ pub(super) fn run(verb: &BenchVerb) -> Done {
 
 fn run_tftp(args: &TftpArgs) -> Done {
     one_host(*args.server.ip(), &args.common)?;
+    if args.interface.is_some() && !args.bad.impairment().is_none() {
+        return Err(usage(
+            "--rtt and the like are a relay for ordinary sockets: leave --interface out, or put `bench wire` in between",
+        ));
+    }
+    let relay = relay(&args.bad, |impairment| Relay::tftp(args.server, impairment))?;
+    let server = relay.as_ref().map_or(args.server, Relay::addr);
     let check = match &args.verify {
         None => None,
         Some(path) => {
@@ -387,7 +403,7 @@ fn run_tftp(args: &TftpArgs) -> Done {
         for &blksize in &args.blksize {
             for &windowsize in &args.windowsize {
                 let load = TftpLoad {
-                    server: args.server,
+                    server,
                     file: args.file.clone(),
                     blksize,
                     windowsize,
@@ -398,15 +414,41 @@ fn run_tftp(args: &TftpArgs) -> Done {
                     check,
                     way: way.clone(),
                 };
-                jobs.push(Box::new(move || tftp::run(&load)));
+                jobs.push(Box::new(move || tftp::run(&load).map(|point| noted(point, &args.bad))));
             }
         }
     }
     measure(&args.common, &jobs)
 }
 
+/// A relay for the loads to go through, unless nothing is to be wrong with the network.
+fn relay(
+    bad: &BadNetwork,
+    start: impl FnOnce(Impairment) -> std::io::Result<Relay>,
+) -> Result<Option<Relay>, Failure> {
+    let impairment = bad.impairment();
+    if impairment.is_none() {
+        return Ok(None);
+    }
+    start(impairment).map(Some).map_err(|error| match error.kind() {
+        std::io::ErrorKind::InvalidInput => usage(error.to_string()),
+        _ => Failure::new(Exit::Runtime, format!("start the relay: {error}")),
+    })
+}
+
+/// A point says what it was measured through.
+fn noted(mut point: Point, bad: &BadNetwork) -> Point {
+    let impairment = bad.impairment();
+    if !impairment.is_none() {
+        point.settings.insert("network".into(), impairment.to_string());
+    }
+    point
+}
+
 fn run_http(args: &HttpArgs) -> Done {
     one_host(*args.server.ip(), &args.common)?;
+    let relay = relay(&args.bad, |impairment| Relay::tcp(args.server, impairment))?;
+    let server = relay.as_ref().map_or(args.server, Relay::addr);
     let mut jobs: Vec<Job<'_>> = Vec::new();
     for &connections in &args.connections {
         for text in &args.range_size {
@@ -416,14 +458,14 @@ fn run_http(args: &HttpArgs) -> Done {
                 len => Work::Ranges { path, len, random: args.random },
             };
             let load = HttpLoad {
-                server: args.server,
+                server,
                 work,
                 connections,
                 close: args.close,
                 time: args.time,
                 requests_max: None,
             };
-            jobs.push(Box::new(move || http::run(&load)));
+            jobs.push(Box::new(move || http::run(&load).map(|point| noted(point, &args.bad))));
         }
     }
     measure(&args.common, &jobs)

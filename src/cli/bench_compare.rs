@@ -107,6 +107,14 @@ pub struct Wire {
     /// The two interfaces, in this network namespace
     #[arg(num_args = 2, value_name = "IF", required = true)]
     pub interfaces: Vec<String>,
+    /// What is wrong with it
+    #[command(flatten)]
+    pub bad: BadNetwork,
+}
+
+/// What is wrong with a network.
+#[derive(clap::Args, Debug, Clone)]
+pub struct BadNetwork {
     /// Delay there and back
     #[arg(long, value_name = "TIME", value_parser = parse_rtt, default_value = "0")]
     pub rtt: Duration,
@@ -122,6 +130,13 @@ pub struct Wire {
     /// Where chance starts
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
+}
+
+impl BadNetwork {
+    /// The same as a value.
+    pub(super) fn impairment(&self) -> Impairment {
+        Impairment { rtt: self.rtt, loss: self.loss, reorder: self.reorder, rate: self.rate, seed: self.seed }
+    }
 }
 
 pub(super) fn compare(args: &Compare) -> Done {
@@ -324,13 +339,7 @@ pub(super) fn wire(args: &Wire) -> Done {
     let [a, b] = args.interfaces.as_slice() else {
         return Err(Failure::new(Exit::Usage, "expected two interfaces"));
     };
-    let impairment = Impairment {
-        rtt: args.rtt,
-        loss: args.loss,
-        reorder: args.reorder,
-        rate: args.rate,
-        seed: args.seed,
-    };
+    let impairment = args.bad.impairment();
     let stop = stop_on_signal()?;
     let counts = bridge([a, b], impairment, &stop, || output::line(format!("{BRIDGE_READY}: {impairment}")))
         .map_err(|error| Failure::new(Exit::Runtime, error))?;

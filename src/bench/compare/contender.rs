@@ -174,10 +174,9 @@ impl Contender {
         let _ = fs::set_permissions(&own, std::os::unix::fs::PermissionsExt::from_mode(0o777));
         let group = site.hierarchy.group(&number.to_string())?;
         let recipe = Recipe { kind, number, addr, own: &own, images: &site.folder.join("images"), site };
-        let (mut command, ready) = recipe.command()?;
+        let (command, ready) = recipe.command()?;
         let output = own.join("output");
-        let mut process =
-            Process::start(kind.name(), &namespace, site.cpu, Some(&group), &mut command, &output)?;
+        let mut process = Process::start(kind.name(), &namespace, site.cpu, &group, &command, &output)?;
         process.wait_for(ready, SOON, site.stop)?;
         let frames_addr = match kind {
             Kind::Null | Kind::NullProxy => recipe.null_addr(),

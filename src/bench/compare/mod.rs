@@ -18,9 +18,9 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime};
 
-use cgroup::Hierarchy;
+use cgroup::{Group, Hierarchy};
 use contender::{Contender, IMAGE, Kind, LOADER, LOADER_LEN, NULL, Site};
-use place::{Folder, LoadFailure, Namespace, Process, interrupted, run_load};
+use place::{Folder, LoadFailure, Namespace, Process, inside, interrupted, run_load};
 pub use work::{Exchange, Load, What, Work};
 
 use super::impair::{Impairment, duration_text, share_text};
@@ -37,8 +37,6 @@ const LOAD_PATIENCE: Duration = Duration::from_secs(15);
 /// How long the probe of a server that does not answer yet is run, and how long until the next.
 const PROBE_MS: u64 = 60;
 const PROBE_PAUSE: Duration = Duration::from_millis(50);
-/// The load and the impaired wire go ahead of whatever else runs on the machine, as the servers do.
-const LOAD_NICE: &str = "-10";
 /// A server that fell over is started again so often.
 const RESTARTS_MAX: u32 = 8;
 /// What machines of a storm load, about a small Linux's.
@@ -47,6 +45,8 @@ const INITRD_LEN: u64 = 24 << 20;
 /// The impaired wire's addresses.
 const WAN_SERVER: std::net::Ipv4Addr = std::net::Ipv4Addr::new(10, 250, 0, 1);
 const WAN_CLIENT: &str = "10.250.0.2";
+/// Between the first simulated hosts of two loads over it: more than one load has.
+const WAN_HOSTS_STEP: u32 = 32;
 /// What the bridge's process prints once it passes frames.
 pub const BRIDGE_READY: &str = "the wire is up";
 
@@ -165,10 +165,12 @@ pub fn run(plan: &Plan, stop: &AtomicBool, say: &mut dyn FnMut(&str)) -> Result<
         stop,
         program: &program,
     };
+    let load_group = hierarchy.group("load")?;
     let mut bench = Bench {
         plan,
         site,
         load_cpu,
+        load_group,
         contenders: Vec::new(),
         missing: Vec::new(),
         started: 0,
@@ -257,6 +259,8 @@ struct Bench<'a> {
     plan: &'a Plan,
     site: Site<'a>,
     load_cpu: usize,
+    /// Of the load and the impaired wire, for their share of the CPU.
+    load_group: Group,
     contenders: Vec<Contender>,
     missing: Vec<Missing>,
     /// Servers started so far: the next one's number.
@@ -410,7 +414,15 @@ impl Bench<'_> {
         // Addresses of simulated clients fill the kernel's table, which all namespaces share.
         contender.namespace.ip("neigh flush all")?;
         let addr = if what.is_http() { contender.addr } else { contender.frames_addr };
-        let sample = self.load(&contender.group, addr, &contender.interface, what, time)?;
+        let interface = contender.interface.clone();
+        let load = Load {
+            server: addr,
+            interface,
+            from: None,
+            time_ms: time.as_millis() as u64,
+            what: what.clone(),
+        };
+        let sample = self.load(&contender.group, &load)?;
         let Some(why) = self.contenders[index].process.why_ended() else { return Ok(sample) };
         self.contenders.remove(index);
         if u32::from(self.started) >= RESTARTS_MAX + Kind::ALL.len() as u32 {
@@ -422,26 +434,13 @@ impl Bench<'_> {
         }
     }
 
-    fn load(
-        &self,
-        group: &cgroup::Group,
-        server: std::net::Ipv4Addr,
-        interface: &str,
-        what: &What,
-        time: Duration,
-    ) -> Result<Result<Sample, String>, CompareError> {
-        let load = Load {
-            server,
-            interface: interface.into(),
-            time_ms: time.as_millis() as u64,
-            what: what.clone(),
-        };
-        let text = serde_json::to_string(&load).map_err(|error| CompareError::new(error.to_string()))?;
-        let mut command = self.site.client.command("taskset");
-        command.arg("-c").arg(self.load_cpu.to_string()).args(["nice", "-n", LOAD_NICE]);
-        command.arg(self.site.program).args(["bench", "one", &text]);
+    fn load(&self, group: &Group, load: &Load) -> Result<Result<Sample, String>, CompareError> {
+        let text = serde_json::to_string(load).map_err(|error| CompareError::new(error.to_string()))?;
+        let mut program = Command::new(self.site.program);
+        program.args(["bench", "one", &text]);
+        let mut command = inside(self.site.client, self.load_cpu, &self.load_group, &program);
         let before = group.used()?;
-        let output = run_load(&mut command, what.patience(time) + LOAD_PATIENCE, self.site.stop);
+        let output = run_load(&mut command, load.patience() + LOAD_PATIENCE, self.site.stop);
         let cpu_seconds = group.used()?.saturating_sub(before).as_secs_f64();
         match output {
             Ok(text) => Ok(match serde_json::from_str::<Point>(&text) {
@@ -473,7 +472,7 @@ impl Bench<'_> {
             end.ip("link set wan gso_max_segs 1")?;
         }
         let rounds = self.plan.rounds.min(if self.plan.quick { 1 } else { 3 });
-        let mut rows = Vec::new();
+        let (mut rows, mut hosts) = (Vec::new(), 0);
         for loss in self.plan.losses.iter().copied() {
             for rtt in self.plan.rtts.iter().copied() {
                 let mut impairment = Impairment { rtt, loss, ..self.plan.impairment };
@@ -483,19 +482,30 @@ impl Bench<'_> {
                     impairment.seed = self.plan.impairment.seed + u64::from(round);
                     for (what, trial) in loads.iter().zip(&mut trials) {
                         // A new wire for each load, so that each meets the same chances.
-                        let mut bridge = Command::new("nice");
-                        bridge
-                            .args(["-n", LOAD_NICE])
-                            .arg(self.site.program)
-                            .args(["bench", "wire", "wan0", "wan1"])
-                            .args(impairment.flags());
+                        let mut bridge = Command::new(self.site.program);
+                        bridge.args(["bench", "wire", "wan0", "wan1"]).args(impairment.flags());
                         let output = self.site.folder.join("wire");
-                        let mut wire =
-                            Process::start("the wire", &middle, self.load_cpu, None, &mut bridge, &output)?;
+                        let mut wire = Process::start(
+                            "the wire",
+                            &middle,
+                            self.load_cpu,
+                            &self.load_group,
+                            &bridge,
+                            &output,
+                        )?;
                         wire.wait_for(BRIDGE_READY, SOON, self.site.stop)?;
                         // Long enough for a lost packet's timeout to be a part and not the whole.
                         let time = if loss > 0.0 { self.plan.time * 3 } else { self.plan.time };
-                        let sample = self.load(&ours.group, WAN_SERVER, "wan", what, time)?;
+                        // New addresses for each, or what the last one left on its way would meet it.
+                        hosts += WAN_HOSTS_STEP;
+                        let load = Load {
+                            server: WAN_SERVER,
+                            interface: "wan".into(),
+                            from: Some((u32::from(WAN_SERVER) + hosts).into()),
+                            time_ms: time.as_millis() as u64,
+                            what: what.clone(),
+                        };
+                        let sample = self.load(&ours.group, &load)?;
                         trial.servers[0].1.push(sample);
                     }
                 }

@@ -142,6 +142,27 @@ impl Drop for Namespace {
     }
 }
 
+/// `program` as a command that runs in a namespace, on a CPU and in a group, and ends with this process.
+pub(super) fn inside(namespace: &Namespace, cpu: usize, group: &Group, program: &Command) -> Command {
+    // The shell joins the group and becomes the program, which thereby never runs outside of it.
+    let joins: String =
+        group.procs().iter().map(|procs| format!("echo $$ > {} && ", procs.display())).collect();
+    let mut command = namespace.command("sh");
+    command.args([
+        "-c",
+        &format!("{joins}exec \"$@\""),
+        "sh",
+        "setpriv",
+        "--pdeathsig",
+        "TERM",
+        "taskset",
+        "-c",
+    ]);
+    command.arg(cpu.to_string()).arg(program.get_program()).args(program.get_args());
+    command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command
+}
+
 /// A running server, or the impaired wire. Ended on drop.
 #[derive(Debug)]
 pub(super) struct Process {
@@ -156,25 +177,15 @@ impl Process {
         name: &str,
         namespace: &Namespace,
         cpu: usize,
-        group: Option<&Group>,
-        program: &mut Command,
+        group: &Group,
+        program: &Command,
         output: &Path,
     ) -> Result<Self, CompareError> {
         let failed =
             |what: &Path, error: std::io::Error| CompareError::new(format!("{}: {error}", what.display()));
         let file = File::create(output).map_err(|error| failed(output, error))?;
         let error_file = file.try_clone().map_err(|error| failed(output, error))?;
-        // The shell joins the group and becomes the program, which thereby never runs outside of it.
-        let mut script: String = group
-            .iter()
-            .flat_map(|group| group.procs())
-            .map(|procs| format!("echo $$ > {} && ", procs.display()))
-            .collect();
-        script.push_str("exec \"$@\"");
-        let mut command = namespace.command("sh");
-        command.args(["-c", &script, "sh", "setpriv", "--pdeathsig", "TERM", "taskset", "-c"]);
-        command.arg(cpu.to_string()).arg(program.get_program()).args(program.get_args());
-        command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let mut command = inside(namespace, cpu, group, program);
         let child = command
             .stdin(Stdio::null())
             .stdout(file)

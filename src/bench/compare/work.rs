@@ -20,7 +20,7 @@ const MACHINES: u32 = 10_000;
 /// DHCP exchanges under way at once.
 const EXCHANGES: u32 = 64;
 /// What has not booted by then has failed.
-pub(super) const STORM_TIME: Duration = Duration::from_secs(120);
+const STORM_TIME: Duration = Duration::from_secs(120);
 const TFTP_PORT: u16 = 69;
 /// The largest block that fits a frame of MTU 1500.
 const FRAME_BLKSIZE_MAX: u16 = 1468;
@@ -68,6 +68,8 @@ pub struct Load {
     pub server: Ipv4Addr,
     /// The interface towards it, for simulated hosts.
     pub interface: String,
+    /// Address of the first simulated host; `None`: the last ones of the interface's network.
+    pub from: Option<Ipv4Addr>,
     /// Measured for this long, milliseconds.
     pub time_ms: u64,
     /// What is asked.
@@ -130,6 +132,14 @@ pub enum Exchange {
 }
 
 impl Load {
+    /// How long it may take, setting up and ending aside.
+    pub(super) fn patience(&self) -> Duration {
+        match self.what {
+            What::Storm { .. } => STORM_TIME,
+            _ => Duration::from_millis(self.time_ms),
+        }
+    }
+
     /// Runs it in this thread.
     ///
     /// # Errors
@@ -158,7 +168,7 @@ impl Load {
                 check: None,
                 // Fragments are put together by the kernel, so larger blocks go through its sockets.
                 way: match blksize {
-                    0..=FRAME_BLKSIZE_MAX => Way::Raw { interface: self.interface.clone(), first: None },
+                    0..=FRAME_BLKSIZE_MAX => Way::Raw { interface: self.interface.clone(), first: self.from },
                     _ => Way::Sockets,
                 },
             }),
@@ -229,11 +239,6 @@ impl What {
         if matches!(self, Self::Storm { .. }) { 3 } else { u32::MAX }
     }
 
-    /// How long it may take when it is given `time`.
-    pub(super) fn patience(&self, time: Duration) -> Duration {
-        if matches!(self, Self::Storm { .. }) { STORM_TIME } else { time }
-    }
-
     pub(super) fn is_http(&self) -> bool {
         matches!(self, Self::Http { .. } | Self::Script { .. })
     }
@@ -284,8 +289,9 @@ pub(super) struct Case {
 /// What is done, in order.
 pub(super) fn cases(works: &[Work], quick: bool) -> Vec<Case> {
     const TFTP: &[Kind] = &[Kind::Ours, Kind::Dnsmasq, Kind::TftpdHpa, Kind::Atftpd, Kind::Null];
-    const WINDOWS: &[Kind] = &[Kind::Ours, Kind::Atftpd, Kind::Null];
-    const HTTP: &[Kind] = &[Kind::Ours, Kind::Nginx, Kind::Null];
+    // The responder that does nothing is no ceiling where it does more than nothing: windows and bodies.
+    const WINDOWS: &[Kind] = &[Kind::Ours, Kind::Atftpd];
+    const HTTP: &[Kind] = &[Kind::Ours, Kind::Nginx];
     let mut cases = Vec::new();
     let mut add = |what: What, kinds: &'static [Kind]| cases.push(Case { what, kinds });
     for work in Work::ALL.into_iter().filter(|work| works.contains(work)) {
@@ -379,6 +385,7 @@ mod tests {
         let load = Load {
             server: Ipv4Addr::new(10, 1, 0, 1),
             interface: "to-1".into(),
+            from: None,
             time_ms: 100,
             what: What::Http { range: Some(1 << 20), connections: 3 },
         };

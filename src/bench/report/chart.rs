@@ -107,7 +107,7 @@ pub(super) fn lines(id: &str, title: &str, x: &Axis<'_>, y: &Axis<'_>, series: &
             out,
             "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{RIGHT}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>"
         );
-        text(&mut out, "tick", LEFT - 8.0, at + 4.0, "end", &figure(tick));
+        text(&mut out, "tick", LEFT - 8.0, at + 4.0, "end", &tick_label(tick));
     }
     for place in &places {
         text(&mut out, "tick", x_of(*place), BOTTOM + 18.0, "middle", &(x.label)(*place));
@@ -117,9 +117,9 @@ pub(super) fn lines(id: &str, title: &str, x: &Axis<'_>, y: &Axis<'_>, series: &
         &mut out,
         "axis",
         LEFT,
-        HEIGHT - 14.0,
+        HEIGHT - 10.0,
         "start",
-        &format!("{} →   ↑ {}{logarithmic}", x.title, y.title),
+        &format!("across: {}; up: {}{logarithmic}", x.title, y.title),
     );
 
     let mut names: Vec<(f64, usize)> = Vec::new();
@@ -250,6 +250,15 @@ pub(super) fn ranges(id: &str, title: &str, groups: &[(String, Vec<Range>)]) -> 
     }
     out.push_str("</svg>\n");
     out
+}
+
+/// A round number without the zeros that would make it look measured.
+fn tick_label(tick: f64) -> String {
+    let text = figure(tick);
+    if !text.contains('.') {
+        return text;
+    }
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 /// The marker of a series: eight shapes that stay apart without colour.
