@@ -235,6 +235,9 @@ pub struct DhcpArgs {
     /// First relay's address [default: the last ones of the interface's network]
     #[arg(long, value_name = "ADDR")]
     pub from: Option<Ipv4Addr>,
+    /// An exchange without an answer for so long is lost
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = time)]
+    pub wait: Duration,
     /// Exchanges begun a second, whatever comes back
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub rate: Vec<u32>,
@@ -516,6 +519,7 @@ fn run_dhcp(args: &DhcpArgs) -> Done {
                 relays: args.relays,
                 first_relay: args.from,
                 rate,
+                wait: args.wait,
                 time: args.time,
             };
             jobs.push(Box::new(move || dhcp::run(&load)));
@@ -634,7 +638,9 @@ fn measure(common: &Common, jobs: &[Job<'_>]) -> Done {
         for (job, points) in jobs.iter().zip(&mut points) {
             let mut point = job()?;
             if common.ceiling.is_some() {
+                let limited = point.load_limited;
                 point.judge_load(common.ceiling);
+                point.load_limited |= limited;
             }
             points.push(point);
         }

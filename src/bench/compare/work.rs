@@ -17,6 +17,8 @@ use crate::client::{Kind as Firmware, Patience};
 
 /// Machines that scripts are asked for, and that DHCP serves in turn.
 const MACHINES: u32 = 10_000;
+/// A lost exchange is lost after iPXE's first patience.
+const EXCHANGE_WAIT: Duration = Duration::from_secs(1);
 /// DHCP exchanges under way at once.
 const EXCHANGES: u32 = 64;
 /// What has not booted by then has failed.
@@ -198,6 +200,7 @@ impl Load {
                 relays: 0,
                 first_relay: None,
                 rate,
+                wait: EXCHANGE_WAIT,
                 time,
             }),
             What::Storm { machines, impatient } => storm::run(&StormLoad {
