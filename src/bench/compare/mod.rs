@@ -2,7 +2,7 @@
 //! group of its own on one CPU, the load on another, in rounds in which the servers take turns.
 //!
 //! Needs root. All of it is taken down when [`run`] returns, fails or panics; a killed comparison leaves empty control
-//! groups, which the next one removes, and a folder in /tmp.
+//! groups and a folder in /tmp, which the next one removes.
 
 mod cgroup;
 mod contender;

@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,6 +50,21 @@ pub(super) fn run(command: &mut Command) -> Result<String, CompareError> {
     )))
 }
 
+/// Followed by the process id of its owner.
+const FOLDER: &str = "bootstorm-compare-";
+
+/// Removes what killed comparisons left; only root's, since anybody may make a folder of that name.
+fn sweep() {
+    for entry in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let owner = name.strip_prefix(FOLDER).and_then(|pid| pid.parse::<u32>().ok());
+        let is_roots = entry.metadata().is_ok_and(|meta| meta.is_dir() && meta.uid() == 0);
+        if owner.is_some_and(|pid| is_roots && !Path::new(&format!("/proc/{pid}")).exists()) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 /// A folder below the system's temporary one, removed on drop.
 #[derive(Debug)]
 pub(super) struct Folder(pub(super) PathBuf);
@@ -56,7 +72,8 @@ pub(super) struct Folder(pub(super) PathBuf);
 impl Folder {
     /// One that everybody may read: servers drop root.
     pub(super) fn new() -> Result<Self, CompareError> {
-        let path = std::env::temp_dir().join(format!("bootstorm-compare-{}", std::process::id()));
+        sweep();
+        let path = std::env::temp_dir().join(format!("{FOLDER}{}", std::process::id()));
         let failed = |error: std::io::Error| CompareError::new(format!("make {}: {error}", path.display()));
         fs::create_dir(&path).map_err(failed)?;
         let folder = Self(path.clone());

@@ -361,20 +361,14 @@ fn figures(out: &mut String, report: &Report, earlier: Option<&Report>) {
 
 fn figures_row(out: &mut String, row: &Row, earlier: Option<&Report>) {
     let dash = || "-".to_owned();
-    let mut remarks = String::new();
-    if let Some(share) = row.of_peak {
-        let _ = write!(
-            remarks,
-            "<span class=\"remark\">{:.0} % of what it does when not overloaded</span>",
-            share * 100.0
-        );
-    }
+    let mut remarks = Vec::new();
+    remarks.extend(
+        row.of_peak.map(|share| format!("{:.0} % of what it does when not overloaded", share * 100.0)),
+    );
     if row.load_limited {
-        remarks.push_str("<span class=\"remark\">the load was the limit</span>");
+        remarks.push("the load was the limit: only the CPU figure says something of the server".to_owned());
     }
-    if let Some(error) = &row.error {
-        let _ = write!(remarks, "<span class=\"remark\">{}</span>", escape(error));
-    }
+    remarks.extend(row.error.as_ref().map(|error| format!("in one round: {error}")));
     let reasons: Vec<String> =
         row.failure_reasons.iter().map(|(why, count)| format!("{count} {why}")).collect();
     let mut cells = vec![
@@ -396,12 +390,22 @@ fn figures_row(out: &mut String, row: &Row, earlier: Option<&Report>) {
             format!("{:+.0} %{ratio}", (change.value - 1.0) * 100.0)
         }));
     }
+    let cells_len = cells.len();
     let class = if row.server == OURS { " class=\"ours\"" } else { "" };
-    let _ = write!(out, "<tr{class}><td>{}{remarks}</td>", escape(&row.server));
+    let _ = write!(out, "<tr{class}><td>{}</td>", escape(&row.server));
     for cell in cells {
         let _ = write!(out, "<td class=\"n\">{}</td>", escape(&cell));
     }
     out.push_str("</tr>\n");
+    for remark in remarks {
+        let _ = writeln!(
+            out,
+            "<tr class=\"remark\"><td colspan=\"{}\">{}: {}</td></tr>",
+            cells_len + 1,
+            escape(&row.server),
+            escape(&remark)
+        );
+    }
 }
 
 fn figure_of(out: &mut String, caption: &str, svg: &str) {
