@@ -8,7 +8,7 @@ use std::time::{Instant, SystemTime};
 
 use bootstorm::jobs::book::Book;
 use bootstorm::jobs::image::Images;
-use bootstorm::jobs::script::{Context, Policy, compose};
+use bootstorm::jobs::script::{Context, Hints, Policy, compose};
 use bootstorm::jobs::token::{BootId, TokenKey};
 use bootstorm::jobs::{Identity, Image};
 use bootstorm::proto::dhcp::{
@@ -95,6 +95,7 @@ fn whole(c: &mut Criterion) {
         key: &key,
         now_unix: 1,
         policy: &policy,
+        hints: Hints::default(),
     };
     let table = book.load();
     let mut text = String::with_capacity(8192);

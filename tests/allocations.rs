@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use allocation_counter::measure;
 use bootstorm::jobs::book::Book;
 use bootstorm::jobs::image::Images;
-use bootstorm::jobs::script::{Context, Policy, compose};
+use bootstorm::jobs::script::{Context, Hints, Policy, compose};
 use bootstorm::jobs::token::{BootId, TokenKey};
 use bootstorm::jobs::{Identity, Image};
 use bootstorm::proto::dhcp::{
@@ -216,6 +216,7 @@ fn a_script_from_request_to_text_allocates_no_more_than_it_did() {
         key: &key,
         now_unix: 1,
         policy: &policy,
+        hints: Hints::default(),
     };
     let mut text = String::with_capacity(8192);
     let table = book.load();

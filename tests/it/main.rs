@@ -7,6 +7,7 @@
 mod bad_input;
 mod bench;
 mod clients;
+mod compare;
 mod demo;
 mod firmware;
 mod scripts;
