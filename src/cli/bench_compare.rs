@@ -21,8 +21,8 @@ const ROUNDS_QUICK: u32 = 3;
 const TIME: Duration = Duration::from_millis(1500);
 const TIME_QUICK: Duration = Duration::from_millis(700);
 const ROUNDS_MAX: u32 = 100;
-/// The large file's least and greatest length.
-const IMAGE_MIN: u64 = 1 << 20;
+/// The large file's least and greatest length: a range of 16 MiB is asked for.
+const IMAGE_MIN: u64 = 16 << 20;
 const IMAGE_MAX: u64 = 8 << 30;
 
 /// `bench compare`.
@@ -204,7 +204,7 @@ fn plan(args: &Compare) -> Result<Plan, Failure> {
     };
     let image_bytes = values::size(&args.size)
         .filter(|size| (IMAGE_MIN..=IMAGE_MAX).contains(size))
-        .ok_or_else(|| usage(format!("--size {:?}: expected 1MiB to 8GiB", args.size)))?;
+        .ok_or_else(|| usage(format!("--size {:?}: expected 16MiB to 8GiB", args.size)))?;
     let impairment = Impairment {
         rtt: Duration::ZERO,
         loss: 0.0,

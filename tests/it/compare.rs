@@ -32,7 +32,7 @@ fn a_quick_comparison_gives_rows_ratios_and_a_page_and_leaves_nothing_behind() {
     let child = Command::new(binary())
         .args([
             "bench", "compare", "--quick", "--work", "tftp", "--rounds", "1", "--time", "150ms", "--size",
-            "1MiB",
+            "16MiB",
         ])
         .arg("--json")
         .arg(&json)
@@ -90,7 +90,7 @@ fn an_interrupted_comparison_takes_everything_down() {
     let dir = TempDir::new("compare");
     let mut command = Command::new(binary());
     command.args([
-        "bench", "compare", "--work", "tftp", "--rounds", "50", "--size", "1MiB", "--peers", "dnsmasq",
+        "bench", "compare", "--work", "tftp", "--rounds", "50", "--size", "16MiB", "--peers", "dnsmasq",
     ]);
     let mut process = Process::spawn("bench compare", &mut command, &dir.join("output"));
     process.wait_for("1/", SOON);

@@ -2,7 +2,8 @@
 //! that are ended by their id.
 //!
 //! A namespace here has no name: a process that reads from a pipe of ours holds it, so that even a killed comparison
-//! leaves none behind. Servers get SIGTERM from the kernel when this process ends, however it ends.
+//! leaves none behind. Servers get SIGTERM from the kernel when this process ends, however it ends; one that has changed its
+//! user since (dnsmasq) does not, and is ended by the next comparison.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
