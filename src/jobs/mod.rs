@@ -6,6 +6,8 @@ pub mod evidence;
 pub mod identity;
 pub mod image;
 pub mod job;
+pub mod machine;
+pub mod rule;
 pub mod script;
 pub mod table;
 pub mod token;

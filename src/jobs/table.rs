@@ -16,6 +16,7 @@ use std::time::SystemTime;
 
 use super::Identity;
 use super::job::{Job, JobId, Selector};
+use super::rule::{Rule, Specificity};
 use crate::wire::{MacAddr, Uuid};
 
 /// What a machine's next boot is to be.
@@ -80,7 +81,8 @@ impl Table {
                 done = later(done, job);
             }
         }
-        match (best.or_else(|| self.rules.first().map(Arc::as_ref)), done) {
+        let known = best.is_some() || done.is_some();
+        match (best.or_else(|| self.rules_for(who, known).next()), done) {
             (Some(job), _) => Decision::Job(job),
             (None, Some(job)) => Decision::Done(job),
             (None, None) => Decision::NoJob,
@@ -98,7 +100,8 @@ impl Table {
                 entries.push(Entry { job, seen_as });
             }
         }
-        entries.extend(self.rules.iter().map(|job| Entry { job, seen_as: "rule" }));
+        let known = !entries.is_empty();
+        entries.extend(self.rules_for(who, known).map(|job| Entry { job, seen_as: "rule" }));
         let decision = self.decide(who);
         let decided = match decision {
             Decision::Job(job) | Decision::Done(job) => Some(job),
@@ -110,6 +113,16 @@ impl Table {
         entries.iter().map(|entry| entry.line(decision)).collect()
     }
 
+    /// The rules that this machine meets, best first.
+    fn rules_for<'a, 'w>(
+        &'a self,
+        who: &'w Identity,
+        known: bool,
+    ) -> impl Iterator<Item = &'a Job> + use<'a, 'w> {
+        let meets = move |rule: &Rule| rule.misfit(who, std::iter::empty(), known).is_none();
+        self.rules.iter().map(Arc::as_ref).filter(move |job| job.selector.rule().is_some_and(&meets))
+    }
+
     /// Puts a job where decisions find it, or takes it out if it no longer matters to any.
     pub(super) fn place(&mut self, job: &Arc<Job>) {
         match &job.selector {
@@ -117,7 +130,7 @@ impl Table {
             Selector::Uuid(uuid) => self.by_uuid.place(*uuid, job),
             Selector::Serial(serial) => self.by_serial.place(serial.as_str().into(), job),
             Selector::Asset(asset) => self.by_asset.place(asset.as_str().into(), job),
-            Selector::Any => {
+            Selector::Any | Selector::Rule(_) => {
                 let mut rules: Vec<_> = self.rules.iter().filter(|rule| rule.id != job.id).cloned().collect();
                 if job.is_live() {
                     rules.push(Arc::clone(job));
@@ -137,7 +150,7 @@ impl Table {
                 self.by_serial.change(serial.as_str().into(), |slot| slot.forget(job.id))
             }
             Selector::Asset(asset) => self.by_asset.change(asset.as_str().into(), |slot| slot.forget(job.id)),
-            Selector::Any => {
+            Selector::Any | Selector::Rule(_) => {
                 self.rules = self.rules.iter().filter(|rule| rule.id != job.id).cloned().collect();
             }
         }
@@ -150,7 +163,7 @@ impl Table {
             Selector::Uuid(uuid) => self.by_uuid.get(uuid),
             Selector::Serial(serial) => self.by_serial.get(serial.as_str()),
             Selector::Asset(asset) => self.by_asset.get(asset.as_str()),
-            Selector::Any => None,
+            Selector::Any | Selector::Rule(_) => None,
         };
         slot?.live.as_deref()
     }
@@ -196,6 +209,8 @@ impl Entry<'_> {
 fn why_lost(loser: &Job, winner: &Job) -> String {
     if winner.selector.is_exact() && !loser.selector.is_exact() {
         "which names this machine exactly".into()
+    } else if winner.selector.specificity() != loser.selector.specificity() {
+        "whose rule is narrower".into()
     } else if winner.priority != loser.priority {
         format!("which has priority {} against {}", winner.priority, loser.priority)
     } else {
@@ -204,8 +219,8 @@ fn why_lost(loser: &Job, winner: &Job) -> String {
 }
 
 /// Smaller is better.
-fn rank(job: &Job) -> (bool, Reverse<i32>, SystemTime, JobId) {
-    (!job.selector.is_exact(), Reverse(job.priority), job.created, job.id)
+fn rank(job: &Job) -> ((bool, Specificity), Reverse<i32>, SystemTime, JobId) {
+    (job.selector.specificity(), Reverse(job.priority), job.created, job.id)
 }
 
 /// Of two jobs that are over, the one that ended last speaks for the machine.
