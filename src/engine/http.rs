@@ -319,6 +319,9 @@ impl HttpSide {
         match pumped {
             Pumped::Done => {
                 self.busy -= 1;
+                if let Some(delivery) = &connection.delivery {
+                    delivery.left(turn.shared);
+                }
                 connection.deadline = turn.now + IDLE_PATIENCE;
                 if connection.keep_alive {
                     if connection.delivery.is_some() {
@@ -810,6 +813,13 @@ impl Subject {
         }
     }
 
+    /// Whether this completes what the image's script makes a machine fetch.
+    fn is_last(&self, shared: &Shared) -> bool {
+        let Self::File { image, file, end, len, .. } = self else { return false };
+        let catalog = shared.library.load();
+        catalog.image(image).and_then(last_file).is_some_and(|last| last.is_done_by(file, end == len))
+    }
+
     fn token(&self) -> Option<BootToken> {
         match self {
             Self::Loader { .. } => None,
@@ -831,16 +841,23 @@ impl Delivery {
         note(shared, *boot, self.peer, seen);
     }
 
+    /// Every byte is with the kernel, and will be with the machine whether it says so or not.
+    fn left(&self, shared: &Shared) {
+        if let Subject::File { boot: Some(token), image, file, .. } = &self.subject
+            && self.subject.is_last(shared)
+        {
+            let (image, file) = (image.clone(), file.clone());
+            let seen = Seen::LastPieceSent { job: token.job, image, file, over: Over::Http };
+            note(shared, Some(*token), self.peer, seen);
+        }
+    }
+
     fn done(self, shared: &Shared) {
+        let last = self.subject.is_last(shared);
         let boot = self.subject.token();
         let seen = match self.subject {
             Subject::Loader { name } => Seen::LoaderFetched { name, bytes: self.bytes, over: Over::Http },
-            Subject::File { boot, image, file, end, len } => {
-                let catalog = shared.library.load();
-                let last = catalog
-                    .image(&image)
-                    .and_then(last_file)
-                    .is_some_and(|last| last.is_done_by(&file, end == len));
+            Subject::File { boot, image, file, .. } => {
                 let job = boot.and_then(|token| token.job);
                 Seen::FileDone { job, image, file, bytes: self.bytes, last, over: Over::Http }
             }

@@ -128,7 +128,9 @@ impl Outcome {
                 "shell" => Self::Shell,
                 _ => Self::Local,
             },
-            Seen::FileDone { last: true, .. } if self != Self::Confirmed => Self::Running,
+            Seen::LastPieceSent { .. } | Seen::FileDone { last: true, .. } if self != Self::Confirmed => {
+                Self::Running
+            }
             Seen::FileStarted { .. } | Seen::FileProgress { .. } | Seen::FileDone { .. } if !over => {
                 Self::Fetching
             }
@@ -221,6 +223,7 @@ impl Timeline {
         texts(&mut seen).into_iter().flatten().for_each(clip);
         if let Seen::ScriptAsked { image: Some(image), .. }
         | Seen::FileStarted { image, .. }
+        | Seen::LastPieceSent { image, .. }
         | Seen::FileDone { image, .. } = &seen
         {
             self.image = Some(image.clone());
@@ -315,6 +318,15 @@ impl fmt::Display for Step {
                 let (over, at) = (over_word(*over), Bytes(self.total));
                 write!(f, "{over}: {}/{} goes on, {at} so far", Plain(image), Plain(file))?;
             }
+            Seen::LastPieceSent { image, file, over, .. } => {
+                let over = over_word(*over);
+                write!(
+                    f,
+                    "{over}: the last of {}/{} has left: it may have started",
+                    Plain(image),
+                    Plain(file)
+                )?;
+            }
             Seen::FileDone { image, file, last, over, .. } => {
                 let (over, all) = (over_word(*over), Bytes(self.total));
                 write!(f, "{over}: {}/{} delivered, {all}", Plain(image), Plain(file))?;
@@ -383,6 +395,7 @@ fn bytes(seen: &Seen) -> u64 {
         | Seen::IdentityAsked
         | Seen::ScriptAsked { .. }
         | Seen::FileStarted { .. }
+        | Seen::LastPieceSent { .. }
         | Seen::CalledBack { .. } => 0,
     }
 }
@@ -414,6 +427,7 @@ fn texts(seen: &mut Seen) -> [Option<&mut String>; 2] {
         Seen::ScriptAsked { offer, image, .. } => [Some(offer), image.as_mut()],
         Seen::FileStarted { image, file, .. }
         | Seen::FileProgress { image, file, .. }
+        | Seen::LastPieceSent { image, file, .. }
         | Seen::FileDone { image, file, .. } => [Some(image), Some(file)],
         Seen::TransferFailed { file, reason, .. } => [Some(file), Some(reason)],
         Seen::IdentityAsked | Seen::CalledBack { .. } => [None, None],

@@ -483,8 +483,23 @@ impl Job {
             Seen::FileDone { image, file, last: false, .. } if ours(image) => {
                 self.fetch(boot, format!("has {file}"), now)
             }
+            Seen::LastPieceSent { image, file, .. } if ours(image) => {
+                let reason = format!("the last of {file} has left: what it boots may have started");
+                if !self.step(Stage::Running, reason, now) {
+                    return false;
+                }
+                self.boot = Some(boot);
+                self.attempts_used = 0;
+                true
+            }
             Seen::FileDone { image, file, last: true, .. } if ours(image) => {
-                if !self.step(Stage::Running, format!("{file}, the last file, was delivered"), now) {
+                let reason = format!("{file}, the last file, was delivered");
+                if self.stage == Stage::Running && same_boot && self.reason != reason {
+                    self.reason = reason;
+                    self.updated = now;
+                    return true;
+                }
+                if !self.step(Stage::Running, reason, now) {
                     return false;
                 }
                 self.boot = Some(boot);

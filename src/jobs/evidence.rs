@@ -45,6 +45,7 @@ impl Evidence {
             Seen::ScriptAsked { job, .. }
             | Seen::FileStarted { job, .. }
             | Seen::FileProgress { job, .. }
+            | Seen::LastPieceSent { job, .. }
             | Seen::FileDone { job, .. }
             | Seen::TransferFailed { job, .. } => *job,
             Seen::CalledBack { job } => Some(*job),
@@ -65,7 +66,10 @@ impl Seen {
             Self::LoaderFetched { .. } => "loader",
             Self::IdentityAsked => "identity",
             Self::ScriptAsked { .. } => "script",
-            Self::FileStarted { .. } | Self::FileProgress { .. } | Self::FileDone { .. } => "image",
+            Self::FileStarted { .. }
+            | Self::FileProgress { .. }
+            | Self::LastPieceSent { .. }
+            | Self::FileDone { .. } => "image",
             Self::TransferFailed { .. } => "failed",
             Self::CalledBack { .. } => "callback",
         }
@@ -83,6 +87,7 @@ impl fmt::Display for Seen {
             Self::ScriptAsked { offer, image: None, .. } => write!(f, "script: {offer}"),
             Self::FileStarted { image, file, .. } => write!(f, "{image}/{file} asked for"),
             Self::FileProgress { .. } => f.write_str("delivery goes on"),
+            Self::LastPieceSent { image, file, .. } => write!(f, "the last of {image}/{file} has left"),
             Self::FileDone { image, file, bytes, .. } => write!(f, "{image}/{file} delivered, {bytes} bytes"),
             Self::TransferFailed { file, bytes, reason, .. } => {
                 write!(f, "{file} broke off after {bytes} bytes: {reason}")
@@ -175,6 +180,18 @@ pub enum Seen {
         file: String,
         /// Bytes acknowledged so far by this transfer.
         bytes: u64,
+        /// How.
+        over: Over,
+    },
+    /// The last piece of the image's last boot file left. From here on the machine may have started what it booted,
+    /// whether it acknowledges the piece or not: a UEFI machine that starts a kernel often does not.
+    LastPieceSent {
+        /// The token's job.
+        job: Option<JobId>,
+        /// Image.
+        image: String,
+        /// File below the image's folder.
+        file: String,
         /// How.
         over: Over,
     },

@@ -270,6 +270,20 @@ fn an_always_job_starts_over_at_every_boot() {
 }
 
 #[test]
+fn the_last_piece_leaving_is_the_point_of_no_return() {
+    let (book, id) = with_job(boot("fine"));
+    book.note(&started(1, id), at(1)).unwrap();
+    let (image, file) = ("fine".to_owned(), "a.efi".to_owned());
+    let left = Seen::LastPieceSent { job: Some(id), image, file, over: Over::Http };
+    let moved = book.note(&seen(1, left), at(2)).unwrap();
+    assert_eq!(moved.stage, Stage::Running);
+    assert!(moved.reason.contains("may have started"), "{}", moved.reason);
+    assert!(matches!(book.load().decide(&who()), Decision::Done(_)), "whether it is acknowledged or not");
+    let moved = book.note(&done(1, id, true), at(3)).unwrap();
+    assert_eq!((moved.stage, moved.reason.as_str()), (Stage::Running, "a.efi, the last file, was delivered"));
+}
+
+#[test]
 fn evidence_of_another_image_or_without_a_boot_moves_nothing() {
     let (book, id) = with_job(boot("fine"));
     let other = Seen::FileDone {
