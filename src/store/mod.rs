@@ -9,7 +9,12 @@
 #![forbid(unsafe_code)]
 
 mod chain;
+#[cfg(test)]
+mod conformance;
+#[cfg(test)]
+mod crash;
 mod memory;
+mod sqlite;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -19,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::chain::{AuditCheck, ChainHash};
 pub use self::memory::{Fault, MemoryStore, Snapshot};
+pub use self::sqlite::SqliteStore;
 
 /// What a record is of. A start reads the records kind by kind.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
