@@ -3,6 +3,7 @@
 //! The first part is criterion's, on one thread. The second runs one or two threads, with writes among the look-ups,
 //! and prints the processor time of one look-up (a thread's own, from `/proc/thread-self/schedstat`, so that a busy
 //! machine disturbs it less than it would disturb a clock), the median of five rounds in which all kinds take turns.
+#![allow(clippy::print_stdout)]
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
