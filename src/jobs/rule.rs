@@ -78,47 +78,81 @@ impl Rule {
         (Reverse(count), Reverse(self.subnet.map_or(0, |network| network.prefix)))
     }
 
-    /// The first condition that a machine does not meet, in plain words; `None` when it meets all. `groups` are
-    /// the groups it is in; `known` says that it is registered or that a job names it.
-    pub fn misfit<'g>(
-        &self,
+    /// The first condition that a machine does not meet; `None` when it meets all. `groups` are the groups it is
+    /// in; `known` says that it is registered or that a job names it. Allocates nothing.
+    pub fn misfit<'r, 'g>(
+        &'r self,
         who: &Identity,
         mut groups: impl Iterator<Item = &'g str>,
         known: bool,
-    ) -> Option<String> {
+    ) -> Option<Misfit<'r>> {
         if self.any_unknown && known {
-            return Some("the machine is known".into());
+            return Some(Misfit::Known);
         }
         if let Some(group) = &self.group
             && !groups.any(|of| of == group)
         {
-            return Some(format!("the machine is not in group {group}"));
+            return Some(Misfit::Group(group));
         }
         if let Some(network) = self.subnet {
             match who.relay.or(who.address) {
-                None => return Some(format!("it is not known whether the machine is in {network}")),
-                Some(at) if !network.contains(at) => return Some(format!("{at} is not in {network}")),
+                None => return Some(Misfit::Unplaced(network)),
+                Some(at) if !network.contains(at) => return Some(Misfit::Elsewhere(at, network)),
                 Some(_) => {}
             }
         }
         if let Some(circuit) = &self.circuit
             && who.circuit.as_deref() != Some(&circuit.0)
         {
-            return Some(format!("the request did not come through circuit {circuit}"));
+            return Some(Misfit::Circuit(circuit));
         }
         if !self.arch.is_empty() && !who.arch.is_some_and(|arch| self.arch.contains(&arch)) {
-            return Some(match who.arch {
-                Some(arch) => format!("its architecture is {}", arch.0),
-                None => "its architecture is not known".into(),
-            });
+            return Some(Misfit::Arch(who.arch));
         }
         if !said(&self.manufacturer, &who.manufacturer) {
-            return Some("it is of another manufacturer".into());
+            return Some(Misfit::Manufacturer);
         }
         if !said(&self.product, &who.product) {
-            return Some("it is another product".into());
+            return Some(Misfit::Product);
         }
         None
+    }
+}
+
+/// Why a machine does not meet a rule. `Display` says it in plain words.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Misfit<'r> {
+    /// It is known, and the rule is for unknown machines.
+    Known,
+    /// It is not in this group.
+    Group(&'r str),
+    /// Neither a relay nor an address says whether it is in this network.
+    Unplaced(Network),
+    /// It asks from elsewhere than this network.
+    Elsewhere(Ipv4Addr, Network),
+    /// It asks through another circuit, or none.
+    Circuit(&'r Circuit),
+    /// It has this architecture, or none is known.
+    Arch(Option<Arch>),
+    /// Another manufacturer, or none was shown.
+    Manufacturer,
+    /// Another product, or none was shown.
+    Product,
+}
+
+impl fmt::Display for Misfit<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Known => f.write_str("the machine is known"),
+            Self::Group(group) => write!(f, "the machine is not in group {group}"),
+            Self::Unplaced(network) => write!(f, "it is not known whether the machine is in {network}"),
+            Self::Elsewhere(at, network) => write!(f, "{at} is not in {network}"),
+            Self::Circuit(circuit) => write!(f, "the request did not come through circuit {circuit}"),
+            Self::Arch(Some(arch)) => write!(f, "the machine has architecture {}", arch.0),
+            Self::Arch(None) => f.write_str("the machine has not said its architecture"),
+            Self::Manufacturer => f.write_str("the machine is not known to be of that manufacturer"),
+            Self::Product => f.write_str("the machine is not known to be that product"),
+        }
     }
 }
 
