@@ -62,7 +62,7 @@ mod slot_protocol {
     #[test]
     fn no_reader_sees_a_torn_pair_or_an_unwritten_tail() {
         let mut builder = loom::model::Builder::new();
-        builder.preemption_bound = Some(3);
+        builder.preemption_bound = Some(2);
         builder.check(|| {
             let slot = loom::sync::Arc::new(Slot::<Loom, 2>::new());
             let tails = loom::sync::Arc::new(Tails(std::array::from_fn(|_| UnsafeCell::new(0))));
@@ -165,7 +165,7 @@ mod whole_table {
 
     /// Keys enough to share homes in the smallest array and to outgrow it.
     const KEYS: u64 = 60;
-    const ITERATIONS: usize = 2_000;
+    const ITERATIONS: usize = 100;
 
     /// Job and standing of one writing carry its number. What was freed reads otherwise: its text was overwritten.
     fn entry(key: u64, writing: u64) -> Entry {
