@@ -84,6 +84,10 @@ fn rooms_import_only_what_the_table_allows() {
     let table: BTreeMap<&str, &[&str]> = MAY_IMPORT.iter().copied().collect();
     let mut offences = Vec::new();
     for (room, path, text) in sources() {
+        // A room's tests may stand on the rooms below its neighbours: a store in memory under a keeper.
+        if path.ends_with("tests.rs") {
+            continue;
+        }
         let allowed =
             table.get(room.as_str()).unwrap_or_else(|| panic!("src/{room} is not in the import table"));
         for (number, line) in without_tests(&text).lines().enumerate() {
