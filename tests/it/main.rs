@@ -5,9 +5,11 @@
 #![allow(unreachable_pub, reason = "one binary of modules: pub is what they share")]
 
 mod bad_input;
+mod bench;
 mod clients;
 mod demo;
 mod firmware;
 mod interlock;
+mod scripts;
 mod server;
 mod winpe;

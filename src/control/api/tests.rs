@@ -8,7 +8,7 @@ use crate::control::client::{Client, ClientError};
 use crate::control::{Control, ControlError};
 use crate::files::library::{Library, Settings};
 use crate::history::History;
-use crate::jobs::script::{Context, Policy, compose_explained};
+use crate::jobs::script::{Context, Hints, Policy, compose_explained};
 use crate::jobs::token::{BootId, TokenKey};
 use crate::keeper::{Keeper, Running};
 use crate::store::MemoryStore;
@@ -63,6 +63,7 @@ impl Lab {
                     key: &TokenKey::new([1; 32]),
                     now_unix: 0,
                     policy: &Policy::default(),
+                    hints: Hints::default(),
                 };
                 compose_explained(&k.table().view(), &**l.load(), who, &context)
             }),
