@@ -6,9 +6,9 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use bootstorm::jobs::book::Book;
 use bootstorm::jobs::image::Images;
 use bootstorm::jobs::script::{Context, Hints, Policy, compose};
+use bootstorm::jobs::table::table;
 use bootstorm::jobs::token::{BootId, TokenKey};
 use bootstorm::jobs::{Identity, Image};
 use bootstorm::proto::dhcp::{
@@ -86,7 +86,7 @@ fn whole(c: &mut Criterion) {
             });
         });
     }
-    let book = Book::new();
+    let (table, _writer) = table(0);
     let key = TokenKey::new([7; 32]);
     let policy = Policy::default();
     let context = Context {
@@ -97,14 +97,14 @@ fn whole(c: &mut Criterion) {
         policy: &policy,
         hints: Hints::default(),
     };
-    let table = book.load();
     let mut text = String::with_capacity(8192);
     c.bench_function("answer/script/menu", |b| {
         b.iter(|| {
             let Next::Request { request, .. } = next_request(black_box(SCRIPT)) else {
                 panic!("a good request")
             };
-            compose(&table, &NoImages, &identity(&request), &context, &mut text)
+            let who = identity(&request);
+            compose(table.view().decide(&who), &NoImages, &who, &context, &mut text)
         });
     });
 }

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use allocation_counter::measure;
-use bootstorm::jobs::book::Book;
 use bootstorm::jobs::image::Images;
 use bootstorm::jobs::script::{Context, Hints, Policy, compose};
+use bootstorm::jobs::table::table;
 use bootstorm::jobs::token::{BootId, TokenKey};
 use bootstorm::jobs::{Identity, Image};
 use bootstorm::proto::dhcp::{
@@ -207,7 +207,7 @@ impl Images for NoImages {
 #[test]
 fn a_script_from_request_to_text_allocates_no_more_than_it_did() {
     let get = b"GET /ipxe?mac=52:54:00:12:34:56&uuid=4c4c4544-0042-3510-8052-b4c04f564231 HTTP/1.1\r\nHost: x\r\n\r\n";
-    let book = Book::new();
+    let (table, _writer) = table(0);
     let key = TokenKey::new([7; 32]);
     let policy = Policy::default();
     let context = Context {
@@ -219,13 +219,12 @@ fn a_script_from_request_to_text_allocates_no_more_than_it_did() {
         hints: Hints::default(),
     };
     let mut text = String::with_capacity(8192);
-    let table = book.load();
     let mut asked = 0;
     let count = allocations(100, || {
         let Next::Request { request, .. } = next_request(black_box(get)) else { panic!("a good request") };
         let who = identity(&request);
         asked += u32::from(who.mac.is_some());
-        black_box(compose(&table, &NoImages, &who, &context, &mut text));
+        black_box(compose(table.view().decide(&who), &NoImages, &who, &context, &mut text));
     });
     assert!(asked == 101 && text.starts_with("#!ipxe"));
     assert!(count <= 100 * SCRIPT_ALLOCATIONS, "{} allocations a script", count as f64 / 100.0);

@@ -10,6 +10,7 @@ mod clients;
 mod compare;
 mod demo;
 mod firmware;
+mod interlock;
 mod scripts;
 mod server;
 mod winpe;
