@@ -16,8 +16,6 @@ use crate::wire::dhcp::{Emitter, FLAG_BROADCAST, Header, Message, MessageType, O
 
 /// Exchanges under way at once.
 pub const EXCHANGES_MAX: u32 = 1 << 16;
-/// An exchange without an answer for so long is lost; no firmware waits less.
-const PATIENCE: Duration = Duration::from_secs(1);
 /// PXE 2.1's waits between DISCOVERs, and EDK2's (PxeBcDhcp4.c): doubling from 4 s, four in all.
 const BACKOFF: Duration = Duration::from_secs(4);
 const DISCOVERS_MAX: u32 = 4;
@@ -78,6 +76,8 @@ pub struct DhcpLoad {
     pub first_relay: Option<Ipv4Addr>,
     /// Exchanges begun a second; `None`: closed loop.
     pub rate: Option<u32>,
+    /// An exchange without an answer for so long is lost. iPXE waits 1 s first, PXE ROMs and EDK2 4 s.
+    pub wait: Duration,
     /// Measured for this long; an avalanche may end sooner.
     pub time: Duration,
 }
@@ -305,7 +305,7 @@ impl Run<'_> {
         let machine = self.next_machine;
         self.next_machine =
             (machine + 1) % if self.is_avalanche() { self.load.clients } else { self.load.machines };
-        let wait = if self.is_avalanche() { BACKOFF } else { PATIENCE };
+        let wait = if self.is_avalanche() { BACKOFF } else { self.load.wait };
         let exchange = &mut self.exchanges[slot as usize];
         *exchange = Exchange {
             state: State::Discovering,
@@ -379,7 +379,8 @@ impl Run<'_> {
                 exchange.state = State::Requesting;
                 (exchange.offered, exchange.server_id) = (message.yiaddr(), server_id);
                 exchange.tries = 1;
-                exchange.deadline = now + if self.load.mode == Mode::Avalanche { BACKOFF } else { PATIENCE };
+                exchange.deadline =
+                    now + if self.load.mode == Mode::Avalanche { BACKOFF } else { self.load.wait };
                 self.send(slot, out);
             }
             (State::Requesting, Some(MessageType::Ack)) if message.yiaddr() == exchange.offered => {
@@ -430,6 +431,7 @@ impl Run<'_> {
                 self.count("not done when time was up");
             }
         }
+        let unanswered = self.exchanges.len() - self.free.len();
         let mut settings = BTreeMap::from([("mode".to_owned(), load.mode.word().to_owned())]);
         let mut set = |name: &str, value: u64| drop(settings.insert(name.to_owned(), value.to_string()));
         if load.relays > 0 {
@@ -441,6 +443,10 @@ impl Run<'_> {
         }
         if load.machines != load.clients {
             set("machines", load.machines.into());
+        }
+        // Begun, and neither answered nor given up when time was up: worth a word when nothing else came of the load.
+        if self.done == 0 {
+            set("unanswered", unanswered as u64);
         }
         if unsent > 0 {
             set("unsent", unsent);

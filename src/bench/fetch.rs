@@ -2,19 +2,17 @@
 
 use std::io::{self, Write};
 use std::mem::MaybeUninit;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddrV4;
 use std::time::Instant;
 
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::SockRef;
 
 use crate::wire::http::{BodyLength, HEAD_MAX, ResponseHead, parse_response_head};
 
 /// linux/socket.h: on TCP, bytes are thrown away without being copied (linux tcp(7)).
 const MSG_TRUNC: i32 = 0x20;
-/// asm-generic/errno.h: the connection is being made.
-const EINPROGRESS: i32 = 115;
 /// Taken with the head; a script's whole answer, as a rule.
 const HEAD_READ: usize = 2048;
 /// Bytes thrown away with one call.
@@ -90,28 +88,15 @@ pub(super) struct Fetch {
 }
 
 impl Fetch {
-    /// Begins to connect, from `source` if that is given; the request is `out`.
+    /// Begins to connect; the request is `out`.
     pub(super) fn connect(
         server: SocketAddrV4,
-        source: Option<Ipv4Addr>,
         registry: &Registry,
         token: Token,
         out: Vec<u8>,
         now: Instant,
     ) -> io::Result<Self> {
-        let mut stream = match source {
-            None => TcpStream::connect(server.into())?,
-            Some(source) => {
-                let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
-                socket.set_nonblocking(true)?;
-                socket.bind(&SocketAddrV4::new(source, 0).into())?;
-                match socket.connect(&server.into()) {
-                    Err(error) if error.raw_os_error() != Some(EINPROGRESS) => return Err(error),
-                    _ => {}
-                }
-                TcpStream::from_std(socket.into())
-            }
-        };
+        let mut stream = TcpStream::connect(server.into())?;
         // A request leaves at once, whatever is under way.
         let _ = stream.set_nodelay(true);
         registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;

@@ -86,7 +86,6 @@ struct Connection {
     /// Next offset of a sequential reader.
     offset: u64,
     status: u16,
-    answered: bool,
     again: bool,
 }
 
@@ -145,7 +144,6 @@ pub fn run(load: &HttpLoad) -> Result<Point, LoadError> {
                 bytes: 0,
                 offset: 0,
                 status: 0,
-                answered: false,
                 again: false,
             })
             .collect(),
@@ -264,10 +262,9 @@ impl Run<'_> {
             self.connections[index as usize].fetch.take().map(|fetch| fetch.out).unwrap_or_default();
         self.write_request(index, &mut out);
         let token = Token(index as usize);
-        let fetch = Fetch::connect(self.load.server, None, self.poll.registry(), token, out, now);
+        let fetch = Fetch::connect(self.load.server, self.poll.registry(), token, out, now);
         let connection = &mut self.connections[index as usize];
         connection.asked_at = now;
-        connection.answered = false;
         match fetch {
             Ok(fetch) => connection.fetch = Some(fetch),
             Err(_) => self.fail(now, index, "no socket"),
@@ -288,12 +285,10 @@ impl Run<'_> {
         let Some(connection) = self.connections.get_mut(index as usize) else { return };
         let Some(fetch) = &mut connection.fetch else { return };
         let closing = fetch.is_closing();
-        let (status, bytes, answered) =
-            (&mut connection.status, &mut connection.bytes, &mut connection.answered);
+        let (status, bytes) = (&mut connection.status, &mut connection.bytes);
         let progress = fetch.drive(now, 0, &mut self.scratch, |part| match part {
             Part::Head(head) => {
                 *status = head.status.code();
-                *answered = true;
                 self.first_answer.record(now.saturating_duration_since(connection.asked_at));
             }
             Part::Bytes(part) => *bytes += part.len() as u64,
@@ -338,7 +333,6 @@ impl Run<'_> {
         fetch.ask();
         let connection = &mut self.connections[index as usize];
         connection.asked_at = now;
-        connection.answered = false;
         connection.fetch = Some(fetch);
         self.drive(now, index);
     }

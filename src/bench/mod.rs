@@ -6,11 +6,16 @@
 //! doing anything: against it, a load shows its own ceiling.
 #![forbid(unsafe_code)]
 
+pub mod compare;
 pub mod dhcp;
 mod fetch;
 mod hosts;
 pub mod http;
+pub mod impair;
+pub mod model;
 pub mod null;
+pub mod relay;
+pub mod report;
 pub mod result;
 pub mod storm;
 pub mod tftp;
@@ -19,7 +24,7 @@ use std::time::{Duration, Instant};
 
 pub use hosts::{HOSTS_MAX, LoadError, SOCKET_CLIENTS_MAX, Way, stays_here};
 
-use crate::sys::affinity::thread_cpu_time;
+use crate::sys::affinity::{thread_cpu_time, thread_wait_time};
 use crate::wire::MacAddr;
 use result::Point;
 
@@ -31,17 +36,21 @@ const TICK: Duration = Duration::from_millis(10);
 struct Meter {
     start: Instant,
     cpu: Duration,
+    waited: Duration,
 }
 
 impl Meter {
     fn start() -> Self {
-        Self { start: Instant::now(), cpu: thread_cpu_time() }
+        Self { start: Instant::now(), cpu: thread_cpu_time(), waited: thread_wait_time() }
     }
 
     fn stop(&self, point: &mut Point) {
         point.seconds = self.start.elapsed().as_secs_f64();
         point.load_cpu_seconds = thread_cpu_time().saturating_sub(self.cpu).as_secs_f64();
         point.judge_load(None);
+        // Others on this CPU are as good as work of one's own: the load could not have done more.
+        let waited = thread_wait_time().saturating_sub(self.waited).as_secs_f64();
+        point.load_limited |= point.load_cpu_seconds + waited >= result::BUSY_LIMIT * point.seconds;
     }
 }
 

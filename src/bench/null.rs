@@ -292,7 +292,9 @@ impl Connection {
     fn step(&mut self, settings: &NullHttp, file: &std::fs::File) -> io::Result<bool> {
         if self.sent < self.head.len() {
             self.sent += self.stream.write(&self.head[self.sent..])?;
-            return Ok(true);
+            // The next request is an event of its own; looking for it now would mostly be in vain.
+            let over = self.sent == self.head.len() && self.left == 0 && !self.close;
+            return if over { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(true) };
         }
         if self.left > 0 || self.pipe.as_ref().is_some_and(|pipe| pipe.held() > 0) {
             self.send_body(file)?;

@@ -32,6 +32,8 @@ pub const MACHINES_MAX: u32 = 16_384;
 const STARTS_PER_TURN: u32 = 64;
 /// HTTP is given up after this long without a byte: iPXE's own watchdog.
 const HTTP_PATIENCE: Duration = Duration::from_secs(120);
+/// How often silent connections are looked for.
+const SILENCE_LOOK: Duration = Duration::from_secs(1);
 /// Answers no longer than this are read: scripts.
 const READ_UP_TO: u64 = 256 * 1024;
 /// Whole DHCP messages, and firmware's largest window that a server may send as one: four blocks of 1468 bytes.
@@ -108,6 +110,7 @@ struct Run<'a> {
     scratch: Scratch,
     /// A longer payload is several datagrams.
     mtu_payload: usize,
+    silence_looked_for: Instant,
     over: u32,
     boots: u64,
     local: u64,
@@ -149,6 +152,7 @@ pub fn run(load: &StormLoad) -> Result<Point, LoadError> {
         again: Vec::new(),
         scratch: Scratch::new(),
         mtu_payload: (raw.interface.mtu as usize).saturating_sub(IP_UDP_LEN),
+        silence_looked_for: start,
         over: 0,
         boots: 0,
         local: 0,
@@ -439,7 +443,7 @@ impl Run<'_> {
             "{method} {path} HTTP/1.1\r\nHost: {server}\r\nUser-Agent: {user_agent}\r\nConnection: close\r\n\r\n"
         );
         let token = Token(index as usize);
-        let fetch = Fetch::connect(server, None, self.poll.registry(), token, request.into_bytes(), now);
+        let fetch = Fetch::connect(server, self.poll.registry(), token, request.into_bytes(), now);
         match fetch {
             Ok(mut fetch) => {
                 if method == "HEAD" {
@@ -513,6 +517,10 @@ impl Run<'_> {
             sim.machine.handle_timeout(now);
             self.carry_out(now, index, out);
         }
+        if now < self.silence_looked_for {
+            return;
+        }
+        self.silence_looked_for = now + SILENCE_LOOK;
         for index in 0..self.fetches.len() {
             let silent = self.fetches[index]
                 .as_ref()

@@ -451,6 +451,9 @@ impl Run<'_> {
                 }
             }
             Step::Failed(reason) => {
+                if !matches!(reason, Reason::Error(_) | Reason::NoAnswer) {
+                    send_error(client, index, out);
+                }
                 *self.failures.entry(reason.word()).or_default() += 1;
                 if self.load.files_max.is_some() {
                     client.phase = Phase::Over;
@@ -480,10 +483,8 @@ impl Run<'_> {
     /// Nobody goes on sending to a client that is not there any more.
     fn abort_all(&mut self, out: &mut Out) {
         for (client, index) in self.clients.iter().zip(0u32..) {
-            if let (Phase::Receiving, Some(port), Some(peer)) = (client.phase, client.port, client.peer) {
-                out.send(index, port, peer, 64, |buffer| {
-                    emit_error(buffer, ErrorCode::NotDefined, "measured enough")
-                });
+            if client.phase == Phase::Receiving {
+                send_error(client, index, out);
             }
         }
         out.flush();
@@ -518,6 +519,12 @@ impl Run<'_> {
         meter.stop(&mut point);
         point
     }
+}
+
+/// The server need not go on.
+fn send_error(client: &Client, index: u32, out: &mut Out) {
+    let (Some(port), Some(peer)) = (client.port, client.peer) else { return };
+    out.send(index, port, peer, 64, |buffer| emit_error(buffer, ErrorCode::NotDefined, "no more is needed"));
 }
 
 fn send_ack(client: &Client, index: u32, block: u64, out: &mut Out) {

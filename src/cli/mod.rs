@@ -3,6 +3,7 @@
 
 mod args;
 mod bench;
+mod bench_compare;
 mod config;
 mod demo;
 mod explain;

@@ -30,8 +30,13 @@ impl BootPolicy for Decider<'_> {
         server: Ipv4Addr,
         file: &mut BootFile,
     ) -> Answer {
-        let table = self.shared.book.load();
-        let claimed = !matches!(table.decide(who), Decision::NoJob);
+        let view = self.shared.keeper.table().view();
+        let claimed = match view.decide(who) {
+            // No loader, no address of a script: denied at every hop.
+            Decision::Rejected => return Answer::NoBoot,
+            Decision::Job(_) | Decision::Done(_) => true,
+            Decision::NoJob => false,
+        };
         if !claimed && self.shared.policy.load().unknown == Unknown::Silent {
             return Answer::Silent;
         }
@@ -69,7 +74,7 @@ impl BootPolicy for Decider<'_> {
     }
 
     fn is_registered(&mut self, who: &Identity) -> bool {
-        !matches!(self.shared.book.load().decide(who), Decision::NoJob)
+        !matches!(self.shared.keeper.table().view().decide(who), Decision::NoJob)
     }
 }
 
@@ -81,10 +86,10 @@ mod tests {
 
     use super::*;
     use crate::files::library::test_site::Site;
-    use crate::jobs::book::Book;
     use crate::jobs::script::Policy;
-    use crate::jobs::token::TokenKey;
+    use crate::keeper::Keeper;
     use crate::proto::firmware::IpxeFeatures;
+    use crate::store::MemoryStore;
     use crate::wire::Arch;
 
     const US: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
@@ -94,17 +99,18 @@ mod tests {
         let site = Site::new();
         site.write("loaders/undionly.kpxe", b"bios");
         site.write("loaders/snponly.efi", b"uefi");
-        let book = Arc::new(Book::new());
+        let library = Arc::new(site.library());
+        let images = Arc::clone(&library);
+        let keeper = Keeper::start(
+            Box::new(MemoryStore::new()),
+            Box::new(move || images.snapshot()),
+            [1; 32],
+            Box::new(|_| {}),
+        )
+        .unwrap();
         let (evidence, _) = crossbeam_channel::bounded(1);
-        let shared = Shared::new(
-            Arc::new(site.library()),
-            book,
-            Policy::default(),
-            TokenKey::new([1; 32]),
-            evidence,
-            Duration::ZERO,
-            1,
-        );
+        let shared =
+            Shared::new(library, keeper.keeper().clone(), Policy::default(), evidence, Duration::ZERO);
         shared.set_http(http.iter().map(|addr| addr.parse::<SocketAddrV4>().unwrap()).collect());
         let who = Identity { mac: "52:54:00:00:00:01".parse().ok(), ..Identity::default() };
         let mut file = BootFile::new();

@@ -295,16 +295,16 @@ impl Engine {
             let tally = Tally::default();
             cells.push(tally.cells());
             let poll = Poll::new().map_err(|e| SysError::new("make an event queue", e))?;
-            let core = Core {
+            let core = Core::new(
                 index,
                 poll,
-                shared: Arc::clone(&shared),
+                Arc::clone(&shared),
                 tally,
-                dhcp: if index == 0 { dhcp.take() } else { None },
+                if index == 0 { dhcp.take() } else { None },
                 tftp,
-                http: HttpSide::new(listeners, connections_max, (PIPES_TOTAL / count).max(1)),
-                ring: rings.pop(),
-            };
+                HttpSide::new(listeners, connections_max, (PIPES_TOTAL / count).max(1)),
+                rings.pop(),
+            );
             cores.push(core);
         }
         if !tftp_listen.is_empty() {

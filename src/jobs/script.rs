@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 
 use self::builder::Script;
 pub(in crate::jobs) use self::builder::{clean_base, push_encoded};
+pub use self::image::{Barrier, LastFile, barrier, last_file};
 use self::image::{Fit, fit};
-pub use self::image::{LastFile, last_file};
 pub use self::local::LocalStrategy;
 use self::local::{Disk, local};
 use self::menu::menu;
@@ -30,7 +30,7 @@ pub use self::page::options_page;
 use super::Identity;
 use super::image::{Image, Images};
 use super::job::{Action, Job, JobId};
-use super::table::{Decision, Table};
+use super::table::{Decision, View};
 use super::template::{BadTemplate, Template, Values};
 use super::token::{BootId, SignedToken, Token, TokenKey};
 
@@ -205,20 +205,25 @@ pub struct Explained {
     pub lost: Vec<String>,
 }
 
-/// Writes the machine's script into `out`, replacing what it held. Looks at `table` and `images` only; changes
-/// nothing, so asking twice gives the same script twice.
+/// Writes the script of what was decided for a machine into `out`, replacing what it held. Changes nothing, so asking
+/// twice gives the same script twice.
 pub fn compose(
-    table: &Table,
+    decision: Decision<'_>,
     images: &dyn Images,
     who: &Identity,
     ctx: &Context<'_>,
     out: &mut String,
 ) -> Composed {
-    write(&plan(table.decide(who), images, who, ctx.policy), images, who, ctx, out)
+    write(&plan(decision, images, who, ctx.policy), images, who, ctx, out)
 }
 
 /// [`compose`], with the reasons: what `script render --explain` shows. Changes nothing.
-pub fn compose_explained(table: &Table, images: &dyn Images, who: &Identity, ctx: &Context<'_>) -> Explained {
+pub fn compose_explained(
+    table: &View<'_>,
+    images: &dyn Images,
+    who: &Identity,
+    ctx: &Context<'_>,
+) -> Explained {
     let decision = table.decide(who);
     let plan = plan(decision, images, who, ctx.policy);
     let mut script = String::new();
@@ -231,6 +236,7 @@ pub fn compose_explained(table: &Table, images: &dyn Images, who: &Identity, ctx
                 unknown_word(ctx.policy.unknown)
             )
         }
+        Decision::Rejected => "an operator refuses this machine".into(),
         Decision::Job(_) | Decision::Done(_) if !lost.is_empty() => lost.remove(0),
         Decision::Job(job) | Decision::Done(job) => job.id.to_string(),
     };
@@ -363,6 +369,7 @@ fn plan<'a>(decision: Decision<'a>, images: &'a dyn Images, who: &Identity, poli
             job: Some(job),
             act: Act::Local { why: "this machine had its job; see bootstorm explain" },
         },
+        Decision::Rejected => Plan { job: None, act: Act::Denied },
         Decision::NoJob => {
             let act = match policy.unknown {
                 Unknown::Menu => Act::Menu,
@@ -391,10 +398,11 @@ fn act_of<'a>(job: &'a Job, images: &'a dyn Images, who: &Identity) -> Act<'a> {
     if image.boot.is_none() || image.unbootable.is_some() {
         return Act::Unavailable { name, why: "the image cannot boot any more; see bootstorm image show" };
     }
-    if image.destructive {
+    // It was no destructive image when the job was added. A job for one machine and one boot may have it all the same.
+    if image.destructive && (job.always || !job.selector.is_exact() && !job.allow_rule) {
         return Act::Unavailable {
             name,
-            why: "the image may wipe a disk now, and no interlock guards that yet",
+            why: "the image may wipe a disk now, and the job does not allow for that",
         };
     }
     match fit(image, who) {

@@ -49,6 +49,13 @@ pub fn thread_cpu_time() -> std::time::Duration {
     }
 }
 
+/// How long the calling thread has wanted to run while another had its CPU; zero where the kernel does not say.
+pub fn thread_wait_time() -> std::time::Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let nanoseconds = text.split_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap_or(0);
+    std::time::Duration::from_nanos(nanoseconds)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -63,6 +70,18 @@ mod tests {
             assert!(start.elapsed().as_secs() < 20, "no CPU time goes by");
         }
         assert!(thread_cpu_time() - before <= start.elapsed() + std::time::Duration::from_millis(1));
+    }
+
+    #[test]
+    fn waiting_for_a_cpu_is_not_running_on_it() {
+        let start = std::time::Instant::now();
+        let (waited, ran) = (thread_wait_time(), thread_cpu_time());
+        while start.elapsed() < std::time::Duration::from_millis(20) {}
+        let both = thread_wait_time() - waited + (thread_cpu_time() - ran);
+        let wall = start.elapsed();
+        // The kernel brings its account up to date at its ticks.
+        assert!(both <= wall + std::time::Duration::from_millis(10), "{both:?} of {wall:?}");
+        assert!(both >= wall / 2, "{both:?} of {wall:?}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod packet;
 pub mod pages;
 pub mod ring;
 pub mod runs;
+pub mod tap;
 pub mod tcp;
 pub mod udp;
 pub mod uring;

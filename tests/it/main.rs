@@ -7,8 +7,10 @@
 mod bad_input;
 mod bench;
 mod clients;
+mod compare;
 mod demo;
 mod firmware;
+mod interlock;
 mod scripts;
 mod server;
 mod winpe;

@@ -319,6 +319,18 @@ fn pressed(script: &str) -> String {
     out
 }
 
+/// As if the machine were another than it is.
+fn guarded(script: &str, answer: &str) -> String {
+    let mut out = String::new();
+    for line in script.lines() {
+        match line.strip_suffix(" || goto misfit") {
+            Some(_) => _ = writeln!(out, "{answer} || goto misfit"),
+            None => _ = writeln!(out, "{line}"),
+        }
+    }
+    out
+}
+
 /// The snapshots by name, as scripts whose URLs point at the lab.
 fn snapshots() -> BTreeMap<String, String> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/snapshots");
@@ -369,15 +381,33 @@ fn cases_of(snapshot: &str, script: &str) -> Vec<Case> {
     if script.contains("\nprompt --key") {
         add("key pressed".into(), &pressed(script), World::Whole);
     }
+    if script.contains(" || goto misfit\n") {
+        add("made for this machine".into(), &guarded(script, "iseq x x"), World::Whole);
+        add("made for this machine, gone".into(), &guarded(script, "iseq x x"), World::Gone);
+        add("made for another machine".into(), &guarded(script, "iseq x y"), World::Whole);
+    }
     let default = script.lines().find(|line| line.starts_with("set default "));
     if let Some(default) = default {
         for label in items(script) {
-            // Once: a person would not choose the same again for ever.
-            let once = "chosen || goto local\nset default local\n";
+            // Once: a person would not choose the same again for ever. On the same line, so that lines keep their numbers.
+            let once = "chosen && set default local || goto local\n";
             let chosen = script.replacen("chosen || goto local\n", once, 1);
-            let chosen = chosen.replacen(default, &format!("set default {label}"), 1);
+            // What is on a group's page is chosen there, and the page before it.
+            let first_page = script.split("\n:").nth(1).unwrap_or_default();
+            let item = |page: &str| page.contains(&format!(" {label} ")) && page.contains("\nitem ");
+            let group = script.split("\n:g").skip(1).find(|page| !item(first_page) && item(page));
+            let group = group.and_then(|page| page.lines().next()).map(|number| format!("g{number}"));
+            let chosen = match &group {
+                Some(_) => chosen.replace("choose --default menu ", &format!("choose --default {label} ")),
+                None => chosen,
+            };
+            let first = group.unwrap_or_else(|| label.clone());
+            let chosen = chosen.replacen(default, &format!("set default {first}"), 1);
             add(format!("{label} chosen"), &chosen, World::Whole);
             add(format!("{label} chosen, key pressed"), &pressed(&chosen), World::Whole);
+            if label == "i0" {
+                add(format!("{label} chosen, key pressed, gone"), &pressed(&chosen), World::Gone);
+            }
         }
     }
     cases

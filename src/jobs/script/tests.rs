@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::menu::MENU_BYTES_MAX;
 use super::*;
-use crate::jobs::book::Book;
+use crate::jobs::book::published::Published;
 use crate::jobs::image::{Access, BootFiles, ImageFile, ImageKind, WimbootAt};
 use crate::jobs::job::{JobSpec, Selector};
 use crate::wire::arch::{Cpu, Platform};
@@ -141,17 +141,18 @@ fn script_for(
     who: &Identity,
     policy: &Policy,
 ) -> (String, Composed) {
-    let book = Book::new();
+    let book = Published::new();
     if let Some(action) = action {
         book.add(JobSpec::new(action, Selector::Mac(MAC)), library, now()).unwrap();
     }
     compose_with(&book, library, who, policy)
 }
 
-fn compose_with(book: &Book, library: &Library, who: &Identity, policy: &Policy) -> (String, Composed) {
+fn compose_with(book: &Published, library: &Library, who: &Identity, policy: &Policy) -> (String, Composed) {
     let key = TokenKey::new([7; 32]);
     let mut out = String::from("left over from before");
-    let composed = compose(&book.load(), library, who, &context(&key, policy, Hints::default()), &mut out);
+    let composed =
+        compose(book.load().decide(who), library, who, &context(&key, policy, Hints::default()), &mut out);
     (out, composed)
 }
 
@@ -251,13 +252,13 @@ fn local_boot_differs_by_firmware() {
 #[test]
 fn local_boot_goes_on_with_the_next_way_of_the_list() {
     let key = TokenKey::new([7; 32]);
-    let book = Book::new();
+    let book = Published::new();
     book.add(JobSpec::new(Action::Local, Selector::Mac(MAC)), &library(), now()).unwrap();
     let policy = Policy::default();
     let script = |who: &Identity, local_boot| {
         let mut out = String::new();
         let hints = Hints { local_boot, ..Hints::default() };
-        compose(&book.load(), &library(), who, &context(&key, &policy, hints), &mut out);
+        compose(book.load().decide(who), &library(), who, &context(&key, &policy, hints), &mut out);
         well_formed(&out);
         out
     };
@@ -561,8 +562,8 @@ fn an_image_for_another_processor_is_said_and_not_booted() {
 
 #[test]
 fn an_image_that_vanished_or_turned_destructive_is_not_booted() {
-    let book = Book::new();
-    let spec = JobSpec::new(Action::Image("debian".into()), Selector::Mac(MAC));
+    let book = Published::new();
+    let spec = JobSpec { always: true, ..JobSpec::new(Action::Image("debian".into()), Selector::Mac(MAC)) };
     book.add(spec, &library(), now()).unwrap();
     let (script, composed) = compose_with(&book, &Library::default(), &bios(), &Policy::default());
     check("script_unavailable", &script);
@@ -588,7 +589,7 @@ fn tokens_in_a_script_name_boot_machine_and_job() {
 
 #[test]
 fn asking_twice_gives_the_same_script_twice() {
-    let book = Book::new();
+    let book = Published::new();
     let spec = JobSpec::new(Action::Image("debian".into()), Selector::Mac(MAC));
     book.add(spec, &library(), now()).unwrap();
     let first = compose_with(&book, &library(), &uefi(), &Policy::default());
@@ -597,7 +598,7 @@ fn asking_twice_gives_the_same_script_twice() {
 
 #[test]
 fn explaining_writes_the_same_script_and_says_why() {
-    let book = Book::new();
+    let book = Published::new();
     let library = library();
     let any = JobSpec { always: true, ..JobSpec::new(Action::Menu, Selector::Any) };
     book.add(any, &library, now()).unwrap();
@@ -609,7 +610,7 @@ fn explaining_writes_the_same_script_and_says_why() {
     assert_eq!(explained.script, compose_with(&book, &library, &uefi(), &policy).0);
     assert_eq!(explained.chosen, "j2: image debian for mac 52:54:00:12:34:56: chosen (by its MAC)");
     assert_eq!(explained.lost, ["j1: menu for any machine: lost to j2, which names this machine exactly"]);
-    let stranger = compose_explained(&Book::new().load(), &library, &uefi(), &ctx);
+    let stranger = compose_explained(&Published::new().load(), &library, &uefi(), &ctx);
     assert_eq!(stranger.chosen, "policy unknown = \"menu\": no job is meant for this machine");
     assert!(stranger.lost.is_empty());
 }
@@ -901,7 +902,7 @@ fn no_value_changes_the_structure_of_a_script() {
     for value in values.iter().filter(|value| !value.trim().is_empty()) {
         assert_eq!(reasons(value), harmless, "{value:?}");
     }
-    let book = Book::new();
+    let book = Published::new();
     let spec = JobSpec::new(Action::Menu, Selector::Mac(MAC));
     let job = book.add(spec, &Library::default(), now()).unwrap();
     for field in 0.. {
@@ -936,7 +937,7 @@ const HOSTILE: [&str; 5] = [
 /// What real iPXE executes in the lab, beside the script with an "x" in the same place: see `tests/it/scripts.rs`.
 #[test]
 fn hostile_text_in_every_field() {
-    let book = Book::new();
+    let book = Published::new();
     let spec = JobSpec::new(Action::Menu, Selector::Mac(MAC));
     let job = book.add(spec, &Library::default(), now()).unwrap();
     let mut all = String::new();

@@ -244,6 +244,8 @@ pub struct Transfer {
     /// The window's last block may be sent once more before all of it is.
     may_probe: bool,
     probe_due: bool,
+    /// The last block waits for [`Transfer::release`].
+    held: bool,
     /// The round trip under way is of a resend, which measures nothing (Karn).
     resent: bool,
 }
@@ -295,9 +297,29 @@ impl Transfer {
             oack_due: oack,
             may_probe: false,
             probe_due: false,
+            held: false,
             resent: false,
         };
         (transfer, if oack { Start::Oack } else { Start::Data })
+    }
+
+    /// Keeps the last block back until [`Transfer::release`].
+    pub fn hold_last(&mut self) {
+        self.held = true;
+    }
+
+    /// Lets the last block go.
+    pub fn release(&mut self) {
+        self.held = false;
+    }
+
+    /// True when the last block is all that there is to send, and it is held back.
+    pub fn waits_for_release(&self) -> bool {
+        let last = self.blocks() - 1;
+        self.held
+            && self.phase == Phase::Data
+            && self.next == last
+            && self.acked + u64::from(self.windowsize) > last
     }
 
     /// Block length agreed on.
@@ -549,7 +571,8 @@ impl Transfer {
 
     /// The block behind the last one the window allows.
     fn window_end(&self) -> u64 {
-        self.blocks().min(self.acked + u64::from(self.windowsize))
+        let ready = self.blocks() - u64::from(self.held);
+        ready.min(self.acked + u64::from(self.windowsize))
     }
 
     /// What to send next; `None` when everything the window allows is out.
