@@ -61,6 +61,11 @@ impl Readers {
         (Self { queue: sender, start: Instant::now() }, receiver)
     }
 
+    /// Milliseconds since the start; wraps after seven weeks.
+    pub(super) fn elapsed_ms(&self, now: Instant) -> u32 {
+        now.saturating_duration_since(self.start).as_millis() as u32
+    }
+
     /// True when `len` bytes from `offset` can leave without waiting for a disk. Where not, they are on their way into
     /// memory, or will be when the queue has room: ask again.
     pub(super) fn at_hand(&self, now: Instant, opened: &Arc<Opened>, offset: u64, len: u64) -> bool {

@@ -137,7 +137,7 @@ enum Payload {
     /// A published file: sent from its mapping.
     File(Arc<Opened>),
     /// A text made here: the constant script, or a netascii conversion.
-    Text(Arc<[u8]>),
+    Text(Arc<Vec<u8>>),
 }
 
 /// One transfer and what the engine must know to carry it out.
@@ -146,18 +146,26 @@ struct Live {
     payload: Payload,
     served: Option<Arc<Served>>,
     client: SocketAddrV4,
-    source: Source,
+    /// Our address, as the client wrote it.
+    local: Ipv4Addr,
     socket: u32,
     /// The request, to tell a retry from another one: a BIOS ROM asks for the size and then for the file from one port.
     request_hash: u64,
     way: Way,
-    began: Instant,
+    /// When the request came, in milliseconds since the engine's start; wraps.
+    began_ms: u32,
     /// On the list of those with more to send.
     queued: bool,
     /// When the wheel will look at this transfer; a firing at another time is left over from an earlier plan.
     armed_at: Option<Instant>,
     /// Set where the last block waits for the keeper.
     line: Option<Box<Line>>,
+}
+
+impl Live {
+    fn source(&self) -> Source {
+        Source { addr: self.local, interface: 0 }
+    }
 }
 
 /// One core's TFTP.
@@ -510,11 +518,11 @@ impl TftpSide {
             payload,
             served,
             client,
-            source,
+            local: source.addr,
             socket,
             request_hash,
             way,
-            began: turn.now,
+            began_ms: self.readers.elapsed_ms(turn.now),
             queued: false,
             armed_at: None,
             line,
@@ -630,7 +638,7 @@ impl TftpSide {
                 let mut raw = vec![0; opened.len as usize];
                 std::os::unix::fs::FileExt::read_exact_at(&opened.file, &mut raw, 0)
                     .map_err(|_| (ErrorCode::FileNotFound, "file not found"))?;
-                Ok((Payload::Text(tftp::to_netascii(&raw).into()), Some(served)))
+                Ok((Payload::Text(Arc::new(tftp::to_netascii(&raw))), Some(served)))
             }
         }
     }
@@ -644,7 +652,7 @@ impl TftpSide {
         let port = turn.shared.http_port(source.addr).ok_or((ErrorCode::FileNotFound, "file not found"))?;
         let mut script = String::new();
         script::ask_identity(&format!("http://{}:{port}", source.addr), &mut script);
-        Ok((Payload::Text(script.into_bytes().into()), None))
+        Ok((Payload::Text(Arc::new(script.into_bytes())), None))
     }
 
     /// Does what a machine's verdict asks for: send what it wants sent, keep its deadline, or end it.
@@ -687,7 +695,7 @@ impl TftpSide {
             match transmit {
                 Transmit::Oack(options) => {
                     let mut reply = [0; HEAD_LEN_MAX];
-                    let (socket, client, source) = (live.socket, live.client, live.source);
+                    let (socket, client, source) = (live.socket, live.client, live.source());
                     let way = live.way;
                     let Some(len) = tftp::emit_oack(&mut reply[UDP_PAYLOAD_OFFSET..], &options) else {
                         continue;
@@ -727,7 +735,7 @@ impl TftpSide {
 
     fn push_run(&mut self, key: Key, run: &crate::proto::tftp::Run, turn: &mut Turn<'_>) {
         let Some(live) = self.transfers.get_mut(key) else { return };
-        let (socket, client, source) = (live.socket, live.client, live.source);
+        let (socket, client, source) = (live.socket, live.client, live.source());
         let tag = Owner::Transfer(key).pack();
         turn.tally.add(Count::TftpBytes, run.bytes);
         turn.tally.add(Count::TftpBlocks, u64::from(run.count));
@@ -814,7 +822,7 @@ impl TftpSide {
         let header = UdpHeader {
             src_mac: link.interface.mac,
             dst_mac: to,
-            src: SocketAddrV4::new(live.source.addr, port),
+            src: SocketAddrV4::new(live.local, port),
             dst: live.client,
             ttl: TTL,
             ip_id: link.ip_id,
@@ -881,9 +889,9 @@ impl TftpSide {
             let Some(live) = self.transfers.get_mut(key) else { continue };
             tracing::debug!(client = %live.client, error = %unsent.error, "tftp send refused");
             let way = std::mem::replace(&mut live.way, Way::Datagrams);
-            if way == Way::Segments && turn.shared.note_refused_segments(live.source.addr) {
+            if way == Way::Segments && turn.shared.note_refused_segments(live.local) {
                 tracing::info!(
-                    address = %live.source.addr,
+                    address = %live.local,
                     error = %unsent.error,
                     "segmented UDP sends are refused here: blocks go out one by one"
                 );
@@ -906,7 +914,7 @@ impl TftpSide {
             Answer::NotNow => line.again = Some(turn.now + ASK_AGAIN),
             Answer::Refused(denial) => {
                 tracing::debug!(client = %live.client, %denial, "transfer cut at the point of no return");
-                let (socket, client, source) = (live.socket, live.client, live.source);
+                let (socket, client, source) = (live.socket, live.client, live.source());
                 let mut reply = [0; 64];
                 if let Some(len) =
                     tftp::emit_error(&mut reply, ErrorCode::AccessViolation, "this machine had its job")
@@ -927,8 +935,7 @@ impl TftpSide {
         live.armed_at = None;
         let due = live.transfer.poll_timeout().is_some_and(|at| at <= turn.now);
         let verdict = if due { live.transfer.handle_timeout(turn.now) } else { Verdict::Progress };
-        let fragments =
-            u32::from(live.transfer.blksize()) + 4 + HEADERS_LEN > turn.shared.mtu(live.source.addr);
+        let fragments = u32::from(live.transfer.blksize()) + 4 + HEADERS_LEN > turn.shared.mtu(live.local);
         if fragments
             && live.transfer.unanswered_sends() >= FRAGMENT_TRIES
             && turn.shared.fragments_lost.note(turn.now, *live.client.ip())
@@ -947,7 +954,8 @@ impl TftpSide {
         turn.tally.tftp_outcome(outcome);
         turn.tally.add(Count::TftpResends, live.transfer.resends().into());
         let Some(served) = &live.served else { return };
-        note(turn, &live, served, outcome);
+        let took_ms = self.readers.elapsed_ms(turn.now).wrapping_sub(live.began_ms);
+        note(turn.shared, &live, served, outcome, took_ms);
     }
 }
 
@@ -983,7 +991,7 @@ fn line_of(served: &Served, client: SocketAddrV4, shared: &Shared) -> Option<Box
 
 /// Tells the flight recorder how a transfer ended. A size query that was aborted, as firmware does before every
 /// download, is no event.
-fn note(turn: &Turn<'_>, live: &Live, served: &Served, outcome: Option<Outcome>) {
+fn note(shared: &Shared, live: &Live, served: &Served, outcome: Option<Outcome>, took_ms: u32) {
     let over = Over::Tftp;
     let bytes = live.transfer.acked_bytes();
     let seen = match (outcome, served.image()) {
@@ -1015,7 +1023,7 @@ fn note(turn: &Turn<'_>, live: &Live, served: &Served, outcome: Option<Outcome>)
     evidence.transfer = Some(TransferFacts {
         blksize: live.transfer.blksize(),
         windowsize: live.transfer.windowsize(),
-        took_us: turn.now.saturating_duration_since(live.began).as_micros() as u64,
+        took_ms,
         rtt_us: live.transfer.rtt().map(|rtt| rtt.as_micros() as u32),
         resends: live.transfer.resends(),
         way: match live.way {
@@ -1024,9 +1032,9 @@ fn note(turn: &Turn<'_>, live: &Live, served: &Served, outcome: Option<Outcome>)
             Way::Datagrams => evidence::Way::Datagram,
         },
     });
-    evidence.mac = turn.shared.sightings.at(*live.client.ip()).map(|seen| seen.mac);
+    evidence.mac = shared.sightings.at(*live.client.ip()).map(|seen| seen.mac);
     evidence.address = Some(*live.client.ip());
-    turn.shared.note(evidence);
+    shared.note(evidence);
 }
 
 fn hash(request: &Request<'_>) -> u64 {
@@ -1098,4 +1106,4 @@ impl DataPorts {
     }
 }
 
-const _: () = assert!(size_of::<Live>() <= 256, "memory per transfer is part of the promise");
+const _: () = assert!(size_of::<Live>() <= 208, "memory per transfer is part of the promise");

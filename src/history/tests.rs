@@ -260,7 +260,7 @@ fn how_a_transfer_by_tftp_went_is_told_with_it() {
     let facts = |resends| TransferFacts {
         blksize: 1468,
         windowsize: 4,
-        took_us: 250_000,
+        took_ms: 250,
         rtt_us: Some(1234),
         resends,
         way: Way::Frame,

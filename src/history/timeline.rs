@@ -353,7 +353,7 @@ impl fmt::Display for Step {
             }
         }
         if let Some(facts) = &self.transfer {
-            let rate = bytes(&self.seen) as f64 / (facts.took_us as f64 / 1e6);
+            let rate = bytes(&self.seen) as f64 / (f64::from(facts.took_ms) / 1e3);
             if rate.is_finite() && rate > 0.0 {
                 write!(f, ", {}/s", Bytes(rate as u64))?;
             }

@@ -50,8 +50,8 @@ pub struct TransferFacts {
     pub blksize: u16,
     /// Window agreed on, in blocks.
     pub windowsize: u16,
-    /// From the request to the end, in microseconds.
-    pub took_us: u64,
+    /// From the request to the end, in milliseconds.
+    pub took_ms: u32,
     /// The round trip last measured, in microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtt_us: Option<u32>,
