@@ -6,10 +6,9 @@ use std::os::fd::AsRawFd;
 
 use super::check_len;
 
-/// What is read into when only the answer counts.
-const SCRATCH_LEN: usize = 4096;
-/// Pieces of one call: a quarter of a mebibyte.
-const PIECES: usize = 64;
+/// One byte in so many is looked at: pages come and go in larger pieces than one, and to read them all would cost what
+/// serving them costs.
+const STRIDE: usize = 32 << 10;
 
 /// What is known of a range of a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,32 +21,30 @@ pub enum Resident {
     Unknown,
 }
 
-/// Looks at `len` bytes from `offset`, the first quarter of a mebibyte of them. `mincore` would say nothing to a user
-/// who does not own the file; a read that may not wait says the same to everyone who may read, and makes the kernel
-/// begin to read ahead what it missed (mm/filemap.c filemap_get_pages).
+/// Looks at a range, at its last byte and one in every 32 KiB before it. `mincore` would say nothing to a user who does
+/// not own the file; a read that may not wait says the same to everyone who may read, and makes the kernel begin to read
+/// ahead what it missed (mm/filemap.c filemap_get_pages).
 pub fn is_resident(file: &File, offset: u64, len: u64) -> Resident {
-    let len = (len as usize).min(SCRATCH_LEN * PIECES);
-    let Ok(offset) = libc::off64_t::try_from(offset) else { return Resident::Unknown };
-    if len == 0 {
-        return Resident::Present;
+    let Some(last) = (offset + len).checked_sub(1).filter(|_| len > 0) else { return Resident::Present };
+    for at in (offset..last).step_by(STRIDE).chain([last]) {
+        match read_byte(file, at) {
+            Ok(1) => {}
+            // Nothing is also what is behind the end of a shrunken file; reading ahead will find that out.
+            Ok(_) => return Resident::Missing,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Resident::Missing,
+            Err(_) => return Resident::Unknown,
+        }
     }
-    let mut scratch = [0u8; SCRATCH_LEN];
-    let base = scratch.as_mut_ptr().cast();
-    let mut pieces = [libc::iovec { iov_base: base, iov_len: SCRATCH_LEN }; PIECES];
-    let count = len.div_ceil(SCRATCH_LEN);
-    pieces[count - 1].iov_len = len - (count - 1) * SCRATCH_LEN;
-    // SAFETY: `count` is at most `PIECES`; every piece points at `scratch`, which is `SCRATCH_LEN` bytes long, lives
-    // across the call and is read by nobody, so that the pieces may overwrite each other.
-    let read = unsafe {
-        libc::preadv2(file.as_raw_fd(), pieces.as_ptr(), count as libc::c_int, offset, libc::RWF_NOWAIT)
-    };
-    match check_len(read) {
-        Ok(read) if read == len => Resident::Present,
-        // Short is also what the end of a shrunken file is; reading ahead will find that out.
-        Ok(_) => Resident::Missing,
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Resident::Missing,
-        Err(_) => Resident::Unknown,
-    }
+    Resident::Present
+}
+
+/// Reads one byte if that needs no waiting.
+fn read_byte(file: &File, at: u64) -> io::Result<usize> {
+    let at = libc::off64_t::try_from(at).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let mut byte = 0u8;
+    let piece = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+    // SAFETY: one piece, of one byte, that lives across the call.
+    check_len(unsafe { libc::preadv2(file.as_raw_fd(), &raw const piece, 1, at, libc::RWF_NOWAIT) })
 }
 
 /// Asks the kernel to read a range soon. A hint: it may do nothing.
