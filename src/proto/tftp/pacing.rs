@@ -7,8 +7,9 @@
 
 use std::time::Duration;
 
-/// A piece is never shorter, if the window is not: four blocks are what UEFI firmware asks for and any queue holds.
-const PIECE_MIN: u16 = 4;
+/// A piece is never shorter, if the window is not: any queue holds eight packets, and shorter pieces would make packets
+/// lost by chance cost more than they do in small windows.
+const PIECE_MIN: u16 = 8;
 /// Shortest pause between pieces: what the loop's own waiting can tell apart.
 const GAP_MIN: Duration = Duration::from_millis(1);
 
@@ -55,27 +56,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn losses_halve_a_piece_down_to_four_and_whole_windows_lengthen_it() {
+    fn losses_halve_a_piece_down_to_eight_and_whole_windows_lengthen_it() {
         let mut piece = Piece::whole(64);
         let mut seen = Vec::new();
         for _ in 0..6 {
             piece.lost();
             seen.push(piece.blocks());
         }
-        assert_eq!(seen, [32, 16, 8, 4, 4, 4]);
+        assert_eq!(seen, [32, 16, 8, 8, 8, 8]);
         let mut windows = 0;
         while piece.blocks() < 64 {
             piece.arrived(64);
             windows += 1;
         }
-        assert_eq!((piece.blocks(), windows), (64, 26));
+        assert_eq!((piece.blocks(), windows), (64, 23));
         piece.silence();
-        assert_eq!(piece.blocks(), 4);
+        assert_eq!(piece.blocks(), 8);
     }
 
     #[test]
     fn small_windows_are_never_cut() {
-        for windowsize in 1..=4 {
+        for windowsize in 1..=8 {
             let mut piece = Piece::whole(windowsize);
             piece.lost();
             piece.silence();
