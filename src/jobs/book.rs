@@ -794,7 +794,8 @@ impl Book {
         // A rule that expires takes no further machine; one that is in the middle of its boot goes on.
         let under_way =
             by_boot.as_ref().is_some_and(|claim| claim.job == job.id && claim.stage == Stage::Fetching);
-        if !job.is_live() && !(job.stage == Stage::Expired && under_way) {
+        let open = job.is_live() || job.stage == Stage::Expired && under_way;
+        if !open {
             return Passage::Denied(Denial::Over(job.stage));
         }
         if line.boot < job.floor {
