@@ -43,7 +43,9 @@ impl IntoResponse for Problem {
 impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
         let status = match refusal {
-            Refusal::NotFound { .. } | Refusal::NoMachine { .. } => StatusCode::NOT_FOUND,
+            Refusal::NotFound { .. } | Refusal::NoClaim { .. } | Refusal::NoMachine { .. } => {
+                StatusCode::NOT_FOUND
+            }
             Refusal::HasJob { .. }
             | Refusal::Ended { .. }
             | Refusal::NotEnded { .. }
