@@ -11,7 +11,7 @@
 //!             |
 //!  files -- engine -- sys  one pinned core, one loop; sockets, rings, mappings live in `sys`
 //!             |
-//!  control  config  history  telemetry  cli        the slow side: admin API, reload, timelines, commands
+//!  control  config  history  store  telemetry  cli      the slow side: admin API, timelines, what lasts, commands
 //!
 //!  client   bench          firmware machines and load generators; they share `wire` and nothing of the engine
 //! ```
@@ -29,6 +29,7 @@ pub mod files;
 pub mod history;
 pub mod jobs;
 pub mod proto;
+pub mod store;
 pub mod sys;
 pub mod telemetry;
 pub mod wire;

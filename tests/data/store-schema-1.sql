@@ -1,0 +1,24 @@
+-- A store as schema 1 wrote it: two transitions of the numbered history in src/store/crash.rs, and a boot.
+PRAGMA journal_mode = WAL;
+PRAGMA application_id = 1651733615;
+PRAGMA user_version = 1;
+CREATE TABLE jobs (key TEXT PRIMARY KEY NOT NULL, generation INTEGER NOT NULL, body TEXT NOT NULL, revision INTEGER NOT NULL);
+CREATE TABLE claims (key TEXT PRIMARY KEY NOT NULL, generation INTEGER NOT NULL, body TEXT NOT NULL, revision INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE machines (key TEXT PRIMARY KEY NOT NULL, generation INTEGER NOT NULL, body TEXT NOT NULL, revision INTEGER NOT NULL);
+CREATE TABLE boots (key TEXT PRIMARY KEY NOT NULL, generation INTEGER NOT NULL, body TEXT NOT NULL, revision INTEGER NOT NULL);
+CREATE TABLE leases (key TEXT PRIMARY KEY NOT NULL, generation INTEGER NOT NULL, body TEXT NOT NULL, revision INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE tokens (key TEXT PRIMARY KEY NOT NULL, generation INTEGER NOT NULL, body TEXT NOT NULL, revision INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE meta (key TEXT PRIMARY KEY NOT NULL, generation INTEGER NOT NULL, body TEXT NOT NULL, revision INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE events (number INTEGER PRIMARY KEY, at INTEGER NOT NULL, subject TEXT NOT NULL, body TEXT NOT NULL);
+CREATE TABLE audit (number INTEGER PRIMARY KEY, at INTEGER NOT NULL, subject TEXT NOT NULL, body TEXT NOT NULL, hash BLOB NOT NULL);
+CREATE TABLE counters (name TEXT PRIMARY KEY NOT NULL, value INTEGER NOT NULL) WITHOUT ROWID;
+INSERT INTO counters VALUES ('revision', 2), ('events', 2), ('audit', 2);
+INSERT INTO jobs VALUES ('1', 1, '1', 1);
+INSERT INTO claims VALUES ('1', 1, '1', 1);
+INSERT INTO events VALUES (1, 1, '1', '1');
+INSERT INTO audit VALUES (1, 1, '1', '1', x'140a8007db378f1f99020d25496d3ffdbeb8aa1c37610954dc66387af6e06827');
+INSERT INTO jobs VALUES ('2', 2, '2', 2);
+INSERT INTO claims VALUES ('2', 2, '2', 2);
+INSERT INTO events VALUES (2, 2, '2', '2');
+INSERT INTO audit VALUES (2, 2, '2', '2', x'f89d5dfa84bd603f527cc10715298f1fa3141a174a82573cc843c2bb6308c5a6');
+INSERT INTO boots VALUES ('b1', 3, '{}', 2);
