@@ -218,6 +218,7 @@ impl Book {
             action: spec.action,
             selector,
             always: spec.always,
+            destructive: false,
             attempts: spec.attempts,
             expires: spec.expires,
             priority: spec.priority,
@@ -407,7 +408,7 @@ fn checked_selector(selector: Selector) -> Result<Selector, Refusal> {
         Selector::Mac(mac) => !mac.is_zero() && !mac.is_group(),
         Selector::Uuid(uuid) => uuid.is_identifying(),
         Selector::Serial(text) | Selector::Asset(text) => identity::is_identifying_text(text),
-        Selector::Any => true,
+        Selector::Any | Selector::Rule(_) => true,
     };
     if identifies { Ok(selector) } else { Err(Refusal::NotIdentifying { selector }) }
 }

@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::rule::{Rule, Specificity};
 use super::token::BootId;
 use crate::wire::{MacAddr, Uuid};
 
@@ -105,7 +106,7 @@ impl fmt::Display for Action {
     }
 }
 
-/// Whom a job is for. In JSON: `{"mac": "52:54:00:00:00:01"}`, or `"any"`.
+/// Whom a job is for. In JSON: `{"mac": "52:54:00:00:00:01"}`, `"any"`, or `{"rule": {"arch": [7]}}`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Selector {
@@ -117,17 +118,30 @@ pub enum Selector {
     Serial(String),
     /// The machine that shows this SMBIOS asset tag (exact, blanks at the ends apart).
     Asset(String),
-    /// Every machine that no more specific job wants.
+    /// Every machine that no more specific job wants: the rule without a condition.
     Any,
+    /// Every machine that meets these conditions and that no more specific job wants.
+    Rule(Box<Rule>),
 }
 
 impl Selector {
     /// True when the selector names one machine; false for a rule, which many machines can match.
     pub fn is_exact(&self) -> bool {
+        self.rule().is_none()
+    }
+
+    /// The conditions, if the selector is a rule.
+    pub fn rule(&self) -> Option<&Rule> {
         match self {
-            Self::Mac(_) | Self::Uuid(_) | Self::Serial(_) | Self::Asset(_) => true,
-            Self::Any => false,
+            Self::Mac(_) | Self::Uuid(_) | Self::Serial(_) | Self::Asset(_) => None,
+            Self::Any => Some(Rule::ANY),
+            Self::Rule(rule) => Some(rule),
         }
+    }
+
+    /// How narrow it is; smaller is narrower. A selector that names one machine is narrower than every rule.
+    pub fn specificity(&self) -> (bool, Specificity) {
+        (!self.is_exact(), self.rule().unwrap_or(Rule::ANY).specificity())
     }
 }
 
@@ -139,6 +153,7 @@ impl fmt::Display for Selector {
             Self::Serial(serial) => write!(f, "serial {serial}"),
             Self::Asset(asset) => write!(f, "asset {asset}"),
             Self::Any => f.write_str("any machine"),
+            Self::Rule(rule) => rule.fmt(f),
         }
     }
 }
@@ -278,6 +293,9 @@ pub struct Job {
     pub selector: Selector,
     /// At every boot, instead of once.
     pub always: bool,
+    /// It may wipe a disk. As a rule it is then only for machines that present an identity of their own.
+    #[serde(default)]
+    pub destructive: bool,
     /// Boots that may stop before `running`.
     pub attempts: u32,
     /// How long after `created` (or the last re-arming) it stays armed.
@@ -460,6 +478,19 @@ mod tests {
         ] {
             assert!(serde_json::from_str::<JobSpec>(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_rule_without_conditions_is_as_wide_as_any() {
+        let json = |text: &str| serde_json::from_str::<Selector>(text).unwrap();
+        let (any, empty) = (json(r#""any""#), json(r#"{"rule": {}}"#));
+        assert_eq!(any.specificity(), empty.specificity());
+        assert_eq!(any.to_string(), empty.to_string());
+        let rule = json(r#"{"rule": {"any_unknown": true, "subnet": "10.77.0.0/24", "arch": [7, 9]}}"#);
+        assert_eq!(rule.to_string(), "any unknown machine in 10.77.0.0/24 with arch 7,9");
+        let mac = json(r#"{"mac": "52:54:00:00:00:01"}"#);
+        assert!(mac.is_exact() && !rule.is_exact() && !any.is_exact());
+        assert!(mac.specificity() < rule.specificity() && rule.specificity() < any.specificity());
     }
 
     #[test]

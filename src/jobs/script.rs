@@ -191,7 +191,18 @@ pub fn compose(
     ctx: &Context<'_>,
     out: &mut String,
 ) -> Composed {
-    write(&plan(table.decide(who), images, who, ctx.policy), images, who, ctx, out)
+    compose_decided(table.decide(who), images, who, ctx, out)
+}
+
+/// [`compose`], for a decision already made.
+pub fn compose_decided(
+    decision: Decision<'_>,
+    images: &dyn Images,
+    who: &Identity,
+    ctx: &Context<'_>,
+    out: &mut String,
+) -> Composed {
+    write(&plan(decision, images, who, ctx.policy), images, who, ctx, out)
 }
 
 /// [`compose`], with the reasons: what `script render --explain` shows. Changes nothing.
@@ -208,6 +219,7 @@ pub fn compose_explained(table: &Table, images: &dyn Images, who: &Identity, ctx
                 unknown_word(ctx.policy.unknown)
             )
         }
+        Decision::Rejected => "an operator refuses this machine".into(),
         Decision::Job(_) | Decision::Done(_) if !lost.is_empty() => lost.remove(0),
         Decision::Job(job) | Decision::Done(job) => job.id.to_string(),
     };
@@ -277,6 +289,7 @@ fn plan<'a>(decision: Decision<'a>, images: &'a dyn Images, who: &Identity, poli
             job: Some(job),
             act: Act::Local { why: "this machine had its job; see bootstorm explain" },
         },
+        Decision::Rejected => Plan { job: None, act: Act::Denied },
         Decision::NoJob => {
             let act = match policy.unknown {
                 Unknown::Menu => Act::Menu,

@@ -1,6 +1,6 @@
 //! The table the cores decide with: an immutable snapshot of the jobs that matter to a machine's next boot.
 //!
-//! The [`Book`](super::book::Book) publishes a new snapshot at every change. A change copies one of 256 shards of
+//! The [`Book`](crate::jobs::book::Book) publishes a new snapshot at every change. A change copies one of 256 shards of
 //! one map and the list of shards, so its cost does not grow with the number of jobs as long as they are spread.
 //!
 //! The contest: a job for one exact machine beats a rule; among equals the higher priority wins, then the older
@@ -8,36 +8,16 @@
 //! part; but a machine that had its job, and for which nobody else wants anything, gets an explicit local boot.
 
 use std::borrow::Borrow;
-use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash};
 use std::sync::Arc;
-use std::time::SystemTime;
 
-use super::Identity;
-use super::job::{Job, JobId, Selector};
+use super::Decision;
+use super::contest::{later, rank, why_lost};
+use crate::jobs::Identity;
+use crate::jobs::job::{Job, JobId, Selector};
+use crate::jobs::rule::Rule;
 use crate::wire::{MacAddr, Uuid};
-
-/// What a machine's next boot is to be.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub enum Decision<'a> {
-    /// This live job.
-    Job(&'a Job),
-    /// The machine's job is over: a local boot.
-    Done(&'a Job),
-    /// Nobody has said anything about this machine: the policy for unknown machines.
-    NoJob,
-}
-
-impl<'a> Decision<'a> {
-    /// The live job, if there is one.
-    pub fn job(self) -> Option<&'a Job> {
-        match self {
-            Self::Job(job) => Some(job),
-            Self::Done(_) | Self::NoJob => None,
-        }
-    }
-}
 
 /// An immutable snapshot of every job that matters to somebody's next boot.
 #[derive(Clone, Default, Debug)]
@@ -80,7 +60,8 @@ impl Table {
                 done = later(done, job);
             }
         }
-        match (best.or_else(|| self.rules.first().map(Arc::as_ref)), done) {
+        let known = best.is_some() || done.is_some();
+        match (best.or_else(|| self.rules_for(who, known).next()), done) {
             (Some(job), _) => Decision::Job(job),
             (None, Some(job)) => Decision::Done(job),
             (None, None) => Decision::NoJob,
@@ -98,11 +79,12 @@ impl Table {
                 entries.push(Entry { job, seen_as });
             }
         }
-        entries.extend(self.rules.iter().map(|job| Entry { job, seen_as: "rule" }));
+        let known = !entries.is_empty();
+        entries.extend(self.rules_for(who, known).map(|job| Entry { job, seen_as: "rule" }));
         let decision = self.decide(who);
         let decided = match decision {
             Decision::Job(job) | Decision::Done(job) => Some(job),
-            Decision::NoJob => None,
+            Decision::Rejected | Decision::NoJob => None,
         };
         entries.sort_by_key(|entry| {
             (decided.map(|job| job.id) != Some(entry.job.id), !entry.job.is_live(), rank(entry.job))
@@ -110,14 +92,24 @@ impl Table {
         entries.iter().map(|entry| entry.line(decision)).collect()
     }
 
+    /// The rules that this machine meets, best first.
+    fn rules_for<'a, 'w>(
+        &'a self,
+        who: &'w Identity,
+        known: bool,
+    ) -> impl Iterator<Item = &'a Job> + use<'a, 'w> {
+        let meets = move |rule: &Rule| rule.misfit(who, std::iter::empty(), known).is_none();
+        self.rules.iter().map(Arc::as_ref).filter(move |job| job.selector.rule().is_some_and(&meets))
+    }
+
     /// Puts a job where decisions find it, or takes it out if it no longer matters to any.
-    pub(super) fn place(&mut self, job: &Arc<Job>) {
+    pub(in crate::jobs) fn place(&mut self, job: &Arc<Job>) {
         match &job.selector {
             Selector::Mac(mac) => self.by_mac.place(*mac, job),
             Selector::Uuid(uuid) => self.by_uuid.place(*uuid, job),
             Selector::Serial(serial) => self.by_serial.place(serial.as_str().into(), job),
             Selector::Asset(asset) => self.by_asset.place(asset.as_str().into(), job),
-            Selector::Any => {
+            Selector::Any | Selector::Rule(_) => {
                 let mut rules: Vec<_> = self.rules.iter().filter(|rule| rule.id != job.id).cloned().collect();
                 if job.is_live() {
                     rules.push(Arc::clone(job));
@@ -129,7 +121,7 @@ impl Table {
     }
 
     /// Forgets a job.
-    pub(super) fn remove(&mut self, job: &Job) {
+    pub(in crate::jobs) fn remove(&mut self, job: &Job) {
         match &job.selector {
             Selector::Mac(mac) => self.by_mac.change(*mac, |slot| slot.forget(job.id)),
             Selector::Uuid(uuid) => self.by_uuid.change(*uuid, |slot| slot.forget(job.id)),
@@ -137,20 +129,20 @@ impl Table {
                 self.by_serial.change(serial.as_str().into(), |slot| slot.forget(job.id))
             }
             Selector::Asset(asset) => self.by_asset.change(asset.as_str().into(), |slot| slot.forget(job.id)),
-            Selector::Any => {
+            Selector::Any | Selector::Rule(_) => {
                 self.rules = self.rules.iter().filter(|rule| rule.id != job.id).cloned().collect();
             }
         }
     }
 
     /// The live job of exactly this selector. `Any` has none: rules stand side by side.
-    pub(super) fn live(&self, selector: &Selector) -> Option<&Job> {
+    pub(in crate::jobs) fn live(&self, selector: &Selector) -> Option<&Job> {
         let slot = match selector {
             Selector::Mac(mac) => self.by_mac.get(mac),
             Selector::Uuid(uuid) => self.by_uuid.get(uuid),
             Selector::Serial(serial) => self.by_serial.get(serial.as_str()),
             Selector::Asset(asset) => self.by_asset.get(asset.as_str()),
-            Selector::Any => None,
+            Selector::Any | Selector::Rule(_) => None,
         };
         slot?.live.as_deref()
     }
@@ -188,31 +180,8 @@ impl Entry<'_> {
             _ if !job.is_live() => format!("{head}: not in the contest ({}: {})", job.stage, job.reason),
             _ if job.is_on_last_attempt() => format!("{head}: not in the contest (on its last attempt)"),
             Decision::Job(winner) => format!("{head}: lost to {}, {}", winner.id, why_lost(job, winner)),
-            Decision::Done(_) | Decision::NoJob => head,
+            Decision::Done(_) | Decision::Rejected | Decision::NoJob => head,
         }
-    }
-}
-
-fn why_lost(loser: &Job, winner: &Job) -> String {
-    if winner.selector.is_exact() && !loser.selector.is_exact() {
-        "which names this machine exactly".into()
-    } else if winner.priority != loser.priority {
-        format!("which has priority {} against {}", winner.priority, loser.priority)
-    } else {
-        "which is older".into()
-    }
-}
-
-/// Smaller is better.
-fn rank(job: &Job) -> (bool, Reverse<i32>, SystemTime, JobId) {
-    (!job.selector.is_exact(), Reverse(job.priority), job.created, job.id)
-}
-
-/// Of two jobs that are over, the one that ended last speaks for the machine.
-fn later<'a>(one: Option<&'a Job>, other: &'a Job) -> Option<&'a Job> {
-    match one {
-        Some(one) if (one.updated, one.id) >= (other.updated, other.id) => Some(one),
-        _ => Some(other),
     }
 }
 

@@ -1,0 +1,155 @@
+//! What the cores decide with: jobs by identity, and rules.
+//!
+//! [`live`] is the table that is changed in place while every core reads it; [`snapshot`] is an immutable one that
+//! is published whole at every change.
+//!
+//! # The contest
+//!
+//! A machine presents identities; each may carry *grants* (live jobs whose selector names that very identity) and
+//! the *standing* of the machine it belongs to. A rejection, and a job the machine had and must not get again, hold
+//! if any presented identity carries them: belonging together only takes away. Of the grants that are left the one
+//! with the higher priority wins, then the older, then the lower number. Without one the rules are asked, the
+//! narrowest first ([`Rule::specificity`](super::rule::Rule::specificity)), then as before. If nothing is left, and
+//! something was taken away, the machine's next boot is a local one.
+//!
+//! # The algorithm
+//!
+//! *Slots.* An array of cache-line slots, a power of two of them, found by linear probing. A slot is the sequence
+//! and five words: kind and flags, two words of key, the one plain grant, the *tail*. A MAC address and a UUID stand
+//! in the slot whole; of a serial or asset tag two hashes do, and the tail has the text. Flags and grant are all
+//! that most decisions need, so one look-up is one cache line. The tail is the [`Entry`] as it was put, immutable.
+//!
+//! *Writing a slot* (only the [`Writer`](live::Writer) does, one change at a time): make the sequence odd, write the
+//! words, the tail last, make the sequence even again. The old tail is retired: freed when no reader that was
+//! pinned then is left.
+//!
+//! *Reading a slot*: pin the epoch (once per view), read the sequence, then the words, then the sequence again. Even
+//! and twice the same: the words belong together, and the tail may be followed. Else again; and after a few rounds,
+//! so that a writer that lost its core in the middle never holds up a packet, read the tail word alone. It changes
+//! by one store, and the tail holds the whole key and the whole entry, so what it says is what was published
+//! last or last but one, like any other reading. A writer in the middle of an unused slot shows no tail: probing
+//! goes on, as if over a removed key.
+//!
+//! *Removing.* An entry never moves within an array. A removed key leaves a mark that probing passes over and that
+//! a new key may take; where the next slot is empty, the mark is emptied instead, and so are the marks before it. So
+//! between a key's home and its slot no slot is ever empty, and a reader finds every key that was there all the
+//! while it probed.
+//!
+//! *Growing.* When five eighths of the slots are in use, marks included, the writer fills a new array with the same
+//! tails and swaps the pointer. Readers that are in the old array go on there: it is never written again, and is
+//! retired as a tail is. The same goes for the compiled rules.
+//!
+//! # Memory orders
+//!
+//! | release | acquire | gives |
+//! |---|---|---|
+//! | sequence made even, `store(Release)` | first read of the sequence, `load(Acquire)` | the words of that writing, and what its tail points to |
+//! | `fence(Release)` after the sequence was made odd, before the words | `fence(Acquire)` after the words, before the second read of the sequence | whoever saw a word of a writing sees at least its odd sequence, and does not use the words |
+//! | tail word, `store(Release)` | tail word alone, `load(Acquire)` | what the tail points to |
+//! | array and rules pointer, `swap(AcqRel)` | `load(Acquire)` | the array's slots, the compiled rules |
+//! | retiring: crossbeam-epoch's fence when a bag is sealed | its fence in `pin` | a reader pinned later cannot find what was retired |
+//!
+//! Everything else is `Relaxed`. The writer reads its own words.
+//!
+//! A reader writes nothing that another core writes: pinning stores to a line of its own thread. Every 128th pin of a
+//! thread also looks whether there is something to free; the writer does so as well, and more often.
+//!
+//! The hash is fast and fixed: keys come from operators and registered machines, and a stranger can only look up.
+
+mod contest;
+pub mod live;
+#[cfg(all(test, models))]
+mod models;
+mod reclaim;
+mod rules;
+mod slot;
+mod slots;
+pub mod snapshot;
+mod sync;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+pub use snapshot::Table;
+
+use super::job::Job;
+use super::machine::MachineId;
+use crate::wire::{MacAddr, Uuid};
+
+/// What a machine's next boot is to be.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Decision<'a> {
+    /// This live job.
+    Job(&'a Job),
+    /// The machine's job is over: a local boot.
+    Done(&'a Job),
+    /// An operator refuses this machine: it is not to be booted.
+    Rejected,
+    /// No job is meant for this machine: the policy for such machines.
+    NoJob,
+}
+
+impl<'a> Decision<'a> {
+    /// The live job, if there is one.
+    pub fn job(self) -> Option<&'a Job> {
+        match self {
+            Self::Job(job) => Some(job),
+            Self::Done(_) | Self::Rejected | Self::NoJob => None,
+        }
+    }
+}
+
+/// One identity of a machine. Blanks around a serial or asset tag do not count; upper and lower case do.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Key<'a> {
+    /// Hardware address.
+    Mac(MacAddr),
+    /// SMBIOS UUID, in printing order. It is found by its other byte order too.
+    Uuid(Uuid),
+    /// SMBIOS serial.
+    Serial(&'a str),
+    /// SMBIOS asset tag.
+    Asset(&'a str),
+}
+
+/// What is published about one identity. Immutable from then on.
+#[derive(Clone, Debug, Default)]
+pub struct Entry {
+    /// Live jobs whose selector names this very identity.
+    pub grants: Vec<Arc<Job>>,
+    /// What holds for the machine that this identity belongs to; the entries of all its identities share it.
+    pub machine: Option<Arc<Standing>>,
+}
+
+/// What holds for a machine, whichever of its identities it presents.
+#[derive(Clone, Debug)]
+pub struct Standing {
+    /// The machine.
+    pub machine: MachineId,
+    /// Jobs that this machine had and must not get again, newest first: exact ones past the point of no return, and
+    /// rules it has used up.
+    pub spent: Vec<Arc<Job>>,
+    /// An operator refuses it: no boot.
+    pub rejected: bool,
+    /// An operator let it in.
+    pub approved: bool,
+    /// Groups it is in, for rules.
+    pub groups: Vec<Box<str>>,
+    /// Number of the strategy by which it last left for its local disk.
+    pub local_boot: u8,
+}
+
+impl Standing {
+    /// A machine of which nothing is known but that it is one.
+    pub fn new(machine: MachineId) -> Self {
+        Self {
+            machine,
+            spent: Vec::new(),
+            rejected: false,
+            approved: false,
+            groups: Vec::new(),
+            local_boot: 0,
+        }
+    }
+}
