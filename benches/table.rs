@@ -14,12 +14,12 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use bootstorm::jobs::image::{Access, BootFiles, Images, WimbootAt};
-use bootstorm::jobs::job::{Action, Job, JobId, Selector, Stage};
+use bootstorm::jobs::job::{Action, Job, JobId, JobSpec, Selector};
 use bootstorm::jobs::machine::MachineId;
 use bootstorm::jobs::rule::{Network, Rule};
-use bootstorm::jobs::script::{Context, Policy, compose_decided};
-use bootstorm::jobs::table::live::{Writer, table};
+use bootstorm::jobs::script::{Context, Policy, compose};
 use bootstorm::jobs::table::{Entry, Key, Standing};
+use bootstorm::jobs::table::{Writer, table};
 use bootstorm::jobs::token::{BootId, TokenKey};
 use bootstorm::jobs::{Identity, Image};
 use bootstorm::wire::{Arch, MacAddr, Uuid};
@@ -42,24 +42,9 @@ fn who(machine: u64) -> Identity {
 }
 
 fn job(id: u64, selector: Selector) -> Arc<Job> {
-    Arc::new(Job {
-        id: JobId(id),
-        action: Action::Image("winpe-x64".into()),
-        always: !selector.is_exact(),
-        selector,
-        destructive: false,
-        attempts: 3,
-        expires: None,
-        priority: 0,
-        stage: Stage::Armed,
-        attempts_used: 0,
-        created: SystemTime::UNIX_EPOCH,
-        updated: SystemTime::UNIX_EPOCH,
-        boot: None,
-        retired: None,
-        generation: 1,
-        reason: String::new(),
-    })
+    let always = !selector.is_exact();
+    let spec = JobSpec { always, ..JobSpec::new(Action::Image("winpe-x64".into()), selector) };
+    Arc::new(Job::new(JobId(id), &spec, false, SystemTime::UNIX_EPOCH))
 }
 
 fn jobs() -> Vec<Arc<Job>> {
@@ -184,7 +169,7 @@ fn single(c: &mut Criterion) {
         c.bench_function(&format!("decide_and_render/1000_rules/{name}"), |b| {
             b.iter(|| {
                 let view = table.view();
-                compose_decided(view.decide(black_box(who)), &library, who, &context, &mut out);
+                compose(view.decide(black_box(who)), &library, who, &context, &mut out);
                 out.len()
             });
         });
@@ -241,7 +226,7 @@ trait Map: Sync {
 }
 
 /// Ours. The lock is the writer's own and never seen by a look-up: the trait lets any thread write.
-struct Ours(Arc<bootstorm::jobs::table::live::Table>, std::sync::Mutex<Writer>);
+struct Ours(Arc<bootstorm::jobs::table::Table>, std::sync::Mutex<Writer>);
 
 impl Map for Ours {
     fn find(&self, who: &Identity) -> bool {

@@ -28,6 +28,7 @@ pub mod engine;
 pub mod files;
 pub mod history;
 pub mod jobs;
+pub mod keeper;
 pub mod proto;
 pub mod store;
 pub mod sys;

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use bootstorm::jobs::Identity;
-use bootstorm::jobs::job::{Action, Job, JobId, Selector, Stage};
+use bootstorm::jobs::job::{Action, Job, JobId, JobSpec, Selector};
 use bootstorm::jobs::machine::MachineId;
-use bootstorm::jobs::table::live::table;
+use bootstorm::jobs::table::table;
 use bootstorm::jobs::table::{Decision, Entry, Key, Standing};
 use bootstorm::wire::{Arch, MacAddr, Uuid};
 
@@ -37,24 +37,9 @@ unsafe impl GlobalAlloc for Counting {
 static COUNTING: Counting = Counting;
 
 fn job(id: u64, selector: Selector) -> Arc<Job> {
-    Arc::new(Job {
-        id: JobId(id),
-        action: Action::Local,
-        always: !selector.is_exact(),
-        selector,
-        destructive: false,
-        attempts: 3,
-        expires: None,
-        priority: 0,
-        stage: Stage::Armed,
-        attempts_used: 0,
-        created: SystemTime::UNIX_EPOCH,
-        updated: SystemTime::UNIX_EPOCH,
-        boot: None,
-        retired: None,
-        generation: 1,
-        reason: String::new(),
-    })
+    let always = !selector.is_exact();
+    let spec = JobSpec { always, ..JobSpec::new(Action::Local, selector) };
+    Arc::new(Job::new(JobId(id), &spec, false, SystemTime::UNIX_EPOCH))
 }
 
 #[test]

@@ -188,6 +188,15 @@ pub enum JobVerb {
         #[arg(long)]
         json: bool,
     },
+    /// Start a job that is over again, for the machine's next boot
+    #[command(after_help = "Example: bootstorm job rearm j17")]
+    Rearm {
+        /// Job id
+        id: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Cancel a job
     #[command(after_help = "Example: bootstorm job cancel j17")]
     Cancel {
@@ -225,7 +234,7 @@ pub struct JobAdd {
     /// The machine with this asset tag
     #[arg(long)]
     pub asset: Option<String>,
-    /// Every machine that no other job is for (needs --always)
+    /// Every machine that no other job is for
     #[arg(long)]
     pub any_unknown: bool,
     /// One boot, then the local disk (the default)
@@ -246,6 +255,9 @@ pub struct JobAdd {
     /// Cancel the job this machine has
     #[arg(long)]
     pub replace: bool,
+    /// Let a rule send an image that may wipe a disk to every machine it matches
+    #[arg(long)]
+    pub allow_rule: bool,
     /// As JSON
     #[arg(long)]
     pub json: bool,

@@ -1,4 +1,4 @@
-//! `job add`, `list`, `show`, `cancel`: through the running server.
+//! `job add`, `list`, `show`, `rearm`, `cancel`: through the running server.
 
 use serde_json::{Value, json};
 
@@ -22,6 +22,9 @@ pub(super) fn run(common: &Common, verb: &JobVerb) -> Done {
             output::table(&["JOB", "STAGE", "WHAT", "FOR", "MODE", "ATTEMPTS"], rows);
         }
         JobVerb::Show { id, json } => show(&client.get(&format!("/v1/jobs/{id}"))?, *json, ""),
+        JobVerb::Rearm { id, json } => {
+            show(&client.post(&format!("/v1/jobs/{id}/rearm"), &json!({}))?, *json, "re-armed");
+        }
         JobVerb::Cancel { id, json } => show(&client.delete(&format!("/v1/jobs/{id}"))?, *json, "cancelled"),
     }
     Ok(Exit::Fine)
@@ -58,6 +61,7 @@ fn spec(add: &JobAdd) -> Result<JobSpec, Failure> {
         expires,
         priority: add.priority,
         replace: add.replace,
+        allow_rule: add.allow_rule,
         ..JobSpec::new(action, selector)
     })
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use super::args::{Common, Dhcp, Driver as DriverArg, LogFormat as LogFormatArg, Serve};
 use super::{Done, Exit, Failure, load_config, output};
@@ -12,17 +12,21 @@ use crate::control::{Control, State};
 use crate::engine::{DRAIN, Driver, Engine, EngineSettings, Shared};
 use crate::files::library::{Library, Settings as LibrarySettings};
 use crate::history::History;
-use crate::jobs::book::Book;
 use crate::jobs::evidence::{Evidence, Seen};
+use crate::jobs::job::Job;
 use crate::jobs::script::{Context, compose_explained};
-use crate::jobs::token::{BootId, TokenKey};
+use crate::jobs::token::BootId;
+use crate::keeper::{Keeper, Running as KeeperRunning};
 use crate::proto::dhcp::{Mode, Network, Reservation, Settings as DhcpSettings, Subnet};
 use crate::proto::tftp::Limits;
+use crate::store::{SqliteStore, StoreError};
 use crate::telemetry::{LogFormat, start_log};
 
 /// Evidence waiting for the recorder; beyond it evidence is lost and counted, never a core held up.
 const EVIDENCE_QUEUE: usize = 64 * 1024;
-/// How often folders are looked at for new images, and jobs for their expiry.
+/// The store's file in the state folder.
+const STORE: &str = "bootstorm.db";
+/// How often folders are looked at for new images.
 const HOUSEKEEPING: Duration = Duration::from_secs(2);
 
 /// Where images and loaders are, in the library's words.
@@ -99,6 +103,8 @@ pub(super) struct Running {
     pub(super) control: Option<Control>,
     helpers: Vec<JoinHandle<()>>,
     stopping: Arc<AtomicBool>,
+    /// Ends last: what the cores still said is stored.
+    keeper: Option<KeeperRunning>,
 }
 
 /// Starts everything; returns once every listener is open.
@@ -120,22 +126,20 @@ pub(super) fn start(plan: &Plan) -> Result<Running, Failure> {
         })?;
     }
     let library = Arc::new(open_library(plan)?);
-    let book = Arc::new(Book::new());
     let history = Arc::new(History::default());
     let mut secret = [0; 32];
     getrandom::fill(&mut secret).map_err(|error| runtime(&error))?;
-    let mut seed = [0; 8];
-    getrandom::fill(&mut seed).map_err(|error| runtime(&error))?;
+    // Everything that is stored is loaded and published before any listener answers.
+    let keeper = start_keeper(plan, &library, secret)?;
     let (evidence, recorder) = crossbeam_channel::bounded::<Evidence>(EVIDENCE_QUEUE);
     let shared = Arc::new(Shared::new(
         Arc::clone(&library),
-        Arc::clone(&book),
+        keeper.keeper().clone(),
         plan.policy.clone(),
-        TokenKey::new(secret),
         evidence,
         DRAIN,
-        u64::from_le_bytes(seed),
     ));
+    let handle = keeper.keeper().clone();
     let engine = Engine::start(&engine_settings(plan), Arc::clone(&shared)).map_err(|error| {
         Failure::new(if error.is_permission() { Exit::Permission } else { Exit::Runtime }, error)
     })?;
@@ -144,6 +148,7 @@ pub(super) fn start(plan: &Plan) -> Result<Running, Failure> {
         helpers: Vec::new(),
         stopping: Arc::new(AtomicBool::new(false)),
         engine: None,
+        keeper: Some(keeper),
     };
     let cells = engine.cells();
     let lost = Arc::clone(&shared);
@@ -159,15 +164,20 @@ pub(super) fn start(plan: &Plan) -> Result<Running, Failure> {
         )
     );
     let state = State {
-        book: Arc::clone(&book),
+        keeper: handle.clone(),
         library: Arc::clone(&library),
         history: Arc::clone(&history),
         script: Box::new(move |who| {
             let policy = scripts.policy.load();
             // Number 0 is no boot's: a token rendered here for show moves nothing.
-            let context =
-                Context { base_url: &base, boot: BootId(0), key: &scripts.key, now_unix: 0, policy: &policy };
-            compose_explained(&scripts.book.load(), &**scripts.library.load(), who, &context)
+            let context = Context {
+                base_url: &base,
+                boot: BootId(0),
+                key: scripts.key(),
+                now_unix: 0,
+                policy: &policy,
+            };
+            compose_explained(&scripts.keeper.table().view(), &**scripts.library.load(), who, &context)
         }),
         metrics: Box::new(move || {
             let mut text = Engine::metrics(&cells);
@@ -176,6 +186,7 @@ pub(super) fn start(plan: &Plan) -> Result<Running, Failure> {
                 "# HELP bootstorm_evidence_lost_total Events the flight recorder had no room for.\n# TYPE \
                  bootstorm_evidence_lost_total counter\nbootstorm_evidence_lost_total {count}\n"
             ));
+            text.push_str(&handle.metrics());
             text
         }),
     };
@@ -186,12 +197,12 @@ pub(super) fn start(plan: &Plan) -> Result<Running, Failure> {
         })?;
     running.control = Some(control);
     running.helpers.push(spawn("recorder", {
-        let (book, stopping) = (Arc::clone(&book), Arc::clone(&running.stopping));
-        move || record(&recorder, &book, &history, &stopping)
+        let stopping = Arc::clone(&running.stopping);
+        move || record(&recorder, &history, &stopping)
     })?);
     running.helpers.push(spawn("housekeeping", {
         let stopping = Arc::clone(&running.stopping);
-        move || keep_house(&library, &book, &stopping)
+        move || keep_house(&library, &stopping)
     })?);
     Ok(running)
 }
@@ -209,13 +220,26 @@ fn own_address(shared: &Shared) -> std::net::Ipv4Addr {
     outside.unwrap_or(std::net::Ipv4Addr::LOCALHOST)
 }
 
-/// Everything that was seen moves jobs and becomes timelines.
-fn record(
-    evidence: &crossbeam_channel::Receiver<Evidence>,
-    book: &Book,
-    history: &History,
-    stopping: &AtomicBool,
-) {
+/// Opens the store and starts the keeper on it.
+fn start_keeper(plan: &Plan, library: &Arc<Library>, secret: [u8; 32]) -> Result<KeeperRunning, Failure> {
+    let failure = |error: StoreError| Failure::new(Exit::Runtime, error);
+    let folder = &plan.server.state_dir;
+    std::fs::create_dir_all(folder).map_err(|error| {
+        let denied = error.kind() == std::io::ErrorKind::PermissionDenied;
+        let message =
+            format!("make {}: {error}; --state names a folder this user may write to", folder.display());
+        Failure::new(if denied { Exit::Permission } else { Exit::Runtime }, message)
+    })?;
+    let store = SqliteStore::open(&folder.join(STORE)).map_err(failure)?;
+    let images = Arc::clone(library);
+    let observer =
+        |job: &Job| tracing::info!(job = %job.id, stage = job.stage.word(), reason = job.reason, "job moved");
+    Keeper::start(Box::new(store), Box::new(move || images.snapshot()), secret, Box::new(observer))
+        .map_err(failure)
+}
+
+/// Everything that was seen becomes timelines.
+fn record(evidence: &crossbeam_channel::Receiver<Evidence>, history: &History, stopping: &AtomicBool) {
     let mut budget = LogBudget::new();
     while !stopping.load(Ordering::Acquire) {
         let Ok(seen) = evidence.recv_timeout(Duration::from_millis(200)) else { continue };
@@ -242,9 +266,6 @@ fn record(
             say!(info)
         } else {
             say!(debug)
-        }
-        if let Some(job) = book.note(&seen, seen.at) {
-            tracing::info!(job = %job.id, stage = job.stage.word(), "job moved");
         }
         history.note(&seen);
     }
@@ -280,8 +301,8 @@ impl LogBudget {
     }
 }
 
-/// New images appear, jobs expire.
-fn keep_house(library: &Library, book: &Book, stopping: &AtomicBool) {
+/// New images appear.
+fn keep_house(library: &Library, stopping: &AtomicBool) {
     let mut failed = false;
     while !stopping.load(Ordering::Acquire) {
         std::thread::park_timeout(HOUSEKEEPING);
@@ -292,9 +313,6 @@ fn keep_house(library: &Library, book: &Book, stopping: &AtomicBool) {
                 tracing::warn!(%error, "cannot look for new images")
             }
             Err(_) => {}
-        }
-        for job in book.expire(SystemTime::now()) {
-            tracing::info!(job = %job.id, stage = job.stage.word(), "job moved");
         }
     }
 }
@@ -313,6 +331,7 @@ impl Running {
             }
         }
         self.control = None;
+        self.keeper = None;
     }
 }
 

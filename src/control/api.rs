@@ -1,7 +1,6 @@
 //! The API's routes. Errors are problem+json (RFC 9457) with a one-word `code`.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State as Extract};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -17,7 +16,8 @@ use crate::history::Named;
 use crate::jobs::Identity;
 use crate::jobs::book::Refusal;
 use crate::jobs::image::Images;
-use crate::jobs::job::{JobId, JobSpec};
+use crate::jobs::job::{Job, JobId, JobSpec};
+use crate::keeper::{Done, Order};
 
 /// Longest request body, bytes.
 const BODY_MAX: usize = 1 << 20;
@@ -43,9 +43,15 @@ impl IntoResponse for Problem {
 impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
         let status = match refusal {
-            Refusal::NotFound { .. } => StatusCode::NOT_FOUND,
-            Refusal::HasJob { .. } | Refusal::Ended { .. } | Refusal::NotEnded { .. } => StatusCode::CONFLICT,
-            Refusal::TooMany => StatusCode::INSUFFICIENT_STORAGE,
+            Refusal::NotFound { .. } | Refusal::NoMachine { .. } => StatusCode::NOT_FOUND,
+            Refusal::HasJob { .. }
+            | Refusal::Ended { .. }
+            | Refusal::NotEnded { .. }
+            | Refusal::IdentTaken { .. }
+            | Refusal::CannotMerge { .. } => StatusCode::CONFLICT,
+            Refusal::Stale { .. } => StatusCode::PRECONDITION_FAILED,
+            Refusal::TooMany | Refusal::TooManyMachines => StatusCode::INSUFFICIENT_STORAGE,
+            Refusal::StoreUnavailable { .. } | Refusal::Busy => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::UNPROCESSABLE_ENTITY,
         };
         Self { status, code: refusal.code(), detail: refusal.to_string() }
@@ -69,6 +75,8 @@ pub(super) fn local(state: Arc<State>) -> Router {
     Router::new()
         .route("/v1/jobs", get(list_jobs).post(add_job))
         .route("/v1/jobs/{id}", get(show_job).delete(cancel_job))
+        .route("/v1/jobs/{id}/rearm", post(rearm_job))
+        .route("/v1/jobs/{id}/confirm", post(confirm_job))
         .route("/v1/images", get(list_images))
         .route("/v1/images/rescan", post(rescan))
         .route("/v1/images/{name}", get(show_image))
@@ -125,17 +133,50 @@ async fn metrics(Extract(state): Extract<Arc<State>>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], (state.metrics)())
 }
 
+/// Who orders by the Unix socket, for the audit log.
+const LOCAL: &str = "the local command line";
+
+/// Gives an order and waits for its answer without holding up this thread.
+async fn order(state: &State, order: Order) -> Result<Done, Problem> {
+    let (reply, answer) = tokio::sync::oneshot::channel();
+    state.keeper.order(order, LOCAL, move |result| {
+        // Whoever asked has gone.
+        let _ = reply.send(result);
+    });
+    Ok(answer.await.unwrap_or(Err(Refusal::Busy))?)
+}
+
+async fn order_job(state: &State, order: Order) -> Result<Arc<Job>, Problem> {
+    match self::order(state, order).await? {
+        Done::Jobs(jobs) if !jobs.is_empty() => Ok(Arc::clone(&jobs[0])),
+        _ => Err(problem(StatusCode::INTERNAL_SERVER_ERROR, "no-job", "the order came to no job")),
+    }
+}
+
+/// Looks at the book without holding up this thread.
+async fn look<T: Send + 'static>(
+    state: &State,
+    look: impl FnOnce(&crate::jobs::book::Book) -> T + Send + 'static,
+) -> Result<T, Problem> {
+    let (reply, answer) = tokio::sync::oneshot::channel();
+    state.keeper.look(move |book, _| {
+        // Whoever asked has gone.
+        let _ = reply.send(look(book));
+    });
+    Ok(answer.await.map_err(|_| Refusal::Busy)?)
+}
+
 async fn list_jobs(Extract(state): Extract<Arc<State>>) -> Answer {
-    value(json!({ "jobs": state.book.list() }))
+    let jobs: Vec<Arc<Job>> = look(&state, |book| book.jobs().cloned().collect()).await?;
+    value(json!({ "jobs": jobs.iter().map(|job| &**job).collect::<Vec<_>>() }))
 }
 
 async fn add_job(Extract(state): Extract<Arc<State>>, body: String) -> Answer {
     let spec: JobSpec = serde_json::from_str(&body)
         .map_err(|error| problem(StatusCode::BAD_REQUEST, "not-a-job", error.to_string()))?;
-    let catalog = state.library.load();
-    let job = state.book.add(spec, &**catalog, SystemTime::now())?;
+    let job = order_job(&state, Order::AddJobs(vec![spec])).await?;
     tracing::info!(job = %job.id, action = %job.action, selector = %job.selector, "job added");
-    value(job)
+    value(&*job)
 }
 
 fn job_id(text: &str) -> Result<JobId, Problem> {
@@ -146,13 +187,26 @@ fn job_id(text: &str) -> Result<JobId, Problem> {
 
 async fn show_job(Extract(state): Extract<Arc<State>>, Path(id): Path<String>) -> Answer {
     let id = job_id(&id)?;
-    value(state.book.job(id).ok_or(Refusal::NotFound { id })?)
+    let job = look(&state, move |book| book.job(id).cloned()).await?;
+    value(&*job.ok_or(Refusal::NotFound { id })?)
 }
 
 async fn cancel_job(Extract(state): Extract<Arc<State>>, Path(id): Path<String>) -> Answer {
-    let job = state.book.cancel(job_id(&id)?, SystemTime::now())?;
+    let job = order_job(&state, Order::Cancel { id: job_id(&id)?, expected: None }).await?;
     tracing::info!(job = %job.id, "job cancelled");
-    value(job)
+    value(&*job)
+}
+
+async fn rearm_job(Extract(state): Extract<Arc<State>>, Path(id): Path<String>) -> Answer {
+    let job = order_job(&state, Order::Rearm { id: job_id(&id)?, expected: None }).await?;
+    tracing::info!(job = %job.id, "job re-armed");
+    value(&*job)
+}
+
+async fn confirm_job(Extract(state): Extract<Arc<State>>, Path(id): Path<String>) -> Answer {
+    let job = order_job(&state, Order::Confirm { id: job_id(&id)?, expected: None }).await?;
+    tracing::info!(job = %job.id, "job confirmed");
+    value(&*job)
 }
 
 async fn list_images(Extract(state): Extract<Arc<State>>) -> Answer {

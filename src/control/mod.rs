@@ -23,13 +23,13 @@ use tokio::sync::oneshot;
 use crate::files::library::Library;
 use crate::history::History;
 use crate::jobs::Identity;
-use crate::jobs::book::Book;
 use crate::jobs::script::Explained;
+use crate::keeper::Keeper;
 
 /// What the API works on.
 pub struct State {
-    /// Jobs.
-    pub book: Arc<Book>,
+    /// Jobs and machines.
+    pub keeper: Keeper,
     /// Images and loaders.
     pub library: Arc<Library>,
     /// Timelines.

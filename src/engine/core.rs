@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, Sender};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token, Waker};
 use std::os::fd::RawFd;
@@ -26,6 +27,7 @@ use super::shared::Shared;
 use super::slab::Key;
 use super::tftp::TftpSide;
 use super::wheel::Wheel;
+use crate::keeper::{Answer, Desk};
 use crate::sys::udp::{RecvBatch, SendBatch};
 use crate::sys::uring::SendRing;
 
@@ -128,6 +130,26 @@ pub(super) struct Turn<'a> {
     pub ring: Option<&'a mut SendRing>,
     /// For new connections.
     pub registry: &'a Registry,
+    /// Where this core hears what became of its boots at the point of no return.
+    pub desk: &'a Arc<dyn Desk>,
+}
+
+/// A core's desk: answers of the keeper, and the waker that makes the core look at them.
+///
+/// The queue has no bound of its own: each connection and each transfer has at most one question out.
+#[derive(Debug)]
+struct CoreDesk {
+    answers: Sender<(u64, Answer)>,
+    waker: Arc<Waker>,
+}
+
+impl Desk for CoreDesk {
+    fn answer(&self, tag: u64, answer: Answer) {
+        // A core that is gone needs no answer.
+        if self.answers.send((tag, answer)).is_ok() {
+            let _ = self.waker.wake();
+        }
+    }
 }
 
 /// One core: made on the main thread (so that every failure to bind is known before the server says it is ready),
@@ -141,13 +163,31 @@ pub(super) struct Core {
     pub(super) tftp: TftpSide,
     pub(super) http: HttpSide,
     pub(super) ring: Option<SendRing>,
+    desk: Option<(Arc<dyn Desk>, Receiver<(u64, Answer)>)>,
 }
 
 impl Core {
+    /// A core that waits for nothing yet.
+    #[allow(clippy::too_many_arguments, reason = "its parts, once")]
+    pub(super) fn new(
+        index: usize,
+        poll: Poll,
+        shared: Arc<Shared>,
+        tally: Tally,
+        dhcp: Option<DhcpSide>,
+        tftp: TftpSide,
+        http: HttpSide,
+        ring: Option<SendRing>,
+    ) -> Self {
+        Self { index, poll, shared, tally, dhcp, tftp, http, ring, desk: None }
+    }
+
     /// Registers everything this core waits for; the waker is for the control side.
     pub(super) fn register(&mut self) -> io::Result<Arc<Waker>> {
         let registry = self.poll.registry();
         let waker = Arc::new(Waker::new(registry, Owner::Wake.token())?);
+        let (answers, heard) = crossbeam_channel::unbounded();
+        self.desk = Some((Arc::new(CoreDesk { answers, waker: Arc::clone(&waker) }), heard));
         if let Some(ring) = &self.ring {
             watch(registry, std::os::fd::AsRawFd::as_raw_fd(ring), Owner::Ring)?;
         }
@@ -167,6 +207,7 @@ impl Core {
         let mut send = SendBatch::new();
         let mut fired = Vec::new();
         let mut drain_until: Option<Instant> = None;
+        let Some((desk, answers)) = self.desk.take() else { return };
         if let Some(dhcp) = &mut self.dhcp {
             dhcp.ready_all();
         }
@@ -219,7 +260,15 @@ impl Core {
                 send: &mut send,
                 ring: self.ring.as_mut(),
                 registry: self.poll.registry(),
+                desk: &desk,
             };
+            for (tag, answer) in answers.try_iter() {
+                match Owner::unpack(tag) {
+                    Some(Owner::Connection(key)) => self.http.answered(key, answer),
+                    Some(Owner::Transfer(key)) => self.tftp.answered(key, answer, &mut turn),
+                    _ => {}
+                }
+            }
             if let Some(dhcp) = &mut self.dhcp {
                 dhcp.turn(&mut turn);
             }

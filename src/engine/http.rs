@@ -24,11 +24,13 @@ use super::shared::{Shared, unix_now};
 use super::slab::{Key, Slab};
 use crate::files::catalog::NotServed;
 use crate::files::served::Served;
+use crate::jobs::Identity;
 use crate::jobs::evidence::{Evidence, Over, Seen};
 use crate::jobs::image::{Access, Images};
-use crate::jobs::script::{self, Context, last_file};
+use crate::jobs::script::{self, Barrier, Context, Offer, barrier, last_file};
 use crate::jobs::table::Decision;
 use crate::jobs::token::Token as BootToken;
+use crate::keeper::{Answer, AtTheLine};
 use crate::proto::http::{self as plan, Body, FileMeta, Route};
 use crate::sys::uring::Completion;
 use crate::sys::{SysError, tcp};
@@ -55,6 +57,32 @@ const ACK_CHECKS_MAX: u32 = 600;
 /// A long download says so this often, because silence counts against a boot.
 const PROGRESS_EVERY: Duration = Duration::from_secs(30);
 const TEXT: &str = "text/plain";
+/// The end of a last boot file that leaves only once its boot is recorded: no machine starts anything without it.
+const HELD_LEN: u64 = 64 * 1024;
+/// A boot that cannot be recorded asks again this often, and waits this long for it.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+const HELD_PATIENCE: Duration = Duration::from_secs(30);
+/// Longest reason kept of a call-back.
+const REASON_MAX: usize = 160;
+
+/// A boot at its point of no return: what leaves next could start an installer.
+struct Parked {
+    line: AtTheLine,
+    what: ParkedAnswer,
+    /// What the keeper said, until it is acted on.
+    answer: Option<Answer>,
+    /// When to ask again, after a *not now*.
+    again: Option<Instant>,
+    until: Instant,
+}
+
+/// What is parked.
+enum ParkedAnswer {
+    /// A body stopped at [`Piece::Held`].
+    File,
+    /// A script, with whom it is for. The request it answers is still in the connection's input.
+    Script { script: String, who: Box<Identity> },
+}
 
 /// What of the response under way the flight recorder wants to know.
 struct Delivery {
@@ -97,6 +125,10 @@ struct Connection {
     delivery: Option<Box<Delivery>>,
     /// Looks taken for the acknowledgement of the last response.
     ack_checks: u32,
+    /// Set while its boot waits at the point of no return.
+    parked: Option<Box<Parked>>,
+    /// The boot that a body with a held piece belongs to.
+    line: Option<Box<AtTheLine>>,
 }
 
 /// One core's HTTP.
@@ -255,6 +287,8 @@ impl HttpSide {
                 armed_at: None,
                 delivery: None,
                 ack_checks: 0,
+                parked: None,
+                line: None,
             };
             let Ok(key) = self.connections.insert(connection) else {
                 // Full: the newest is shed, and closed so that it knows.
@@ -278,6 +312,10 @@ impl HttpSide {
             if connection.doomed {
                 return;
             }
+            if connection.parked.is_some() && !self.unpark(key, turn) {
+                return;
+            }
+            let Some(connection) = self.connections.get_mut(key) else { return };
             if !connection.out.is_empty() || connection.out.in_ring {
                 if connection.out.in_ring || !connection.writable {
                     return;
@@ -350,6 +388,15 @@ impl HttpSide {
                 self.arm(key, turn);
                 false
             }
+            Pumped::Held => {
+                connection.out.rest(&mut self.pipes);
+                let Some(line) = connection.line.take() else {
+                    connection.out.release();
+                    return true;
+                };
+                self.park(key, *line, ParkedAnswer::File, turn);
+                false
+            }
             Pumped::Changed => {
                 turn.tally.add(Count::FilesChanged, 1);
                 let file =
@@ -388,6 +435,11 @@ impl HttpSide {
                     self.delivered(key, turn, false);
                     self.answer(key, &request, turn);
                     let Some(connection) = self.connections.get_mut(key) else { return false };
+                    if connection.parked.is_some() {
+                        // Its answer is made when it may leave, from the same request.
+                        connection.input = input;
+                        return false;
+                    }
                     input.drain(..len);
                     if input.is_empty() {
                         input = Vec::new();
@@ -444,6 +496,58 @@ impl HttpSide {
         }
     }
 
+    /// Asks the keeper whether what is parked may leave.
+    fn park(&mut self, key: Key, line: AtTheLine, what: ParkedAnswer, turn: &mut Turn<'_>) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        turn.shared.keeper.ask(line.clone(), Owner::Connection(key).pack(), turn.desk);
+        let until = turn.now + HELD_PATIENCE;
+        connection.parked = Some(Box::new(Parked { line, what, answer: None, again: None, until }));
+        connection.deadline = until;
+        self.arm(key, turn);
+    }
+
+    /// The keeper's answer to what a connection asked.
+    pub(super) fn answered(&mut self, key: Key, answer: Answer) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        if let Some(parked) = &mut connection.parked {
+            parked.answer = Some(answer);
+            self.list(key);
+        }
+    }
+
+    /// Acts on the keeper's answer; false while there is none, or when the connection is at its end.
+    fn unpark(&mut self, key: Key, turn: &mut Turn<'_>) -> bool {
+        let Some(connection) = self.connections.get_mut(key) else { return false };
+        let Some(parked) = &mut connection.parked else { return true };
+        let Some(answer) = parked.answer else { return false };
+        let is_file = matches!(parked.what, ParkedAnswer::File);
+        match answer {
+            Answer::Go if is_file => {
+                connection.parked = None;
+                connection.out.release();
+                connection.deadline = turn.now + SEND_PATIENCE;
+                true
+            }
+            Answer::NotNow if is_file => {
+                parked.answer = None;
+                let again = turn.now + ASK_AGAIN;
+                parked.again = Some(again);
+                connection.deadline = again.min(parked.until);
+                self.arm(key, turn);
+                false
+            }
+            Answer::Refused(denial) if is_file => {
+                tracing::debug!(peer = %connection.peer, job = %parked.line.job, boot = %parked.line.boot, %denial,
+                    "download cut at the point of no return");
+                tcp::reset_on_close(connection.stream.as_raw_fd());
+                self.close(key, Some(&format!("refused at the point of no return: {denial}")), turn);
+                false
+            }
+            // A script is answered from its request, which is still there.
+            Answer::Go | Answer::NotNow | Answer::Refused(_) => true,
+        }
+    }
+
     /// Queues what stands in the head buffer as the response.
     fn respond(&mut self, key: Key, keep_alive: bool, turn: &mut Turn<'_>) {
         let Some(connection) = self.connections.get_mut(key) else { return };
@@ -478,10 +582,13 @@ impl HttpSide {
                 Err(_) => self.answer_error(key, request, Status::NOT_FOUND, now, turn),
             },
             Route::Boot { token, rest } => {
-                let Some(token) = turn.shared.key.verify(token, unix_now()) else {
+                let Some(token) = turn.shared.key().verify(token, unix_now()) else {
                     turn.tally.add(Count::BadTokens, 1);
                     return self.answer_error(key, request, Status::FORBIDDEN, now, turn);
                 };
+                if matches!(rest, "confirm" | "failed") {
+                    return self.answer_call_back(key, request, &token, rest == "failed", now, turn);
+                }
                 let catalog = turn.shared.library.load();
                 let served = match rest.split_once('/') {
                     Some(("images", path)) => catalog.http_image(path),
@@ -567,10 +674,15 @@ impl HttpSide {
             script::options_page(&**catalog, &mut self.script);
             return self.answer_rendered(key, request, "text/html; charset=utf-8", now, turn);
         }
-        let table = turn.shared.book.load();
+        if let Some(connection) = self.connections.get_mut(key)
+            && let Some(parked) = connection.parked.take()
+        {
+            return self.answer_parked(key, request, *parked, now, turn);
+        }
+        let view = turn.shared.keeper.table().view();
         // The short address that DHCP hands out carries a MAC address and nothing else. Where that decides nothing,
         // the machine is asked for the rest of its identity, which a job may be about.
-        if request.is_ipxe() && who.platform.is_none() && matches!(table.decide(&who), Decision::NoJob) {
+        if request.is_ipxe() && who.platform.is_none() && matches!(view.decide(&who), Decision::NoJob) {
             return self.answer_ask(key, request, now, turn);
         }
         who.address = Some(peer);
@@ -585,24 +697,89 @@ impl HttpSide {
         let context = Context {
             base_url: &base_url(local),
             boot: turn.shared.next_boot(),
-            key: &turn.shared.key,
+            key: turn.shared.key(),
             now_unix: unix_now(),
             policy: &policy,
         };
-        let composed = script::compose(&table, &**catalog, &who, &context, &mut self.script);
+        let decision = view.decide(&who);
+        let composed = script::compose(decision, &**catalog, &who, &context, &mut self.script);
         turn.tally.add(Count::HttpScripts, 1);
+        let once = decision.job().filter(|job| !job.always).map(|job| job.id);
         let seen = Seen::ScriptAsked {
             job: composed.job,
             offer: composed.what.word().to_owned(),
-            image: composed.image,
+            image: composed.image.clone(),
         };
         let mut evidence = Evidence::new(now, seen);
         evidence.mac = who.mac;
         evidence.uuid = who.uuid;
+        evidence.serial.clone_from(&who.serial);
+        evidence.asset.clone_from(&who.asset);
         evidence.boot = Some(composed.boot);
         evidence.address = Some(peer);
         turn.shared.note(evidence);
+        // What such a script starts fetches the rest as it likes: the script itself is what must not leave too soon.
+        if let (Offer::Image, Some(job), Some(image)) = (composed.what, once, composed.image)
+            && catalog.image(&image).and_then(barrier) == Some(Barrier::Script)
+            && request.method != Method::Head
+        {
+            let what = "the script".to_owned();
+            let line = AtTheLine { boot: composed.boot, job, image, what, idents: Vec::new() };
+            let script = std::mem::take(&mut self.script);
+            return self.park(key, line, ParkedAnswer::Script { script, who: Box::new(who) }, turn);
+        }
         self.answer_rendered(key, request, TEXT, now, turn);
+    }
+
+    /// Answers a script's request once the keeper has.
+    fn answer_parked(
+        &mut self,
+        key: Key,
+        request: &Request<'_>,
+        parked: Parked,
+        now: SystemTime,
+        turn: &mut Turn<'_>,
+    ) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let local = connection.local;
+        let ParkedAnswer::Script { script, who } = parked.what else { return };
+        match parked.answer {
+            Some(Answer::Go) => self.script = script,
+            Some(Answer::Refused(denial)) => {
+                script::refused(&who, parked.line.job, &denial, &mut self.script);
+            }
+            Some(Answer::NotNow) | None => script::not_now(&who, &base_url(local), &mut self.script),
+        }
+        self.answer_rendered(key, request, TEXT, now, turn);
+    }
+
+    /// `/s/TOKEN/confirm` and `/s/TOKEN/failed`: moves the token's own boot forward, and nothing else.
+    fn answer_call_back(
+        &mut self,
+        key: Key,
+        request: &Request<'_>,
+        token: &BootToken,
+        failed: bool,
+        now: SystemTime,
+        turn: &mut Turn<'_>,
+    ) {
+        if !matches!(request.method, Method::Get | Method::Post) {
+            return self.answer_error(key, request, Status::METHOD_NOT_ALLOWED, now, turn);
+        }
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let peer = *connection.peer.ip();
+        if let Some(job) = token.job {
+            let seen = match failed {
+                true => Seen::FailureCalled { job, reason: plan::reason(request, REASON_MAX) },
+                false => Seen::CalledBack { job },
+            };
+            note(turn.shared, Some(*token), peer, seen);
+        }
+        let answer = plan::answer_text(request, Status::OK, TEXT, 3, &[], now, &mut self.head);
+        if answer.body == Body::Inline {
+            self.head.extend_from_slice(b"ok\n");
+        }
+        self.respond(key, !answer.close, turn);
     }
 
     fn answer_file(
@@ -634,8 +811,17 @@ impl HttpSide {
             Body::Multi(_) => (0, answer.body_len),
             Body::None | Body::Inline => return self.respond(key, !answer.close, turn),
         };
+        let line = token.and_then(|token| line_of(&token, served, turn.shared));
+        let held_from = opened.len.saturating_sub(HELD_LEN);
+        let held = line.is_some()
+            && match &answer.body {
+                Body::Range { offset, len } => offset + len > held_from,
+                Body::Multi(_) => true,
+                Body::None | Body::Inline => false,
+            };
         if let Body::Range { offset, len } = &answer.body
             && *len < INLINE_MAX
+            && !held
         {
             let start = self.head.len();
             self.head.resize(start + *len as usize, 0);
@@ -645,22 +831,34 @@ impl HttpSide {
                 return self.close(key, None, turn);
             }
         }
-        let inline = body_len < INLINE_MAX && matches!(answer.body, Body::Range { .. });
+        let inline = body_len < INLINE_MAX && matches!(answer.body, Body::Range { .. }) && !held;
         self.respond(key, !answer.close, turn);
         let Some(connection) = self.connections.get_mut(key) else { return };
         match answer.body {
             Body::Range { .. } if inline => {}
             Body::Range { offset, len } => {
-                connection.out.pieces.push_back(Piece::File { at: offset, end: offset + len });
+                let before = if held { held_from } else { u64::MAX };
+                push_file(&mut connection.out.pieces, offset, offset + len, before);
             }
             Body::Multi(pieces) => {
-                connection.out.pieces.extend(pieces.into_iter().map(|piece| match piece {
-                    plan::Piece::Text(bytes) => Piece::Text { bytes, sent: 0 },
-                    plan::Piece::File { offset, len } => Piece::File { at: offset, end: offset + len },
-                }))
+                let mut before = if held { held_from } else { u64::MAX };
+                for piece in pieces {
+                    match piece {
+                        plan::Piece::Text(bytes) => {
+                            connection.out.pieces.push_back(Piece::Text { bytes, sent: 0 });
+                        }
+                        plan::Piece::File { offset, len } => {
+                            // Once for the whole response: what follows waits with it.
+                            if push_file(&mut connection.out.pieces, offset, offset + len, before) {
+                                before = u64::MAX;
+                            }
+                        }
+                    }
+                }
             }
             Body::None | Body::Inline => {}
         }
+        connection.line = if held { line.map(Box::new) } else { None };
         connection.out.file = Some(opened);
         let peer = *connection.peer.ip();
         let subject = match served.image() {
@@ -712,6 +910,15 @@ impl HttpSide {
         }
         connection.armed_at = None;
         if connection.deadline > turn.now {
+            return self.arm(key, turn);
+        }
+        if let Some(parked) = &mut connection.parked
+            && turn.now < parked.until
+        {
+            if parked.again.take_if(|again| *again <= turn.now).is_some() {
+                turn.shared.keeper.ask(parked.line.clone(), Owner::Connection(key).pack(), turn.desk);
+            }
+            connection.deadline = parked.until;
             return self.arm(key, turn);
         }
         if connection.out.is_empty() && connection.delivery.is_some() {
@@ -876,6 +1083,35 @@ impl Delivery {
         };
         note(shared, boot, self.peer, seen);
     }
+}
+
+/// The point of no return that the end of a file is, if it is one under this token.
+fn line_of(token: &BootToken, served: &Served, shared: &Shared) -> Option<AtTheLine> {
+    let (job, name) = (token.job?, served.image()?);
+    let file = served.name.get(name.len() + 1..)?;
+    let catalog = shared.library.load();
+    let image = catalog.image(name)?;
+    (barrier(image) == Some(Barrier::File(file))).then(|| AtTheLine {
+        boot: token.boot,
+        job,
+        image: name.to_owned(),
+        what: format!("the last of {file}"),
+        idents: Vec::new(),
+    })
+}
+
+/// Queues a range of a file; what lies from `held_from` on waits behind [`Piece::Held`]. True when some does.
+fn push_file(pieces: &mut VecDeque<Piece>, at: u64, end: u64, held_from: u64) -> bool {
+    if end <= held_from {
+        pieces.push_back(Piece::File { at, end });
+        return false;
+    }
+    if at < held_from {
+        pieces.push_back(Piece::File { at, end: held_from });
+    }
+    pieces.push_back(Piece::Held);
+    pieces.push_back(Piece::File { at: at.max(held_from), end });
+    true
 }
 
 fn note(shared: &Shared, boot: Option<BootToken>, peer: Ipv4Addr, seen: Seen) {

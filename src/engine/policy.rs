@@ -30,8 +30,13 @@ impl BootPolicy for Decider<'_> {
         server: Ipv4Addr,
         file: &mut BootFile,
     ) -> Answer {
-        let table = self.shared.book.load();
-        let claimed = !matches!(table.decide(who), Decision::NoJob);
+        let view = self.shared.keeper.table().view();
+        let claimed = match view.decide(who) {
+            // No loader, no address of a script: denied at every hop.
+            Decision::Rejected => return Answer::NoBoot,
+            Decision::Job(_) | Decision::Done(_) => true,
+            Decision::NoJob => false,
+        };
         if !claimed && self.shared.policy.load().unknown == Unknown::Silent {
             return Answer::Silent;
         }
@@ -67,6 +72,6 @@ impl BootPolicy for Decider<'_> {
     }
 
     fn is_registered(&mut self, who: &Identity) -> bool {
-        !matches!(self.shared.book.load().decide(who), Decision::NoJob)
+        !matches!(self.shared.keeper.table().view().decide(who), Decision::NoJob)
     }
 }

@@ -48,6 +48,8 @@ pub enum Piece {
         /// One past the last.
         end: u64,
     },
+    /// Nothing: what follows leaves only once this is taken out.
+    Held,
 }
 
 /// A response on its way out.
@@ -76,6 +78,8 @@ pub enum Pumped {
     Yielded,
     /// The ring has the next piece: wait for its completion.
     InRing,
+    /// Everything before [`Piece::Held`] is with the kernel.
+    Held,
     /// The file changed or ended early; the connection must be reset.
     Changed,
     /// The peer is gone.
@@ -196,6 +200,7 @@ impl Outgoing {
             .map(|piece| match piece {
                 Piece::Text { bytes, sent } => (bytes.len() - sent) as u64,
                 Piece::File { at, end } => end - at,
+                Piece::Held => 0,
             })
             .sum();
         queued + self.pipe.as_ref().map_or(0, Pipe::held) as u64
@@ -213,6 +218,13 @@ impl Outgoing {
                 None => {
                     self.finish(socket, means.pipes);
                     return Pumped::Done;
+                }
+                Some(Piece::Held) => {
+                    // What was held back for a full segment goes now: the wait may be long.
+                    if std::mem::replace(&mut self.corked, false) && tcp::set_cork(socket, false).is_err() {
+                        return Pumped::Broken;
+                    }
+                    return Pumped::Held;
                 }
                 Some(Piece::Text { bytes, sent }) if *sent == bytes.len() => {
                     self.pieces.pop_front();
@@ -343,6 +355,13 @@ impl Outgoing {
             self.corked = false;
         }
         self.file = None;
+    }
+
+    /// Lets go what was held.
+    pub fn release(&mut self) {
+        if matches!(self.pieces.front(), Some(Piece::Held)) {
+            self.pieces.pop_front();
+        }
     }
 
     /// The connection ends: whatever is left is dropped.

@@ -11,10 +11,10 @@ use crossbeam_channel::Sender;
 
 use super::sightings::Sightings;
 use crate::files::library::Library;
-use crate::jobs::book::Book;
-use crate::jobs::evidence::Evidence;
+use crate::jobs::evidence::{Evidence, Seen};
 use crate::jobs::script::Policy;
 use crate::jobs::token::{BootId, TokenKey};
+use crate::keeper::Keeper;
 use crate::sys::interfaces::Interface;
 
 /// Addresses remembered as refusing segmented sends; one per local address, and hosts have few.
@@ -25,13 +25,10 @@ const REFUSING_MAX: usize = 32;
 pub struct Shared {
     /// Images and loaders.
     pub library: Arc<Library>,
-    /// Jobs.
-    pub book: Arc<Book>,
+    /// Who decides over jobs: their table, and the desk where evidence goes.
+    pub keeper: Keeper,
     /// What machines without a job get.
     pub policy: ArcSwap<Policy>,
-    /// Signs the tokens of script URLs. Made anew at every start: a boot does not outlive the server's restart
-    /// under its old URLs, it asks for its script again.
-    pub key: TokenKey,
     /// Who is at which address.
     pub sightings: Sightings,
     /// The interfaces, as last looked at.
@@ -47,25 +44,21 @@ pub struct Shared {
     refusing: [AtomicU32; REFUSING_MAX],
     stopping: AtomicBool,
     drain: Duration,
-    boots: AtomicU64,
 }
 
 impl Shared {
-    /// Puts the parts together. `drain` bounds a graceful stop; `boot_seed` makes boot ids of two runs differ.
+    /// Puts the parts together. `drain` bounds a graceful stop.
     pub fn new(
         library: Arc<Library>,
-        book: Arc<Book>,
+        keeper: Keeper,
         policy: Policy,
-        key: TokenKey,
         evidence: Sender<Evidence>,
         drain: Duration,
-        boot_seed: u64,
     ) -> Self {
         Self {
             library,
-            book,
+            keeper,
             policy: ArcSwap::from_pointee(policy),
-            key,
             sightings: Sightings::new(),
             interfaces: ArcSwap::from_pointee(Vec::new()),
             cores_running: AtomicUsize::new(0),
@@ -75,7 +68,6 @@ impl Shared {
             refusing: [const { AtomicU32::new(0) }; REFUSING_MAX],
             stopping: AtomicBool::new(false),
             drain,
-            boots: AtomicU64::new(boot_seed),
         }
     }
 
@@ -90,13 +82,27 @@ impl Shared {
         self.http.load().iter().find(covers).map(SocketAddrV4::port)
     }
 
-    /// A number no other boot of this run has.
+    /// A number no other boot has.
     pub fn next_boot(&self) -> BootId {
-        BootId(self.boots.fetch_add(1, Ordering::Relaxed))
+        self.keeper.boots().begin()
     }
 
-    /// Tells the flight recorder. Never waits: a full queue loses the evidence and counts it.
+    /// Signs the tokens of script URLs. The same after a restart: a boot goes on under its URLs.
+    pub fn key(&self) -> &TokenKey {
+        self.keeper.key()
+    }
+
+    /// Tells the keeper, if jobs or machines may be moved by it, and the flight recorder. Never waits: a full queue
+    /// loses the evidence and counts it.
     pub fn note(&self, evidence: Evidence) {
+        let moves = match &evidence.seen {
+            Seen::DhcpOffered { .. } => evidence.mac.is_some() && evidence.uuid.is_some(),
+            Seen::ScriptAsked { .. } => true,
+            _ => evidence.job().is_some(),
+        };
+        if moves {
+            self.keeper.note(evidence.clone());
+        }
         if self.evidence.try_send(evidence).is_err() {
             self.evidence_lost.fetch_add(1, Ordering::Relaxed);
         }

@@ -258,16 +258,16 @@ impl Engine {
             let tally = Tally::default();
             cells.push(tally.cells());
             let poll = Poll::new().map_err(|e| SysError::new("make an event queue", e))?;
-            let mut core = Core {
+            let mut core = Core::new(
                 index,
                 poll,
-                shared: Arc::clone(&shared),
+                Arc::clone(&shared),
                 tally,
-                dhcp: if index == 0 { dhcp.take() } else { None },
+                if index == 0 { dhcp.take() } else { None },
                 tftp,
-                http: HttpSide::new(listeners, connections_max, (PIPES_TOTAL / count).max(1)),
-                ring: rings.pop(),
-            };
+                HttpSide::new(listeners, connections_max, (PIPES_TOTAL / count).max(1)),
+                rings.pop(),
+            );
             wakers.push(core.register().map_err(|e| SysError::new("watch a core's sockets", e))?);
             cores.push(core);
         }

@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use super::*;
 use crate::files::library::{Library, Settings};
-use crate::jobs::book::Book;
 use crate::jobs::evidence::Evidence;
 use crate::jobs::script::Policy;
-use crate::jobs::token::TokenKey;
+use crate::keeper::{Keeper, Running};
 use crate::proto::tftp::Limits;
+use crate::store::SharedStore;
 use crate::wire::tftp::{self, Mode, Options, Packet};
 
 /// A running server with one image folder, removed at the end.
@@ -23,6 +23,10 @@ struct Lab {
     dir: PathBuf,
     content: Vec<u8>,
     evidence: crossbeam_channel::Receiver<Evidence>,
+    keeper: Running,
+    library: Arc<Library>,
+    store: SharedStore,
+    shared: Arc<Shared>,
 }
 
 fn content(len: usize) -> Vec<u8> {
@@ -58,14 +62,22 @@ impl Lab {
         })
         .unwrap();
         let (sender, evidence) = crossbeam_channel::bounded(1024);
+        let library = Arc::new(library);
+        let images = Arc::clone(&library);
+        let store = SharedStore::default();
+        let keeper = Keeper::start(
+            Box::new(store.clone()),
+            Box::new(move || images.snapshot()),
+            [7; 32],
+            Box::new(|_| {}),
+        )
+        .unwrap();
         let shared = Arc::new(Shared::new(
-            Arc::new(library),
-            Arc::new(Book::new()),
+            Arc::clone(&library),
+            keeper.keeper().clone(),
             Policy::default(),
-            TokenKey::new([7; 32]),
             sender,
             Duration::from_secs(2),
-            1,
         ));
         let any = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
         let settings = EngineSettings {
@@ -79,8 +91,8 @@ impl Lab {
             single_port: false,
             http: vec![any],
         };
-        let engine = Engine::start(&settings, shared).unwrap();
-        Self { engine: Some(engine), dir, content, evidence }
+        let engine = Engine::start(&settings, Arc::clone(&shared)).unwrap();
+        Self { engine: Some(engine), dir, content, evidence, keeper, library, store, shared }
     }
 
     fn http(&self) -> TcpStream {
@@ -320,4 +332,183 @@ fn the_recorder_hears_what_arrived() {
         .collect();
     assert!(words[0].starts_with("FileStarted") && words[1].starts_with("FileDone"), "{words:?}");
     assert!(words[1].contains("bytes: 500000"), "{words:?}");
+}
+
+/// A server with images that a job can boot, and a store that can be full.
+impl Lab {
+    fn with_jobs(driver: Driver, len: usize) -> Self {
+        let lab = Self::start(driver, len);
+        let images = lab.dir.join("images");
+        fs::create_dir_all(images.join("linux")).unwrap();
+        fs::write(images.join("linux/vmlinuz"), crate::files::sniff::samples::bzimage()).unwrap();
+        fs::write(images.join("linux/initrd.img"), &lab.content).unwrap();
+        fs::write(images.join("linux/image.toml"), "destructive = true\n").unwrap();
+        fs::create_dir_all(images.join("custom")).unwrap();
+        fs::write(images.join("custom/custom.ipxe"), "#!ipxe\necho hello\n").unwrap();
+        let aged = std::time::SystemTime::now() - Duration::from_secs(60);
+        for file in ["linux/vmlinuz", "linux/initrd.img", "custom/custom.ipxe"] {
+            fs::File::options().write(true).open(images.join(file)).unwrap().set_modified(aged).unwrap();
+        }
+        lab.library.rescan().unwrap();
+        lab
+    }
+
+    fn add(&self, image: &str) -> crate::jobs::job::JobId {
+        use crate::jobs::job::{Action, JobSpec, Selector};
+        let selector = Selector::Mac("02:00:00:00:00:01".parse().unwrap());
+        let spec = JobSpec { replace: true, ..JobSpec::new(Action::Image(image.into()), selector) };
+        match self.keeper.keeper().order_and_wait(crate::keeper::Order::AddJobs(vec![spec]), "test") {
+            Ok(crate::keeper::Done::Jobs(jobs)) => jobs[0].id,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn stage(&self, id: crate::jobs::job::JobId) -> crate::jobs::job::Stage {
+        self.keeper.keeper().look_and_wait(move |book, _| book.job(id).unwrap().stage).unwrap()
+    }
+
+    fn script(&self) -> String {
+        let path = "/ipxe?mac=02:00:00:00:00:01&platform=efi&buildarch=x86_64";
+        let (_, body) = get(&mut self.http(), path, "User-Agent: iPXE/1.21\r\n");
+        String::from_utf8(body).unwrap()
+    }
+}
+
+/// The path of a script's URL that ends so.
+fn url_path<'a>(script: &'a str, end: &str) -> &'a str {
+    let at = script.find(end).unwrap_or_else(|| panic!("no {end} in\n{script}"));
+    let start = script[..at].rfind("/s/").expect("a boot's own URL");
+    &script[start..at + end.len()]
+}
+
+fn held_until_recorded(driver: Driver) {
+    use crate::jobs::job::Stage;
+    let lab = Lab::with_jobs(driver, 3_000_000);
+    let id = lab.add("linux");
+    let (one, two) = (lab.script(), lab.script());
+    let (one, two) = (url_path(&one, "initrd.img"), url_path(&two, "initrd.img"));
+    assert_ne!(one, two);
+    lab.store.inner().fill_up(true);
+    let mut stream = lab.http();
+    write!(stream, "GET {one} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        head.push(byte[0]);
+    }
+    let held_from = lab.content.len() - 64 * 1024;
+    let mut body = vec![0; held_from];
+    stream.read_exact(&mut body).unwrap();
+    assert!(body == lab.content[..held_from], "everything before the last 64 KiB leaves");
+    stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let waits = stream.read(&mut [0]).unwrap_err().kind();
+    assert!(matches!(waits, std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut), "{waits}");
+    assert_ne!(lab.stage(id), Stage::Running);
+    // A range that touches the end waits too; one that does not, and a HEAD, do not.
+    let (head, _) = get(&mut lab.http(), one, "Range: bytes=0-99\r\n");
+    assert!(head.starts_with("HTTP/1.1 206"), "{head}");
+    let mut tail = lab.http();
+    write!(tail, "GET {one} HTTP/1.1\r\nHost: x\r\nRange: bytes=-10\r\n\r\n").unwrap();
+    lab.store.inner().fill_up(false);
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut rest = vec![0; 64 * 1024];
+    stream.read_exact(&mut rest).unwrap();
+    assert!(rest == lab.content[held_from..]);
+    assert_eq!(lab.stage(id), Stage::Running);
+    let (_, body) = response(&mut tail);
+    assert_eq!(body, lab.content[lab.content.len() - 10..]);
+    // The same boot again: all of it, at once. Another one: cut before the end.
+    let (_, body) = get(&mut lab.http(), one, "");
+    assert!(body == lab.content);
+    let mut other = lab.http();
+    write!(other, "GET {two} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let mut all = Vec::new();
+    assert!(other.read_to_end(&mut all).is_err(), "reset");
+    assert!(all.len() < lab.content.len());
+    assert!(lab.script().contains("had its job"), "and the next boot is a local one");
+}
+
+#[test]
+fn the_end_of_the_last_file_leaves_once_its_boot_is_recorded_without_the_ring() {
+    held_until_recorded(Driver::Mio);
+}
+
+#[test]
+fn the_end_of_the_last_file_leaves_once_its_boot_is_recorded_with_the_ring() {
+    held_until_recorded(Driver::Uring);
+}
+
+#[test]
+fn a_script_that_starts_something_leaves_once_its_boot_is_recorded() {
+    use crate::jobs::job::Stage;
+    let lab = Lab::with_jobs(Driver::Mio, 1_000);
+    let id = lab.add("custom");
+    lab.store.inner().fill_up(true);
+    let script = lab.script();
+    assert!(script.contains("cannot record this boot") && !script.contains("/s/"), "{script}");
+    assert_ne!(lab.stage(id), Stage::Running);
+    lab.store.inner().fill_up(false);
+    let script = lab.script();
+    assert!(script.contains("custom.ipxe"), "{script}");
+    assert_eq!(lab.stage(id), Stage::Running);
+    assert!(lab.script().contains("had its job"));
+    // Two requests on one connection keep their order around the wait.
+    lab.add("custom");
+    let mut stream = lab.http();
+    let path = "/ipxe?mac=02:00:00:00:00:01&platform=efi&buildarch=x86_64";
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    assert!(String::from_utf8(response(&mut stream).1).unwrap().contains("custom.ipxe"));
+    assert_eq!(response(&mut stream).1, b"ok\n");
+}
+
+#[test]
+fn call_backs_move_their_own_boot() {
+    use crate::jobs::job::Stage;
+    let lab = Lab::with_jobs(Driver::Mio, 200_000);
+    let id = lab.add("linux");
+    let (one, two) = (lab.script(), lab.script());
+    let (one, two) = (url_path(&one, "initrd.img"), url_path(&two, "initrd.img"));
+    let call = |url: &str, rest: &str| {
+        let token = url.split("/images").next().unwrap();
+        let (head, _) = get(&mut lab.http(), &format!("{token}/{rest}"), "");
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    };
+    get(&mut lab.http(), one, "");
+    assert_eq!(lab.stage(id), Stage::Running);
+    call(two, "confirm");
+    call(two, "failed?reason=no");
+    call(one, "confirm");
+    let start = std::time::Instant::now();
+    while lab.stage(id) != Stage::Confirmed {
+        assert!(start.elapsed() < Duration::from_secs(10), "{}", lab.stage(id));
+    }
+}
+
+#[test]
+fn the_last_block_by_tftp_waits_where_the_machine_at_that_address_has_a_job() {
+    use crate::jobs::job::Stage;
+    let lab = Lab::with_jobs(Driver::Mio, 100_000);
+    let id = lab.add("linux");
+    let mac = "02:00:00:00:00:01".parse().unwrap();
+    lab.shared
+        .sightings
+        .record(Ipv4Addr::LOCALHOST, crate::engine::sightings::Sighting { mac, arch: crate::wire::Arch(7) });
+    lab.store.inner().fill_up(true);
+    let options = Options { blksize: Some(1428), tsize: Some(0), windowsize: Some(8), timeout_secs: None };
+    std::thread::scope(|scope| {
+        let download = scope.spawn(|| tftp_get(&lab, "linux/initrd.img", options));
+        let start = std::time::Instant::now();
+        while lab.metric("bootstorm_tftp_bytes_total") < 99_000 {
+            assert!(start.elapsed() < Duration::from_secs(10), "the blocks before the last one do not come");
+            std::thread::yield_now();
+        }
+        assert_ne!(lab.stage(id), Stage::Running);
+        assert!(!download.is_finished());
+        lab.store.inner().fill_up(false);
+        assert!(download.join().unwrap() == lab.content);
+    });
+    assert_eq!(lab.stage(id), Stage::Running);
+    // The job is over and the file is open to anyone: nothing waits any more.
+    assert!(tftp_get(&lab, "linux/initrd.img", options) == lab.content);
 }

@@ -13,7 +13,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use mio::Registry;
 
@@ -23,9 +23,12 @@ use super::shared::Shared;
 use super::slab::{Key, Slab};
 use crate::files::catalog::TftpTarget;
 use crate::files::served::{Opened, Served};
+use crate::jobs::Identity;
 use crate::jobs::evidence::{Evidence, Over, Seen};
-use crate::jobs::image::Access;
-use crate::jobs::script;
+use crate::jobs::image::{Access, Images};
+use crate::jobs::machine::Ident;
+use crate::jobs::script::{self, Barrier, barrier};
+use crate::keeper::{Answer, AtTheLine};
 use crate::proto::tftp::{Limits, Outcome, Transfer, Transmit, Verdict};
 use crate::sys::SysError;
 use crate::sys::udp::{SEGMENTS_MAX, SEND_LEN_MAX, Source, UdpOptions, UdpSocket, Unsent};
@@ -43,6 +46,17 @@ pub(super) const TRANSFERS_MAX: usize = 32 * 1024;
 const NETASCII_LEN_MAX: u64 = 1 << 20;
 /// IPv4 and UDP headers.
 const HEADERS_LEN: u32 = 28;
+/// A boot that cannot be recorded asks again this often.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// A transfer whose last block is a point of no return.
+struct Line {
+    at: AtTheLine,
+    /// The keeper was asked, and has not answered.
+    asked: bool,
+    /// Not before this is it asked again.
+    again: Option<Instant>,
+}
 
 /// Where a transfer's bytes come from.
 enum Payload {
@@ -66,6 +80,8 @@ struct Live {
     segmented: bool,
     /// When the wheel will look at this transfer; a firing at another time is left over from an earlier plan.
     armed_at: Option<Instant>,
+    /// Set where the last block waits for the keeper.
+    line: Option<Box<Line>>,
 }
 
 /// One core's TFTP.
@@ -289,12 +305,26 @@ impl TftpSide {
             Payload::File(opened) => (opened.len, self.segmentation),
             Payload::Text(text) => (text.len() as u64, false),
         };
-        let (transfer, _start) = Transfer::accept(turn.now, request, len, &self.limits);
+        let (mut transfer, _start) = Transfer::accept(turn.now, request, len, &self.limits);
+        let line = served.as_ref().and_then(|served| line_of(served, client, turn.shared));
+        if line.is_some() {
+            transfer.hold_last();
+        }
         let segmented = segmented
             && u32::from(transfer.blksize()) + 4 + HEADERS_LEN <= turn.shared.mtu(source.addr)
             && !turn.shared.refuses_segments(source.addr);
-        let live =
-            Live { transfer, payload, served, client, source, socket, name_hash, segmented, armed_at: None };
+        let live = Live {
+            transfer,
+            payload,
+            served,
+            client,
+            source,
+            socket,
+            name_hash,
+            segmented,
+            armed_at: None,
+            line,
+        };
         match self.transfers.insert(live) {
             Ok(key) => {
                 self.by_client.insert(client, key);
@@ -391,6 +421,14 @@ impl TftpSide {
             }
         }
         let Some(live) = self.transfers.get_mut(key) else { return };
+        if live.transfer.waits_for_release()
+            && let Some(line) = &mut live.line
+            && !line.asked
+            && line.again.is_none_or(|again| again <= turn.now)
+        {
+            line.asked = true;
+            turn.shared.keeper.ask(line.at.clone(), Owner::Transfer(key).pack(), turn.desk);
+        }
         if let Some(at) = live.transfer.poll_timeout()
             && live.armed_at.is_none_or(|armed| at < armed)
         {
@@ -503,6 +541,33 @@ impl TftpSide {
         }
     }
 
+    /// The keeper's answer to a transfer that waits with its last block.
+    pub(super) fn answered(&mut self, key: Key, answer: Answer, turn: &mut Turn<'_>) {
+        let Some(live) = self.transfers.get_mut(key) else { return };
+        let Some(line) = &mut live.line else { return };
+        line.asked = false;
+        match answer {
+            Answer::Go => {
+                live.line = None;
+                live.transfer.release();
+                self.follow(key, Verdict::Progress, turn);
+            }
+            // Its own deadlines look at it again.
+            Answer::NotNow => line.again = Some(turn.now + ASK_AGAIN),
+            Answer::Refused(denial) => {
+                tracing::debug!(client = %live.client, %denial, "transfer cut at the point of no return");
+                let (socket, client, source) = (live.socket, live.client, live.source);
+                let mut reply = [0; 64];
+                if let Some(len) =
+                    tftp::emit_error(&mut reply, ErrorCode::AccessViolation, "this machine had its job")
+                {
+                    self.push_bytes(socket, client, source, u64::MAX, &reply[..len], turn);
+                }
+                self.end(key, None, turn);
+            }
+        }
+    }
+
     /// A transfer's entry in the wheel has come up.
     pub(super) fn expired(&mut self, key: Key, turn: &mut Turn<'_>) {
         let Some(live) = self.transfers.get_mut(key) else { return };
@@ -524,6 +589,36 @@ impl TftpSide {
         let Some(served) = &live.served else { return };
         note(turn.shared, &live, served, outcome);
     }
+}
+
+/// The point of no return that the end of a file is, if the machine at this address has a live job that boots its
+/// image once. The address is a hint, so it only takes away: it never gives a machine anything.
+fn line_of(served: &Served, client: SocketAddrV4, shared: &Shared) -> Option<Box<Line>> {
+    let name = served.image()?;
+    let file = served.name.get(name.len() + 1..)?;
+    let catalog = shared.library.load();
+    let image = catalog.image(name)?;
+    if barrier(image) != Some(Barrier::File(file)) {
+        return None;
+    }
+    let seen = shared.sightings.at(*client.ip())?;
+    let who = Identity {
+        mac: Some(seen.mac),
+        arch: Some(seen.arch),
+        address: Some(*client.ip()),
+        ..Identity::default()
+    };
+    let view = shared.keeper.table().view();
+    let job = view.decide(&who).job().filter(|job| !job.always && job.action.image() == Some(name))?;
+    let at = AtTheLine {
+        // No script began this boot, so it is counted here.
+        boot: shared.next_boot(),
+        job: job.id,
+        image: name.to_owned(),
+        what: format!("the last block of {file}"),
+        idents: vec![Ident::Mac(seen.mac)],
+    };
+    Some(Box::new(Line { at, asked: false, again: None }))
 }
 
 /// Tells the flight recorder how a transfer ended. A size query that was aborted, as firmware does before every

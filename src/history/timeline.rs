@@ -343,6 +343,9 @@ impl fmt::Display for Step {
                 write!(f, "{over}: {} broke off after {}: {}", Plain(file), Bytes(*bytes), Plain(reason))?;
             }
             Seen::CalledBack { job } => write!(f, "called back (job {job})")?,
+            Seen::FailureCalled { job, reason } => {
+                write!(f, "called back that it failed (job {job}): {}", Plain(reason))?;
+            }
         }
         if self.count > 1 {
             write!(f, " ({} times)", self.count)?;
@@ -396,7 +399,8 @@ fn bytes(seen: &Seen) -> u64 {
         | Seen::ScriptAsked { .. }
         | Seen::FileStarted { .. }
         | Seen::LastPieceSent { .. }
-        | Seen::CalledBack { .. } => 0,
+        | Seen::CalledBack { .. }
+        | Seen::FailureCalled { .. } => 0,
     }
 }
 
@@ -431,6 +435,7 @@ fn texts(seen: &mut Seen) -> [Option<&mut String>; 2] {
         | Seen::FileDone { image, file, .. } => [Some(image), Some(file)],
         Seen::TransferFailed { file, reason, .. } => [Some(file), Some(reason)],
         Seen::IdentityAsked | Seen::CalledBack { .. } => [None, None],
+        Seen::FailureCalled { reason, .. } => [Some(reason), None],
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::job::{JobId, unix_seconds};
+use super::machine::Ident;
 use super::token::BootId;
 use crate::wire::{Arch, MacAddr, Uuid};
 
@@ -23,6 +24,12 @@ pub struct Evidence {
     /// The machine's UUID, if the exchange names one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uuid: Option<Uuid>,
+    /// The serial, if a script request shows one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// The asset tag, if a script request shows one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asset: Option<String>,
     /// The boot, from the script answer or its token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<BootId>,
@@ -36,7 +43,21 @@ pub struct Evidence {
 impl Evidence {
     /// Something seen at `at` of a machine not yet named; fill in what is known.
     pub fn new(at: SystemTime, seen: Seen) -> Self {
-        Self { at, mac: None, uuid: None, boot: None, address: None, seen }
+        Self { at, mac: None, uuid: None, serial: None, asset: None, boot: None, address: None, seen }
+    }
+
+    /// Every identity it shows.
+    pub fn presented(&self) -> Vec<Ident> {
+        let text = |text: &Option<String>| {
+            text.as_deref().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
+        };
+        let all = [
+            self.mac.map(Ident::Mac),
+            self.uuid.map(Ident::Uuid),
+            text(&self.serial).map(Ident::Serial),
+            text(&self.asset).map(Ident::Asset),
+        ];
+        all.into_iter().flatten().collect()
     }
 
     /// The job the evidence is about, if it names one.
@@ -48,7 +69,7 @@ impl Evidence {
             | Seen::LastPieceSent { job, .. }
             | Seen::FileDone { job, .. }
             | Seen::TransferFailed { job, .. } => *job,
-            Seen::CalledBack { job } => Some(*job),
+            Seen::CalledBack { job } | Seen::FailureCalled { job, .. } => Some(*job),
             Seen::DhcpOffered { .. }
             | Seen::DhcpIgnored { .. }
             | Seen::LoaderFetched { .. }
@@ -71,7 +92,7 @@ impl Seen {
             | Self::LastPieceSent { .. }
             | Self::FileDone { .. } => "image",
             Self::TransferFailed { .. } => "failed",
-            Self::CalledBack { .. } => "callback",
+            Self::CalledBack { .. } | Self::FailureCalled { .. } => "callback",
         }
     }
 }
@@ -93,6 +114,7 @@ impl fmt::Display for Seen {
                 write!(f, "{file} broke off after {bytes} bytes: {reason}")
             }
             Self::CalledBack { .. } => f.write_str("the booted system called back"),
+            Self::FailureCalled { reason, .. } => write!(f, "the boot called back that it failed: {reason}"),
         }
     }
 }
@@ -228,5 +250,12 @@ pub enum Seen {
     CalledBack {
         /// The token's job.
         job: JobId,
+    },
+    /// The boot, or the booted system, called back that it failed.
+    FailureCalled {
+        /// The token's job.
+        job: JobId,
+        /// What it says, cut to a line.
+        reason: String,
     },
 }

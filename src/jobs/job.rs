@@ -1,14 +1,6 @@
 //! A job: an image or an action, whom it is for, and how far it has come.
 //!
-//! ```text
-//!   armed --> offered --> fetching --> running --> confirmed
-//!     ^          |            |
-//!     +----------+------------+---> failed (attempts used up)   expired   cancelled
-//! ```
-//!
-//! A job goes back to `armed` when the boot that was fetching it fell silent. `running` means that the machine
-//! holds everything the script names: whatever it booted may have started, so the job is done with and the
-//! machine's next boot is a local one, unless the job is an `always` job.
+//! How it comes from stage to stage is the table of [`lifecycle`](super::lifecycle).
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::lifecycle::{Course, Terms, holds_back};
 use super::rule::{Rule, Specificity};
 use super::token::BootId;
 use crate::wire::{MacAddr, Uuid};
@@ -159,16 +152,17 @@ impl fmt::Display for Selector {
 }
 
 /// How far a job has come.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stage {
     /// Waiting for its machine.
+    #[default]
     Armed,
     /// A script that carries the job was given.
     Offered,
     /// The first byte of its image was asked for under its token.
     Fetching,
-    /// Its last boot file was wholly acknowledged.
+    /// Past the point of no return: what it boots may have started.
     Running,
     /// The booted system called back.
     Confirmed,
@@ -192,30 +186,6 @@ impl Stage {
         Self::Expired,
         Self::Cancelled,
     ];
-
-    /// Whether evidence or an operator's order may move a job from this stage to `next`. `always` is the job's
-    /// own: only such a job takes part again after `Running`. Re-arming is apart ([`Stage::may_rearm`]).
-    pub fn may_become(self, next: Self, always: bool) -> bool {
-        use Stage::{Armed, Cancelled, Confirmed, Expired, Failed, Fetching, Offered, Running};
-        match (self, next) {
-            (Armed, Offered | Expired | Cancelled)
-            // Straight to Fetching: the answer that offered it was given before this process started, or the
-            // machine went silent and came back under the same token.
-            | (Armed, Fetching)
-            | (Offered, Armed | Fetching | Expired | Cancelled)
-            | (Fetching, Armed | Offered | Running | Failed | Cancelled)
-            // A small last file can be acknowledged before the report of its start arrives.
-            | (Armed | Offered, Running)
-            | (Running, Confirmed) => true,
-            (Running | Confirmed, Armed | Offered | Fetching | Cancelled | Expired) => always,
-            _ => false,
-        }
-    }
-
-    /// Whether an operator may put a job of this stage back to `Armed`.
-    pub fn may_rearm(self) -> bool {
-        matches!(self, Self::Running | Self::Confirmed | Self::Failed | Self::Expired | Self::Cancelled)
-    }
 
     /// The lower-case word of lists and JSON.
     pub fn word(self) -> &'static str {
@@ -261,7 +231,37 @@ pub struct JobSpec {
     /// Cancel the live job this machine has, if any, instead of being refused.
     #[serde(default)]
     pub replace: bool,
+    /// Let it follow the live job this machine has, if any, instead of being refused.
+    #[serde(default)]
+    pub queue: bool,
+    /// Images for the boots after the first: a sequence of boots.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub then: Vec<Action>,
+    /// What ends a boot well.
+    #[serde(default)]
+    pub confirm: Confirm,
+    /// A destructive image may go to every machine that a rule matches.
+    #[serde(default)]
+    pub allow_rule: bool,
+    /// The time in which [`LOOP_BOOTS`](super::lifecycle::LOOP_BOOTS) boots that come to nothing stop the job. In
+    /// JSON as `expires`.
+    #[serde(default, with = "span", skip_serializing_if = "Option::is_none")]
+    pub window: Option<Duration>,
 }
+
+/// What ends a boot well: all that the job waits for before a sequence goes on to its next image.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Confirm {
+    /// That the image was handed over whole. It may have started; nothing proves that it did.
+    #[default]
+    Image,
+    /// That the booted system called back.
+    Callback,
+}
+
+/// The loop window of a job that names none.
+pub const WINDOW: Duration = Duration::from_secs(30 * 60);
 
 impl JobSpec {
     /// A job with every default: once, three attempts, no expiry, priority 0.
@@ -274,6 +274,11 @@ impl JobSpec {
             expires: None,
             priority: 0,
             replace: false,
+            queue: false,
+            then: Vec::new(),
+            confirm: Confirm::Image,
+            allow_rule: false,
+            window: None,
         }
     }
 
@@ -287,8 +292,14 @@ impl JobSpec {
 pub struct Job {
     /// Its number.
     pub id: JobId,
-    /// What to do.
+    /// What to do now: of a sequence, the step it has come to.
     pub action: Action,
+    /// All images of a sequence of boots; empty for a single one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sequence: Vec<Action>,
+    /// The step of the sequence that `action` is, from 0.
+    #[serde(default)]
+    pub step: u32,
     /// For whom.
     pub selector: Selector,
     /// At every boot, instead of once.
@@ -315,34 +326,147 @@ pub struct Job {
     pub updated: SystemTime,
     /// The boot that has it or had it last.
     pub boot: Option<BootId>,
-    /// The boot that ended it before it was re-armed: what that boot still does no longer counts.
+    /// The last boot that passed the point of no return since the job was armed: it may go on with its own files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub retired: Option<BootId>,
+    pub passed: Option<BootId>,
+    /// Boots with lower numbers belong to an earlier arming or step: what they do no longer counts.
+    #[serde(default = "first_boot")]
+    pub floor: BootId,
+    /// Boots within the window that were given the script and did not come to run.
+    #[serde(default)]
+    pub boots: u32,
+    /// When the window of `boots` began.
+    #[serde(default = "epoch", with = "unix_seconds")]
+    pub boots_since: SystemTime,
+    /// The loop window.
+    #[serde(default = "usual_window", with = "whole_seconds")]
+    pub window: Duration,
+    /// What ends a boot well.
+    #[serde(default)]
+    pub confirm: Confirm,
+    /// A destructive image may go to every machine that the rule matches.
+    #[serde(default)]
+    pub allow_rule: bool,
     /// Counts every change of this job; never goes down.
     pub generation: u64,
     /// Why it is in this stage, in plain words.
     pub reason: String,
 }
 
+fn first_boot() -> BootId {
+    BootId(0)
+}
+
+fn epoch() -> SystemTime {
+    SystemTime::UNIX_EPOCH
+}
+
+fn usual_window() -> Duration {
+    WINDOW
+}
+
 impl Job {
-    /// True while the job takes part in the contest for a machine's next boot.
-    pub fn is_live(&self) -> bool {
-        match self.stage {
-            Stage::Armed | Stage::Offered | Stage::Fetching => true,
-            Stage::Running | Stage::Confirmed => self.always,
-            Stage::Failed | Stage::Expired | Stage::Cancelled => false,
+    /// A job as armed now. What the image says of itself is the caller's to know: `destructive`.
+    pub fn new(id: JobId, spec: &JobSpec, destructive: bool, now: SystemTime) -> Self {
+        let sequence = match spec.then.as_slice() {
+            [] => Vec::new(),
+            then => std::iter::once(&spec.action).chain(then).cloned().collect(),
+        };
+        Self {
+            id,
+            action: spec.action.clone(),
+            sequence,
+            step: 0,
+            selector: spec.selector.clone(),
+            always: spec.always,
+            destructive,
+            attempts: spec.attempts,
+            expires: spec.expires,
+            priority: spec.priority,
+            stage: Stage::Armed,
+            attempts_used: 0,
+            created: now,
+            updated: now,
+            boot: None,
+            passed: None,
+            floor: BootId(0),
+            boots: 0,
+            boots_since: now,
+            window: spec.window.unwrap_or(WINDOW),
+            confirm: spec.confirm,
+            allow_rule: spec.allow_rule,
+            generation: 1,
+            reason: "waiting for its machine".into(),
         }
     }
 
+    /// True while the job takes part in the contest for a machine's next boot.
+    pub fn is_live(&self) -> bool {
+        self.stage.is_live(self.always)
+    }
+
     /// True when the next boot that wants the job would be one too many: a boot is fetching, and if the machine
-    /// comes back that boot has stopped, and it was the last attempt.
+    /// comes back that boot has stopped, and it was the last attempt; or the machine has started over too often.
     pub fn is_on_last_attempt(&self) -> bool {
-        !self.always && self.stage == Stage::Fetching && self.attempts_used.saturating_add(1) >= self.attempts
+        self.is_live() && holds_back(self.stage, self.attempts_used, self.boots, &self.terms())
     }
 
     /// True when the job had its machine and is over with it: that machine's next boot is a local one.
     pub fn is_done(&self) -> bool {
         !self.is_live() && matches!(self.stage, Stage::Running | Stage::Confirmed | Stage::Failed)
+    }
+
+    /// True when another image follows the one it is at.
+    pub fn has_next_step(&self) -> bool {
+        (self.step as usize).saturating_add(1) < self.sequence.len()
+    }
+
+    /// What the course of this job is judged by.
+    pub fn terms(&self) -> Terms {
+        Terms { attempts: self.attempts, window: self.window, always: self.always }
+    }
+
+    /// How far it has come, to be moved and put back.
+    pub(super) fn course(&self) -> Course {
+        Course {
+            stage: self.stage,
+            boot: self.boot,
+            passed: self.passed,
+            floor: self.floor,
+            attempts_used: self.attempts_used,
+            boots: self.boots,
+            boots_since: self.boots_since,
+            updated: self.updated,
+            reason: self.reason.clone(),
+        }
+    }
+
+    /// Puts a moved course back, as a change of the job.
+    pub(super) fn set_course(&mut self, course: Course) {
+        self.stage = course.stage;
+        self.boot = course.boot;
+        self.passed = course.passed;
+        self.floor = course.floor;
+        self.attempts_used = course.attempts_used;
+        self.boots = course.boots;
+        self.boots_since = course.boots_since;
+        self.updated = course.updated;
+        self.reason = course.reason;
+    }
+}
+
+/// A duration as whole seconds.
+pub(crate) mod whole_seconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(crate) fn serialize<S: Serializer>(span: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(span.as_secs())
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        u64::deserialize(deserializer).map(Duration::from_secs)
     }
 }
 
@@ -418,34 +542,6 @@ pub(crate) mod unix_seconds {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_stage_table_is_this_one() {
-        use Stage::{Armed, Cancelled, Confirmed, Expired, Failed, Fetching, Offered, Running};
-        let once: [(Stage, &[Stage]); 8] = [
-            (Armed, &[Offered, Fetching, Running, Expired, Cancelled]),
-            (Offered, &[Armed, Fetching, Running, Expired, Cancelled]),
-            (Fetching, &[Armed, Offered, Running, Failed, Cancelled]),
-            (Running, &[Confirmed]),
-            (Confirmed, &[]),
-            (Failed, &[]),
-            (Expired, &[]),
-            (Cancelled, &[]),
-        ];
-        for (from, to) in once {
-            for next in Stage::ALL {
-                assert_eq!(from.may_become(next, false), to.contains(&next), "{from} -> {next}");
-                let again = matches!(from, Running | Confirmed)
-                    && matches!(next, Armed | Offered | Fetching | Cancelled | Expired);
-                assert_eq!(
-                    from.may_become(next, true),
-                    to.contains(&next) || again,
-                    "{from} -> {next}, always"
-                );
-            }
-            assert_eq!(from.may_rearm(), to.is_empty() || from == Running, "{from}");
-        }
-    }
 
     #[test]
     fn job_numbers_are_read_as_people_write_them() {

@@ -3,6 +3,8 @@
 #[forbid(unsafe_code)]
 pub mod book;
 #[forbid(unsafe_code)]
+pub mod claim;
+#[forbid(unsafe_code)]
 pub mod evidence;
 #[forbid(unsafe_code)]
 pub mod identity;
@@ -10,6 +12,8 @@ pub mod identity;
 pub mod image;
 #[forbid(unsafe_code)]
 pub mod job;
+#[forbid(unsafe_code)]
+pub mod lifecycle;
 #[forbid(unsafe_code)]
 pub mod machine;
 #[forbid(unsafe_code)]

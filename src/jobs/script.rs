@@ -21,13 +21,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use self::builder::Script;
+pub use self::image::{Barrier, LastFile, barrier, last_file};
 use self::image::{Fit, fit};
-pub use self::image::{LastFile, last_file};
 pub use self::page::options_page;
 use super::Identity;
 use super::image::{Image, Images};
 use super::job::{Action, Job, JobId};
-use super::table::{Decision, Table};
+use super::table::{Decision, View};
 use super::token::{BootId, SignedToken, Token, TokenKey};
 use crate::wire::arch::Platform;
 
@@ -133,6 +133,8 @@ pub enum Offer {
     Misfit,
     /// Say that the job's image cannot be had, then boot from the local disk.
     Unavailable,
+    /// Say that the job may not be had now, then boot from the local disk.
+    Refused,
     /// Boot from the local disk without a word.
     Denied,
 }
@@ -149,6 +151,7 @@ impl Offer {
             Self::Shell => "shell",
             Self::Misfit => "misfit",
             Self::Unavailable => "unavailable",
+            Self::Refused => "refused",
             Self::Denied => "denied",
         }
     }
@@ -182,20 +185,9 @@ pub struct Explained {
     pub lost: Vec<String>,
 }
 
-/// Writes the machine's script into `out`, replacing what it held. Looks at `table` and `images` only; changes
-/// nothing, so asking twice gives the same script twice.
+/// Writes the script of what was decided for a machine into `out`, replacing what it held. Changes nothing, so asking
+/// twice gives the same script twice.
 pub fn compose(
-    table: &Table,
-    images: &dyn Images,
-    who: &Identity,
-    ctx: &Context<'_>,
-    out: &mut String,
-) -> Composed {
-    compose_decided(table.decide(who), images, who, ctx, out)
-}
-
-/// [`compose`], for a decision already made.
-pub fn compose_decided(
     decision: Decision<'_>,
     images: &dyn Images,
     who: &Identity,
@@ -206,7 +198,12 @@ pub fn compose_decided(
 }
 
 /// [`compose`], with the reasons: what `script render --explain` shows. Changes nothing.
-pub fn compose_explained(table: &Table, images: &dyn Images, who: &Identity, ctx: &Context<'_>) -> Explained {
+pub fn compose_explained(
+    table: &View<'_>,
+    images: &dyn Images,
+    who: &Identity,
+    ctx: &Context<'_>,
+) -> Explained {
     let decision = table.decide(who);
     let plan = plan(decision, images, who, ctx.policy);
     let mut script = String::new();
@@ -229,6 +226,21 @@ pub fn compose_explained(table: &Table, images: &dyn Images, who: &Identity, ctx
         _ => {}
     }
     Explained { script, composed, chosen, lost }
+}
+
+/// Writes the script of a boot that may not have its job after all: it says why and boots from the local disk.
+pub fn refused(who: &Identity, job: JobId, why: &dyn std::fmt::Display, out: &mut String) {
+    let mut script = Script::begin(out);
+    script.raw("# bootstorm job ").job(job).end();
+    script.raw("echo bootstorm: not booting job ").job(job).raw(", ").text(&why.to_string()).end();
+    pause_then_local(&mut script, who.firmware());
+}
+
+/// Writes the script of a boot that cannot be recorded now: it says so and asks again.
+pub fn not_now(who: &Identity, base_url: &str, out: &mut String) {
+    let mut script = Script::begin(out);
+    script.raw("# bootstorm job waits\n");
+    wait(&mut script, who, base_url, "the server cannot record this boot now, see its log");
 }
 
 /// Writes the constant script for whoever comes without an identity (also `/autoexec.ipxe`): it collects one and
@@ -318,10 +330,11 @@ fn act_of<'a>(job: &'a Job, images: &'a dyn Images, who: &Identity) -> Act<'a> {
     if image.boot.is_none() || image.unbootable.is_some() {
         return Act::Unavailable { name, why: "the image cannot boot any more; see bootstorm image show" };
     }
-    if image.destructive {
+    // It was no destructive image when the job was added. A job for one machine and one boot may have it all the same.
+    if image.destructive && (job.always || !job.selector.is_exact() && !job.allow_rule) {
         return Act::Unavailable {
             name,
-            why: "the image may wipe a disk now, and no interlock guards that yet",
+            why: "the image may wipe a disk now, and the job does not allow for that",
         };
     }
     match fit(image, who) {

@@ -5,6 +5,7 @@
 //! It is 64 characters of lower-case base32 (RFC 4648 alphabet), which needs no escaping in a URL or a script.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -55,6 +56,31 @@ impl<'de> Deserialize<'de> for BootId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
         text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Where boots get their numbers: one counter for all cores.
+///
+/// Numbers only grow, across restarts too, if each start begins above all earlier ones. So an order can say which
+/// boots began before it.
+#[derive(Debug)]
+pub struct Boots(AtomicU64);
+
+impl From<BootId> for Boots {
+    fn from(first: BootId) -> Self {
+        Self(AtomicU64::new(first.0))
+    }
+}
+
+impl Boots {
+    /// A number that no other boot has.
+    pub fn begin(&self) -> BootId {
+        BootId(self.0.fetch_add(1, Ordering::SeqCst))
+    }
+
+    /// No boot that begins from here on has a lower number.
+    pub fn peek(&self) -> BootId {
+        BootId(self.0.load(Ordering::SeqCst))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -47,13 +48,14 @@ pub enum Fault {
 pub struct MemoryStore {
     now: Snapshot,
     fault: Option<Fault>,
+    full: bool,
     /// What a restart would find instead of `now`.
     in_doubt: Option<Snapshot>,
 }
 
 impl From<Snapshot> for MemoryStore {
     fn from(now: Snapshot) -> Self {
-        Self { now, fault: None, in_doubt: None }
+        Self { now, fault: None, full: false, in_doubt: None }
     }
 }
 
@@ -81,6 +83,11 @@ impl MemoryStore {
     /// Makes the next commit fail, once.
     pub fn fail_next_commit(&mut self, fault: Fault) {
         self.fault = Some(fault);
+    }
+
+    /// Makes every commit fail for want of space, until told otherwise.
+    pub fn fill_up(&mut self, full: bool) {
+        self.full = full;
     }
 }
 
@@ -155,6 +162,9 @@ impl Store for MemoryStore {
 
     fn commit(&mut self, batch: &[Transition]) -> Result<Vec<Result<Revision, Conflict>>, StoreError> {
         let path = PathBuf::from("(memory)");
+        if self.full {
+            return Err(StoreError::Full { path });
+        }
         match self.fault.take() {
             Some(Fault::Full) => return Err(StoreError::Full { path }),
             Some(fault) => {
@@ -237,6 +247,60 @@ impl Store for MemoryStore {
         let text = serde_json::to_vec(&self.now).expect("a snapshot is plain data with text for keys");
         let mut file = fs::File::create_new(to).map_err(|error| io(to, "create", &error))?;
         std::io::Write::write_all(&mut file, &text).map_err(|error| io(to, "write", &error))
+    }
+}
+
+/// A store in memory that several hands hold, so that a test can make it fail, or read what a crash leaves, while its
+/// owner uses it.
+#[derive(Clone, Default, Debug)]
+pub struct SharedStore(Arc<Mutex<MemoryStore>>);
+
+impl SharedStore {
+    /// Holds this store.
+    pub fn new(store: MemoryStore) -> Self {
+        Self(Arc::new(Mutex::new(store)))
+    }
+
+    /// The store itself, to look at or to break.
+    pub fn inner(&self) -> MutexGuard<'_, MemoryStore> {
+        // Each call leaves the store whole, so one that panicked left it as it was.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Store for SharedStore {
+    fn list(&mut self, kind: Kind) -> Result<(Revision, Vec<Record>), StoreError> {
+        self.inner().list(kind)
+    }
+
+    fn get(&mut self, kind: Kind, key: &str) -> Result<Option<Record>, StoreError> {
+        self.inner().get(kind, key)
+    }
+
+    fn commit(&mut self, batch: &[Transition]) -> Result<Vec<Result<Revision, Conflict>>, StoreError> {
+        self.inner().commit(batch)
+    }
+
+    fn read_log(
+        &mut self,
+        log: Log,
+        subject: Option<&str>,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<LogEntry>, StoreError> {
+        self.inner().read_log(log, subject, before, limit)
+    }
+
+    fn verify_audit(&mut self) -> Result<AuditCheck, StoreError> {
+        self.inner().verify_audit()
+    }
+
+    fn trim(&mut self, events_before: u64, events_max: u64, boots_max: u64) -> Result<Trimmed, StoreError> {
+        self.inner().trim(events_before, events_max, boots_max)
+    }
+
+    fn backup(&mut self, to: &Path) -> Result<(), StoreError> {
+        self.inner().backup(to)
     }
 }
 

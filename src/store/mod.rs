@@ -23,7 +23,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 pub use self::chain::{AuditCheck, ChainHash};
-pub use self::memory::{Fault, MemoryStore, Snapshot};
+pub use self::memory::{Fault, MemoryStore, SharedStore, Snapshot};
 pub use self::sqlite::SqliteStore;
 
 /// What a record is of. A start reads the records kind by kind.

@@ -8,14 +8,16 @@ use crate::control::client::{Client, ClientError};
 use crate::control::{Control, ControlError};
 use crate::files::library::{Library, Settings};
 use crate::history::History;
-use crate::jobs::book::Book;
 use crate::jobs::script::{Context, Policy, compose_explained};
 use crate::jobs::token::{BootId, TokenKey};
+use crate::keeper::{Keeper, Running};
+use crate::store::MemoryStore;
 
 struct Lab {
     dir: PathBuf,
     control: Option<Control>,
     state: Arc<State>,
+    _keeper: Running,
 }
 
 impl Lab {
@@ -41,10 +43,17 @@ impl Lab {
             })
             .unwrap(),
         );
-        let book = Arc::new(Book::new());
-        let (b, l) = (Arc::clone(&book), Arc::clone(&library));
+        let images = Arc::clone(&library);
+        let keeper = Keeper::start(
+            Box::new(MemoryStore::new()),
+            Box::new(move || images.snapshot()),
+            [1; 32],
+            Box::new(|_| {}),
+        )
+        .unwrap();
+        let (k, l) = (keeper.keeper().clone(), Arc::clone(&library));
         let state = Arc::new(State {
-            book,
+            keeper: keeper.keeper().clone(),
             library,
             history: Arc::new(History::default()),
             script: Box::new(move |who| {
@@ -55,7 +64,7 @@ impl Lab {
                     now_unix: 0,
                     policy: &Policy::default(),
                 };
-                compose_explained(&b.load(), &**l.load(), who, &context)
+                compose_explained(&k.table().view(), &**l.load(), who, &context)
             }),
             metrics: Box::new(|| "bootstorm_x 1\n".into()),
         });
@@ -65,7 +74,7 @@ impl Lab {
             Some("127.0.0.1:0".parse().expect("an address")),
         )
         .unwrap();
-        Self { dir, control: Some(control), state }
+        Self { dir, control: Some(control), state, _keeper: keeper }
     }
 
     fn client(&self) -> Client {
@@ -122,9 +131,9 @@ fn what_makes_no_sense_is_refused_with_a_word_and_a_reason() {
             "image-cannot-boot",
         ),
         (
-            json!({ "action": { "image": "wipe" }, "selector": { "mac": "02:00:00:00:00:01" } }),
+            json!({ "action": { "image": "wipe" }, "selector": { "mac": "02:00:00:00:00:01" }, "always": true }),
             422,
-            "image-is-destructive",
+            "destructive-needs-once",
         ),
     ] {
         assert_eq!(refused(client.post("/v1/jobs", &spec)), (status, code.to_owned()), "{spec}");
@@ -132,7 +141,7 @@ fn what_makes_no_sense_is_refused_with_a_word_and_a_reason() {
     assert_eq!(refused(client.get("/v1/jobs/j99")), (404, "job-not-found".into()));
     assert_eq!(refused(client.get("/v1/jobs/x")), (400, "not-a-job-id".into()));
     assert_eq!(refused(client.get("/v1/nothing")), (404, "no-such-path".into()));
-    assert!(lab.state.book.list().is_empty());
+    assert!(jobs(&lab).is_empty());
 }
 
 #[test]
@@ -141,11 +150,11 @@ fn a_script_is_rendered_with_its_reasons_and_changes_nothing() {
     let client = lab.client();
     let spec = json!({ "action": { "image": "hello" }, "selector": { "mac": "52:54:00:00:00:01" } });
     client.post("/v1/jobs", &spec).unwrap();
-    let before = lab.state.book.list();
+    let before = jobs(&lab);
     let answer = client.post("/v1/script/render", &json!({ "mac": "52:54:00:00:00:01" })).unwrap();
     assert!(answer["script"].as_str().unwrap().starts_with("#!ipxe"), "{answer}");
     assert!(answer["script"].as_str().unwrap().contains("/images/hello/hello.ipxe"), "{answer}");
-    assert_eq!(lab.state.book.list(), before);
+    assert_eq!(jobs(&lab), before);
 }
 
 #[test]
@@ -184,4 +193,8 @@ fn a_live_socket_is_not_taken_over_and_a_dead_one_is() {
 fn no_server_is_said_so_with_the_next_step() {
     let error = Client::new("/nonexistent/admin.sock".into()).get("/v1/jobs").unwrap_err();
     assert!(error.to_string().contains("is `bootstorm serve` running"), "{error}");
+}
+
+fn jobs(lab: &Lab) -> Vec<Job> {
+    lab.state.keeper.look_and_wait(|book, _| book.jobs().map(|job| Job::clone(job)).collect()).unwrap()
 }

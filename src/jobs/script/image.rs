@@ -48,6 +48,23 @@ pub fn last_file(image: &Image) -> Option<LastFile<'_>> {
     })
 }
 
+/// What must not leave before it is on the disk that a boot has passed the point of no return.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Barrier<'a> {
+    /// The end of this file of the image.
+    File(&'a str),
+    /// The script itself: what it starts fetches the rest as it likes.
+    Script,
+}
+
+/// Where the point of no return of an image lies; `None` for what cannot boot.
+pub fn barrier(image: &Image) -> Option<Barrier<'_>> {
+    Some(match image.boot.as_ref()? {
+        BootFiles::Winpe { .. } | BootFiles::Linux { .. } => Barrier::File(last_file(image)?.name),
+        BootFiles::Iso { .. } | BootFiles::Efi { .. } | BootFiles::Script { .. } => Barrier::Script,
+    })
+}
+
 /// Whether an image can boot on a machine.
 #[derive(PartialEq, Eq, Debug)]
 pub(super) enum Fit {

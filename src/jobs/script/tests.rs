@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::*;
-use crate::jobs::book::Book;
+use crate::jobs::book::published::Published;
 use crate::jobs::image::{Access, BootFiles, ImageFile, ImageKind, WimbootAt};
 use crate::jobs::job::{JobSpec, Selector};
 use crate::wire::arch::Cpu;
@@ -124,18 +124,18 @@ fn script_for(
     who: &Identity,
     policy: &Policy,
 ) -> (String, Composed) {
-    let book = Book::new();
+    let book = Published::new();
     if let Some(action) = action {
         book.add(JobSpec::new(action, Selector::Mac(MAC)), library, now()).unwrap();
     }
     compose_with(&book, library, who, policy)
 }
 
-fn compose_with(book: &Book, library: &Library, who: &Identity, policy: &Policy) -> (String, Composed) {
+fn compose_with(book: &Published, library: &Library, who: &Identity, policy: &Policy) -> (String, Composed) {
     let key = TokenKey::new([7; 32]);
     let ctx = Context { base_url: BASE, boot: BootId(0x4d2), key: &key, now_unix: NOW_UNIX, policy };
     let mut out = String::from("left over from before");
-    let composed = compose(&book.load(), library, who, &ctx, &mut out);
+    let composed = compose(book.load().decide(who), library, who, &ctx, &mut out);
     (out, composed)
 }
 
@@ -401,8 +401,8 @@ fn an_image_for_another_processor_is_said_and_not_booted() {
 
 #[test]
 fn an_image_that_vanished_or_turned_destructive_is_not_booted() {
-    let book = Book::new();
-    let spec = JobSpec::new(Action::Image("debian".into()), Selector::Mac(MAC));
+    let book = Published::new();
+    let spec = JobSpec { always: true, ..JobSpec::new(Action::Image("debian".into()), Selector::Mac(MAC)) };
     book.add(spec, &library(), now()).unwrap();
     let (script, composed) = compose_with(&book, &Library::default(), &bios(), &Policy::default());
     check("script_unavailable", &script);
@@ -428,7 +428,7 @@ fn tokens_in_a_script_name_boot_machine_and_job() {
 
 #[test]
 fn asking_twice_gives_the_same_script_twice() {
-    let book = Book::new();
+    let book = Published::new();
     let spec = JobSpec::new(Action::Image("debian".into()), Selector::Mac(MAC));
     book.add(spec, &library(), now()).unwrap();
     let first = compose_with(&book, &library(), &uefi(), &Policy::default());
@@ -437,7 +437,7 @@ fn asking_twice_gives_the_same_script_twice() {
 
 #[test]
 fn explaining_writes_the_same_script_and_says_why() {
-    let book = Book::new();
+    let book = Published::new();
     let library = library();
     let any = JobSpec { always: true, ..JobSpec::new(Action::Menu, Selector::Any) };
     book.add(any, &library, now()).unwrap();
@@ -449,7 +449,7 @@ fn explaining_writes_the_same_script_and_says_why() {
     assert_eq!(explained.script, compose_with(&book, &library, &uefi(), &policy).0);
     assert_eq!(explained.chosen, "j2: image debian for mac 52:54:00:12:34:56: chosen (by its MAC)");
     assert_eq!(explained.lost, ["j1: menu for any machine: lost to j2, which names this machine exactly"]);
-    let stranger = compose_explained(&Book::new().load(), &library, &uefi(), &ctx);
+    let stranger = compose_explained(&Published::new().load(), &library, &uefi(), &ctx);
     assert_eq!(stranger.chosen, "policy unknown = \"menu\": no job is meant for this machine");
     assert!(stranger.lost.is_empty());
 }
@@ -720,7 +720,7 @@ fn hostile_values() -> Vec<String> {
 #[test]
 fn no_value_changes_the_structure_of_a_script() {
     let values = hostile_values();
-    let book = Book::new();
+    let book = Published::new();
     let spec = JobSpec::new(Action::Menu, Selector::Mac(MAC));
     let job = book.add(spec, &Library::default(), now()).unwrap();
     for field in 0.. {

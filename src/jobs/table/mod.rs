@@ -1,7 +1,6 @@
 //! What the cores decide with: jobs by identity, and rules.
 //!
-//! [`live`] is the table that is changed in place while every core reads it; [`snapshot`] is an immutable one that
-//! is published whole at every change.
+//! It is changed in place, by one [`Writer`], while every core reads it.
 //!
 //! # The contest
 //!
@@ -19,7 +18,7 @@
 //! in the slot whole; of a serial or asset tag two hashes do, and the tail has the text. Flags and grant are all
 //! that most decisions need, so one look-up is one cache line. The tail is the [`Entry`] as it was put, immutable.
 //!
-//! *Writing a slot* (only the [`Writer`](live::Writer) does, one change at a time): make the sequence odd, write the
+//! *Writing a slot* (only the [`Writer`] does, one change at a time): make the sequence odd, write the
 //! words, the tail last, make the sequence even again. The old tail is retired: freed when no reader that was
 //! pinned then is left.
 //!
@@ -57,21 +56,20 @@
 //! The hash is fast and fixed: keys come from operators and registered machines, and a stranger can only look up.
 
 mod contest;
-pub mod live;
+mod live;
 #[cfg(all(test, models))]
 mod models;
 mod reclaim;
 mod rules;
 mod slot;
 mod slots;
-pub mod snapshot;
 mod sync;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
 
-pub use snapshot::Table;
+pub use live::{Table, View, Writer, table};
 
 use super::job::Job;
 use super::machine::MachineId;

@@ -5,34 +5,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use super::live::{Table, Writer, table};
 use super::slots::Packed;
 use super::{Decision, Entry, Key, Standing};
+use super::{Table, Writer, table};
 use crate::jobs::Identity;
-use crate::jobs::job::{Action, Job, JobId, Selector, Stage};
+use crate::jobs::job::{Action, Job, JobId, JobSpec, Selector, Stage};
 use crate::jobs::machine::MachineId;
 use crate::jobs::rule::Rule;
 use crate::wire::{Arch, MacAddr, Uuid};
 
 pub(super) fn job(id: u64, selector: Selector) -> Job {
-    Job {
-        id: JobId(id),
-        action: Action::Image("pe".into()),
-        always: !selector.is_exact(),
-        selector,
-        destructive: false,
-        attempts: 3,
-        expires: None,
-        priority: 0,
-        stage: Stage::Armed,
-        attempts_used: 0,
-        created: SystemTime::UNIX_EPOCH + Duration::from_secs(id),
-        updated: SystemTime::UNIX_EPOCH + Duration::from_secs(id),
-        boot: None,
-        retired: None,
-        generation: 1,
-        reason: "because".into(),
-    }
+    let at = SystemTime::UNIX_EPOCH + Duration::from_secs(id);
+    let always = !selector.is_exact();
+    let spec = JobSpec { always, ..JobSpec::new(Action::Image("pe".into()), selector) };
+    Job { reason: "because".into(), ..Job::new(JobId(id), &spec, false, at) }
 }
 
 pub(super) fn mac(number: u64) -> MacAddr {

@@ -22,6 +22,19 @@ pub fn identity(request: &Request<'_>) -> Identity {
     identity
 }
 
+/// The `reason` of a call-back, from its query, then from its form: one line of at most `max` characters.
+pub fn reason(request: &Request<'_>, max: usize) -> String {
+    let text = request
+        .query_fields()
+        .chain(request.form_fields())
+        .find(|field| field.name.is("reason"))
+        .and_then(|field| field.value.text(IDENTITY_TEXT_MAX));
+    match text {
+        Some(text) => text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(max).collect(),
+        None => "no reason given".to_owned(),
+    }
+}
+
 fn take(identity: &mut Identity, Field { name, value }: Field<'_>) {
     let text = |value: Encoded<'_>| value.text(IDENTITY_TEXT_MAX);
     if name.is("mac") {

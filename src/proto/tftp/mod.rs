@@ -202,6 +202,8 @@ pub struct Transfer {
     numbering: Numbering,
     asked: Asked,
     oack_due: bool,
+    /// The last block waits for [`Transfer::release`].
+    held: bool,
     /// The round trip under way is of a resend, which measures nothing (Karn).
     resent: bool,
 }
@@ -248,9 +250,29 @@ impl Transfer {
             numbering: Numbering::new(limits.rollover_to),
             asked,
             oack_due: oack,
+            held: false,
             resent: false,
         };
         (transfer, if oack { Start::Oack } else { Start::Data })
+    }
+
+    /// Keeps the last block back until [`Transfer::release`].
+    pub fn hold_last(&mut self) {
+        self.held = true;
+    }
+
+    /// Lets the last block go.
+    pub fn release(&mut self) {
+        self.held = false;
+    }
+
+    /// True when the last block is all that there is to send, and it is held back.
+    pub fn waits_for_release(&self) -> bool {
+        let last = self.blocks() - 1;
+        self.held
+            && self.phase == Phase::Data
+            && self.next == last
+            && self.acked + u64::from(self.windowsize) > last
     }
 
     /// Block length agreed on.
@@ -410,6 +432,11 @@ impl Transfer {
         if self.timeout_secs == 0 {
             self.resend_ms = self.resend_ms.saturating_mul(2).min(RESEND_MAX.as_millis() as u16);
         }
+        if self.waits_for_release() && self.acked == self.next {
+            // Nothing is out that could be lost: the wait is ours.
+            self.deadline = Some(now + Duration::from_millis(self.resend_ms.into()));
+            return Verdict::Progress;
+        }
         match self.phase {
             Phase::Oack => {
                 self.oack_due = true;
@@ -433,7 +460,8 @@ impl Transfer {
                 self.oack().map(Transmit::Oack)
             }
             Phase::Data => {
-                let end = self.blocks().min(self.acked + u64::from(self.windowsize));
+                let ready = self.blocks() - u64::from(self.held);
+                let end = ready.min(self.acked + u64::from(self.windowsize));
                 let count = u16::try_from(end.checked_sub(self.next).filter(|count| *count > 0)?).ok()?;
                 let blksize = u64::from(self.blksize);
                 let offset = self.next * blksize;

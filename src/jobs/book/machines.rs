@@ -1,0 +1,388 @@
+//! Machines: how they come on record, what merges, what takes a merge back.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::super::lifecycle::since;
+use super::super::machine::{Ident, Machine, MachineId, MachineState, Merged};
+use super::{BOOTS_MAX, Book, Evidence, Expected, Moment, Refusal};
+use crate::wire::{MacAddr, Uuid};
+
+/// Machines on record. Nobody's request adds one beyond it; an operator's order is refused.
+pub const MACHINES_MAX: usize = 100_000;
+/// Addresses of machines not on record whose UUID is remembered.
+const STRANGERS_MAX: usize = 16 * 1024;
+/// A machine's last sign of life is written down only so often.
+const SEEN_EVERY: std::time::Duration = std::time::Duration::from_secs(3600);
+
+/// How fast machines nobody knows may come on record: a hall of them at once, then so many a second.
+#[derive(Clone, Debug)]
+pub(super) struct Bucket {
+    left: f64,
+    at: Option<SystemTime>,
+}
+
+impl Default for Bucket {
+    fn default() -> Self {
+        Self { left: Self::BURST, at: None }
+    }
+}
+
+impl Bucket {
+    const BURST: f64 = 10_000.0;
+    const PER_SECOND: f64 = 100.0;
+
+    pub(super) fn take(&mut self, now: SystemTime) -> bool {
+        let passed = self.at.map_or(0.0, |at| since(at, now).as_secs_f64());
+        self.at = Some(now);
+        self.left = (self.left + passed * Self::PER_SECOND).min(Self::BURST);
+        let may = self.left >= 1.0;
+        if may {
+            self.left -= 1.0;
+        }
+        may
+    }
+}
+
+/// A machine as an operator registers or changes it. What is not given stays.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MachineSpec {
+    /// Identities to have; more than one is the operator's word that they are one machine.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub idents: Vec<Ident>,
+    /// Its name; empty for none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Its groups, all of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub groups: Option<Vec<Box<str>>>,
+    /// What is said of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<MachineState>,
+}
+
+impl Book {
+    /// Every machine on record.
+    pub fn machines(&self) -> impl Iterator<Item = &Arc<Machine>> {
+        self.machines.values()
+    }
+
+    /// One machine.
+    pub fn machine(&self, id: MachineId) -> Option<&Arc<Machine>> {
+        self.machines.get(&id)
+    }
+
+    /// The machine that an identity belongs to.
+    pub fn machine_with(&self, ident: &Ident) -> Option<&Arc<Machine>> {
+        self.by_ident.get(ident).and_then(|id| self.machines.get(id))
+    }
+
+    /// Registers a machine, or one that was seen already and has one of these identities.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::SharedIdent`], [`Refusal::IdentTaken`] when the identities belong to two machines,
+    /// [`Refusal::TooManyMachines`], [`Refusal::NoMachine`] without any identity.
+    pub fn register(&mut self, spec: MachineSpec, by: &str, at: Moment) -> Result<Arc<Machine>, Refusal> {
+        let known = spec.idents.iter().find_map(|ident| self.by_ident.get(ident)).copied();
+        let id = match known {
+            Some(id) => id,
+            None if spec.idents.is_empty() => {
+                return Err(Refusal::NoMachine { named: "without an identity".into() });
+            }
+            None if self.machines.len() >= MACHINES_MAX => return Err(Refusal::TooManyMachines),
+            None => {
+                if let Some(ident) = spec.idents.iter().find(|ident| !ident.is_identifying()) {
+                    return Err(Refusal::SharedIdent { ident: ident.clone() });
+                }
+                self.make_machine(Vec::new(), at.now)
+            }
+        };
+        self.set_machine(id, None, spec, by, at)
+    }
+
+    /// Changes what is given of a machine.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::NoMachine`], [`Refusal::Stale`], [`Refusal::SharedIdent`], [`Refusal::IdentTaken`].
+    pub fn set_machine(
+        &mut self,
+        id: MachineId,
+        expected: Expected,
+        spec: MachineSpec,
+        by: &str,
+        at: Moment,
+    ) -> Result<Arc<Machine>, Refusal> {
+        let mut machine = Machine::clone(&*self.expect_machine(id, expected)?);
+        for ident in &spec.idents {
+            match self.by_ident.get(ident) {
+                Some(other) if *other != id => {
+                    return Err(Refusal::IdentTaken { ident: ident.clone(), machine: *other });
+                }
+                Some(_) => {}
+                None if !ident.is_identifying() => return Err(Refusal::SharedIdent { ident: ident.clone() }),
+                None => {
+                    if let Some(part) = machine.parts.first_mut()
+                        && !part.idents.contains(ident)
+                    {
+                        part.idents.push(ident.clone());
+                    }
+                }
+            }
+        }
+        let own: Vec<Ident> = machine.idents().cloned().collect();
+        machine.suggested.retain(|ident| !own.contains(ident));
+        if let Some(name) = &spec.name {
+            machine.name = Some(name.trim().to_owned()).filter(|name| !name.is_empty());
+        }
+        if let Some(groups) = &spec.groups {
+            for part in &mut machine.parts {
+                part.groups.clone_from(groups);
+            }
+        }
+        if let Some(state) = spec.state {
+            machine.set_state(state);
+        }
+        machine.registered = true;
+        machine.last_seen = machine.last_seen.max(machine.first_seen);
+        self.put_changed(machine);
+        self.say(
+            true,
+            id.to_string(),
+            json!({ "by": by, "what": "machine-set", "machine": id, "set": spec }),
+        );
+        let _ = at;
+        self.expect_machine(id, None)
+    }
+
+    /// Forgets a machine. Jobs and claims stay, and deny what they denied.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::NoMachine`], [`Refusal::Stale`].
+    pub fn forget_machine(&mut self, id: MachineId, expected: Expected, by: &str) -> Result<(), Refusal> {
+        let machine = self.expect_machine(id, expected)?;
+        self.change_machine(id, None);
+        self.say(
+            true,
+            id.to_string(),
+            json!({ "by": by, "what": "machine-forgotten", "machine": &*machine }),
+        );
+        Ok(())
+    }
+
+    /// Makes two machines one: `other` becomes a part of `id`.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::NoMachine`]; [`Refusal::CannotMerge`] while either has a live destructive job.
+    pub fn merge(
+        &mut self,
+        id: MachineId,
+        other: MachineId,
+        why: &str,
+        by: &str,
+        at: Moment,
+    ) -> Result<Arc<Machine>, Refusal> {
+        let (one, two) = (self.expect_machine(id, None)?, self.expect_machine(other, None)?);
+        if id == other {
+            return Err(Refusal::CannotMerge { why: format!("{id} is one machine already") });
+        }
+        if let Some(job) = [&one, &two].into_iter().find_map(|machine| self.live_destructive(machine)) {
+            return Err(Refusal::CannotMerge {
+                why: format!(
+                    "{job} may wipe a disk of one of them and is live; wait for it, or cancel it first"
+                ),
+            });
+        }
+        let mut merged = Machine::clone(&one);
+        merged.absorb(&two, Merged { at: at.now, by: by.to_owned(), why: why.to_owned() });
+        self.change_machine(other, None);
+        self.put_changed(merged);
+        let body = json!({ "by": by, "what": "machines-merged", "machine": id, "other": &*two, "why": why });
+        self.say(true, id.to_string(), body);
+        self.expect_machine(id, None)
+    }
+
+    /// Takes a merged part out again, as the machine it was.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::NoMachine`]; [`Refusal::CannotMerge`] when there is no such part beside the first, or while the
+    /// machine has a live destructive job.
+    pub fn split(
+        &mut self,
+        id: MachineId,
+        part: MachineId,
+        by: &str,
+        at: Moment,
+    ) -> Result<Arc<Machine>, Refusal> {
+        let mut machine = Machine::clone(&*self.expect_machine(id, None)?);
+        if let Some(job) = self.live_destructive(&machine) {
+            return Err(Refusal::CannotMerge {
+                why: format!("{job} may wipe a disk of {id} and is live; wait for it, or cancel it first"),
+            });
+        }
+        let Some(other) = machine.split(part, at.now) else {
+            return Err(Refusal::CannotMerge { why: format!("{id} has no part {part} that could leave it") });
+        };
+        self.put_changed(machine);
+        self.change_machine(other.id, Some(Arc::new(other)));
+        self.say(
+            true,
+            id.to_string(),
+            json!({ "by": by, "what": "machine-split", "machine": id, "part": part }),
+        );
+        self.expect_machine(part, None)
+    }
+
+    /// One DHCP packet showed both.
+    pub(super) fn seen_together(&mut self, mac: MacAddr, uuid: Uuid, at: Moment) {
+        let (mac_ident, uuid_ident) = (Ident::Mac(mac), Ident::Uuid(uuid));
+        if !mac_ident.is_identifying() || !uuid_ident.is_identifying() {
+            return;
+        }
+        let (one, two) = (self.by_ident.get(&mac_ident).copied(), self.by_ident.get(&uuid_ident).copied());
+        match (one, two) {
+            (Some(one), Some(two)) if one == two => {}
+            (None, None) => self.strangers.insert(mac, uuid, STRANGERS_MAX),
+            (Some(one), Some(two)) => {
+                let other_uuid = |id: MachineId, own: &Ident| {
+                    self.machines.get(&id).is_some_and(|machine| {
+                        machine.idents().any(|ident| matches!(ident, Ident::Uuid(_)) && ident != own)
+                    })
+                };
+                // One address with two UUIDs is an adapter that went from one machine to another.
+                if other_uuid(one, &uuid_ident) {
+                    self.suggest(one, &[uuid_ident]);
+                    return;
+                }
+                // A live destructive job refuses, and the next packet asks again.
+                let _ = self.merge(two.min(one), two.max(one), &format!("{mac} showed {uuid}"), "dhcp", at);
+            }
+            (Some(id), None) => {
+                let has_uuid = self
+                    .machines
+                    .get(&id)
+                    .is_some_and(|machine| machine.idents().any(|ident| matches!(ident, Ident::Uuid(_))));
+                if has_uuid {
+                    self.suggest(id, &[uuid_ident]);
+                } else {
+                    self.join(id, uuid_ident, &format!("{mac} showed {uuid}"), at);
+                }
+            }
+            (None, Some(id)) => self.join(id, mac_ident, &format!("{mac} showed {uuid}"), at),
+        }
+    }
+
+    /// An identity nobody had becomes a part of a machine.
+    fn join(&mut self, id: MachineId, ident: Ident, why: &str, at: Moment) {
+        let Some(machine) = self.machines.get(&id).cloned() else { return };
+        if machine.parts.len() >= PARTS_MAX || self.live_destructive(&machine).is_some() {
+            return;
+        }
+        let part = MachineId(self.number(|numbers| &mut numbers.machine));
+        let other = Machine::new(part, vec![ident.clone()], at.now);
+        let mut merged = Machine::clone(&machine);
+        merged.absorb(&other, Merged { at: at.now, by: "dhcp".into(), why: why.to_owned() });
+        self.put_changed(merged);
+        let body =
+            json!({ "by": "dhcp", "what": "identity-joined", "machine": id, "identity": ident, "why": why });
+        self.say(true, id.to_string(), body);
+    }
+
+    /// A machine asked for its script: what it presented is remembered, and the machine comes on record.
+    pub(super) fn script_asked(&mut self, evidence: &Evidence, pending: bool, at: Moment) {
+        let presented = evidence.presented();
+        if let Some(boot) = evidence.boot {
+            self.boots.insert(boot, presented.clone(), BOOTS_MAX);
+        }
+        let idents: Vec<Ident> = presented.into_iter().filter(Ident::is_identifying).collect();
+        let known = idents.iter().find_map(|ident| self.by_ident.get(ident)).copied();
+        let id = match known {
+            Some(id) => id,
+            None if idents.is_empty() || self.machines.len() >= MACHINES_MAX || !self.bucket.take(at.now) => {
+                return;
+            }
+            None => {
+                let mut first = vec![idents[0].clone()];
+                if let Ident::Mac(mac) = &first[0]
+                    && let Some(uuid) = self.strangers.get(*mac).copied().map(Ident::Uuid)
+                    && !self.by_ident.contains_key(&uuid)
+                {
+                    first.push(uuid);
+                }
+                let id = self.make_machine(first, at.now);
+                if pending && let Some(machine) = self.machines.get(&id) {
+                    let mut machine = Machine::clone(machine);
+                    machine.set_state(MachineState::Pending);
+                    self.put_changed(machine);
+                }
+                id
+            }
+        };
+        self.suggest(id, &idents);
+        if let Some(machine) = self.machines.get(&id)
+            && since(machine.last_seen, at.now) >= SEEN_EVERY
+        {
+            let mut machine = Machine::clone(machine);
+            machine.last_seen = at.now;
+            self.put_changed(machine);
+        }
+    }
+
+    fn suggest(&mut self, id: MachineId, idents: &[Ident]) {
+        let Some(machine) = self.machines.get(&id) else { return };
+        let mut changed = Machine::clone(machine);
+        let news = idents.iter().filter(|ident| changed.suggest(ident)).count();
+        if news > 0 {
+            self.put_changed(changed);
+        }
+    }
+
+    fn make_machine(&mut self, idents: Vec<Ident>, now: SystemTime) -> MachineId {
+        let id = MachineId(self.number(|numbers| &mut numbers.machine));
+        self.change_machine(id, Some(Arc::new(Machine::new(id, idents, now))));
+        id
+    }
+
+    fn put_changed(&mut self, mut machine: Machine) {
+        machine.generation += 1;
+        self.change_machine(machine.id, Some(Arc::new(machine)));
+    }
+
+    fn expect_machine(&self, id: MachineId, expected: Expected) -> Result<Arc<Machine>, Refusal> {
+        let machine =
+            self.machines.get(&id).cloned().ok_or_else(|| Refusal::NoMachine { named: id.to_string() })?;
+        match expected {
+            Some(generation) if generation != machine.generation => {
+                Err(Refusal::Stale { found: machine.generation })
+            }
+            _ => Ok(machine),
+        }
+    }
+
+    /// A live job that may wipe a disk of this machine.
+    fn live_destructive(&self, machine: &Machine) -> Option<super::JobId> {
+        machine.idents().find_map(|ident| {
+            let exact = self.exact_jobs(ident).find(|job| job.destructive && job.is_live()).map(|job| job.id);
+            exact.or_else(|| {
+                let claims = self.claims_of.get(ident).into_iter().flatten();
+                claims
+                    .filter_map(|id| self.claims.get(id))
+                    .filter(|claim| claim.stage.is_live(false) && claim.boot.is_some())
+                    .filter_map(|claim| self.jobs.get(&claim.job))
+                    .find(|job| job.destructive)
+                    .map(|job| job.id)
+            })
+        })
+    }
+}
+
+/// Parts of one machine: cards and adapters it has shown.
+const PARTS_MAX: usize = 32;

@@ -1,0 +1,368 @@
+//! One turn of the writer: judge, commit, publish, answer. A value without a thread, so that simulations can crash it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::records::{self, Identity};
+use crate::jobs::book::{AtTheLine, Book, MachineSpec, Moment, Refusal};
+use crate::jobs::claim::ClaimId;
+use crate::jobs::evidence::Evidence;
+use crate::jobs::image::Images;
+use crate::jobs::job::{Job, JobId, JobSpec};
+use crate::jobs::lifecycle::{Denial, Passage};
+use crate::jobs::machine::{Machine, MachineId};
+use crate::jobs::table::{self, Table, Writer};
+use crate::jobs::token::{BootId, Boots, TokenKey};
+use crate::store::{Store, StoreError};
+
+/// Where orders look images up: the catalogue of the moment.
+pub type ImagesNow = Box<dyn Fn() -> Arc<dyn Images + Send + Sync> + Send>;
+
+/// What an operator orders. `expected` is the generation the record must still have, where that matters.
+#[derive(Clone, PartialEq, Debug)]
+#[allow(missing_docs, reason = "the fields are the arguments of the book's method of the same name")]
+pub enum Order {
+    /// Adds jobs: all of them or none.
+    AddJobs(Vec<JobSpec>),
+    /// Takes a job back.
+    Cancel { id: JobId, expected: Option<u64> },
+    /// Starts a job again.
+    Rearm { id: JobId, expected: Option<u64> },
+    /// Confirms what no call-back did.
+    Confirm { id: JobId, expected: Option<u64> },
+    /// Gives one machine a rule's job once more.
+    ForgetClaim(ClaimId),
+    /// Registers a machine.
+    Register(MachineSpec),
+    /// Changes a machine.
+    SetMachine { id: MachineId, expected: Option<u64>, spec: MachineSpec },
+    /// Forgets a machine.
+    ForgetMachine { id: MachineId, expected: Option<u64> },
+    /// Makes two machines one.
+    Merge { id: MachineId, other: MachineId, why: String },
+    /// Takes a merged part out again.
+    Split { id: MachineId, part: MachineId },
+}
+
+/// What an order came to, once it is stored.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Done {
+    /// These jobs, as they are now.
+    Jobs(Vec<Arc<Job>>),
+    /// This machine, as it is now.
+    Machine(Arc<Machine>),
+    /// Nothing to show.
+    Nothing,
+}
+
+/// The answer to a boot at the point of no return.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Answer {
+    /// Its bytes may leave: that it passed is on the disk.
+    Go,
+    /// They may not, for good.
+    Refused(Denial),
+    /// It cannot be stored now; ask again.
+    NotNow,
+}
+
+/// An input of one turn. A ticket comes back with the output that answers it.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Input {
+    /// Something was seen.
+    Seen(Evidence),
+    /// An order, and who gave it.
+    Order {
+        /// The order.
+        order: Order,
+        /// For the audit log.
+        by: String,
+        /// Comes back with the answer.
+        ticket: u64,
+    },
+    /// A boot waits at the point of no return.
+    Line {
+        /// Which.
+        line: AtTheLine,
+        /// Comes back with the answer.
+        ticket: u64,
+    },
+    /// Look at the clock.
+    Tick,
+}
+
+/// An output of one turn.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Output {
+    /// An order's answer.
+    Done {
+        /// The order's ticket.
+        ticket: u64,
+        /// What came of it.
+        result: Result<Done, Refusal>,
+    },
+    /// A waiting boot's answer.
+    Line {
+        /// Its ticket.
+        ticket: u64,
+        /// What came of it.
+        answer: Answer,
+    },
+    /// A job moved by evidence or the clock: for the log.
+    Moved(Arc<Job>),
+}
+
+/// The book, the store it rests on, and the table it is published to: the only writer of all three.
+pub struct Ledger {
+    book: Book,
+    store: Box<dyn Store>,
+    table: Arc<Table>,
+    writer: Writer,
+    images: ImagesNow,
+    boots: Arc<Boots>,
+    key: TokenKey,
+    /// The last commit failed, and how.
+    trouble: Option<StoreError>,
+    /// For metrics.
+    pub(super) commits: u64,
+    pub(super) transitions: u64,
+    pub(super) failures: u64,
+}
+
+impl fmt::Debug for Ledger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ledger").field("trouble", &self.trouble).finish_non_exhaustive()
+    }
+}
+
+/// What an input came to before the commit.
+enum Judged {
+    Nothing,
+    Moved(Arc<Job>),
+    Order { ticket: u64, result: Result<Done, Refusal> },
+    Line { ticket: u64, line: AtTheLine, passage: Passage },
+}
+
+impl Ledger {
+    /// Loads everything and publishes it. `secret` becomes the token key of a store that has none yet.
+    ///
+    /// # Errors
+    ///
+    /// The store's own.
+    pub fn open(
+        mut store: Box<dyn Store>,
+        images: ImagesNow,
+        secret: [u8; 32],
+        now: SystemTime,
+    ) -> Result<Self, StoreError> {
+        let identity = Identity::begin(store.as_mut(), secret, now)?;
+        let book = records::load(store.as_mut())?;
+        let (table, writer) = table::table(1024);
+        let mut ledger = Self {
+            book,
+            store,
+            table,
+            writer,
+            images,
+            boots: Arc::new(Boots::from(BootId(identity.first_boot()))),
+            key: TokenKey::new(identity.secret),
+            trouble: None,
+            commits: 0,
+            transitions: 0,
+            failures: 0,
+        };
+        ledger.book.publish_all([], &mut ledger.writer);
+        Ok(ledger)
+    }
+
+    /// The table the cores decide with.
+    pub fn table(&self) -> Arc<Table> {
+        Arc::clone(&self.table)
+    }
+
+    /// Where boots get their numbers.
+    pub fn boots(&self) -> Arc<Boots> {
+        Arc::clone(&self.boots)
+    }
+
+    /// The key of this server's tokens.
+    pub fn key(&self) -> &TokenKey {
+        &self.key
+    }
+
+    /// The book as it is stored.
+    pub fn book(&self) -> &Book {
+        &self.book
+    }
+
+    /// The store.
+    pub fn store(&mut self) -> &mut dyn Store {
+        self.store.as_mut()
+    }
+
+    /// The book and the store, for a look at both.
+    pub fn parts(&mut self) -> (&Book, &mut dyn Store) {
+        (&self.book, self.store.as_mut())
+    }
+
+    /// Why the last commit failed; `None` when it did not.
+    pub fn trouble(&self) -> Option<&StoreError> {
+        self.trouble.as_ref()
+    }
+
+    /// Judges the inputs in order, stores what they changed in one commit, publishes it, and answers. If the store
+    /// refuses, everything is as it was before, and whoever would have changed something is told so.
+    pub fn turn(&mut self, inputs: Vec<Input>, now: SystemTime) -> Vec<Output> {
+        let start = self.book.mark();
+        let mut judged = Vec::with_capacity(inputs.len());
+        let mut batch = Vec::new();
+        for input in inputs {
+            let mark = self.book.mark();
+            let at = Moment { now, next_boot: self.boots.peek() };
+            let verdict = self.judge(input, at, &mut judged);
+            let changes = self.book.changes(mark);
+            let changed = !changes.is_empty();
+            if changed {
+                batch.push(records::transition(changes, now));
+            }
+            judged.push((verdict, changed));
+        }
+        if batch.is_empty() {
+            return judged.into_iter().filter_map(|(verdict, _)| verdict.output()).collect();
+        }
+        match self.store.commit(&batch) {
+            Ok(results) if results.iter().all(Result::is_ok) => {
+                self.trouble = None;
+                self.commits += 1;
+                self.transitions += batch.len() as u64;
+                self.book.publish(&mut self.writer);
+                judged.into_iter().filter_map(|(verdict, _)| verdict.output()).collect()
+            }
+            Ok(results) => {
+                // Somebody else wrote to the store. What it holds is what counts: start over from it, and let
+                // nobody pass on what was believed before.
+                let conflict = results.into_iter().find_map(Result::err);
+                let detail = conflict.map_or_else(String::new, |conflict| conflict.to_string());
+                let error = StoreError::Io { path: "the store".into(), detail };
+                self.failed(&error);
+                match records::load(self.store.as_mut()) {
+                    Ok(book) => {
+                        let before = std::mem::replace(&mut self.book, book).idents();
+                        self.book.publish_all(before, &mut self.writer);
+                    }
+                    Err(_) => self.book.roll_back(start),
+                }
+                self.refuse(judged, &error, now)
+            }
+            Err(error) => {
+                self.failed(&error);
+                self.book.roll_back(start);
+                self.book.settle();
+                self.refuse(judged, &error, now)
+            }
+        }
+    }
+
+    fn judge(&mut self, input: Input, at: Moment, moved: &mut Vec<(Judged, bool)>) -> Judged {
+        match input {
+            Input::Seen(evidence) => match self.book.note(&evidence, at) {
+                Some(job) => Judged::Moved(job),
+                None => Judged::Nothing,
+            },
+            Input::Tick => {
+                moved.extend(self.book.expire(at).into_iter().map(|job| (Judged::Moved(job), false)));
+                Judged::Nothing
+            }
+            Input::Line { line, ticket } => {
+                let passage = self.book.pass(&line, at);
+                Judged::Line { ticket, line, passage }
+            }
+            Input::Order { order, by, ticket } => {
+                let mark = self.book.mark();
+                let result = self.order(order, &by, at);
+                if result.is_err() {
+                    self.book.roll_back(mark);
+                }
+                Judged::Order { ticket, result }
+            }
+        }
+    }
+
+    fn order(&mut self, order: Order, by: &str, at: Moment) -> Result<Done, Refusal> {
+        let one = |job| Done::Jobs(vec![job]);
+        let book = &mut self.book;
+        match order {
+            Order::AddJobs(specs) => {
+                let images = (self.images)();
+                let jobs: Result<Vec<_>, _> =
+                    specs.into_iter().map(|spec| book.add(spec, &*images, by, at)).collect();
+                jobs.map(Done::Jobs)
+            }
+            Order::Cancel { id, expected } => book.cancel(id, expected, by, at).map(one),
+            Order::Rearm { id, expected } => book.rearm(id, expected, &*(self.images)(), by, at).map(one),
+            Order::Confirm { id, expected } => book.confirm(id, expected, by, at).map(one),
+            Order::ForgetClaim(id) => book.forget_claim(id, by).map(|()| Done::Nothing),
+            Order::Register(spec) => book.register(spec, by, at).map(Done::Machine),
+            Order::SetMachine { id, expected, spec } => {
+                book.set_machine(id, expected, spec, by, at).map(Done::Machine)
+            }
+            Order::ForgetMachine { id, expected } => {
+                book.forget_machine(id, expected, by).map(|()| Done::Nothing)
+            }
+            Order::Merge { id, other, why } => book.merge(id, other, &why, by, at).map(Done::Machine),
+            Order::Split { id, part } => book.split(id, part, by, at).map(Done::Machine),
+        }
+    }
+
+    fn failed(&mut self, error: &StoreError) {
+        self.failures += 1;
+        self.trouble = Some(error.clone());
+    }
+
+    /// Answers when nothing was stored. Boots that need no transition still go on.
+    fn refuse(&mut self, judged: Vec<(Judged, bool)>, error: &StoreError, now: SystemTime) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        for (verdict, changed) in judged {
+            match verdict {
+                Judged::Order { ticket, result: Ok(_) } if changed => {
+                    let reason = error.to_string();
+                    outputs.push(Output::Done { ticket, result: Err(Refusal::StoreUnavailable { reason }) });
+                }
+                Judged::Order { ticket, result } => outputs.push(Output::Done { ticket, result }),
+                Judged::Line { ticket, line, .. } => {
+                    // What it was judged by has been taken back: judge it by what is stored.
+                    let mark = self.book.mark();
+                    let passage = self.book.pass(&line, Moment { now, next_boot: self.boots.peek() });
+                    self.book.roll_back(mark);
+                    let answer = match passage {
+                        Passage::Before => Answer::Go,
+                        Passage::Now => Answer::NotNow,
+                        Passage::Denied(denial) => Answer::Refused(denial),
+                    };
+                    outputs.push(Output::Line { ticket, answer });
+                }
+                Judged::Moved(_) | Judged::Nothing => {}
+            }
+        }
+        self.book.settle();
+        outputs
+    }
+}
+
+impl Judged {
+    fn output(self) -> Option<Output> {
+        Some(match self {
+            Self::Nothing => return None,
+            Self::Moved(job) => Output::Moved(job),
+            Self::Order { ticket, result } => Output::Done { ticket, result },
+            Self::Line { ticket, passage, .. } => Output::Line {
+                ticket,
+                answer: match passage {
+                    Passage::Now | Passage::Before => Answer::Go,
+                    Passage::Denied(denial) => Answer::Refused(denial),
+                },
+            },
+        })
+    }
+}

@@ -1,0 +1,376 @@
+//! The keeper: the one thread that owns the book, the store and the table's writing side.
+//!
+//! ```text
+//!  cores ── evidence ──────► bounded queue ─┐                    ┌─► table (lock-free, read by every core)
+//!  cores ── at the line ───► bounded queue ─┼─► Ledger::turn ────┤
+//!  API ──── orders, looks ─►      "         ┘   judge, one       └─► answers: to a core's desk, to whoever ordered
+//!                                               commit
+//! ```
+//!
+//! It takes everything that waits, judges it in order, makes one commit of it, and only then publishes and answers.
+//! If the store refuses (a full disk), nothing is published and everything is as it was: orders get a refusal, boots
+//! at the point of no return are told *not now*, boots that need no transition go on, and all is well again as soon
+//! as the store is.
+//!
+//! Start with [`Keeper::start`]; it returns once everything stored is published.
+#![forbid(unsafe_code)]
+
+mod ledger;
+mod records;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
+
+pub use self::ledger::{Answer, Done, ImagesNow, Input, Ledger, Order, Output};
+pub use crate::jobs::book::AtTheLine;
+use crate::jobs::book::{Book, Refusal};
+use crate::jobs::evidence::Evidence;
+use crate::jobs::job::Job;
+use crate::jobs::table::Table;
+use crate::jobs::token::{Boots, TokenKey};
+use crate::store::{Store, StoreError};
+
+/// Orders and boots at the line that wait; beyond it orders are refused and boots are told *not now*.
+const URGENT_MAX: usize = 16 * 1024;
+/// Evidence that waits; beyond it evidence is lost and counted, never a core held up.
+const EVIDENCE_MAX: usize = 64 * 1024;
+/// Evidence that nobody waits for is stored together with what comes within this time.
+const GATHER: Duration = Duration::from_millis(20);
+/// How often the clock is looked at.
+const TICK: Duration = Duration::from_secs(2);
+/// How often old history is forgotten, and how old and how much of it may be.
+const TRIM: Duration = Duration::from_secs(10 * 60);
+const EVENTS_KEPT: Duration = Duration::from_secs(90 * 24 * 60 * 60);
+const EVENTS_MAX: u64 = 1_000_000;
+const BOOTS_MAX: u64 = 100_000;
+
+/// Where a core hears what became of a boot that waits.
+pub trait Desk: Send + Sync + fmt::Debug {
+    /// The answer to the one sent with this tag. Called on the keeper's thread: it must not wait.
+    fn answer(&self, tag: u64, answer: Answer);
+}
+
+/// What is seen of jobs that move.
+pub type Observer = Box<dyn FnMut(&Job) + Send>;
+
+enum Urgent {
+    Order(Order, String, Box<dyn FnOnce(Result<Done, Refusal>) + Send>),
+    Line(AtTheLine, u64, Arc<dyn Desk>),
+    Look(Box<dyn FnOnce(&Book, &mut dyn Store) + Send>),
+    Stop,
+}
+
+/// Counts for `/metrics`.
+#[derive(Debug, Default)]
+struct Counts {
+    commits: AtomicU64,
+    transitions: AtomicU64,
+    failures: AtomicU64,
+    evidence_lost: AtomicU64,
+    lines: AtomicU64,
+    lines_refused: AtomicU64,
+    lines_not_now: AtomicU64,
+}
+
+/// The handle that everyone has.
+#[derive(Clone)]
+pub struct Keeper {
+    urgent: Sender<Urgent>,
+    evidence: Sender<Evidence>,
+    table: Arc<Table>,
+    boots: Arc<Boots>,
+    key: TokenKey,
+    counts: Arc<Counts>,
+}
+
+impl fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keeper").field("counts", &self.counts).finish_non_exhaustive()
+    }
+}
+
+/// The thread; dropping it stores what waits and ends it.
+#[derive(Debug)]
+pub struct Running {
+    keeper: Keeper,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Keeper {
+    /// Loads everything from the store, publishes it, and starts the thread. `observer` is told of every job that
+    /// evidence or the clock moved.
+    ///
+    /// # Errors
+    ///
+    /// The store's own: damaged, of a newer schema, unreadable, full.
+    pub fn start(
+        store: Box<dyn Store>,
+        images: ImagesNow,
+        secret: [u8; 32],
+        observer: Observer,
+    ) -> Result<Running, StoreError> {
+        let ledger = Ledger::open(store, images, secret, SystemTime::now())?;
+        let (urgent, urgent_in) = bounded(URGENT_MAX);
+        let (evidence, evidence_in) = bounded(EVIDENCE_MAX);
+        let keeper = Self {
+            urgent,
+            evidence,
+            table: ledger.table(),
+            boots: ledger.boots(),
+            key: ledger.key().clone(),
+            counts: Arc::default(),
+        };
+        let counts = Arc::clone(&keeper.counts);
+        let thread = std::thread::Builder::new()
+            .name("keeper".into())
+            .spawn(move || keep(ledger, &urgent_in, &evidence_in, &counts, observer))
+            .map_err(|error| StoreError::Io { path: "thread keeper".into(), detail: error.to_string() })?;
+        Ok(Running { keeper, thread: Some(thread) })
+    }
+
+    /// The table the cores decide with.
+    pub fn table(&self) -> &Arc<Table> {
+        &self.table
+    }
+
+    /// Where boots get their numbers.
+    pub fn boots(&self) -> &Boots {
+        &self.boots
+    }
+
+    /// The key of this server's tokens, the same after a restart.
+    pub fn key(&self) -> &TokenKey {
+        &self.key
+    }
+
+    /// Tells what was seen. Never waits: a full queue loses it and counts it.
+    pub fn note(&self, evidence: Evidence) {
+        if self.evidence.try_send(evidence).is_err() {
+            self.counts.evidence_lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Asks whether a boot's last bytes may leave. Never waits: `desk` hears the answer.
+    pub fn ask(&self, line: AtTheLine, tag: u64, desk: &Arc<dyn Desk>) {
+        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
+            self.urgent.try_send(Urgent::Line(line, tag, Arc::clone(desk)))
+        {
+            self.counts.lines_not_now.fetch_add(1, Ordering::Relaxed);
+            desk.answer(tag, Answer::NotNow);
+        }
+    }
+
+    /// Gives an order; `reply` is called on the keeper's thread once it is stored, or refused. `by` is for the audit
+    /// log.
+    pub fn order(
+        &self,
+        order: Order,
+        by: impl Into<String>,
+        reply: impl FnOnce(Result<Done, Refusal>) + Send + 'static,
+    ) {
+        let urgent = Urgent::Order(order, by.into(), Box::new(reply));
+        if let Err(
+            TrySendError::Full(Urgent::Order(_, _, reply))
+            | TrySendError::Disconnected(Urgent::Order(_, _, reply)),
+        ) = self.urgent.try_send(urgent)
+        {
+            reply(Err(Refusal::Busy));
+        }
+    }
+
+    /// [`Keeper::order`] for a thread that may wait.
+    ///
+    /// # Errors
+    ///
+    /// The book's [`Refusal`].
+    pub fn order_and_wait(&self, order: Order, by: &str) -> Result<Done, Refusal> {
+        let (sender, receiver) = bounded(1);
+        self.order(order, by, move |result| {
+            // Whoever asked has gone.
+            let _ = sender.send(result);
+        });
+        receiver.recv().unwrap_or(Err(Refusal::Busy))
+    }
+
+    /// Looks at the book and the store as they are after everything that was sent before; `look` runs on the keeper's
+    /// thread, so it takes what it needs and leaves. False when the keeper is too busy or gone.
+    pub fn look(&self, look: impl FnOnce(&Book, &mut dyn Store) + Send + 'static) -> bool {
+        self.urgent.try_send(Urgent::Look(Box::new(look))).is_ok()
+    }
+
+    /// [`Keeper::look`] for a thread that may wait.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Busy`].
+    pub fn look_and_wait<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Book, &mut dyn Store) -> T + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let (sender, receiver) = bounded(1);
+        let sent = self.look(move |book, store| {
+            // Whoever asked has gone.
+            let _ = sender.send(look(book, store));
+        });
+        if !sent {
+            return Err(Refusal::Busy);
+        }
+        receiver.recv().map_err(|_| Refusal::Busy)
+    }
+
+    /// The keeper's part of `/metrics`.
+    pub fn metrics(&self) -> String {
+        let counts = &self.counts;
+        let rows = [
+            ("store_commits_total", "Group commits of the keeper.", &counts.commits),
+            ("store_transitions_total", "Transitions stored.", &counts.transitions),
+            ("store_failures_total", "Commits that the store refused.", &counts.failures),
+            ("barrier_waits_total", "Boots that waited at the point of no return.", &counts.lines),
+            ("barrier_refused_total", "Boots refused at the point of no return.", &counts.lines_refused),
+            (
+                "barrier_not_now_total",
+                "Boots told to ask again, nothing could be stored.",
+                &counts.lines_not_now,
+            ),
+            ("keeper_evidence_lost_total", "Evidence the keeper had no room for.", &counts.evidence_lost),
+        ];
+        rows.iter()
+            .map(|(name, help, value)| {
+                format!(
+                    "# HELP bootstorm_{name} {help}\n# TYPE bootstorm_{name} counter\nbootstorm_{name} {}\n",
+                    value.load(Ordering::Relaxed)
+                )
+            })
+            .collect()
+    }
+}
+
+impl Running {
+    /// The handle.
+    pub fn keeper(&self) -> &Keeper {
+        &self.keeper
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // A keeper that is gone needs no telling.
+        let _ = self.keeper.urgent.send(Urgent::Stop);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the keeper ended by a panic");
+        }
+    }
+}
+
+/// The thread's loop.
+fn keep(
+    mut ledger: Ledger,
+    urgent: &Receiver<Urgent>,
+    evidence: &Receiver<Evidence>,
+    counts: &Counts,
+    mut observer: Observer,
+) {
+    let mut next_tick = Instant::now() + TICK;
+    let mut next_trim = Instant::now() + TRIM;
+    let mut troubled = false;
+    loop {
+        let mut first: Option<Urgent> = None;
+        let mut inputs: Vec<Input> = Vec::new();
+        let mut seen: Vec<Evidence> = Vec::new();
+        select! {
+            recv(urgent) -> message => first = message.ok(),
+            recv(evidence) -> message => {
+                seen.extend(message.ok());
+                // Nobody waits for evidence: let more of it share the commit.
+                first = urgent.recv_timeout(GATHER).ok();
+            }
+            default(next_tick.saturating_duration_since(Instant::now())) => {}
+        }
+        // What waits at the line was offered before: first these are taken, then the evidence, and then the evidence
+        // is judged first, so that everything that a boot at the line has shown is known.
+        let waiting: Vec<Urgent> = first.into_iter().chain(urgent.try_iter().take(URGENT_MAX)).collect();
+        seen.extend(evidence.try_iter().take(EVIDENCE_MAX));
+        inputs.extend(seen.into_iter().map(Input::Seen));
+        if Instant::now() >= next_tick {
+            next_tick = Instant::now() + TICK;
+            inputs.push(Input::Tick);
+        }
+        let (mut desks, mut replies, mut looks, mut stop) = (Vec::new(), Vec::new(), Vec::new(), false);
+        for message in waiting {
+            match message {
+                Urgent::Line(line, tag, desk) => {
+                    inputs.push(Input::Line { line, ticket: desks.len() as u64 });
+                    desks.push((tag, desk));
+                }
+                Urgent::Order(order, by, reply) => {
+                    inputs.push(Input::Order { order, by, ticket: replies.len() as u64 });
+                    replies.push(Some(reply));
+                }
+                Urgent::Look(look) => looks.push(look),
+                Urgent::Stop => stop = true,
+            }
+        }
+        if !inputs.is_empty() {
+            for output in ledger.turn(inputs, SystemTime::now()) {
+                match output {
+                    Output::Line { ticket, answer } => {
+                        counts.lines.fetch_add(1, Ordering::Relaxed);
+                        match answer {
+                            Answer::Go => {}
+                            Answer::Refused(_) => _ = counts.lines_refused.fetch_add(1, Ordering::Relaxed),
+                            Answer::NotNow => _ = counts.lines_not_now.fetch_add(1, Ordering::Relaxed),
+                        }
+                        if let Some((tag, desk)) = desks.get(ticket as usize) {
+                            desk.answer(*tag, answer);
+                        }
+                    }
+                    Output::Done { ticket, result } => {
+                        if let Some(reply) = replies.get_mut(ticket as usize).and_then(Option::take) {
+                            reply(result);
+                        }
+                    }
+                    Output::Moved(job) => observer(&job),
+                }
+            }
+        }
+        for look in looks {
+            let (book, store) = ledger.parts();
+            look(book, store);
+        }
+        counts.commits.store(ledger.commits, Ordering::Relaxed);
+        counts.transitions.store(ledger.transitions, Ordering::Relaxed);
+        counts.failures.store(ledger.failures, Ordering::Relaxed);
+        // Said once, not every turn.
+        match ledger.trouble() {
+            Some(error) if !troubled => {
+                tracing::error!(%error, "nothing can be stored: orders are refused, and no boot passes the point of no return");
+                troubled = true;
+            }
+            None if troubled => {
+                tracing::info!("the store works again");
+                troubled = false;
+            }
+            _ => {}
+        }
+        if stop {
+            return;
+        }
+        if Instant::now() >= next_trim {
+            next_trim = Instant::now() + TRIM;
+            let before = SystemTime::now().checked_sub(EVENTS_KEPT).unwrap_or(SystemTime::UNIX_EPOCH);
+            let before = before.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+            match ledger.store().trim(before, EVENTS_MAX, BOOTS_MAX) {
+                Ok(trimmed) if trimmed.more => next_trim = Instant::now() + TICK,
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "cannot forget old events"),
+            }
+        }
+    }
+}
