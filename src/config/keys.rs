@@ -53,7 +53,8 @@ pub(super) const RESERVATION_KEYS: &[&str] = &["mac", "ip"];
 
 /// Variables that are read elsewhere.
 pub(super) fn is_other_variable(name: &str) -> bool {
-    ["BOOTSTORM_LOG", "BOOTSTORM_LOG_FORMAT", "BOOTSTORM_CONFIG"].contains(&name)
+    ["BOOTSTORM_LOG", "BOOTSTORM_LOG_FORMAT", "BOOTSTORM_CONFIG", "BOOTSTORM_SERVER", "BOOTSTORM_TOKEN"]
+        .contains(&name)
 }
 
 impl Key {
