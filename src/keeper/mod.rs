@@ -17,6 +17,8 @@
 
 mod ledger;
 mod records;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::sync::Arc;

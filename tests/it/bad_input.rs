@@ -95,15 +95,31 @@ fn a_folder_that_cannot_boot_is_listed_with_the_reason_and_refused() {
 }
 
 #[test]
-fn a_destructive_image_is_refused_with_the_reason() {
+fn a_destructive_image_is_not_booted_every_time_nor_by_everyone() {
     let net = Net::flat();
     let site = Site::new(net.interface, "auto", FULL);
     site.add_linux();
     fs::write(site.dir.join("images/tiny/image.toml"), "destructive = true\n").unwrap();
     let server = site.serve(&net);
-    let output = site.command(&["job", "add", "tiny", "--mac", "52:54:00:00:00:01"]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("interlock"), "{output:?}");
+    for (whom, way_out) in
+        [(&["--mac", "52:54:00:00:00:01", "--always"][..], "--always"), (&["--any-unknown"], "--allow-rule")]
+    {
+        let output = site.command(&[&["job", "add", "tiny"], whom].concat());
+        assert_eq!(output.status.code(), Some(1));
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(text.contains("may wipe a disk") && text.contains(way_out), "{text}");
+    }
+    server.stop();
+}
+
+#[test]
+fn two_servers_on_one_state_folder_are_told_apart() {
+    let net = Net::flat();
+    let site = Site::new(net.interface, "auto", FULL);
+    let server = site.serve(&net);
+    let (code, text) = outcome(net.server.command(binary()).arg("serve").arg("--config").arg(site.config()));
+    assert_eq!(code, 5, "{text}");
+    assert!(text.contains("in use by another process") && text.contains("--state"), "{text}");
     server.stop();
 }
 

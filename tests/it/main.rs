@@ -8,5 +8,6 @@ mod bad_input;
 mod clients;
 mod demo;
 mod firmware;
+mod interlock;
 mod server;
 mod winpe;

@@ -1,0 +1,150 @@
+//! The wipe interlock and what survives, on the real binary: `kill -9`, a full disk, re-arming.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use labkit::{run, tool};
+
+use crate::server::{FULL, Net, SOON, Server, Site};
+
+const MAC: &str = "52:54:00:00:00:07";
+const SCRIPT: &str =
+    "http://10.77.0.1:4433/ipxe?mac=52:54:00:00:00:07&platform=pcbios&buildarch=i386&longmode=1";
+
+/// The tiny Linux, as an image that may wipe a disk.
+fn site(net: &Net) -> Site {
+    let site = Site::new(net.interface, "auto", FULL);
+    site.add_linux();
+    let manifest = "args = \"console=ttyS0 panic=1\"\ndestructive = true\n";
+    fs::write(site.dir.join("images/tiny/image.toml"), manifest).expect("image.toml");
+    site
+}
+
+fn script(net: &Net) -> String {
+    run(net.server.command(tool("curl", "curl")).args(["-sS", "-f", "-A", "iPXE/1.21.1", SCRIPT]))
+}
+
+/// The URL of a script that ends so.
+fn url(script: &str, end: &str) -> String {
+    let line =
+        script.lines().find(|line| line.contains(end)).unwrap_or_else(|| panic!("no {end} in\n{script}"));
+    let word = line.split_whitespace().find(|word| word.ends_with(end)).expect("a URL");
+    word.to_owned()
+}
+
+/// Whether all of a file came.
+fn fetches(net: &Net, url: &str) -> bool {
+    let mut command = net.server.command(tool("curl", "curl"));
+    let command = command.args(["-sS", "-f", "--max-time", "20", "-o", "/dev/null", url]);
+    command.stderr(Stdio::null()).status().expect("curl runs").success()
+}
+
+fn kill(mut server: Server<'_>) {
+    server.process.signal("KILL");
+    server.process.wait(SOON);
+}
+
+fn is_local(script: &str) -> bool {
+    script.contains("had its job") && !script.contains("/s/")
+}
+
+#[test]
+fn a_machine_that_had_its_job_boots_locally_whatever_is_killed() {
+    let net = Net::flat();
+    let site = site(&net);
+    let server = site.serve(&net);
+    site.ask(&["job", "add", "tiny", "--mac", MAC]);
+    kill(server);
+    // Before the point of no return nothing is lost, however often the server dies.
+    for _ in 0..3 {
+        let server = site.serve(&net);
+        let initrd = url(&script(&net), "initrd.gz");
+        assert!(fetches(&net, &initrd.replace("initrd.gz", "vmlinuz")));
+        kill(server);
+    }
+    let server = site.serve(&net);
+    let (one, two) = (script(&net), script(&net));
+    let (one, two) = (url(&one, "initrd.gz"), url(&two, "initrd.gz"));
+    assert!(fetches(&net, &one));
+    kill(server);
+    for _ in 0..3 {
+        let server = site.serve(&net);
+        let job = site.ask(&["job", "show", "j1"]);
+        assert!(job.contains("running") && job.contains("may have started"), "{job}");
+        assert!(is_local(&script(&net)), "{}", script(&net));
+        assert!(fetches(&net, &one), "the same boot goes on under its token");
+        assert!(!fetches(&net, &two), "another one does not");
+        kill(server);
+    }
+    let server = site.serve(&net);
+    let line = site.ask(&["job", "rearm", "j1"]);
+    assert!(line.contains("re-armed j1 armed"), "{line}");
+    assert!(!fetches(&net, &one), "it belongs to the time before");
+    let again = url(&script(&net), "initrd.gz");
+    assert!(fetches(&net, &again));
+    assert!(is_local(&script(&net)));
+    server.stop();
+}
+
+/// A file system of a few megabytes.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: PathBuf) -> Self {
+        run(Command::new(tool("mount", "mount"))
+            .args(["-t", "tmpfs", "-o", "size=4m", "bootstorm-test"])
+            .arg(&at));
+        Self(at)
+    }
+
+    fn fill(&self) {
+        // Ends by itself when nothing fits any more.
+        let _ = Command::new("dd")
+            .args(["if=/dev/zero", "bs=4096"])
+            .arg(format!("of={}", self.0.join("filler").display()))
+            .stderr(Stdio::null())
+            .status();
+    }
+
+    fn clear(&self) {
+        fs::remove_file(self.0.join("filler")).expect("the filler is there");
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_in_words_and_goes_on_by_itself() {
+    let net = Net::flat();
+    let site = site(&net);
+    let disk = SmallDisk::mount(site.dir.join("state"));
+    let server = site.serve(&net);
+    site.ask(&["job", "add", "tiny", "--mac", MAC]);
+    disk.fill();
+    // What is free inside the store's own pages is used up first.
+    let mut refused = None;
+    for n in 0..2_000u32 {
+        let mac = format!("52:54:00:01:{:02x}:{:02x}", n >> 8, n & 0xff);
+        let output = site.command(&["job", "add", "tiny", "--mac", &mac]);
+        if !output.status.success() {
+            refused = Some((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()));
+            break;
+        }
+    }
+    let (code, text) = refused.expect("a full disk takes no two thousand jobs");
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("no space left"), "{text}");
+    let listed = site.ask(&["job", "list"]);
+    assert!(listed.contains("j1"), "reading goes on: {listed}");
+    let initrd = url(&script(&net), "initrd.gz");
+    assert!(!fetches(&net, &initrd), "nothing passes the point of no return unrecorded");
+    disk.clear();
+    assert!(fetches(&net, &initrd), "and then it does");
+    assert!(is_local(&script(&net)));
+    server.stop();
+}
