@@ -216,5 +216,5 @@ menu_timeout = "15s"         # 0s = wait for ever
 menu_default = "local"       # or an image's name
 
 [admin]
-listen = "127.0.0.1:8081"    # /healthz and /metrics; "" = none. The local commands use state_dir/admin.sock
+listen = "127.0.0.1:8081"    # API by token, /healthz, /readyz, /metrics; "" = none. Local commands use state_dir/admin.sock
 "#;

@@ -12,6 +12,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
@@ -69,8 +70,8 @@ impl FromStr for Role {
 /// Where a connection comes from.
 #[derive(Clone, Debug)]
 pub(super) enum Origin {
-    /// The Unix socket, by this user, who may or may not be one of its administrators.
-    Local { uid: u32, admitted: bool },
+    /// The Unix socket, by this user as people name them, who may or may not be one of its administrators.
+    Local { who: String, admitted: bool },
     /// TCP.
     Remote(SocketAddr),
 }
@@ -110,7 +111,8 @@ fn is_member(uid: u32, gid: u32, group: u32) -> bool {
     getgrouplist(&name, Gid::from_raw(gid)).is_ok_and(|groups| groups.contains(&Gid::from_raw(group)))
 }
 
-fn user_name(uid: u32) -> String {
+/// A user as the audit log names them.
+pub(super) fn user_name(uid: u32) -> String {
     match User::from_uid(Uid::from_raw(uid)) {
         Ok(Some(user)) => format!("uid {uid} ({})", user.name),
         _ => format!("uid {uid}"),
@@ -124,18 +126,20 @@ const OPEN: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
 pub(super) async fn identify(State(admin): State<Arc<Admin>>, mut request: Request, next: Next) -> Response {
     let origin = request.extensions().get::<Origin>().cloned();
     let caller = match &origin {
-        Some(Origin::Local { uid, admitted: true }) => {
-            Ok(Some(Caller { name: user_name(*uid), role: Role::Admin, token: None }))
+        Some(Origin::Local { who, admitted: true }) => {
+            Ok(Some(Caller { name: who.clone(), role: Role::Admin, token: None }))
         }
-        Some(Origin::Local { uid, .. }) => Err(Problem::new(
-            StatusCode::FORBIDDEN,
-            "not-your-socket",
-            format!(
-                "{} is not root, not the server's user and not in the socket's group; run the command as one of \
-                 them, or use a token over TCP",
-                user_name(*uid)
-            ),
-        )),
+        Some(Origin::Local { who, .. }) => {
+            admin.refused.peer.fetch_add(1, Ordering::Relaxed);
+            Err(Problem::new(
+                StatusCode::FORBIDDEN,
+                "not-your-socket",
+                format!(
+                    "{who} is not root, not the server's user and not in the socket's group; run the command as one \
+                     of them, or use a token over TCP"
+                ),
+            ))
+        }
         Some(Origin::Remote(peer)) => remote(&admin, request.headers(), request.uri().path(), *peer),
         None => Err(Problem::new(StatusCode::FORBIDDEN, "no-origin", "it is not known who asks")),
     };
@@ -159,11 +163,13 @@ fn remote(
     path: &str,
     peer: SocketAddr,
 ) -> Result<Option<Caller>, Problem> {
-    check_host(headers)?;
+    let counted = |counter: &AtomicU64| _ = counter.fetch_add(1, Ordering::Relaxed);
+    check_host(headers).inspect_err(|_| counted(&admin.refused.host))?;
     if OPEN.contains(&path) {
         return Ok(None);
     }
     let Some(shown) = bearer(headers) else {
+        counted(&admin.refused.no_token);
         return Err(Problem::new(
             StatusCode::UNAUTHORIZED,
             "token-needed",
@@ -172,13 +178,10 @@ fn remote(
     };
     // A good token is looked at before anything is counted: it is never refused for somebody else's bad ones.
     admin.tokens.check(shown, SystemTime::now()).map(Some).map_err(|why| {
+        counted(&admin.refused.token);
+        tracing::debug!(%peer, %why, "an API request was refused");
         match admin.failures.count(peer.ip(), Instant::now()) {
-            Ok(loud) => {
-                if loud {
-                    tracing::info!(%peer, %why, "an API request was refused");
-                }
-                Problem::new(StatusCode::UNAUTHORIZED, why.code(), why.to_string())
-            }
+            Ok(()) => Problem::new(StatusCode::UNAUTHORIZED, why.code(), why.to_string()),
             Err(seconds) => Problem::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 "too-many-failures",
@@ -187,6 +190,36 @@ fn remote(
             .retry_after(seconds),
         }
     })
+}
+
+/// Requests that nobody in particular made and that were refused, for `/metrics`.
+#[derive(Debug, Default)]
+pub(super) struct Refused {
+    peer: AtomicU64,
+    host: AtomicU64,
+    no_token: AtomicU64,
+    token: AtomicU64,
+}
+
+impl Refused {
+    /// As Prometheus text.
+    pub(super) fn metrics(&self) -> String {
+        let mut text = String::from(
+            "# HELP bootstorm_admin_refused_total Admin requests refused before anything was looked at.\n# TYPE \
+             bootstorm_admin_refused_total counter\n",
+        );
+        let reasons = [
+            ("peer", &self.peer),
+            ("host", &self.host),
+            ("no-token", &self.no_token),
+            ("token", &self.token),
+        ];
+        for (reason, count) in reasons {
+            let count = count.load(Ordering::Relaxed);
+            text.push_str(&format!("bootstorm_admin_refused_total{{reason=\"{reason}\"}} {count}\n"));
+        }
+        text
+    }
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {
@@ -279,11 +312,9 @@ impl Budget {
 
 impl Failures {
     const ADDRESSES_MAX: usize = 4_096;
-    /// Failures of an address that are worth a line in the log.
-    const LOUD: f64 = 3.0;
 
-    /// Counts one; `Ok(true)` when it is worth a log line, `Err` with seconds to wait when there were too many.
-    pub(super) fn count(&self, from: IpAddr, now: Instant) -> Result<bool, u32> {
+    /// Counts one; `Err` with seconds to wait when there were too many.
+    pub(super) fn count(&self, from: IpAddr, now: Instant) -> Result<(), u32> {
         let key = match from {
             IpAddr::V6(v6) if v6.to_ipv4_mapped().is_none() => {
                 let prefix = u128::from(v6) & !u128::from(u64::MAX);
@@ -307,7 +338,7 @@ impl Failures {
             return Err(((1.0 - budget.left) / Budget::PER_SECOND).ceil() as u32);
         }
         budget.left -= 1.0;
-        Ok(budget.left >= Budget::BURST - Self::LOUD)
+        Ok(())
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::Service;
 
-use super::auth::{Origin, SocketRule};
+use super::auth::{Origin, SocketRule, user_name};
 
 /// Connections at the same time, over either way. The one more waits in the kernel's queue.
 const CONNECTIONS_MAX: usize = 256;
@@ -31,7 +31,8 @@ pub(super) async fn local(listener: UnixListener, router: Router, rule: SocketRu
             Ok((stream, _)) => {
                 // Without credentials nobody is anybody.
                 let Ok(peer) = stream.peer_cred() else { continue };
-                let origin = Origin::Local { uid: peer.uid(), admitted: rule.admits(peer.uid(), peer.gid()) };
+                let admitted = rule.admits(peer.uid(), peer.gid());
+                let origin = Origin::Local { who: user_name(peer.uid()), admitted };
                 tokio::spawn(talk(stream, router.clone(), origin, permit));
             }
             Err(error) => {

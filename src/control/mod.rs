@@ -36,7 +36,7 @@ use std::time::SystemTime;
 use tokio::sync::oneshot;
 
 pub use self::auth::Role;
-use self::auth::{Caller, Failures, SocketRule};
+use self::auth::{Caller, Failures, Refused, SocketRule};
 use self::idempotency::Answers;
 use self::problem::Problem;
 pub use self::problem::RowError;
@@ -82,6 +82,7 @@ struct Admin {
     state: Arc<State>,
     tokens: Tokens,
     failures: Failures,
+    refused: Refused,
     answers: Answers,
     streams: Arc<tokio::sync::Semaphore>,
 }
@@ -97,6 +98,7 @@ impl Admin {
             state,
             tokens,
             failures: Failures::default(),
+            refused: Refused::default(),
             answers: Answers::default(),
             streams: Arc::new(tokio::sync::Semaphore::new(routes::events::STREAMS_MAX)),
         })

@@ -64,6 +64,10 @@ fn remote() -> Origin {
     Origin::Remote("192.0.2.7:4000".parse().expect("an address"))
 }
 
+fn root() -> Origin {
+    Origin::Local { who: "uid 0 (root)".into(), admitted: true }
+}
+
 impl Lab {
     fn start() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -168,11 +172,11 @@ impl Lab {
     /// As root on the socket.
     fn local(&self, method: &str, path: &str, body: Value) -> Got {
         let body = if body.is_null() { String::new() } else { body.to_string() };
-        self.ask(Origin::Local { uid: 0, admitted: true }, method, path, &[], body)
+        self.ask(root(), method, path, &[], body)
     }
 
     fn local_with(&self, method: &str, path: &str, headers: &[(&str, &str)], body: String) -> Got {
-        self.ask(Origin::Local { uid: 0, admitted: true }, method, path, headers, body)
+        self.ask(root(), method, path, headers, body)
     }
 
     fn with_token(&self, token: &str, method: &str, path: &str, body: Value) -> Got {
@@ -300,7 +304,7 @@ fn a_body_that_is_no_text_or_too_long_is_a_problem_too() {
     let send = |bytes: Vec<u8>| {
         let request = Request::post("/v1/jobs").header("Host", "localhost").body(Body::from(bytes)).unwrap();
         let mut request = request;
-        request.extensions_mut().insert(Origin::Local { uid: 0, admitted: true });
+        request.extensions_mut().insert(root());
         let response = lab.runtime.block_on(lab.router.clone().oneshot(request)).unwrap();
         (response.status().as_u16(), response.headers()["content-type"].to_str().unwrap().to_owned())
     };
@@ -565,7 +569,7 @@ fn bad_tokens_are_slowed_down_and_good_ones_are_not() {
 #[test]
 fn strangers_on_the_socket_and_pages_with_names_of_their_own_are_refused() {
     let lab = Lab::start();
-    let stranger = Origin::Local { uid: 60_001, admitted: false };
+    let stranger = Origin::Local { who: "uid 60001".into(), admitted: false };
     lab.ask(stranger.clone(), "GET", "/v1/jobs", &[], String::new()).refused(403, "not-your-socket");
     lab.ask(stranger, "GET", "/metrics", &[], String::new()).refused(403, "not-your-socket");
     let token = format!("Bearer {}", lab.token(Role::Admin, "a"));
@@ -595,7 +599,11 @@ fn images_boots_health_and_metrics_answer() {
     assert_eq!(lab.local("GET", "/v1/boots", Value::Null).must(200), json!({ "boots": [], "text": [] }));
     assert_eq!(lab.local("GET", "/healthz", Value::Null).must(200), "ok\n");
     assert_eq!(lab.local("GET", "/readyz", Value::Null).must(200), "ready\n");
-    assert_eq!(lab.local("GET", "/metrics", Value::Null).must(200), "bootstorm_x 1\n");
+    lab.ask(remote(), "GET", "/v1/jobs", &[], String::new()).refused(401, "token-needed");
+    let metrics = lab.local("GET", "/metrics", Value::Null).must(200);
+    let metrics = metrics.as_str().unwrap();
+    assert!(metrics.starts_with("bootstorm_x 1\n"), "{metrics}");
+    assert!(metrics.contains("bootstorm_admin_refused_total{reason=\"no-token\"} 1\n"), "{metrics}");
 }
 
 /// Reads frames of a stream until so many events, as (name, id, data).
@@ -630,7 +638,7 @@ fn events_are_streamed_and_a_broken_stream_resumes_where_it_was() {
     lab.say(3);
     assert_eq!(lab.local("GET", "/v1/events?limit=2", Value::Null).must(200)["next"], 2);
     let open = |path: &str, headers: &[(&str, &str)]| {
-        lab.send(Origin::Local { uid: 0, admitted: true }, "GET", path, headers, String::new()).into_body()
+        lab.send(root(), "GET", path, headers, String::new()).into_body()
     };
     let ids = |seen: &[(String, String, Value)]| seen.iter().map(|(_, id, _)| id.clone()).collect::<Vec<_>>();
     let all = frames(&lab, open("/v1/events/stream?after=0", &[]), 3);
@@ -652,13 +660,7 @@ fn who_was_away_for_too_long_is_told_what_was_skipped() {
     let lab = Lab::start();
     lab.say(1000);
     lab.state.keeper.look_and_wait(|_, store| store.trim(0, 300, 10).unwrap()).unwrap();
-    let body = lab.send(
-        Origin::Local { uid: 0, admitted: true },
-        "GET",
-        "/v1/events/stream?after=10",
-        &[],
-        String::new(),
-    );
+    let body = lab.send(root(), "GET", "/v1/events/stream?after=10", &[], String::new());
     let seen = frames(&lab, body.into_body(), 301);
     assert_eq!((seen[0].0.as_str(), &seen[0].2), ("gap", &json!({ "skipped": 690 })));
     assert_eq!((seen[1].1.as_str(), seen[300].1.as_str()), ("701", "1000"));

@@ -22,6 +22,7 @@ pub(super) struct BootQuery {
     /// MAC address or UUID; nobody means the latest of all.
     machine: Option<String>,
     /// Boots at most, 1 to 1000 (100 unless told).
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
 }
 

@@ -38,6 +38,7 @@ pub(super) struct LogQuery {
     /// Only entries with lower numbers: `next` of the page before.
     before: Option<u64>,
     /// Entries at most, 1 to 1000 (100 unless told).
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
 }
 

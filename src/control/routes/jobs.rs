@@ -35,8 +35,10 @@ pub(super) struct JobQuery {
     /// Only jobs that can still give a machine a boot (true), or only the others (false).
     live: Option<bool>,
     /// The id after which the page begins: `next` of the page before.
+    #[param(pattern = "^j[0-9]{1,18}$")]
     after: Option<String>,
     /// Jobs at most, 1 to 1000 (100 unless told).
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
 }
 
@@ -226,23 +228,21 @@ fn distinct(rows: Vec<(u64, JobSpec)>) -> Result<Vec<(u64, JobSpec)>, Problem> {
 }
 
 async fn wrong_rows(admin: &Admin, rows: Vec<(u64, JobSpec)>, by: &Caller, first: Problem) -> Problem {
-    let catalog = admin.state.library.load();
-    let catalog = Arc::clone(&catalog);
+    let catalog = admin.state.library.snapshot();
     let at = Moment { now: SystemTime::now(), next_boot: admin.state.keeper.boots().peek() };
     let name = by.name.clone();
-    let errors = admin
-        .look(move |book, _| {
-            let mut trial = book.clone();
-            let mut errors = Vec::new();
-            for (row, spec) in rows {
-                if let Err(refusal) = trial.add(spec, &*catalog, &name, at) {
-                    errors.push(RowError { row, code: refusal.code(), detail: refusal.to_string() });
-                }
+    // Only the copy is made on the keeper's thread, where boots wait.
+    let Ok(mut trial) = admin.look(|book, _| book.clone()).await else { return first };
+    let tried = tokio::task::spawn_blocking(move || {
+        let mut errors = Vec::new();
+        for (row, spec) in rows {
+            if let Err(refusal) = trial.add(spec, &*catalog, &name, at) {
+                errors.push(RowError { row, code: refusal.code(), detail: refusal.to_string() });
             }
-            errors
-        })
-        .await;
-    match errors {
+        }
+        errors
+    });
+    match tried.await {
         Ok(errors) if !errors.is_empty() => Problem::rows(errors),
         _ => first,
     }
@@ -251,7 +251,7 @@ async fn wrong_rows(admin: &Admin, rows: Vec<(u64, JobSpec)>, by: &Caller, first
 /// Show a job.
 #[utoipa::path(
     get, path = "/v1/jobs/{id}", tag = "jobs",
-    params(("id" = String, Path, description = "Job id such as j17")),
+    params(("id" = String, Path, pattern = "^j[0-9]{1,18}$", description = "Job id such as j17")),
     responses((
         status = 200, description = "The job; its generation is the ETag", body = ref("#/components/schemas/Job")
     )),
@@ -284,7 +284,7 @@ async fn change(
 #[utoipa::path(
     delete, path = "/v1/jobs/{id}", tag = "jobs",
     params(
-        ("id" = String, Path, description = "Job id such as j17"),
+        ("id" = String, Path, pattern = "^j[0-9]{1,18}$", description = "Job id such as j17"),
         ("If-Match" = Option<String>, Header, description = "Only if the job still has this ETag")
     ),
     responses((status = 200, description = "The job, cancelled", body = ref("#/components/schemas/Job"))),
@@ -303,7 +303,7 @@ pub(super) async fn cancel(
 #[utoipa::path(
     post, path = "/v1/jobs/{id}/rearm", tag = "jobs",
     params(
-        ("id" = String, Path, description = "Job id such as j17"),
+        ("id" = String, Path, pattern = "^j[0-9]{1,18}$", description = "Job id such as j17"),
         ("If-Match" = Option<String>, Header, description = "Only if the job still has this ETag")
     ),
     responses((status = 200, description = "The job, armed", body = ref("#/components/schemas/Job"))),
@@ -322,7 +322,7 @@ pub(super) async fn rearm(
 #[utoipa::path(
     post, path = "/v1/jobs/{id}/confirm", tag = "jobs",
     params(
-        ("id" = String, Path, description = "Job id such as j17"),
+        ("id" = String, Path, pattern = "^j[0-9]{1,18}$", description = "Job id such as j17"),
         ("If-Match" = Option<String>, Header, description = "Only if the job still has this ETag")
     ),
     responses((status = 200, description = "The job, confirmed", body = ref("#/components/schemas/Job"))),
@@ -347,7 +347,7 @@ fn claim_shown(claim: &Claim) -> Result<Value, Problem> {
 /// Show how far a rule's job has come with each machine that took it.
 #[utoipa::path(
     get, path = "/v1/jobs/{id}/claims", tag = "jobs",
-    params(("id" = String, Path, description = "Job id such as j17")),
+    params(("id" = String, Path, pattern = "^j[0-9]{1,18}$", description = "Job id such as j17")),
     responses((status = 200, description = "The claims", body = ref("#/components/schemas/ClaimList"))),
     security(("token" = ["read"]))
 )]
@@ -365,8 +365,8 @@ pub(super) async fn claims(_: Reader, State(admin): State<Arc<Admin>>, Named(id)
 #[utoipa::path(
     delete, path = "/v1/jobs/{id}/claims/{claim}", tag = "jobs",
     params(
-        ("id" = String, Path, description = "Job id such as j17"),
-        ("claim" = String, Path, description = "Claim id such as c3")
+        ("id" = String, Path, pattern = "^j[0-9]{1,18}$", description = "Job id such as j17"),
+        ("claim" = String, Path, pattern = "^c[0-9]{1,18}$", description = "Claim id such as c3")
     ),
     responses((status = 204, description = "Forgotten")),
     security(("token" = ["operate"]))

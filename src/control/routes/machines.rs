@@ -28,12 +28,15 @@ const LIST_MAX: usize = 32;
 #[into_params(parameter_in = Query)]
 pub(super) struct MachineQuery {
     /// known, pending, approved or rejected.
+    #[param(pattern = "^(known|pending|approved|rejected)$")]
     state: Option<String>,
     /// Only machines of this group.
     group: Option<String>,
     /// The id after which the page begins: `next` of the page before.
+    #[param(pattern = "^m[0-9]{1,18}$")]
     after: Option<String>,
     /// Machines at most, 1 to 1000 (100 unless told).
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
 }
 

@@ -47,7 +47,8 @@ pub(super) async fn readyz(State(admin): State<Arc<Admin>>) -> Result<&'static s
     responses((status = 200, description = "Prometheus text", body = String, content_type = "text/plain"))
 )]
 pub(super) async fn metrics(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], (admin.state.metrics)())
+    let text = (admin.state.metrics)() + &admin.refused.metrics();
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text)
 }
 
 /// This document.
