@@ -32,19 +32,38 @@ pub struct Args {
 #[derive(clap::Args, Debug, Clone, Default)]
 pub struct Common {
     /// Configuration file [default: /etc/bootstorm/bootstorm.toml, if it is there]
-    #[arg(long, global = true, value_name = "FILE", env = "BOOTSTORM_CONFIG")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "For every command",
+        value_name = "FILE",
+        env = "BOOTSTORM_CONFIG"
+    )]
     pub config: Option<PathBuf>,
     /// Folder of state and of the admin socket
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, help_heading = "For every command", value_name = "DIR")]
     pub state: Option<PathBuf>,
     /// Folder of images
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, help_heading = "For every command", value_name = "DIR")]
     pub images: Option<PathBuf>,
     /// Ask the server at this URL instead of the one on this machine; needs --token
-    #[arg(long, global = true, value_name = "URL", env = "BOOTSTORM_SERVER")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "For every command",
+        value_name = "URL",
+        env = "BOOTSTORM_SERVER"
+    )]
     pub server: Option<ServerUrl>,
     /// API token for --server; better given by environment, where other users do not see it
-    #[arg(long, global = true, value_name = "TOKEN", env = "BOOTSTORM_TOKEN", hide_env_values = true)]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "For every command",
+        value_name = "TOKEN",
+        env = "BOOTSTORM_TOKEN",
+        hide_env_values = true
+    )]
     pub token: Option<String>,
 }
 
@@ -202,8 +221,8 @@ pub enum JobVerb {
     /// Say what machines boot next: one, those that meet a rule, or a whole list
     #[command(
         after_help = "Example: bootstorm job add winpe-x64 --mac 52:54:00:00:00:01 --expires 12h\n         bootstorm job \
-                      add wipe --subnet 10.77.0.0/24 --arch uefi-x64 --allow-rule\n         bootstorm job add --csv \
-                      hall-3.csv\n\nThe first row of a CSV file names its columns, such as image,mac,expires; \
+                      add wipe --subnet 10.77.0.0/24 --arch uefi-x64 --allow-rule\n         bootstorm job add \
+                      winpe report --serial ABC123 --then\n         bootstorm job add --csv hall-3.csv\n\nThe first row of a CSV file names its columns, such as image,mac,expires; \
                       flags fill in what the rows leave out. All rows are added, or none."
     )]
     Add(Box<JobAdd>),
@@ -255,18 +274,15 @@ pub struct JobNamed {
 #[command(group(ArgGroup::new("what").args(["image_name", "image", "action"])))]
 #[command(group(ArgGroup::new("exact").args(["mac", "uuid", "serial", "asset", "any"])))]
 pub struct JobAdd {
-    /// Image to boot
+    /// Image to boot; several are a sequence of boots
     #[arg(value_name = "IMAGE", required_unless_present_any = ["image", "action", "csv"])]
-    pub image_name: Option<String>,
-    /// Image to boot
+    pub image_name: Vec<String>,
+    /// Image to boot; may be repeated
     #[arg(long = "image", value_name = "IMAGE")]
-    pub image: Option<String>,
+    pub image: Vec<String>,
     /// Something else than an image
     #[arg(long, value_enum)]
     pub action: Option<JobAction>,
-    /// Image of the boot after that; may be repeated
-    #[arg(long, value_name = "IMAGE")]
-    pub then: Vec<String>,
     /// The machine with this MAC address
     #[arg(long, required_unless_present_any = [
         "uuid", "serial", "asset", "any", "csv", "any_unknown", "group", "subnet", "circuit", "arch", "manufacturer",
@@ -335,12 +351,12 @@ pub struct JobAdd {
     /// A destructive image may go to every machine that the rule matches
     #[arg(long)]
     pub allow_rule: bool,
-    /// Cancel the job this machine has
-    #[arg(long, conflicts_with = "queue")]
+    /// Cancel the live job this machine has, instead of being refused
+    #[arg(long, conflicts_with = "then")]
     pub replace: bool,
-    /// Follow the job this machine has
+    /// Follow the live job this machine has, instead of being refused
     #[arg(long)]
-    pub queue: bool,
+    pub then: bool,
     /// As JSON
     #[arg(long)]
     pub json: bool,
@@ -638,6 +654,8 @@ mod tests {
         assert!(!parse("bootstorm job add winpe"));
         assert!(!parse("bootstorm job add --mac 52:54:00:00:00:01"));
         assert!(!parse("bootstorm job add winpe --action local --mac 52:54:00:00:00:01"));
+        assert!(parse("bootstorm job add winpe report --mac 52:54:00:00:00:01 --then"));
+        assert!(!parse("bootstorm job add winpe --mac 52:54:00:00:00:01 --then --replace"));
         assert!(!parse("bootstorm job add winpe --mac 52:54:00:00:00:01 --serial x"));
         assert!(!parse("bootstorm job add winpe --mac nonsense"));
         assert!(!parse("bootstorm job add winpe --mac 52:54:00:00:00:01 --once --always"));

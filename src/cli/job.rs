@@ -19,9 +19,11 @@ pub(super) fn run(common: &Common, verb: &JobVerb) -> Done {
         JobVerb::Add(add) => match &add.csv {
             Some(file) => return add_all(&client, add, file),
             None => {
-                let action =
-                    action(add).ok_or_else(|| Failure::new(Exit::Usage, "name an image or an --action"))?;
-                let spec = spec(add, action, selector(add)?)?;
+                let actions = actions(add);
+                if actions.is_empty() {
+                    return Err(Failure::new(Exit::Usage, "name an image or an --action"));
+                }
+                let spec = spec(add, &actions, selector(add)?)?;
                 let spec = serde_json::to_value(spec).map_err(|error| Failure::new(Exit::Runtime, error))?;
                 show(&client.post("/v1/jobs", &spec)?, add.json, "added");
             }
@@ -54,15 +56,16 @@ fn path(id: &str, rest: &str) -> String {
     format!("/v1/jobs/{}{rest}", escaped(id))
 }
 
-fn action(add: &JobAdd) -> Option<Action> {
-    Some(match (&add.image_name, &add.image, add.action) {
-        (Some(name), ..) | (None, Some(name), _) => Action::Image(name.clone()),
-        (.., Some(JobAction::Local)) => Action::Local,
-        (.., Some(JobAction::Menu)) => Action::Menu,
-        (.., Some(JobAction::Wait)) => Action::Wait,
-        (.., Some(JobAction::Shell)) => Action::Shell,
-        (None, None, None) => return None,
-    })
+/// What to boot: an action, or images of which the first is booted first.
+fn actions(add: &JobAdd) -> Vec<Action> {
+    let word = add.action.map(|action| match action {
+        JobAction::Local => Action::Local,
+        JobAction::Menu => Action::Menu,
+        JobAction::Wait => Action::Wait,
+        JobAction::Shell => Action::Shell,
+    });
+    let images = add.image_name.iter().chain(&add.image).cloned().map(Action::Image);
+    word.into_iter().chain(images).collect()
 }
 
 fn selector(add: &JobAdd) -> Result<Selector, Failure> {
@@ -88,7 +91,7 @@ fn selector(add: &JobAdd) -> Result<Selector, Failure> {
     })
 }
 
-fn spec(add: &JobAdd, action: Action, selector: Selector) -> Result<JobSpec, Failure> {
+fn spec(add: &JobAdd, actions: &[Action], selector: Selector) -> Result<JobSpec, Failure> {
     let span = |flag: &str, text: &Option<String>| match text {
         None => Ok(None),
         Some(text) => crate::config::values::duration(text).map(Some).ok_or_else(|| {
@@ -103,14 +106,14 @@ fn spec(add: &JobAdd, action: Action, selector: Selector) -> Result<JobSpec, Fai
         window: span("--window", &add.window)?,
         priority: add.priority,
         replace: add.replace,
-        queue: add.queue,
-        then: add.then.iter().cloned().map(Action::Image).collect(),
+        queue: add.then,
+        then: actions.iter().skip(1).cloned().collect(),
         confirm: match add.confirm {
             ConfirmBy::Image => Confirm::Image,
             ConfirmBy::Callback => Confirm::Callback,
         },
         allow_rule: add.allow_rule,
-        ..JobSpec::new(action, selector)
+        ..JobSpec::new(actions.first().cloned().unwrap_or(Action::Local), selector)
     })
 }
 
@@ -123,11 +126,12 @@ fn add_all(client: &Client, add: &JobAdd, file: &Path) -> Done {
     };
     read.map_err(|error| Failure::new(Exit::Wrong, format!("read {}: {error}", file.display())))?;
     // What the flags say stands in for what a row leaves out; whom a job is for only the row can say.
-    let anybody = spec(add, action(add).unwrap_or(Action::Local), Selector::Any)?;
+    let actions = actions(add);
+    let anybody = spec(add, &actions, Selector::Any)?;
     let mut defaults = serde_json::to_value(anybody).map_err(|error| Failure::new(Exit::Runtime, error))?;
     if let Some(defaults) = defaults.as_object_mut() {
         defaults.remove("selector");
-        if action(add).is_none() {
+        if actions.is_empty() {
             defaults.remove("action");
         }
     }

@@ -1,9 +1,9 @@
 //! Jobs as rows of a table: what a spreadsheet exports becomes what the API takes.
 //!
-//! The first row names the columns. What to boot: `image` or `action`, and `then` (images that follow, separated by
-//! `;`). For whom: one of `mac uuid serial asset`, or any of `group subnet circuit arch manufacturer product
-//! any_unknown`. How: `always attempts expires priority replace queue confirm allow_rule window`. An empty cell is
-//! one that was not given.
+//! The first row names the columns. What to boot: `image` (several, separated by `;`, are a sequence of boots) or
+//! `action`. For whom: one of `mac uuid serial asset`, or any of `group subnet circuit arch manufacturer product
+//! any_unknown`. How, as the flags of `job add`: `always attempts expires priority replace then confirm allow_rule
+//! window`. An empty cell is one that was not given.
 
 use serde_json::{Map, Value, json};
 
@@ -15,10 +15,10 @@ pub const ROWS_MAX: usize = 10_000;
 
 const EXACT: [&str; 4] = ["mac", "uuid", "serial", "asset"];
 const RULE: [&str; 6] = ["group", "subnet", "circuit", "arch", "manufacturer", "product"];
-const FLAGS: [&str; 4] = ["always", "replace", "queue", "allow_rule"];
+const FLAGS: [&str; 4] = ["always", "replace", "then", "allow_rule"];
 const NUMBERS: [&str; 2] = ["attempts", "priority"];
 const TEXTS: [&str; 3] = ["expires", "confirm", "window"];
-const OTHERS: [&str; 5] = ["image", "action", "then", "any_unknown", "comment"];
+const OTHERS: [&str; 4] = ["image", "action", "any_unknown", "comment"];
 
 /// The jobs of a table. `defaults` is an object of [`JobSpec`]'s fields for what the rows leave out.
 ///
@@ -86,12 +86,18 @@ fn job<'a>(cells: impl Iterator<Item = (&'a str, &'a str)>, defaults: &Value) ->
     let mut rule = Map::new();
     for (name, cell) in cells.filter(|(_, cell)| !cell.is_empty()) {
         match name {
-            "image" => _ = job.insert("action".into(), json!({ "image": cell })),
-            "action" => _ = job.insert("action".into(), json!(cell)),
-            "then" => {
-                let images = cell.split(';').map(str::trim).filter(|image| !image.is_empty());
+            "image" => {
+                let mut images = cell.split(';').map(str::trim).filter(|image| !image.is_empty());
+                let first = images.next().unwrap_or_default();
+                job.insert("action".into(), json!({ "image": first }));
                 job.insert("then".into(), images.map(|image| json!({ "image": image })).collect());
             }
+            "action" => {
+                job.insert("action".into(), json!(cell));
+                job.remove("then");
+            }
+            // The flag of the command line; a sequence is `then` in JSON, and a list of images here.
+            "then" => _ = job.insert("queue".into(), json!(flag(name, cell)?)),
             "arch" => {
                 let codes: Result<Vec<u16>, String> = cell.split(';').map(|word| arch(word.trim())).collect();
                 rule.insert("arch".into(), json!(codes?));
@@ -152,7 +158,7 @@ mod tests {
     #[test]
     fn a_spreadsheet_becomes_jobs() {
         let text = "\u{feff}Image,MAC,serial,always,expires,then,allow-rule,subnet,comment\r\n\
-                    winpe,52-54-00-00-00-01,,,12h,finish;report,,,\"bench 1, left\"\r\n\
+                    winpe; finish ;report,52-54-00-00-00-01,,,12h,yes,,,\"bench 1, left\"\r\n\
                     ,,ABC 1,yes,,,,,\r\n\
                     \r\n\
                     winpe,,,,,,x,10.77.0.0/24,\r\n";
@@ -160,6 +166,7 @@ mod tests {
         assert_eq!(jobs.len(), 3);
         assert_eq!(jobs[0].action, Action::Image("winpe".into()));
         assert_eq!(jobs[0].then, [Action::Image("finish".into()), Action::Image("report".into())]);
+        assert!(jobs[0].queue && !jobs[1].queue);
         assert_eq!((jobs[0].priority, jobs[0].expires.unwrap().as_secs()), (5, 43_200));
         assert_eq!((&jobs[1].action, &jobs[1].selector), (&Action::Local, &Selector::Serial("ABC 1".into())));
         assert!(jobs[1].always && jobs[2].allow_rule);
