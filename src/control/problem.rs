@@ -95,6 +95,7 @@ impl From<Refusal> for Problem {
             Refusal::HasJob { .. }
             | Refusal::Ended { .. }
             | Refusal::NotEnded { .. }
+            | Refusal::NotRunning { .. }
             | Refusal::IdentTaken { .. }
             | Refusal::CannotMerge { .. } => StatusCode::CONFLICT,
             Refusal::Stale { .. } => StatusCode::PRECONDITION_FAILED,

@@ -256,7 +256,7 @@ fn a_job_is_added_listed_shown_cancelled_and_armed_again() {
     assert_eq!(lab.local("DELETE", "/v1/jobs/j1", Value::Null).must(200)["stage"], "cancelled");
     lab.local("DELETE", "/v1/jobs/j1", Value::Null).refused(409, "job-ended");
     assert_eq!(lab.local("POST", "/v1/jobs/j1/rearm", Value::Null).must(200)["stage"], "armed");
-    lab.local("POST", "/v1/jobs/j1/confirm", Value::Null).refused(409, "job-ended");
+    lab.local("POST", "/v1/jobs/j1/confirm", Value::Null).refused(409, "job-not-running");
     assert_eq!(lab.local("GET", "/v1/jobs/j1/claims", Value::Null).must(200), json!({ "claims": [] }));
 }
 
@@ -270,6 +270,14 @@ fn what_makes_no_sense_is_refused_with_a_word_and_a_reason() {
         (json!({ "action": { "image": "nothere" }, "selector": { "mac": mac(1) } }), 422, "unknown-image"),
         (json!({ "action": { "image": "empty" }, "selector": { "mac": mac(1) } }), 422, "image-cannot-boot"),
         (json!({ "action": "local", "selector": { "mac": mac(1) }, "attempts": 0 }), 422, "no-attempts"),
+        (json!({ "action": "local", "selector": { "serial": "x".repeat(200) } }), 400, "not-a-job"),
+        (json!({ "action": "local", "selector": { "serial": "x\u{1b}[2J" } }), 400, "not-a-job"),
+        (
+            json!({ "action": "local", "selector": { "rule": { "group": "x".repeat(200) } } }),
+            400,
+            "not-a-job",
+        ),
+        (json!({ "action": { "image": "x".repeat(300) }, "selector": "any" }), 400, "not-a-job"),
     ] {
         lab.local("POST", "/v1/jobs", spec).refused(status, code);
     }
@@ -484,6 +492,10 @@ fn changes_are_in_the_audit_log_with_who_made_them_and_its_chain_is_whole() {
         })
         .collect();
     assert_eq!(said, [("job-cancelled", false), ("job-added", true)]);
+    assert_eq!(
+        (&entries[0]["body"]["before"]["stage"], &entries[0]["body"]["after"]["stage"]),
+        (&json!("armed"), &json!("cancelled"))
+    );
     assert!(entries[0]["body"]["by"].as_str().unwrap().starts_with("uid 0"), "{log}");
     let check = lab.local("GET", "/v1/audit/verify", Value::Null).must(200);
     assert_eq!((&check["whole"], &check["entries"]), (&json!(true), &json!(3)));

@@ -130,11 +130,42 @@ pub(super) async fn add(
     State(admin): State<Arc<Admin>>,
     Text(body): Text,
 ) -> Result<Response, Problem> {
-    let spec: JobSpec = read_body(&body, "not-a-job")?;
+    let spec = sane(read_body(&body, "not-a-job")?).map_err(|why| Problem::bad("not-a-job", why))?;
     let job = one(admin.order(Order::AddJobs(vec![spec]), &by).await?)?;
     tracing::info!(job = %job.id, action = %job.action, selector = %job.selector, by = by.name, "job added");
     let path = format!("/v1/jobs/{}", job.id);
     Ok(located(tagged(StatusCode::CREATED, document_of(&*job)?, job.generation), &path))
+}
+
+/// Refuses texts that no machine could ever show and no folder could be called, before they are stored: identities
+/// are kept to 128 bytes of what a machine sends.
+fn sane(spec: JobSpec) -> Result<JobSpec, String> {
+    const TEXT_MAX: usize = 128;
+    const IMAGE_MAX: usize = 255;
+    const SEQUENCE_MAX: usize = 32;
+    let bad = |text: &str, max: usize| text.len() > max || text.chars().any(char::is_control);
+    let texts: Vec<&String> = match &spec.selector {
+        Selector::Serial(text) | Selector::Asset(text) => vec![text],
+        Selector::Rule(rule) => {
+            [&rule.group, &rule.manufacturer, &rule.product].into_iter().flatten().collect()
+        }
+        Selector::Mac(_) | Selector::Uuid(_) | Selector::Any => Vec::new(),
+    };
+    if texts.into_iter().any(|text| bad(text, TEXT_MAX)) {
+        return Err(format!("selector: up to {TEXT_MAX} bytes, without control characters"));
+    }
+    if let Selector::Rule(rule) = &spec.selector
+        && rule.arch.len() > SEQUENCE_MAX
+    {
+        return Err(format!("arch: up to {SEQUENCE_MAX} codes"));
+    }
+    let mut actions = std::iter::once(&spec.action).chain(&spec.then);
+    if spec.then.len() >= SEQUENCE_MAX
+        || actions.any(|action| action.image().is_some_and(|name| bad(name, IMAGE_MAX)))
+    {
+        return Err(format!("up to {SEQUENCE_MAX} images, of names up to {IMAGE_MAX} bytes"));
+    }
+    Ok(spec)
 }
 
 fn one(done: Done) -> Result<Arc<Job>, Problem> {
@@ -187,9 +218,8 @@ pub(super) async fn bulk(
 }
 
 fn csv_rows(body: &str) -> Result<Vec<(u64, JobSpec)>, Problem> {
-    // Rows are named by their order here: what is wrong with a line itself was said with the line's number.
-    let specs = csv::jobs(body, &json!({})).map_err(Problem::rows)?;
-    distinct(specs.into_iter().zip(1..).map(|(spec, row)| (row, spec)).collect())
+    // Rows are named by their order from here on: what is wrong with a line itself is said with the line's number.
+    rows_of(csv::jobs(body, &json!({})).map_err(Problem::rows)?.into_iter().map(Ok))
 }
 
 fn json_rows(body: &str) -> Result<Vec<(u64, JobSpec)>, Problem> {
@@ -200,11 +230,15 @@ fn json_rows(body: &str) -> Result<Vec<(u64, JobSpec)>, Problem> {
             format!("expected 1 to {ROWS_MAX} jobs, found {}", bulk.jobs.len()),
         ));
     }
-    let (mut specs, mut errors) = (Vec::with_capacity(bulk.jobs.len()), Vec::new());
-    for (value, row) in bulk.jobs.into_iter().zip(1..) {
-        match serde_json::from_value(value) {
+    rows_of(bulk.jobs.into_iter().map(|job| serde_json::from_value(job).map_err(|error| error.to_string())))
+}
+
+fn rows_of(jobs: impl Iterator<Item = Result<JobSpec, String>>) -> Result<Vec<(u64, JobSpec)>, Problem> {
+    let (mut specs, mut errors) = (Vec::new(), Vec::new());
+    for (job, row) in jobs.zip(1..) {
+        match job.and_then(sane) {
             Ok(spec) => specs.push((row, spec)),
-            Err(error) => errors.push(RowError { row, code: "not-a-job", detail: error.to_string() }),
+            Err(detail) => errors.push(RowError { row, code: "not-a-job", detail }),
         }
     }
     if errors.is_empty() { distinct(specs) } else { Err(Problem::rows(errors)) }
