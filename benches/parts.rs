@@ -1,10 +1,24 @@
 //! The parts on a packet's path, one by one: `cargo bench --bench parts`.
 
+use std::fmt::Write as _;
 use std::hint::black_box;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use bootstorm::proto::http::{FileMeta, answer_file};
+use bootstorm::jobs::image::Images;
+use bootstorm::jobs::script::{Context, Hints, Policy, compose};
+use bootstorm::jobs::table::table;
+use bootstorm::jobs::token::{BootId, TokenKey};
+use bootstorm::jobs::{Identity, Image};
+use bootstorm::proto::dhcp::{
+    Answer, BootFile, BootPolicy, Input, Interface, Mode as DhcpMode, Network, Server, ServerPort, Settings,
+    Subnet,
+};
+use bootstorm::proto::firmware::Firmware;
+use bootstorm::proto::http::{FileMeta, answer_file, identity};
 use bootstorm::proto::tftp::{Limits, Transfer};
+use bootstorm::wire::MacAddr;
 use bootstorm::wire::dhcp::Message;
 use bootstorm::wire::http::{Next, next_request};
 use bootstorm::wire::tftp::{Mode, Options, Packet, Request};
@@ -13,6 +27,87 @@ use criterion::{Criterion, criterion_group, criterion_main};
 const DISCOVER: &[u8] = include_bytes!("../tests/fuzz/seeds/dhcp_message/discover-uefi");
 const RRQ: &[u8] = include_bytes!("../tests/fuzz/seeds/tftp_packet/rrq-uefi-size-query");
 const GET: &[u8] = include_bytes!("../tests/fuzz/seeds/http_head/get-range");
+
+const SCRIPT: &[u8] =
+    b"GET /ipxe?mac=52:54:00:12:34:56&uuid=4c4c4544-0042-3510-8052-b4c04f564231 HTTP/1.1\r\nHost: x\r\n\r\n";
+const US: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+
+struct Loader;
+
+impl BootPolicy for Loader {
+    fn resolve(&mut self, _: &Identity, _: &Firmware, _: Ipv4Addr, file: &mut BootFile) -> Answer {
+        file.write_str("snponly.efi").expect("a short name fits");
+        Answer::Boot
+    }
+}
+
+struct NoImages;
+
+impl Images for NoImages {
+    fn image(&self, _: &str) -> Option<&Image> {
+        None
+    }
+    fn list(&self) -> &[Arc<Image>] {
+        &[]
+    }
+}
+
+/// A whole answer to a DISCOVER, and a whole script: what `tests/allocations.rs` counts the allocations of.
+fn whole(c: &mut Criterion) {
+    let network = Network::new(US, 24).expect("a good prefix");
+    let interface = Interface {
+        index: 1,
+        name: "eth0".into(),
+        addr: US,
+        network,
+        mac: MacAddr([2, 0, 0, 0, 0, 1]),
+        mtu: 1500,
+    };
+    for (mode, word) in [(DhcpMode::Proxy, "proxy"), (DhcpMode::Full, "full")] {
+        let subnet = Subnet {
+            range: Some((Ipv4Addr::new(10, 77, 0, 100), Ipv4Addr::new(10, 77, 0, 200))),
+            ..Subnet::new(network)
+        };
+        let mut server = Server::new(Settings { mode, subnets: vec![subnet], ..Settings::default() }, 1);
+        let mut out = [0; 1472];
+        let now = Instant::now();
+        c.bench_function(&format!("answer/dhcp/discover_uefi_{word}"), |b| {
+            b.iter(|| {
+                let input = Input {
+                    interface: &interface,
+                    port: ServerPort::Dhcp,
+                    src: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 68),
+                    src_mac: None,
+                    dst: Ipv4Addr::BROADCAST,
+                    local: US,
+                    bytes: black_box(DISCOVER),
+                };
+                server.handle(now, &input, &mut Loader, &mut out)
+            });
+        });
+    }
+    let (table, _writer) = table(0);
+    let key = TokenKey::new([7; 32]);
+    let policy = Policy::default();
+    let context = Context {
+        base_url: "http://10.77.0.1:4433",
+        boot: BootId(1),
+        key: &key,
+        now_unix: 1,
+        policy: &policy,
+        hints: Hints::default(),
+    };
+    let mut text = String::with_capacity(8192);
+    c.bench_function("answer/script/menu", |b| {
+        b.iter(|| {
+            let Next::Request { request, .. } = next_request(black_box(SCRIPT)) else {
+                panic!("a good request")
+            };
+            let who = identity(&request);
+            compose(table.view().decide(&who), &NoImages, &who, &context, &mut text)
+        });
+    });
+}
 
 fn parts(c: &mut Criterion) {
     c.bench_function("parse/dhcp/discover_uefi", |b| {
@@ -56,5 +151,5 @@ fn parts(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, parts);
+criterion_group!(benches, parts, whole);
 criterion_main!(benches);

@@ -2,9 +2,8 @@
 //!
 //! Two namespaces joined by a veth pair; the server under test alone on CPU 0 (one loop, one worker, one process), the
 //! load on CPU 1; the same congestion control for all, set here and printed. The servers take turns within each round,
-//! and a figure is the median over the rounds. CPU seconds are the server's own, from /proc. The load's clients are
-//! threads with plain sockets: where they are the limit, the throughput of two servers looks alike and only the CPU
-//! seconds tell them apart.
+//! and a figure is the median over the rounds. CPU seconds are the server's own, from /proc. The load is one
+//! thread with plain sockets.
 #![allow(clippy::print_stdout, reason = "a report")]
 
 use std::fs;
@@ -12,7 +11,9 @@ use std::net::SocketAddrV4;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use bootstorm::bench::{Row, measure_http, measure_tftp};
+use bootstorm::bench::http::{HttpLoad, Work};
+use bootstorm::bench::tftp::TftpLoad;
+use bootstorm::bench::{Way, http, tftp};
 use labkit::{Namespace, Process, TempDir, run, tool};
 
 const ROUNDS: usize = 7;
@@ -34,12 +35,30 @@ fn load(args: &[String]) {
     let server: SocketAddrV4 = args[1].parse().expect("an address");
     let clients = args[3].parse().expect("a number");
     let number = |index: usize| args[index].parse().expect("a number");
-    let row: Row = match args[0].as_str() {
-        "http" => measure_http(server, &args[2], clients, TIME),
-        _ => measure_tftp(server, &args[2], number(4), number(5), clients, TIME),
+    let point = match args[0].as_str() {
+        "http" => http::run(&HttpLoad {
+            server,
+            work: Work::File { path: args[2].clone() },
+            connections: clients,
+            close: false,
+            time: TIME,
+            requests_max: None,
+        }),
+        _ => tftp::run(&TftpLoad {
+            server,
+            file: args[2].clone(),
+            blksize: number(4),
+            windowsize: number(5),
+            tsize: false,
+            clients,
+            time: TIME,
+            files_max: None,
+            check: None,
+            way: Way::Sockets,
+        }),
     }
     .expect("a measurement");
-    println!("{} {}", row.megabytes_per_s, row.failures);
+    println!("{} {}", point.megabytes_per_s(), point.failures);
 }
 
 struct Contender {

@@ -17,7 +17,7 @@ use bootstorm::jobs::image::{Access, BootFiles, Images, WimbootAt};
 use bootstorm::jobs::job::{Action, Job, JobId, JobSpec, Selector};
 use bootstorm::jobs::machine::MachineId;
 use bootstorm::jobs::rule::{Network, Rule};
-use bootstorm::jobs::script::{Context, Policy, compose};
+use bootstorm::jobs::script::{Context, Hints, Policy, compose};
 use bootstorm::jobs::table::{Entry, Key, Standing};
 use bootstorm::jobs::table::{Writer, table};
 use bootstorm::jobs::token::{BootId, TokenKey};
@@ -105,6 +105,10 @@ fn library() -> Library {
         unbootable: None,
         warnings: Vec::new(),
         files: Vec::new(),
+        group: None,
+        key: None,
+        template: None,
+        answers: Vec::new(),
     })])
 }
 
@@ -146,6 +150,7 @@ fn single(c: &mut Criterion) {
         key: &key,
         now_unix: 1_800_000_000,
         policy: &policy,
+        hints: Hints::default(),
     };
     let stranger = Identity {
         uuid: Some(Uuid([9; 16])),

@@ -73,6 +73,10 @@ fn library() -> Arc<Library> {
         unbootable: None,
         warnings: Vec::new(),
         files: Vec::new(),
+        group: None,
+        key: None,
+        template: None,
+        answers: Vec::new(),
     };
     let script = Image {
         name: "script".into(),

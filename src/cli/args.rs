@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 
+use super::bench::BenchVerb;
 use crate::control::Role;
 use crate::control::client::ServerUrl;
 use crate::control::csv::arch;
@@ -100,6 +101,12 @@ pub enum Verb {
     /// Show the last boots of a machine as timelines
     #[command(after_help = "Example: bootstorm explain 52:54:00:00:00:01")]
     Explain(Explain),
+    /// Load a server and see what it gives
+    #[command(
+        subcommand,
+        after_help = "Example: bootstorm bench http --server 10.0.0.1 --path /images/winpe/boot.wim"
+    )]
+    Bench(BenchVerb),
     /// Print shell completions
     #[command(after_help = "Example: bootstorm completions bash > /etc/bash_completion.d/bootstorm")]
     Completions {

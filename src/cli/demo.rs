@@ -11,7 +11,10 @@ use serde_json::json;
 
 use super::args::{Demo, Driver as DriverArg};
 use super::{Done, Exit, Failure, output, serve};
-use crate::bench::{Row, measure_http, measure_tftp};
+use crate::bench::http::{HttpLoad, Work};
+use crate::bench::result::Point;
+use crate::bench::tftp::TftpLoad;
+use crate::bench::{LoadError, Way, http, tftp};
 use crate::client::run::{BootReport, Endpoints, boot};
 use crate::client::{Config, Kind, Patience, Relay};
 use crate::config::values;
@@ -112,10 +115,10 @@ pub(super) fn run(demo: &Demo) -> Done {
         output::line("what one client and sixteen clients get, on this machine's loopback:");
         let table = rows.iter().map(|row| {
             vec![
-                row.protocol.to_owned(),
-                row.settings.clone(),
+                row.work.clone(),
+                row.settings_line(),
                 row.clients.to_string(),
-                format!("{:.0} MB/s", row.megabytes_per_s),
+                format!("{:.0} MB/s", row.megabytes_per_s()),
                 row.failures.to_string(),
             ]
         });
@@ -241,14 +244,32 @@ fn timeline(report: &BootReport) -> String {
     text
 }
 
-fn throughput(http: SocketAddrV4, tftp: SocketAddrV4) -> std::io::Result<Vec<Row>> {
+fn throughput(http: SocketAddrV4, tftp: SocketAddrV4) -> Result<Vec<Point>, LoadError> {
     let file = "images/winpe/boot.wim";
     let mut rows = Vec::new();
     for clients in [1, 16] {
         for (blksize, windowsize) in [(1428, 1), (1428, 16), (1428, 64), (8192, 16)] {
-            rows.push(measure_tftp(tftp, file, blksize, windowsize, clients, ROW_TIME)?);
+            rows.push(tftp::run(&TftpLoad {
+                server: tftp,
+                file: file.into(),
+                blksize,
+                windowsize,
+                tsize: false,
+                clients,
+                time: ROW_TIME,
+                files_max: None,
+                check: None,
+                way: Way::Sockets,
+            })?);
         }
-        rows.push(measure_http(http, &format!("/{file}"), clients, ROW_TIME)?);
+        rows.push(http::run(&HttpLoad {
+            server: http,
+            work: Work::File { path: format!("/{file}") },
+            connections: clients,
+            close: false,
+            time: ROW_TIME,
+            requests_max: None,
+        })?);
     }
     Ok(rows)
 }

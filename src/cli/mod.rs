@@ -3,6 +3,7 @@
 
 mod args;
 mod audit;
+mod bench;
 mod config;
 mod demo;
 mod explain;
@@ -103,6 +104,7 @@ pub fn main() -> ExitCode {
         Verb::Image(verb) => image::run(&args.common, &verb),
         Verb::Script(verb) => script::run(&args.common, &verb),
         Verb::Explain(explain) => explain::run(&args.common, &explain),
+        Verb::Bench(verb) => bench::run(&verb),
         Verb::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Args::command(), "bootstorm", &mut text);
@@ -144,7 +146,13 @@ fn load_config(common: &Common, flags: &[(&'static str, &'static str, Value)]) -
         all.push(("images.dir", "--images", Value::Text(images.display().to_string())));
     }
     all.extend(flags.iter().cloned());
-    let environment = std::env::vars().filter(|(name, _)| name.starts_with("BOOTSTORM_")).collect();
+    // A variable of somebody else may hold any bytes.
+    let text = |part: std::ffi::OsString| part.to_string_lossy().into_owned();
+    let environment = std::env::vars_os()
+        .map(|(name, value)| (text(name), value))
+        .filter(|(name, _)| name.starts_with("BOOTSTORM_"))
+        .map(|(name, value)| (name, text(value)))
+        .collect();
     load(&Sources { file, environment, flags: all })
 }
 

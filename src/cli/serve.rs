@@ -9,12 +9,12 @@ use super::args::{Common, Dhcp, Driver as DriverArg, LogFormat as LogFormatArg, 
 use super::{Done, Exit, Failure, load_config, output};
 use crate::config::{self, DhcpMode, Plan, Value};
 use crate::control::{Control, State};
-use crate::engine::{DRAIN, Driver, Engine, EngineSettings, Shared};
+use crate::engine::{DRAIN, Driver, Engine, EngineSettings, Frames, Shared};
 use crate::files::library::{Library, Settings as LibrarySettings};
 use crate::history::History;
 use crate::jobs::evidence::{Evidence, Seen};
 use crate::jobs::job::Job;
-use crate::jobs::script::{Context, compose_explained};
+use crate::jobs::script::{Context, Hints, compose_explained};
 use crate::jobs::token::BootId;
 use crate::keeper::{Keeper, Running as KeeperRunning};
 use crate::proto::dhcp::{Mode, Network, Reservation, Settings as DhcpSettings, Subnet};
@@ -93,6 +93,11 @@ fn engine_settings(plan: &Plan) -> EngineSettings {
             rollover_to: 0,
         },
         single_port: plan.tftp.single_port,
+        tftp_frames: match plan.tftp.frames {
+            config::Frames::Auto => Frames::Auto,
+            config::Frames::On => Frames::On,
+            config::Frames::Off => Frames::Off,
+        },
         http: plan.http.listen.clone(),
     }
 }
@@ -176,6 +181,7 @@ pub(super) fn start(plan: &Plan) -> Result<Running, Failure> {
                 key: scripts.key(),
                 now_unix: 0,
                 policy: &policy,
+                hints: Hints::default(),
             };
             compose_explained(&scripts.keeper.table().view(), &**scripts.library.load(), who, &context)
         }),

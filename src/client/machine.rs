@@ -125,6 +125,13 @@ pub enum Input<'a> {
         /// The part.
         bytes: &'a [u8],
     },
+    /// Bytes of an HTTP answer's body that arrived and were thrown away unread.
+    HttpSkipped {
+        /// The request.
+        id: u32,
+        /// How many.
+        len: u64,
+    },
     /// The body is whole.
     HttpEnd {
         /// The request.
@@ -157,7 +164,7 @@ pub enum Outcome {
         what: String,
         /// Bytes of everything it consists of.
         bytes: u64,
-        /// BLAKE3 of the last file fetched.
+        /// BLAKE3 of the last file fetched; empty when not all of it was read.
         hash: String,
     },
     /// The local disk's turn.
@@ -210,7 +217,15 @@ struct Body {
     len: Option<u64>,
     bytes: u64,
     hash: blake3::Hasher,
+    /// Not every byte was seen, so the hash says nothing.
+    skipped: bool,
     kept: Vec<u8>,
+}
+
+impl Body {
+    fn hash_text(&self) -> String {
+        if self.skipped { String::new() } else { self.hash.finalize().to_hex().to_string() }
+    }
 }
 
 /// The machine.
@@ -444,6 +459,10 @@ impl Machine {
                     self.body.kept.extend_from_slice(bytes);
                 }
             }
+            Input::HttpSkipped { id, len } if id == self.next_id => {
+                self.body.bytes += len;
+                self.body.skipped = true;
+            }
             Input::HttpEnd { id } if id == self.next_id => self.http_end(now, false),
             Input::HttpFailed { id } if id == self.next_id => self.http_end(now, true),
             _ => {}
@@ -586,7 +605,7 @@ impl Machine {
                 self.http("GET", server, path, "UefiHttpBoot/1.0");
             }
             Phase::Getting if whole && !short => {
-                let hash = body.hash.finalize().to_hex().to_string();
+                let hash = body.hash_text();
                 self.loaded(now, body.bytes, hash, "http");
             }
             Phase::Getting => self.fail("HTTP Boot: the download broke off"),
@@ -613,7 +632,7 @@ impl Machine {
                 self.stage("script", body.bytes, name);
             } else {
                 self.fetched_bytes += body.bytes;
-                self.last_hash = body.hash.finalize().to_hex().to_string();
+                self.last_hash = body.hash_text();
                 self.stage("http", body.bytes, name);
             }
         }

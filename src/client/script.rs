@@ -199,6 +199,13 @@ impl Interpreter {
         self.resume()
     }
 
+    /// Goes on behind a [`Step::Done`] as iPXE does when what it started comes back to it: a disk without a system,
+    /// a program that ends, a shell that is left. `status` is whether that counts as success.
+    pub fn returned(&mut self, status: bool) -> Step {
+        self.settle(status);
+        self.resume()
+    }
+
     fn settle(&mut self, status: bool) {
         if let Some(frame) = self.frames.last_mut() {
             frame.status = status;

@@ -28,6 +28,7 @@ pub const KEYS: &[Key] = &[
     key("tftp.max_blksize", "65464"),
     key("tftp.max_windowsize", "64"),
     key("tftp.single_port", "false"),
+    key("tftp.frames", "\"auto\""),
     key("http.listen", "[\"0.0.0.0:4433\"]"),
     key("https.listen", "[]"),
     key("https.certificate", "\"\""),
@@ -47,9 +48,10 @@ pub const KEYS: &[Key] = &[
 ];
 
 /// Keys of the lists of tables.
-pub(super) const SUBNET_KEYS: &[&str] =
-    &["network", "range", "router", "dns", "lease", "next_server", "domain"];
-pub(super) const RESERVATION_KEYS: &[&str] = &["mac", "ip"];
+const LISTS: &[(&str, &[&str])] = &[
+    ("dhcp.subnet", &["network", "range", "router", "dns", "lease", "next_server", "domain"]),
+    ("dhcp.reservation", &["mac", "ip"]),
+];
 
 /// Variables that are read elsewhere.
 pub(super) fn is_other_variable(name: &str) -> bool {
@@ -94,7 +96,9 @@ pub(super) fn check_names(layer: &FileLayer, problems: &mut Vec<Problem>) {
     let mut unknown = |origin: &Origin, key: String, known: Vec<&str>| {
         let name = key.rsplit('.').next().unwrap_or_default();
         let near = known.iter().find(|k| distance(k, name) <= 2);
+        let list = LISTS.iter().find(|(path, _)| key == *path || key.starts_with(&format!("{path}.")));
         let expected = match near {
+            _ if list.is_some() => format!("tables, each headed [[{}]]", list.map_or("", |(path, _)| path)),
             Some(near) => format!("a known key (did you mean {near}?)"),
             None if known.is_empty() => format!("a known table: {}", tables().join(", ")),
             None => format!("a known key: {}", known.join(", ")),
@@ -106,16 +110,18 @@ pub(super) fn check_names(layer: &FileLayer, problems: &mut Vec<Problem>) {
             unknown(&entry.origin, path.clone(), siblings(path));
         }
     }
+    for (path, origin) in &layer.empty {
+        // A table of ours may stand there with nothing in it.
+        if !KEYS.iter().any(|key| key.path.starts_with(&format!("{path}."))) {
+            unknown(origin, path.clone(), siblings(path));
+        }
+    }
     for (path, list) in &layer.lists {
-        let known = match path.as_str() {
-            "dhcp.subnet" => SUBNET_KEYS,
-            "dhcp.reservation" => RESERVATION_KEYS,
-            _ => {
-                if let Some((origin, _)) = list.first() {
-                    unknown(origin, path.clone(), siblings(path));
-                }
-                continue;
+        let Some((_, known)) = LISTS.iter().find(|(list, _)| list == path) else {
+            if let Some((origin, _)) = list.first() {
+                unknown(origin, path.clone(), siblings(path));
             }
+            continue;
         };
         for (index, (_, table)) in list.iter().enumerate() {
             for (name, entry) in table {
@@ -189,6 +195,7 @@ listen = ["0.0.0.0:69"]      # empty = no TFTP
 max_blksize = 65464          # a block size is granted as asked up to this (8 to 65464)
 max_windowsize = 64          # blocks (1 to 65535)
 single_port = false          # answer from port 69, for NAT and containers
+frames = "auto"              # small windows past the IP stack: auto (where no packet filter is in force) | on | off
 
 [http]
 listen = ["0.0.0.0:4433"]    # 4433 because GSS/DS clients expect it; add 80 or 8080 at will

@@ -25,6 +25,18 @@ pub enum Driver {
     Mio,
 }
 
+/// Whether TFTP may leave in frames of our own, past the host's IP stack and its packet filter.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Frames {
+    /// Where no packet filter is in force.
+    Auto,
+    /// Whatever filter there is.
+    On,
+    /// Never.
+    Off,
+}
+
 /// What DHCP does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -104,6 +116,8 @@ pub struct TftpPlan {
     pub max_windowsize: u16,
     /// Answer from the listening port.
     pub single_port: bool,
+    /// By frames.
+    pub frames: Frames,
 }
 
 /// `[http]`.
@@ -337,6 +351,9 @@ pub(super) fn build(
         max_blksize: taker.number("tftp.max_blksize", 8, 65464) as u16,
         max_windowsize: taker.number("tftp.max_windowsize", 1, 65535) as u16,
         single_port: taker.flag("tftp.single_port"),
+        frames: taker
+            .word("tftp.frames", &[("auto", Frames::Auto), ("on", Frames::On), ("off", Frames::Off)])
+            .unwrap_or(Frames::Auto),
     };
     let http = HttpPlan { listen: taker.listen("http.listen") };
     if !taker.list("https.listen").is_empty() {
@@ -479,6 +496,10 @@ fn subnets(
             values::duration(text).filter(|t| (60..=365 * 86_400).contains(&t.as_secs()))
         });
         let Some(network) = network else { continue };
+        let address = values::lowest(network);
+        if network.0 != address {
+            taker.wrong("network", &format!("a network: the one of this address is {address}/{}", network.1));
+        }
         if let Some((first, last)) = range {
             if !values::contains(network, first) || !values::contains(network, last) {
                 taker.wrong("range", &format!("addresses inside {}/{}", network.0, network.1));
@@ -530,8 +551,15 @@ fn reservations(
         if reservations.iter().any(|other| other.ip == ip) {
             taker.wrong("ip", "an address that no other reservation has");
         }
-        if mode == DhcpMode::Full && !subnets.iter().any(|subnet| values::contains(subnet.network, ip)) {
-            taker.wrong("ip", "an address inside a [[dhcp.subnet]]");
+        if mac.is_zero() || mac.is_group() {
+            taker.wrong("mac", "one machine's MAC address");
+        }
+        let subnet = subnets.iter().find(|subnet| values::contains(subnet.network, ip));
+        match subnet {
+            None if mode == DhcpMode::Full => taker.wrong("ip", "an address inside a [[dhcp.subnet]]"),
+            Some(subnet) if values::is_end(subnet.network, ip) => taker
+                .wrong("ip", "an address a machine can have, neither the first nor the last of its subnet"),
+            _ => {}
         }
         reservations.push(ReservationPlan { mac, ip });
     }

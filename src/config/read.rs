@@ -17,7 +17,7 @@ pub enum Origin {
     File {
         /// As it was named.
         file: String,
-        /// Counted from 1.
+        /// Counted from 1; 0 is the file as a whole.
         line: usize,
     },
     /// A variable of the environment.
@@ -36,6 +36,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => f.write_str("default"),
+            Self::File { file, line: 0 } => f.write_str(file),
             Self::File { file, line } => write!(f, "{file}:{line}"),
             Self::Environment { name } => write!(f, "environment {name}"),
             Self::Flag { name } => write!(f, "flag {name}"),
@@ -127,6 +128,8 @@ pub(super) struct FileLayer {
     pub(super) entries: BTreeMap<String, Entry>,
     /// `dhcp.subnet` and `dhcp.reservation`: each table's keys, and its own place.
     pub(super) lists: BTreeMap<String, Vec<(Origin, BTreeMap<String, Entry>)>>,
+    /// Tables with nothing in them.
+    pub(super) empty: BTreeMap<String, Origin>,
 }
 
 struct Reader<'a> {
@@ -169,6 +172,9 @@ impl Reader<'_> {
             };
             let origin = self.origin(key.span().start);
             match value.get_ref() {
+                DeValue::Table(inner) if inner.is_empty() => {
+                    self.layer.empty.insert(path, origin);
+                }
                 DeValue::Table(inner) => self.table(&path, inner),
                 DeValue::Array(array) if is_list_of_tables(array) => {
                     let tables = array

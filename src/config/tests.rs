@@ -116,6 +116,23 @@ fn what_cannot_work_together_is_refused() {
         ("[policy]\nmenu_timeout = 15\n", "policy.menu_timeout: found 15"),
         ("[tftp]\nlisten = [\"0.0.0.0:67\"]\n", "tftp.listen"),
         ("wrong = 1\n", "wrong: found an unknown key"),
+        ("[wrong]\n", "bootstorm.toml:1: wrong: found an unknown key, expected a known table"),
+        ("[dhcp.wrong]\n[dhcp]\n", "dhcp.wrong: found an unknown key"),
+        (
+            "[dhcp]\nsubnet = \"10.0.0.0/8\"\n",
+            "dhcp.subnet: found an unknown key, expected tables, each headed [[",
+        ),
+        ("[dhcp]\nreservation = []\n", "expected tables, each headed [[dhcp.reservation]]"),
+        ("[[dhcp.subnet]]\nnetwork = \"10.0.0.7/24\"\n", "the one of this address is 10.0.0.0/24"),
+        (
+            "[[dhcp.reservation]]\nmac = \"ff:ff:ff:ff:ff:ff\"\nip = \"10.0.0.1\"\n",
+            "one machine's MAC address",
+        ),
+        (
+            "[[dhcp.subnet]]\nnetwork = \"10.0.0.0/24\"\n[[dhcp.reservation]]\nmac = \"52:54:00:00:00:01\"\n\
+             ip = \"10.0.0.255\"\n",
+            "dhcp.reservation[1].ip: found \"10.0.0.255\"",
+        ),
     ] {
         let found = problems(text);
         assert!(found.iter().any(|p| p.contains(wanted)), "{text:?}: {found:?}");
@@ -129,4 +146,15 @@ fn a_range_in_proxy_mode_is_a_note() {
         .plan;
     assert_eq!(plan.dhcp.subnets[0].range, None);
     assert!(plan.notes[0].contains("ignored in proxy mode"), "{:?}", plan.notes);
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named_without_a_line() {
+    let text = read_file(Path::new("/nonexistent/b.toml")).unwrap_err().to_string();
+    assert!(text.starts_with("/nonexistent/b.toml: found No such file"), "{text}");
+}
+
+#[test]
+fn tables_of_ours_may_be_empty() {
+    load_text("[server]\n[dhcp]\n[tftp]\n[admin]\n").unwrap();
 }

@@ -72,6 +72,18 @@ pub fn contains((net, prefix): (Ipv4Addr, u8), addr: Ipv4Addr) -> bool {
     u32::from(net) & mask(prefix) == u32::from(addr) & mask(prefix)
 }
 
+/// The network's own address.
+pub fn lowest((net, prefix): (Ipv4Addr, u8)) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(net) & mask(prefix))
+}
+
+/// True for the lowest and the highest address of a network in which no machine can have these (RFC 3021).
+pub fn is_end(network: (Ipv4Addr, u8), addr: Ipv4Addr) -> bool {
+    let lowest = u32::from(lowest(network));
+    let highest = lowest | !mask(network.1);
+    network.1 < 31 && [lowest, highest].contains(&u32::from(addr))
+}
+
 /// `10.77.0.100-10.77.0.200`, the last one included.
 pub fn range(text: &str) -> Option<(Ipv4Addr, Ipv4Addr)> {
     let (first, last) = text.split_once('-')?;

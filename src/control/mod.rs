@@ -180,7 +180,8 @@ impl fmt::Display for ControlError {
                     io::ErrorKind::PermissionDenied => {
                         write!(f, "; the state folder must be writable for this user (--state names another)")
                     }
-                    _ => Ok(()),
+                    _ if what.starts_with("tcp ") => Ok(()),
+                    _ => write!(f, "; --state names another state folder"),
                 }
             }
         }

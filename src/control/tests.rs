@@ -16,7 +16,7 @@ use super::client::{Client, ClientError};
 use super::tokens::Wish;
 use super::*;
 use crate::files::library::Settings;
-use crate::jobs::script::{Context, Policy, compose_explained};
+use crate::jobs::script::{Context, Hints, Policy, compose_explained};
 use crate::jobs::token::BootId;
 use crate::keeper::Running;
 use crate::store::{Log, MemoryStore, Transition, Write};
@@ -117,6 +117,7 @@ impl Lab {
                     key: handle.key(),
                     now_unix: 0,
                     policy: &Policy::default(),
+                    hints: Hints::default(),
                 };
                 compose_explained(&handle.table().view(), &**images.load(), who, &context)
             }),

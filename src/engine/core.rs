@@ -52,6 +52,8 @@ pub(super) enum Owner {
     DhcpTimer,
     /// A TFTP socket: listeners first, then data ports.
     Tftp(u32),
+    /// A ring of frames for TFTP.
+    TftpFrames(u32),
     /// A TFTP transfer.
     Transfer(Key),
     /// An HTTP listener.
@@ -73,6 +75,7 @@ impl Owner {
             Self::Transfer(key) => (6, key.index, key.generation),
             Self::HttpListener(index) => (7, index, 0),
             Self::Connection(key) => (8, key.index, key.generation),
+            Self::TftpFrames(index) => (9, index, 0),
         };
         u64::from(kind as u8) << 56 | u64::from(index & 0x00ff_ffff) << 32 | u64::from(generation)
     }
@@ -91,6 +94,7 @@ impl Owner {
             6 => Self::Transfer(key),
             7 => Self::HttpListener(index),
             8 => Self::Connection(key),
+            9 => Self::TftpFrames(index),
             _ => return None,
         })
     }
@@ -245,6 +249,7 @@ impl Core {
                         }
                     }
                     Some(Owner::Tftp(index)) => self.tftp.readable(index),
+                    Some(Owner::TftpFrames(index)) => self.tftp.frames_readable(index),
                     Some(Owner::HttpListener(index)) => self.http.acceptable(index),
                     Some(Owner::Connection(key)) => self.http.event(key, event),
                     Some(Owner::Wake | Owner::DhcpTimer | Owner::Transfer(_)) | None => {}
@@ -332,6 +337,7 @@ mod tests {
             Owner::DhcpUdp(1),
             Owner::DhcpTimer,
             Owner::Tftp(9),
+            Owner::TftpFrames(1),
             Owner::Transfer(key),
             Owner::HttpListener(2),
             Owner::Connection(key),

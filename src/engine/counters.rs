@@ -45,6 +45,9 @@ counts! {
     #[gauge] TftpTransfers => "tftp_transfers_running", "TFTP transfers under way.";
     TftpBytes => "tftp_bytes_total", "File bytes sent by TFTP, resends included.";
     TftpBlocks => "tftp_blocks_total", "DATA packets sent, resends included.";
+    TftpByFrame => "tftp_sent_total" {"way" = "frame"}, "DATA packets of files sent, by the way they left.";
+    TftpBySegments => "tftp_sent_total" {"way" = "segments"}, "DATA packets of files sent, by the way they left.";
+    TftpByDatagram => "tftp_sent_total" {"way" = "datagram"}, "DATA packets of files sent, by the way they left.";
     TftpMalformed => "tftp_malformed_total", "Datagrams that are no TFTP packet.";
     TftpUnexpected => "tftp_unexpected_total", "TFTP packets a server has no use for.";
     TftpUnknownTid => "tftp_unknown_tid_total", "TFTP packets that belong to no transfer.";

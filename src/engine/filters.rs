@@ -1,9 +1,16 @@
-//! Classic BPF programs that split DHCP between the raw socket and the UDP socket without a gap or an overlap.
+//! Classic BPF programs that split DHCP, and TFTP, between raw sockets and UDP sockets without a gap or an overlap.
 //!
 //! The raw socket takes what a UDP socket cannot answer: requests to 255.255.255.255 that no relay has touched.
 //! The UDP socket's own filter drops exactly those, and takes the rest (relayed, unicast, renewals). Where another
 //! DHCP server owns port 67 there is no UDP socket, and the raw socket takes everything. It also hears what other
 //! servers answer (port 67 to port 68).
+//!
+//! TFTP by frames is split per interface: the raw socket takes what came to this interface's own address in one
+//! plain, untagged packet without IP options; the UDP sockets drop exactly that, and serve the rest: other interfaces,
+//! secondary addresses, VLANs (whose packets reach a UDP socket under another interface), loopback. A request that
+//! was cut into fragments is served by neither on such an interface; no TFTP client sends one.
+
+use std::net::Ipv4Addr;
 
 use crate::sys::packet::BpfInstruction;
 
@@ -17,6 +24,20 @@ const LDX_IP_HEADER_LEN: u16 = 0xb1;
 const JUMP_EQ: u16 = 0x15;
 const JUMP_SET: u16 = 0x45;
 const RETURN: u16 = 0x06;
+const RETURN_A: u16 = 0x16;
+const JUMP_GE: u16 = 0x35;
+const COPY_TO_X: u16 = 0x07;
+const ADD_X: u16 = 0x0c;
+/// `SKF_AD_OFF`: what the kernel knows besides the packet's bytes.
+const ANCILLARY: u32 = 0xffff_f000;
+const PACKET_TYPE: u32 = ANCILLARY + 4;
+const INTERFACE_INDEX: u32 = ANCILLARY + 8;
+const VLAN_TAG_PRESENT: u32 = ANCILLARY + 48;
+/// `PACKET_HOST`: addressed to this machine.
+const TO_US: u32 = 0;
+/// IPv4 with a header of 20 bytes.
+const PLAIN_IPV4: u32 = 0x45;
+const FRAGMENT: u32 = 0x3fff;
 /// `SKF_NET_OFF`: offsets from here count from the IP header whatever layer the socket sees.
 const NET_OFFSET: u32 = 0xfff0_0000;
 
@@ -73,6 +94,89 @@ pub fn raw(port: u16, everything: bool) -> Vec<BpfInstruction> {
     program
 }
 
+/// The ports TFTP is served on: the listeners', and one run of data ports.
+#[derive(Clone, Debug)]
+pub struct TftpPorts {
+    /// Listening ports.
+    pub listen: Vec<u16>,
+    /// The data ports of all cores, without a hole; empty where the listeners send as well.
+    pub data: std::ops::Range<u16>,
+}
+
+/// For the raw sockets that take TFTP on an interface with this address: what came to it in one plain packet.
+pub fn tftp_frames(addr: Ipv4Addr, ports: &TftpPorts) -> Vec<BpfInstruction> {
+    let mut program = Vec::new();
+    let must = |program: &mut Vec<_>, code, at, value| {
+        program.extend([load(code, at), jump(JUMP_EQ, value, 1, 0), DROP]);
+    };
+    must(&mut program, LD_H_ABS, 12, ETHERTYPE_IPV4);
+    must(&mut program, LD_B_ABS, 14, PLAIN_IPV4);
+    must(&mut program, LD_B_ABS, 23, PROTOCOL_UDP);
+    must(&mut program, LD_W_ABS, PACKET_TYPE, TO_US);
+    must(&mut program, LD_W_ABS, VLAN_TAG_PRESENT, 0);
+    must(&mut program, LD_W_ABS, 30, addr.to_bits());
+    program.extend([load(LD_H_ABS, 20), jump(JUMP_SET, FRAGMENT, 0, 1), DROP, load(LD_H_ABS, 36)]);
+    for port in &ports.listen {
+        program.extend([jump(JUMP_EQ, u32::from(*port), 0, 1), ACCEPT]);
+    }
+    if !ports.data.is_empty() {
+        program.extend([
+            jump(JUMP_GE, u32::from(ports.data.start), 0, 2),
+            jump(JUMP_GE, u32::from(ports.data.end), 1, 0),
+            ACCEPT,
+        ]);
+    }
+    program.push(DROP);
+    program
+}
+
+/// For TFTP's UDP sockets: drops exactly what [`tftp_frames`] takes on these interfaces (index and address).
+pub fn tftp_sockets(interfaces: &[(u32, Ipv4Addr)]) -> Vec<BpfInstruction> {
+    let mut program = Vec::new();
+    // Whatever is not plain is for the socket.
+    let unless = |program: &mut Vec<_>, code, at, value| {
+        program.extend([load(code, at), jump(JUMP_EQ, value, 1, 0), ACCEPT]);
+    };
+    unless(&mut program, LD_B_ABS, NET_OFFSET, PLAIN_IPV4);
+    unless(&mut program, LD_W_ABS, PACKET_TYPE, TO_US);
+    for (index, addr) in interfaces {
+        program.extend([
+            load(LD_W_ABS, INTERFACE_INDEX),
+            jump(JUMP_EQ, *index, 0, 3),
+            load(LD_W_ABS, NET_OFFSET + 16),
+            jump(JUMP_EQ, addr.to_bits(), 0, 1),
+            DROP,
+        ]);
+    }
+    program.push(ACCEPT);
+    program
+}
+
+/// Takes everything: undoes a filter.
+pub fn everything() -> Vec<BpfInstruction> {
+    vec![ACCEPT]
+}
+
+/// Which core's ring gets a frame: its result, modulo the number of cores. A data port belongs to the core it is
+/// congruent to; a request goes by its sender, so that its retries and (where the listener sends as well) its
+/// acknowledgements meet the same core. Runs before [`tftp_frames`], over every IPv4 packet of the interface.
+pub fn tftp_chooser(ports: &TftpPorts) -> Vec<BpfInstruction> {
+    let mut program = vec![load(LD_H_ABS, NET_OFFSET + 22)];
+    let to_hash = ports.listen.len() as u8;
+    for (i, port) in (0u8..).zip(&ports.listen) {
+        program.push(jump(JUMP_EQ, u32::from(*port), to_hash - i, 0));
+    }
+    program.extend([
+        load(RETURN_A, 0),
+        load(LD_W_ABS, NET_OFFSET + 12),
+        load(COPY_TO_X, 0),
+        load(LD_H_ABS, NET_OFFSET + 20),
+        load(ADD_X, 0),
+        load(RETURN_A, 0),
+    ]);
+    program
+}
+
 /// For the UDP socket: offsets count from the UDP header. Drops exactly what [`raw`] takes.
 pub fn udp() -> Vec<BpfInstruction> {
     vec![
@@ -91,22 +195,43 @@ mod tests {
 
     /// The kernel's interpreter in twenty lines: enough of it for these programs.
     fn accepts(program: &[BpfInstruction], packet: &[u8], network: usize) -> bool {
+        run(program, packet, network, Meta::default()) != 0
+    }
+
+    /// What the kernel knows besides the bytes.
+    #[derive(Clone, Copy, Default)]
+    struct Meta {
+        packet_type: u32,
+        interface: u32,
+        tagged: u32,
+    }
+
+    fn run(program: &[BpfInstruction], packet: &[u8], network: usize, meta: Meta) -> u32 {
         let byte = |at: usize| packet.get(at).map(|b| u32::from(*b));
         let number =
             |at: usize, len: usize| (at..at + len).try_fold(0, |value: u32, i| Some(value << 8 | byte(i)?));
-        let place = |k: u32| if k >= NET_OFFSET { network + (k - NET_OFFSET) as usize } else { k as usize };
+        let place = |k: u32| {
+            if (NET_OFFSET..ANCILLARY).contains(&k) {
+                network + (k - NET_OFFSET) as usize
+            } else {
+                k as usize
+            }
+        };
         let (mut a, mut x, mut pc) = (0u32, 0usize, 0usize);
         loop {
             let i = program[pc];
             pc += 1;
             let loaded = match i.code {
+                LD_W_ABS if i.k == PACKET_TYPE => Some(meta.packet_type),
+                LD_W_ABS if i.k == INTERFACE_INDEX => Some(meta.interface),
+                LD_W_ABS if i.k == VLAN_TAG_PRESENT => Some(meta.tagged),
                 LD_H_ABS => number(place(i.k), 2),
                 LD_B_ABS => number(place(i.k), 1),
                 LD_W_ABS => number(place(i.k), 4),
                 LD_H_IND => number(x + i.k as usize, 2),
                 LD_W_IND => number(x + i.k as usize, 4),
                 LDX_IP_HEADER_LEN => {
-                    let Some(b) = byte(i.k as usize) else { return false };
+                    let Some(b) = byte(i.k as usize) else { return 0 };
                     x = 4 * (b & 0xf) as usize;
                     Some(a)
                 }
@@ -118,11 +243,21 @@ mod tests {
                     pc += usize::from(if a & i.k != 0 { i.jt } else { i.jf });
                     Some(a)
                 }
-                RETURN => return i.k != 0,
+                JUMP_GE => {
+                    pc += usize::from(if a >= i.k { i.jt } else { i.jf });
+                    Some(a)
+                }
+                COPY_TO_X => {
+                    x = a as usize;
+                    Some(a)
+                }
+                ADD_X => Some(a.wrapping_add(x as u32)),
+                RETURN_A => return a,
+                RETURN => return i.k,
                 code => panic!("unknown instruction {code:#x}"),
             };
             // A load past the end rejects the packet, as in the kernel.
-            let Some(loaded) = loaded else { return false };
+            let Some(loaded) = loaded else { return 0 };
             a = loaded;
         }
     }
@@ -183,6 +318,72 @@ mod tests {
                 })
                 .collect();
         accepts(&shifted, &frame, 14)
+    }
+
+    const ADDR: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+    const RRQ: Case = Case { dst: [10, 77, 0, 1], src_port: 2000, dst_port: 69, ..DISCOVER };
+
+    fn ports() -> TftpPorts {
+        TftpPorts { listen: vec![69, 6969], data: 50000..50016 }
+    }
+
+    #[test]
+    fn every_tftp_packet_is_taken_by_exactly_one_of_the_two() {
+        let sockets = tftp_sockets(&[(7, Ipv4Addr::new(10, 78, 0, 1)), (3, ADDR)]);
+        let frames = tftp_frames(ADDR, &ports());
+        let mut by_frame = 0;
+        for ip_options in [0, 8] {
+            for dst in [[10, 77, 0, 1], [10, 77, 0, 9], [255; 4]] {
+                for dst_port in [69, 6969, 50000, 50007, 50015] {
+                    for interface in [3, 4] {
+                        for (packet_type, tagged) in [(0, 0), (1, 0), (3, 0)] {
+                            let case = Case { ip_options, dst, dst_port, ..RRQ };
+                            let packet = frame(&case);
+                            let meta = Meta { packet_type, interface, tagged };
+                            // The raw socket is bound to interface 3, and hears nothing of another.
+                            let raw = interface == 3 && run(&frames, &packet, 14, meta) != 0;
+                            let udp = run(&sockets, &packet, 14, meta) != 0;
+                            assert_ne!(raw, udp, "{dst:?} {dst_port} {interface} {packet_type} {tagged}");
+                            by_frame += usize::from(raw);
+                        }
+                    }
+                }
+            }
+        }
+        assert_eq!(by_frame, 5, "one address, one interface, no options, every port");
+    }
+
+    #[test]
+    fn frames_are_taken_of_nothing_but_plain_tftp() {
+        let frames = tftp_frames(ADDR, &ports());
+        let taken = |case: &Case, meta| run(&frames, &frame(case), 14, meta) != 0;
+        assert!(taken(&RRQ, Meta::default()));
+        assert!(!taken(&RRQ, Meta { tagged: 1, ..Meta::default() }));
+        for case in [
+            Case { dst_port: 68, ..RRQ },
+            Case { dst_port: 49999, ..RRQ },
+            Case { dst_port: 50016, ..RRQ },
+            Case { protocol: 6, ..RRQ },
+            Case { fragment: 0x2000, ..RRQ },
+            Case { fragment: 0x0010, ..RRQ },
+        ] {
+            assert!(!taken(&case, Meta::default()), "{} {}", case.dst_port, case.fragment);
+        }
+        assert!(!tftp_frames(ADDR, &TftpPorts { data: 0..0, ..ports() }).is_empty());
+    }
+
+    #[test]
+    fn a_data_port_belongs_to_its_core_and_a_request_to_its_sender() {
+        let chooser = tftp_chooser(&ports());
+        let choose = |case: &Case| run(&chooser, &frame(case), 14, Meta::default());
+        for port in 50000..50016 {
+            assert_eq!(choose(&Case { dst_port: port, ..RRQ }) % 2, u32::from(port) % 2);
+        }
+        for dst_port in [69, 6969] {
+            let one = choose(&Case { dst_port, ..RRQ });
+            assert_eq!(one, choose(&Case { dst_port, ..RRQ }));
+            assert_ne!(one % 2, choose(&Case { dst_port, src_port: 2001, ..RRQ }) % 2);
+        }
     }
 
     #[test]

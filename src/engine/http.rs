@@ -27,7 +27,7 @@ use crate::files::served::Served;
 use crate::jobs::Identity;
 use crate::jobs::evidence::{Evidence, Over, Seen};
 use crate::jobs::image::{Access, Images};
-use crate::jobs::script::{self, Barrier, Context, Offer, barrier, last_file};
+use crate::jobs::script::{self, Barrier, Context, Hints, Offer, barrier, last_file};
 use crate::jobs::table::Decision;
 use crate::jobs::token::Token as BootToken;
 use crate::keeper::{Answer, AtTheLine};
@@ -42,6 +42,12 @@ pub(super) const CONNECTIONS_MAX: usize = 16 * 1024;
 const ACCEPTS_PER_TURN: usize = 64;
 /// Requests answered per turn, over all connections.
 const READS_PER_TURN: usize = 256;
+/// Requests of one connection answered before the others have their turn: a client may send thousands at once.
+const ANSWERS_PER_VISIT: usize = 16;
+/// Reads of one connection that is being closed, before the others have their turn.
+const LATE_READS_PER_VISIT: usize = 16;
+/// Connections looked at for one to close when a new one finds no place.
+const EVICTION_LOOKS: usize = 256;
 /// Bytes asked for in one read.
 const READ_LEN: usize = 4096;
 /// A head must be whole this long after its first byte.
@@ -136,6 +142,8 @@ pub(super) struct HttpSide {
     listeners: Vec<std::net::TcpListener>,
     acceptable: Vec<bool>,
     connections: Slab<Connection>,
+    /// Connections in the order they were accepted, those that have ended since among them.
+    accepted: VecDeque<Key>,
     /// Connections to look at, in turn.
     ready: VecDeque<Key>,
     pipes: PipePool,
@@ -159,6 +167,7 @@ impl HttpSide {
             acceptable: vec![false; listeners.len()],
             listeners,
             connections: Slab::new(connections_max.min(CONNECTIONS_MAX)),
+            accepted: VecDeque::new(),
             ready: VecDeque::new(),
             pipes: PipePool::new(pipes_max),
             copying: CopyingDevices::default(),
@@ -290,11 +299,19 @@ impl HttpSide {
                 parked: None,
                 line: None,
             };
+            if self.connections.is_full() {
+                self.evict(turn);
+            }
             let Ok(key) = self.connections.insert(connection) else {
-                // Full: the newest is shed, and closed so that it knows.
+                // Full of downloads: the newest is shed, and closed so that it knows.
                 turn.tally.add(Count::HttpShed, 1);
                 continue;
             };
+            if self.accepted.len() >= 2 * CONNECTIONS_MAX {
+                let connections = &mut self.connections;
+                self.accepted.retain(|key| connections.get_mut(*key).is_some());
+            }
+            self.accepted.push_back(key);
             let Some(connection) = self.connections.get_mut(key) else { continue };
             if watch_both(turn.registry, connection.stream.as_raw_fd(), Owner::Connection(key)).is_err() {
                 self.connections.remove(key);
@@ -305,8 +322,23 @@ impl HttpSide {
         }
     }
 
+    /// Makes room by closing one of the oldest connections that nothing is being sent on, or else somebody who opens
+    /// connections and says nothing would lock every machine out.
+    fn evict(&mut self, turn: &mut Turn<'_>) {
+        for _ in 0..EVICTION_LOOKS {
+            let Some(key) = self.accepted.pop_front() else { return };
+            let Some(connection) = self.connections.get_mut(key) else { continue };
+            if connection.out.is_empty() && !connection.out.in_ring && connection.delivery.is_none() {
+                turn.tally.add(Count::HttpShed, 1);
+                return self.close(key, None, turn);
+            }
+            self.accepted.push_back(key);
+        }
+    }
+
     /// Goes on with one connection as far as it can.
     fn drive(&mut self, key: Key, turn: &mut Turn<'_>) {
+        let mut answers = 0;
         loop {
             let Some(connection) = self.connections.get_mut(key) else { return };
             if connection.doomed {
@@ -345,6 +377,10 @@ impl HttpSide {
                 }
                 continue;
             }
+            if answers == ANSWERS_PER_VISIT {
+                return self.list(key);
+            }
+            answers += 1;
             if !self.read_request(key, turn) {
                 return;
             }
@@ -427,6 +463,7 @@ impl HttpSide {
     fn read_request(&mut self, key: Key, turn: &mut Turn<'_>) -> bool {
         let Some(connection) = self.connections.get_mut(key) else { return false };
         let mut input = std::mem::take(&mut connection.input);
+        let mut late_reads = 0;
         loop {
             let next =
                 if input.is_empty() || !connection.keep_alive { Next::More } else { next_request(&input) };
@@ -466,6 +503,11 @@ impl HttpSide {
                 // The response is out and the write side closed: what still comes is read away, so that the close
                 // does not reset what the peer has not read yet.
                 input.clear();
+                if late_reads == LATE_READS_PER_VISIT {
+                    self.list(key);
+                    return false;
+                }
+                late_reads += 1;
             }
             let first = input.is_empty() && connection.keep_alive;
             match tcp::recv_into(&connection.stream, &mut input, READ_LEN) {
@@ -700,6 +742,10 @@ impl HttpSide {
             key: turn.shared.key(),
             now_unix: unix_now(),
             policy: &policy,
+            hints: Hints {
+                local_boot: view.standing(&who).map_or(0, |standing| standing.local_boot),
+                ..Hints::default()
+            },
         };
         let decision = view.decide(&who);
         let composed = script::compose(decision, &**catalog, &who, &context, &mut self.script);

@@ -25,4 +25,4 @@ mod tftp;
 pub mod wheel;
 
 pub use shared::Shared;
-pub use start::{Bound, DRAIN, Driver, Engine, EngineSettings, StartError};
+pub use start::{Bound, DRAIN, Driver, Engine, EngineSettings, Frames, StartError};

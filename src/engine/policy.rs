@@ -48,6 +48,8 @@ impl BootPolicy for Decider<'_> {
                 Some(mac) => write!(file, "http://{server}:{port}/ipxe?mac={mac}"),
                 None => write!(file, "http://{server}:{port}/ipxe"),
             },
+            // Another iPXE would come back with the same question, and again without end.
+            (FirmwareKind::Ipxe(features), None) if features.http => return Answer::NoBoot,
             // This iPXE cannot fetch a script by HTTP: it gets one that can, once, by TFTP.
             (FirmwareKind::Ipxe(_), _) => match catalog.full_loader_for(firmware.arch) {
                 Some((name, _)) => write!(file, "{name}"),
@@ -73,5 +75,87 @@ impl BootPolicy for Decider<'_> {
 
     fn is_registered(&mut self, who: &Identity) -> bool {
         !matches!(self.shared.keeper.table().view().decide(who), Decision::NoJob)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddrV4;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::files::library::test_site::Site;
+    use crate::jobs::script::Policy;
+    use crate::keeper::Keeper;
+    use crate::proto::firmware::IpxeFeatures;
+    use crate::store::MemoryStore;
+    use crate::wire::Arch;
+
+    const US: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+
+    /// What a machine is told where HTTP listens on `http`.
+    fn told(http: &[&str], kind: FirmwareKind, arch: Arch) -> (Answer, String) {
+        let site = Site::new();
+        site.write("loaders/undionly.kpxe", b"bios");
+        site.write("loaders/snponly.efi", b"uefi");
+        let library = Arc::new(site.library());
+        let images = Arc::clone(&library);
+        let keeper = Keeper::start(
+            Box::new(MemoryStore::new()),
+            Box::new(move || images.snapshot()),
+            [1; 32],
+            Box::new(|_| {}),
+        )
+        .unwrap();
+        let (evidence, _) = crossbeam_channel::bounded(1);
+        let shared =
+            Shared::new(library, keeper.keeper().clone(), Policy::default(), evidence, Duration::ZERO);
+        shared.set_http(http.iter().map(|addr| addr.parse::<SocketAddrV4>().unwrap()).collect());
+        let who = Identity { mac: "52:54:00:00:00:01".parse().ok(), ..Identity::default() };
+        let mut file = BootFile::new();
+        let firmware = Firmware { kind, arch, arch_stated: true };
+        let answer = Decider::new(&shared).resolve(&who, &firmware, US, &mut file);
+        (answer, file.as_str().to_owned())
+    }
+
+    #[test]
+    fn each_firmware_is_told_what_it_can_run() {
+        let any: &[&str] = &["0.0.0.0:4433"];
+        let http = FirmwareKind::Ipxe(IpxeFeatures { http: true, ..IpxeFeatures::default() });
+        let no_http = FirmwareKind::Ipxe(IpxeFeatures::default());
+        for (listeners, kind, arch, file) in [
+            (any, FirmwareKind::Pxe, Arch::BIOS, "undionly.kpxe"),
+            (any, FirmwareKind::Pxe, Arch::UEFI_EBC, "snponly.efi"),
+            (any, FirmwareKind::HttpBoot, Arch::HTTP_X64, "http://10.77.0.1:4433/loaders/snponly.efi"),
+            (any, http, Arch::UEFI_X64, "http://10.77.0.1:4433/ipxe?mac=52:54:00:00:00:01"),
+            (any, http, Arch(0xffff), "http://10.77.0.1:4433/ipxe?mac=52:54:00:00:00:01"),
+            (
+                &["192.0.2.1:80", "10.77.0.1:8080"],
+                http,
+                Arch::BIOS,
+                "http://10.77.0.1:8080/ipxe?mac=52:54:00:00:00:01",
+            ),
+            (any, no_http, Arch::BIOS, "undionly.kpxe"),
+            (&[], FirmwareKind::Pxe, Arch::BIOS, "undionly.kpxe"),
+        ] {
+            assert_eq!(told(listeners, kind, arch), (Answer::BootUnclaimed, file.to_owned()));
+        }
+    }
+
+    #[test]
+    fn an_ipxe_is_never_told_to_load_itself_where_http_does_not_answer() {
+        let http = FirmwareKind::Ipxe(IpxeFeatures { http: true, ..IpxeFeatures::default() });
+        for listeners in [&[] as &[&str], &["192.0.2.1:80"]] {
+            assert_eq!(told(listeners, http, Arch::UEFI_X64).0, Answer::NoBoot);
+            assert_eq!(told(listeners, FirmwareKind::HttpBoot, Arch::HTTP_X64).0, Answer::NoBoot);
+        }
+    }
+
+    #[test]
+    fn a_machine_no_loader_is_for_is_told_nothing() {
+        for arch in [Arch::UEFI_IA32, Arch::UEFI_ARM64, Arch(0x1b), Arch(2), Arch(0x0c)] {
+            assert_eq!(told(&["0.0.0.0:80"], FirmwareKind::Pxe, arch).0, Answer::NoBoot, "{arch:?}");
+        }
     }
 }

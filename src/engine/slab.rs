@@ -40,6 +40,11 @@ impl<T> Slab<T> {
         self.len() == 0
     }
 
+    /// True when nothing more can be placed.
+    pub fn is_full(&self) -> bool {
+        self.len() == self.len_max
+    }
+
     /// Places a value; gives it back when the slab is full.
     pub fn insert(&mut self, value: T) -> Result<Key, T> {
         let index = match self.free.pop() {

@@ -16,12 +16,15 @@ use super::counters::Tally;
 use super::dhcp::{Arrival, DhcpSide, RawPort, UdpPort};
 use super::http::HttpSide;
 use super::shared::Shared;
-use super::tftp::TftpSide;
+use super::tftp::{DataPorts, Link, TftpSide};
 use super::{counters, filters};
 use crate::proto::dhcp::{Interface, Mode, Network, ServerPort, Settings};
 use crate::proto::tftp::Limits;
+use crate::sys::firewall::{self, Firewall};
+use crate::sys::frames::FrameSender;
 use crate::sys::interfaces::{self, Device};
 use crate::sys::packet::PacketSocket;
+use crate::sys::ring::{FrameRing, RingUse};
 use crate::sys::udp::{UdpOptions, UdpSocket};
 use crate::sys::uring::SendRing;
 use crate::sys::{SysError, affinity, tcp, udp};
@@ -50,6 +53,17 @@ pub enum Driver {
     Mio,
 }
 
+/// Whether TFTP may leave in frames of our own, past the host's IP stack and its packet filter.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Frames {
+    /// Where no packet filter is in force.
+    Auto,
+    /// Whatever filter there is.
+    On,
+    /// Never.
+    Off,
+}
+
 /// What the engine is to do.
 #[derive(Clone, Debug)]
 pub struct EngineSettings {
@@ -69,6 +83,8 @@ pub struct EngineSettings {
     pub tftp_limits: Limits,
     /// Answer from the listening port.
     pub single_port: bool,
+    /// TFTP by frames.
+    pub tftp_frames: Frames,
     /// HTTP listeners.
     pub http: Vec<SocketAddrV4>,
 }
@@ -234,17 +250,30 @@ impl Engine {
             None => (None, Vec::new(), None),
         };
 
+        // Our own sockets share their ports among the cores, so whether somebody else has one is asked first.
+        for addr in settings.tftp.iter().filter(|addr| addr.port() != 0) {
+            drop(UdpSocket::bind(*addr, &UdpOptions::default())?);
+        }
+        for addr in settings.http.iter().filter(|addr| addr.port() != 0) {
+            tcp::check_free(*addr)?;
+        }
+
         // The first core's sockets choose the port where the configuration says 0; the others share it.
         let mut tftp_listen = settings.tftp.clone();
         let mut http_listen = settings.http.clone();
         // A connection needs a descriptor; what pipes, files and the rest need stays free.
         let connections_max = (open_files as usize).saturating_sub(DESCRIPTORS_KEPT).max(64) / count;
+        let mut data_ports = match settings.tftp.is_empty() || settings.single_port {
+            true => DataPorts::none(),
+            false => DataPorts::bind(count, std::process::id())?,
+        };
         let mut cores = Vec::new();
         let mut wakers = Vec::new();
         let mut cells = Vec::new();
         for index in 0..count {
             let limits = Limits { ..settings.tftp_limits };
-            let tftp = TftpSide::bind(&tftp_listen, limits, settings.single_port, segmentation)?;
+            let tftp =
+                TftpSide::bind(&tftp_listen, limits, settings.single_port, segmentation, &mut data_ports)?;
             tftp_listen = tftp.addresses();
             let listeners = HttpSide::bind(&http_listen, congestion)?;
             http_listen = listeners
@@ -258,7 +287,7 @@ impl Engine {
             let tally = Tally::default();
             cells.push(tally.cells());
             let poll = Poll::new().map_err(|e| SysError::new("make an event queue", e))?;
-            let mut core = Core::new(
+            let core = Core::new(
                 index,
                 poll,
                 Arc::clone(&shared),
@@ -268,8 +297,13 @@ impl Engine {
                 HttpSide::new(listeners, connections_max, (PIPES_TOTAL / count).max(1)),
                 rings.pop(),
             );
-            wakers.push(core.register().map_err(|e| SysError::new("watch a core's sockets", e))?);
             cores.push(core);
+        }
+        if !tftp_listen.is_empty() {
+            frames_for_tftp(settings, &all, &tftp_listen, data_ports.range, &mut cores);
+        }
+        for core in &mut cores {
+            wakers.push(core.register().map_err(|e| SysError::new("watch a core's sockets", e))?);
         }
         shared.set_http(http_listen.clone());
         shared.cores_running.store(count, Ordering::Release);
@@ -364,15 +398,15 @@ fn choose_interfaces(
         }
         return Ok(chosen);
     }
-    names
-        .iter()
-        .map(|name| {
-            all.iter().find(|i| i.name == *name).cloned().ok_or_else(|| StartError::NoSuchInterface {
-                name: name.clone(),
-                have: all.iter().map(|i| i.name.clone()).collect(),
-            })
+    // Twice the same one would be answered twice.
+    let once = names.iter().enumerate().filter(|(index, name)| !names[..*index].contains(name));
+    once.map(|(_, name)| {
+        all.iter().find(|i| i.name == *name).cloned().ok_or_else(|| StartError::NoSuchInterface {
+            name: name.clone(),
+            have: all.iter().map(|i| i.name.clone()).collect(),
         })
-        .collect()
+    })
+    .collect()
 }
 
 /// A configured DHCP side and what belongs to it outside its core.
@@ -390,6 +424,102 @@ struct Waiting {
     raw_everywhere: bool,
     filter: Vec<crate::sys::packet::BpfInstruction>,
     arrivals: Sender<Arrival>,
+}
+
+/// One core's ring on one interface: 8,192 requests of a hall, or acknowledgements. No request is longer than the
+/// snapshot (RFC 2347 §2 ends them at 512 bytes).
+const RING: RingUse = RingUse { snapshot: 900, len: 8 << 20, all: false };
+
+/// Puts TFTP on frames where that serves the same machines for less: rings first, then the filters that keep the
+/// same packets from the sockets. What cannot be had is said, and the sockets serve on.
+fn frames_for_tftp(
+    settings: &EngineSettings,
+    all: &[interfaces::Interface],
+    listen: &[SocketAddrV4],
+    data: std::ops::Range<u16>,
+    cores: &mut [Core],
+) {
+    let without = |why: &str| tracing::info!(rung = "tftp_frames", have = false, "TFTP by sockets: {why}");
+    if settings.tftp_frames == Frames::Off {
+        return without("switched off by the configuration");
+    }
+    if !settings.single_port && data.is_empty() {
+        return without("no run of free data ports");
+    }
+    match (settings.tftp_frames, firewall::look()) {
+        (Frames::Auto, Firewall::Some) => {
+            return without(
+                "this host has a packet filter, which frames would bypass; [tftp] frames = \"on\" does so",
+            );
+        }
+        (Frames::Auto, Firewall::Unknown) => {
+            return without("whether this host has a packet filter cannot be seen without CAP_NET_ADMIN");
+        }
+        _ => {}
+    }
+    let Ok(chosen) = choose_interfaces(&settings.interfaces, all) else { return };
+    let ports = filters::TftpPorts { listen: listen.iter().map(SocketAddrV4::port).collect(), data };
+    let mut taken = Vec::new();
+    let mut links: Vec<Vec<Link>> = cores.iter().map(|_| Vec::new()).collect();
+    for link in chosen.iter().filter(|link| link.device != Device::Loopback && link.mac != [0; 6]) {
+        let Some(interface) = described(link) else { continue };
+        if !listen.iter().any(|addr| addr.ip().is_unspecified() || *addr.ip() == interface.addr) {
+            continue;
+        }
+        match open_links(&interface, &ports, cores.len()) {
+            Ok(opened) => {
+                taken.push((interface.index, interface.addr));
+                links.iter_mut().zip(opened).for_each(|(links, link)| links.push(link));
+            }
+            Err(error) => without(&format!("{error}")),
+        }
+    }
+    if taken.is_empty() {
+        return;
+    }
+    let filter = filters::tftp_sockets(&taken);
+    let sockets = || cores.iter().flat_map(|core| core.tftp.sockets());
+    if let Some(error) = sockets().find_map(|socket| socket.attach_filter(&filter).err()) {
+        // The sockets serve everything again, those that have a filter by now included.
+        for socket in sockets() {
+            let _ = socket.attach_filter(&filters::everything());
+        }
+        return without(&format!("attach filter to a UDP socket: {error}"));
+    }
+    for (core, links) in cores.iter_mut().zip(links) {
+        core.tftp.take_links(links);
+    }
+    let names = taken.iter().filter_map(|(index, _)| all.iter().find(|i| i.index == *index));
+    let names: Vec<&str> = names.map(|interface| interface.name.as_str()).collect();
+    tracing::info!(
+        rung = "tftp_frames",
+        have = true,
+        interfaces = names.join(","),
+        "TFTP in small windows leaves in frames, past the IP stack"
+    );
+}
+
+/// One interface's rings, one for each core, in a group where there are several.
+fn open_links(
+    interface: &Arc<Interface>,
+    ports: &filters::TftpPorts,
+    cores: usize,
+) -> Result<Vec<Link>, SysError> {
+    let filter = filters::tftp_frames(interface.addr, ports);
+    let mut group = None;
+    let mut links = Vec::new();
+    for _ in 0..cores {
+        let ring = FrameRing::open(&interface.name, interface.index, &filter, &RING)?;
+        let grouped = match group {
+            None if cores == 1 => Ok(()),
+            None => ring.found(&filters::tftp_chooser(ports)).map(|made| group = Some(made)),
+            Some(group) => ring.join(group),
+        };
+        grouped.map_err(|e| SysError::new(format!("share {} between cores", interface.name), e))?;
+        let sender = FrameSender::open(&interface.name, interface.index)?;
+        links.push(Link::new(Arc::clone(interface), ring, sender));
+    }
+    Ok(links)
 }
 
 fn described(link: &interfaces::Interface) -> Option<Arc<Interface>> {

@@ -89,6 +89,7 @@ impl Lab {
             tftp: vec![any],
             tftp_limits: Limits::default(),
             single_port: false,
+            tftp_frames: Frames::Auto,
             http: vec![any],
         };
         let engine = Engine::start(&settings, Arc::clone(&shared)).unwrap();
@@ -221,6 +222,43 @@ fn bad_requests_are_answered_and_the_server_lives() {
 }
 
 #[test]
+fn clients_that_never_stop_sending_hold_up_nobody_else() {
+    for (first, chunk) in [
+        ("", "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n".repeat(500)),
+        ("rubbish\r\n\r\n", "y".repeat(1 << 16)),
+    ] {
+        let lab = Lab::start(Driver::Mio, 1000);
+        let pumps: Vec<_> = (0..8)
+            .map(|_| {
+                let mut stream = lab.http();
+                let mut reader = stream.try_clone().unwrap();
+                let (first, chunk) = (first.to_owned(), chunk.clone());
+                let writer = std::thread::spawn(move || {
+                    let _ = stream.write_all(first.as_bytes());
+                    while stream.write_all(chunk.as_bytes()).is_ok() {}
+                });
+                let sink = reader.try_clone().unwrap();
+                let drain = std::thread::spawn(move || {
+                    let mut buffer = vec![0; 1 << 16];
+                    while reader.read(&mut buffer).is_ok_and(|len| len > 0) {}
+                });
+                (writer, drain, sink)
+            })
+            .collect();
+        // The kernel spreads connections over the cores: of so many, each core has some.
+        for _ in 0..16 {
+            let (head, _) = get(&mut lab.http(), "/healthz", "");
+            assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        }
+        for (writer, drain, sink) in pumps {
+            let _ = sink.shutdown(std::net::Shutdown::Both);
+            writer.join().unwrap();
+            drain.join().unwrap();
+        }
+    }
+}
+
+#[test]
 fn a_file_truncated_in_mid_download_ends_the_connection() {
     let lab = Lab::start(Driver::Mio, 40_000_000);
     let mut stream = lab.http();
@@ -311,6 +349,7 @@ fn tftp_refuses_writes_and_strange_names_at_once() {
         (b"\0\x01/etc/passwd\0octet\0", 1),
         (b"\0\x01C:\\etc\\passwd\0octet\0", 1),
         (b"\0\x02big/payload.bin\0octet\0", 2),
+        (b"\0\x01big/payload.bin\0mail\0", 4),
     ] {
         socket.send_to(packet, server).unwrap();
         let mut answer = [0; 128];
@@ -318,6 +357,64 @@ fn tftp_refuses_writes_and_strange_names_at_once() {
         assert_eq!(answer[..4], [0, 5, 0, code], "{}", packet.escape_ascii());
         assert!(!answer[..len].windows(3).any(|w| w == b"tmp"), "no local path");
     }
+}
+
+#[test]
+fn a_second_request_from_the_same_port_is_answered_as_it_was_asked() {
+    let lab = Lab::start(Driver::Mio, 100_000);
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let server = lab.engine.as_ref().unwrap().bound.tftp[0];
+    // A BIOS ROM asks for the size, is silent, and asks for the file.
+    for (options, answer) in [
+        ("tsize\x000\0", "\0\x06tsize\x00100000\0"),
+        ("blksize\x001456\0", "\0\x06blksize\x001456\0"),
+        ("blksize\x001408\0", "\0\x06blksize\x001408\0"),
+    ] {
+        let request = format!("\0\x01big/payload.bin\0octet\0{options}");
+        socket.send_to(request.as_bytes(), server).unwrap();
+        let mut buffer = [0; 600];
+        let len = socket.recv(&mut buffer).unwrap();
+        assert_eq!(buffer[..len].escape_ascii().to_string(), answer.as_bytes().escape_ascii().to_string());
+    }
+    assert_eq!(lab.metric("bootstorm_tftp_transfers_total{outcome=\"size-query\"}"), 2);
+}
+
+#[test]
+fn requests_in_other_machines_names_take_no_place_from_real_ones() {
+    use crate::sys::udp::{SendBatch, Source, UdpOptions, UdpSocket as Sender};
+
+    let lab = Lab::start(Driver::Mio, 1000);
+    let server = lab.engine.as_ref().unwrap().bound.tftp[0];
+    let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+    let socket = Sender::bind(any, &UdpOptions::default()).unwrap();
+    let mut batch = SendBatch::new();
+    let request = b"\0\x01big/payload.bin\0octet\0timeout\x00255\0";
+    let start = std::time::Instant::now();
+    let mut number = 0u32;
+    // Two cores of 32,768 places each.
+    while lab.metric("bootstorm_tftp_requests_total") < 90_000 {
+        assert!(start.elapsed() < Duration::from_secs(60), "the flood takes too long");
+        for _ in 0..100 {
+            number += 1;
+            let addr = Ipv4Addr::from(0x7f01_0000 + number);
+            batch.push_bytes(server, Source { addr, interface: 0 }, 0, request);
+            if batch.is_full(1, request.len()) {
+                batch.flush(&socket, |_| {});
+            }
+        }
+        batch.flush(&socket, |_| {});
+    }
+    assert!(lab.metric("bootstorm_tftp_shed_total") > 0, "every place was taken");
+    // The flood may still fill the socket's queue, so the client repeats its request as clients do.
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let mut buffer = [0; 600];
+    let answer = (0..12).find_map(|_| {
+        client.send_to(b"\0\x01big/small.txt\0octet\0", server).unwrap();
+        client.recv(&mut buffer).ok()
+    });
+    assert_eq!(answer.map(|len| &buffer[4..len]), Some(b"line one\nline two\n".as_slice()));
 }
 
 #[test]

@@ -4,13 +4,22 @@
 //! everything after that goes between the client's port and one of this core's few data ports, so that the pair
 //! names the transfer (RFC 1350 §4) and the kernel, seeing a bound socket, answers nothing of its own.
 //!
-//! File data goes from the mapping to the kernel: the four bytes of each DATA header are all that is written here.
-//! A run of blocks leaves in one segmented send where each block fits the link, block by block where it does not.
+//! File data goes from the mapping to the kernel: headers are all that is written here. How it leaves is chosen per
+//! transfer, when its request arrives:
+//!
+//! | way | when |
+//! |---|---|
+//! | whole frames past the IP stack, to the request's own sender | small windows, to a machine on (or routed back through) the interface its request came in on, each block fits the link |
+//! | a window in one segmented send | larger windows, each block fits the link |
+//! | datagrams in batches | everything else |
+//!
+//! An error at a send takes that one transfer a step down this table.
 
 use std::collections::HashMap;
 use std::collections::VecDeque;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -29,13 +38,19 @@ use crate::jobs::image::{Access, Images};
 use crate::jobs::machine::Ident;
 use crate::jobs::script::{self, Barrier, barrier};
 use crate::keeper::{Answer, AtTheLine};
+use crate::proto::dhcp::Interface;
 use crate::proto::tftp::{Limits, Outcome, Transfer, Transmit, Verdict};
 use crate::sys::SysError;
-use crate::sys::udp::{SEGMENTS_MAX, SEND_LEN_MAX, Source, UdpOptions, UdpSocket, Unsent};
-use crate::wire::tftp::{self, ErrorCode, Mode, Packet, Request};
+use crate::sys::frames::{FrameSender, HEAD_LEN_MAX};
+use crate::sys::mmap::Mapping;
+use crate::sys::ring::FrameRing;
+use crate::sys::udp::{self, SEGMENTS_MAX, SEND_LEN_MAX, Source, UdpOptions, UdpSocket, Unsent};
+use crate::wire::MacAddr;
+use crate::wire::frame::{UDP_PAYLOAD_OFFSET, UdpHeader, emit_udp_headers, parse_udp_frame};
+use crate::wire::tftp::{self, ErrorCode, Mode, Options, Packet, Request};
 
 /// Data ports of one core.
-const DATA_PORTS: usize = 8;
+pub(super) const DATA_PORTS: usize = 8;
 /// Receive buffer of each socket: a hall of machines asks at once, and peers lose requests in the default 212 KiB.
 const RECV_BUFFER: i32 = 8 << 20;
 /// Batches taken from one socket before the others have their turn.
@@ -58,6 +73,46 @@ struct Line {
     again: Option<Instant>,
 }
 
+/// Frames taken from one ring before the others have their turn.
+const FRAMES_PER_TURN: usize = 512;
+/// Windows up to this many blocks leave by frame: for larger ones a segmented send costs less per block.
+const FRAME_WINDOW_MAX: u16 = 4;
+/// Time to live of what we send, as the kernel has it.
+const TTL: u8 = 64;
+
+/// How a transfer's packets leave.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Whole frames on this link, to this address.
+    Frame { link: u8, to: MacAddr },
+    /// A run of blocks in one segmented send.
+    Segments,
+    /// Datagrams.
+    Datagrams,
+}
+
+/// Where a request came in by frame.
+#[derive(Clone, Copy)]
+struct Hop {
+    link: u8,
+    from: MacAddr,
+}
+
+/// One interface served by frames, as one core sees it.
+pub(super) struct Link {
+    pub(super) interface: Arc<Interface>,
+    /// Out on loan while its frames are handled.
+    ring: Option<FrameRing>,
+    sender: FrameSender,
+    ip_id: u16,
+}
+
+impl Link {
+    pub(super) fn new(interface: Arc<Interface>, ring: FrameRing, sender: FrameSender) -> Self {
+        Self { interface, ring: Some(ring), sender, ip_id: 0 }
+    }
+}
+
 /// Where a transfer's bytes come from.
 enum Payload {
     /// A published file: sent from its mapping.
@@ -74,10 +129,9 @@ struct Live {
     client: SocketAddrV4,
     source: Source,
     socket: u32,
-    /// The request's name, to tell a retry from another request.
-    name_hash: u64,
-    /// Runs may leave in one segmented send.
-    segmented: bool,
+    /// The request, to tell a retry from another one: a BIOS ROM asks for the size and then for the file from one port.
+    request_hash: u64,
+    way: Way,
     /// When the wheel will look at this transfer; a firing at another time is left over from an earlier plan.
     armed_at: Option<Instant>,
     /// Set where the last block waits for the keeper.
@@ -89,11 +143,16 @@ pub(super) struct TftpSide {
     /// Listeners first, then the data ports.
     sockets: Vec<UdpSocket>,
     listeners: usize,
+    /// Interfaces served by frames.
+    links: Vec<Link>,
+    ready_links: Vec<bool>,
     /// Sockets with datagrams waiting.
     ready: VecDeque<u32>,
     is_ready: Vec<bool>,
     transfers: Slab<Live>,
     by_client: HashMap<SocketAddrV4, Key>,
+    /// Transfers in the order they came, those that have not been acknowledged yet among them.
+    unanswered: VecDeque<Key>,
     next_port: usize,
     limits: Limits,
     single_port: bool,
@@ -112,6 +171,7 @@ impl TftpSide {
         limits: Limits,
         single_port: bool,
         segmentation: bool,
+        data_ports: &mut DataPorts,
     ) -> Result<Self, SysError> {
         let options = UdpOptions {
             reuse_port: true,
@@ -125,18 +185,18 @@ impl TftpSide {
         }
         let listeners = sockets.len();
         if !single_port && listeners > 0 {
-            let options = UdpOptions { reuse_port: false, ..options };
-            for _ in 0..DATA_PORTS {
-                sockets.push(UdpSocket::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0), &options)?);
-            }
+            sockets.extend(data_ports.take());
         }
         Ok(Self {
             is_ready: vec![false; sockets.len()],
             sockets,
             listeners,
+            links: Vec::new(),
+            ready_links: Vec::new(),
             ready: VecDeque::new(),
             transfers: Slab::new(TRANSFERS_MAX),
             by_client: HashMap::new(),
+            unanswered: VecDeque::new(),
             next_port: 0,
             limits,
             single_port,
@@ -156,7 +216,29 @@ impl TftpSide {
         for (index, socket) in self.sockets.iter().enumerate() {
             watch(registry, socket.as_raw_fd(), Owner::Tftp(index as u32))?;
         }
+        for (index, link) in self.links.iter().enumerate() {
+            if let Some(ring) = &link.ring {
+                watch(registry, ring.as_raw_fd(), Owner::TftpFrames(index as u32))?;
+            }
+        }
         Ok(())
+    }
+
+    /// Serves these interfaces by frames; their packets must not reach the sockets any more.
+    pub(super) fn take_links(&mut self, links: Vec<Link>) {
+        self.ready_links = vec![true; links.len()];
+        self.links = links;
+    }
+
+    /// The sockets, for their filters.
+    pub(super) fn sockets(&self) -> &[UdpSocket] {
+        &self.sockets
+    }
+
+    pub(super) fn frames_readable(&mut self, index: u32) {
+        if let Some(ready) = self.ready_links.get_mut(index as usize) {
+            *ready = true;
+        }
     }
 
     pub(super) fn readable(&mut self, index: u32) {
@@ -168,7 +250,7 @@ impl TftpSide {
     }
 
     pub(super) fn is_busy(&self) -> bool {
-        !self.ready.is_empty()
+        !self.ready.is_empty() || self.ready_links.contains(&true)
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -186,6 +268,11 @@ impl TftpSide {
 
     /// Takes what is waiting on every ready socket, within the budget.
     pub(super) fn turn(&mut self, turn: &mut Turn<'_>) {
+        for index in 0..self.links.len() {
+            if self.ready_links[index] {
+                self.ready_links[index] = self.frames(index, turn);
+            }
+        }
         for _ in 0..self.ready.len() {
             let Some(index) = self.ready.pop_front() else { break };
             let mut drained = false;
@@ -220,21 +307,63 @@ impl TftpSide {
         turn.tally.set(Count::TftpTransfers, self.transfers.len() as u64);
     }
 
+    /// Takes what is waiting in one ring, within the budget; true when there may be more.
+    fn frames(&mut self, index: usize, turn: &mut Turn<'_>) -> bool {
+        let Some(mut ring) = self.links[index].ring.take() else { return false };
+        // One data port per batch of requests, as for the sockets.
+        self.next_port = (self.next_port + 1) % DATA_PORTS;
+        let taken = ring.receive(FRAMES_PER_TURN, |frame| match parse_udp_frame(frame.bytes) {
+            Ok(datagram) => {
+                let hop = Hop { link: index as u8, from: datagram.src_mac };
+                let source = Source { addr: *datagram.dst.ip(), interface: 0 };
+                match self.socket_of(datagram.dst) {
+                    Some(socket) => {
+                        self.packet(socket, datagram.payload, datagram.src, source, Some(hop), turn)
+                    }
+                    None => turn.tally.add(Count::TftpUnknownTid, 1),
+                }
+            }
+            Err(_) => turn.tally.add(Count::TftpMalformed, 1),
+        });
+        self.links[index].ring = Some(ring);
+        taken == FRAMES_PER_TURN
+    }
+
+    /// The socket that a frame would have reached. Few, so they are looked through.
+    fn socket_of(&self, to: SocketAddrV4) -> Option<u32> {
+        let covers = |socket: &UdpSocket| {
+            let local = socket.local();
+            local.port() == to.port() && (local.ip().is_unspecified() || local.ip() == to.ip())
+        };
+        self.sockets.iter().position(covers).map(|index| index as u32)
+    }
+
     fn datagram(&mut self, socket: u32, index: usize, turn: &mut Turn<'_>) {
         // Copied out: a request's bytes must not stay borrowed from the batch that the answer's code uses too.
         let mut bytes = [0u8; 1024];
-        let (len, from, local, interface) = match turn.recv.datagram(index) {
+        let (len, from, local) = match turn.recv.datagram(index) {
             Some(d) if d.bytes.len() <= bytes.len() => {
                 bytes[..d.bytes.len()].copy_from_slice(d.bytes);
-                (d.bytes.len(), d.from, d.local, d.interface)
+                (d.bytes.len(), d.from, d.local)
             }
             _ => return turn.tally.add(Count::TftpMalformed, 1),
         };
         let source = Source { addr: local, interface: 0 };
-        let _ = interface;
-        match Packet::parse(&bytes[..len]) {
+        self.packet(socket, &bytes[..len], from, source, None, turn);
+    }
+
+    fn packet(
+        &mut self,
+        socket: u32,
+        bytes: &[u8],
+        from: SocketAddrV4,
+        source: Source,
+        hop: Option<Hop>,
+        turn: &mut Turn<'_>,
+    ) {
+        match Packet::parse(bytes) {
             Ok(Packet::Request(request)) if (socket as usize) < self.listeners => {
-                self.request(socket, &request, from, source, turn);
+                self.request(socket, &request, from, source, hop, turn);
             }
             Ok(Packet::Ack(block)) => {
                 self.on_transfer(socket, from, turn, |transfer, now| transfer.handle_ack(now, block))
@@ -243,8 +372,31 @@ impl TftpSide {
                 self.on_transfer(socket, from, turn, |transfer, now| transfer.handle_error(now, code))
             }
             Ok(_) => turn.tally.add(Count::TftpUnexpected, 1),
-            Err(_) => turn.tally.add(Count::TftpMalformed, 1),
+            Err(error) => {
+                turn.tally.add(Count::TftpMalformed, 1);
+                // A request in an unknown mode is one all the same, and silence would cost its client a time-out.
+                if error == tftp::Error::BadMode && (socket as usize) < self.listeners {
+                    self.refuse(socket, from, source, ErrorCode::IllegalOperation, "unknown mode", turn);
+                }
+            }
         }
+    }
+
+    /// Answers a request with an ERROR.
+    fn refuse(
+        &mut self,
+        socket: u32,
+        client: SocketAddrV4,
+        source: Source,
+        code: ErrorCode,
+        message: &str,
+        turn: &mut Turn<'_>,
+    ) {
+        let mut reply = [0; 128];
+        if let Some(len) = tftp::emit_error(&mut reply, code, message) {
+            self.push_bytes(socket, client, source, u64::MAX, &reply[..len], turn);
+        }
+        turn.tally.add(Count::TftpRefused, 1);
     }
 
     fn on_transfer(
@@ -271,18 +423,24 @@ impl TftpSide {
         request: &Request<'_>,
         client: SocketAddrV4,
         source: Source,
+        hop: Option<Hop>,
         turn: &mut Turn<'_>,
     ) {
         turn.tally.add(Count::TftpRequests, 1);
-        let name_hash = hash(request.name);
+        let request_hash = hash(request);
         if let Some(key) = self.by_client.get(&client).copied() {
             match self.transfers.get_mut(key) {
-                Some(live) if live.name_hash == name_hash => {
+                Some(live) if live.request_hash == request_hash => {
                     let verdict = live.transfer.handle_retried_request(turn.now);
                     return self.follow(key, verdict, turn);
                 }
-                // The same port asks for something else: the old transfer is over for the client.
-                _ => self.end(key, None, turn),
+                // The same port asks for something else: the old transfer is over for the client. One that it never
+                // acknowledged was a size query, aborted in silence.
+                Some(live) => {
+                    let outcome = live.transfer.is_unanswered().then_some(Outcome::ProbeAborted);
+                    self.end(key, outcome, turn);
+                }
+                None => {}
             }
         }
         if !self.accepting {
@@ -292,27 +450,24 @@ impl TftpSide {
         let (payload, served) = match self.find(request, client, source, turn) {
             Ok(found) => found,
             Err((code, message)) => {
-                let mut reply = [0; 128];
-                if let Some(len) = tftp::emit_error(&mut reply, code, message) {
-                    self.push_bytes(socket, client, source, u64::MAX, &reply[..len], turn);
-                }
-                turn.tally.add(Count::TftpRefused, 1);
+                self.refuse(socket, client, source, code, message, turn);
                 tracing::debug!(%client, name = %String::from_utf8_lossy(request.name), message, "tftp refused");
                 return;
             }
         };
-        let (len, segmented) = match &payload {
-            Payload::File(opened) => (opened.len, self.segmentation),
-            Payload::Text(text) => (text.len() as u64, false),
+        let len = match &payload {
+            Payload::File(opened) => opened.len,
+            Payload::Text(text) => text.len() as u64,
         };
         let (mut transfer, _start) = Transfer::accept(turn.now, request, len, &self.limits);
         let line = served.as_ref().and_then(|served| line_of(served, client, turn.shared));
         if line.is_some() {
             transfer.hold_last();
         }
-        let segmented = segmented
-            && u32::from(transfer.blksize()) + 4 + HEADERS_LEN <= turn.shared.mtu(source.addr)
-            && !turn.shared.refuses_segments(source.addr);
+        let way = match &payload {
+            Payload::File(_) => self.way(&transfer, client, source, hop, turn),
+            Payload::Text(_) => Way::Datagrams,
+        };
         let live = Live {
             transfer,
             payload,
@@ -320,18 +475,69 @@ impl TftpSide {
             client,
             source,
             socket,
-            name_hash,
-            segmented,
+            request_hash,
+            way,
             armed_at: None,
             line,
         };
+        if self.transfers.is_full() {
+            self.evict(turn);
+        }
         match self.transfers.insert(live) {
             Ok(key) => {
                 self.by_client.insert(client, key);
+                self.remember_unanswered(key);
                 self.follow(key, Verdict::Progress, turn);
             }
-            // Full: the newest is shed in silence, and its firmware asks again.
+            // Full of clients that answer: the newest is shed in silence, and its firmware asks again.
             Err(_) => turn.tally.add(Count::TftpShed, 1),
+        }
+    }
+
+    /// How a new transfer's blocks leave.
+    fn way(
+        &self,
+        transfer: &Transfer,
+        client: SocketAddrV4,
+        source: Source,
+        hop: Option<Hop>,
+        turn: &Turn<'_>,
+    ) -> Way {
+        let packet_len = u32::from(transfer.blksize()) + 4 + HEADERS_LEN;
+        let segments = self.segmentation
+            && packet_len <= turn.shared.mtu(source.addr)
+            && !turn.shared.refuses_segments(source.addr);
+        if let Some(Hop { link, from }) = hop
+            && (transfer.windowsize() <= FRAME_WINDOW_MAX || !segments)
+            && let Some(Link { interface, .. }) = self.links.get(usize::from(link))
+            && packet_len <= interface.mtu
+            && (interface.network.contains(*client.ip())
+                // Behind a router: the way back must be the way it came, or the frame ends where nobody forwards it.
+                || udp::source_towards(client).is_ok_and(|local| local == interface.addr))
+        {
+            return Way::Frame { link, to: from };
+        }
+        if segments { Way::Segments } else { Way::Datagrams }
+    }
+
+    /// Notes a transfer that is still to be answered, and forgets those that are not any more.
+    fn remember_unanswered(&mut self, key: Key) {
+        if self.unanswered.len() >= 2 * TRANSFERS_MAX {
+            let transfers = &mut self.transfers;
+            self.unanswered
+                .retain(|key| transfers.get_mut(*key).is_some_and(|live| live.transfer.is_unanswered()));
+        }
+        self.unanswered.push_back(key);
+    }
+
+    /// Makes room by ending the oldest transfer that nobody has acknowledged. Requests in other machines' names would
+    /// else keep all places taken; a real client acknowledges within its round trip, long before it is the oldest.
+    fn evict(&mut self, turn: &mut Turn<'_>) {
+        while let Some(key) = self.unanswered.pop_front() {
+            if self.transfers.get_mut(key).is_some_and(|live| live.transfer.is_unanswered()) {
+                turn.tally.add(Count::TftpShed, 1);
+                return self.end(key, Some(Outcome::TimedOut), turn);
+            }
         }
     }
 
@@ -404,15 +610,21 @@ impl TftpSide {
             let Some(transmit) = live.transfer.poll_transmit(turn.now) else { break };
             match transmit {
                 Transmit::Oack(options) => {
-                    let mut reply = [0; 256];
+                    let mut reply = [0; HEAD_LEN_MAX];
                     let (socket, client, source) = (live.socket, live.client, live.source);
-                    if let Some(len) = tftp::emit_oack(&mut reply, &options) {
+                    let way = live.way;
+                    let Some(len) = tftp::emit_oack(&mut reply[UDP_PAYLOAD_OFFSET..], &options) else {
+                        continue;
+                    };
+                    if let Way::Frame { link, to } = way {
+                        self.push_frame(key, link, to, &mut reply[..UDP_PAYLOAD_OFFSET + len], None);
+                    } else {
                         self.push_bytes(
                             socket,
                             client,
                             source,
                             Owner::Transfer(key).pack(),
-                            &reply[..len],
+                            &reply[UDP_PAYLOAD_OFFSET..][..len],
                             turn,
                         );
                     }
@@ -459,9 +671,25 @@ impl TftpSide {
                     return self.end(key, None, turn);
                 }
                 let block_len = usize::from(live.transfer.blksize()) + 4;
-                let per_send =
-                    if live.segmented { (SEND_LEN_MAX / block_len).clamp(1, SEGMENTS_MAX) as u16 } else { 1 };
                 let mapping = Arc::clone(&opened.mapping);
+                let (per_send, way) = match live.way {
+                    Way::Frame { link, to } => {
+                        turn.tally.add(Count::TftpByFrame, u64::from(run.count));
+                        for i in 0..run.count {
+                            let mut head = [0; UDP_PAYLOAD_OFFSET + 4];
+                            head[UDP_PAYLOAD_OFFSET..].copy_from_slice(&run.header(i));
+                            let (offset, len) = run.slice(i);
+                            let body = Some((&mapping, offset, usize::from(len)));
+                            self.push_frame(key, link, to, &mut head, body);
+                        }
+                        return;
+                    }
+                    Way::Segments => {
+                        ((SEND_LEN_MAX / block_len).clamp(1, SEGMENTS_MAX) as u16, Count::TftpBySegments)
+                    }
+                    Way::Datagrams => (1, Count::TftpByDatagram),
+                };
+                turn.tally.add(way, u64::from(run.count));
                 let mut from = 0;
                 while from < run.count {
                     let count = per_send.min(run.count - from);
@@ -486,6 +714,50 @@ impl TftpSide {
                     self.push_bytes(socket, client, source, tag, &packet, turn);
                 }
             }
+        }
+    }
+
+    /// Adds a frame to its link's batch: `head` has room for the headers before what it already holds.
+    fn push_frame(
+        &mut self,
+        key: Key,
+        link: u8,
+        to: MacAddr,
+        head: &mut [u8],
+        body: Option<(&Arc<Mapping>, u64, usize)>,
+    ) {
+        if self.links.get(usize::from(link)).is_some_and(|link| link.sender.is_full()) {
+            self.flush_frames(usize::from(link));
+        }
+        let (Some(live), Some(link)) = (self.transfers.get_mut(key), self.links.get_mut(usize::from(link)))
+        else {
+            return;
+        };
+        link.ip_id = link.ip_id.wrapping_add(1);
+        let port = self.sockets.get(live.socket as usize).map_or(0, |socket| socket.local().port());
+        let header = UdpHeader {
+            src_mac: link.interface.mac,
+            dst_mac: to,
+            src: SocketAddrV4::new(live.source.addr, port),
+            dst: live.client,
+            ttl: TTL,
+            ip_id: link.ip_id,
+        };
+        let payload_len = head.len() - UDP_PAYLOAD_OFFSET + body.map_or(0, |(_, _, len)| len);
+        let Some(headers) = head.first_chunk_mut::<UDP_PAYLOAD_OFFSET>() else { return };
+        // No UDP checksum (RFC 768): the file's bytes are not read here, and Ethernet's own covers them on the link.
+        if emit_udp_headers(headers, &header, payload_len).is_some() {
+            let pushed = link.sender.push(head, body, Owner::Transfer(key).pack());
+            debug_assert!(pushed, "room was made, and no head is longer than an OACK");
+        }
+    }
+
+    fn flush_frames(&mut self, link: usize) {
+        let refused = &mut self.refused;
+        if let Some(link) = self.links.get_mut(link)
+            && !link.sender.is_empty()
+        {
+            link.sender.flush(|unsent| refused.push(unsent));
         }
     }
 
@@ -521,6 +793,9 @@ impl TftpSide {
     /// down. Their own timers then send again.
     pub(super) fn flush(&mut self, turn: &mut Turn<'_>) {
         self.flush_batch(turn);
+        for link in 0..self.links.len() {
+            self.flush_frames(link);
+        }
         for unsent in std::mem::take(&mut self.refused) {
             turn.tally.add(Count::TftpSendErrors, 1);
             if unsent.error.kind() == io::ErrorKind::WouldBlock {
@@ -529,9 +804,8 @@ impl TftpSide {
             let Some(Owner::Transfer(key)) = Owner::unpack(unsent.tag) else { continue };
             let Some(live) = self.transfers.get_mut(key) else { continue };
             tracing::debug!(client = %live.client, error = %unsent.error, "tftp send refused");
-            if std::mem::replace(&mut live.segmented, false)
-                && turn.shared.note_refused_segments(live.source.addr)
-            {
+            let way = std::mem::replace(&mut live.way, Way::Datagrams);
+            if way == Way::Segments && turn.shared.note_refused_segments(live.source.addr) {
                 tracing::info!(
                     address = %live.source.addr,
                     error = %unsent.error,
@@ -657,11 +931,68 @@ fn note(shared: &Shared, live: &Live, served: &Served, outcome: Option<Outcome>)
     shared.note(evidence);
 }
 
-fn hash(name: &[u8]) -> u64 {
-    use std::hash::Hasher;
+fn hash(request: &Request<'_>) -> u64 {
+    use std::hash::{Hash, Hasher};
     let mut hasher = std::hash::DefaultHasher::new();
-    hasher.write(name);
+    let Options { blksize, tsize, timeout_secs, windowsize } = request.options;
+    (request.name, request.mode == Mode::Octet, blksize, tsize, timeout_secs, windowsize).hash(&mut hasher);
     hasher.finish()
+}
+
+/// The data ports of all cores: one run without a hole, in which a port belongs to the core it is congruent to, so
+/// that a packet filter can tell both with a comparison.
+pub(super) struct DataPorts {
+    sockets: Vec<Vec<UdpSocket>>,
+    /// All of them.
+    pub(super) range: Range<u16>,
+}
+
+impl DataPorts {
+    /// Where runs are looked for first: the dynamic ports (RFC 6335 §6).
+    const FIRST: u16 = 49152;
+    /// Runs tried before it is left to the kernel to find single ports.
+    const TRIES: u16 = 64;
+
+    /// Binds them. Where no run is free, ports anywhere do, but [`DataPorts::range`] is empty and frames cannot be
+    /// told apart.
+    pub(super) fn bind(cores: usize, seed: u32) -> Result<Self, SysError> {
+        let options = UdpOptions { fragment: true, recv_buffer: RECV_BUFFER, ..UdpOptions::default() };
+        let any = |port| SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
+        let len = (cores * DATA_PORTS) as u16;
+        let runs = (u16::MAX - Self::FIRST) / len.max(1);
+        for attempt in 0..Self::TRIES.min(runs.saturating_sub(1)) {
+            // Servers started one after the other do not try the same runs first.
+            let run = 1 + ((seed.wrapping_mul(0x9e37_79b1) >> 16) as u16).wrapping_add(attempt) % (runs - 1);
+            // The first of a run is congruent to core 0.
+            let first = (Self::FIRST + run * len).next_multiple_of(cores as u16);
+            let Some(end) = first.checked_add(len) else { continue };
+            let bound: Result<Vec<_>, _> =
+                (first..end).map(|port| UdpSocket::bind(any(port), &options)).collect();
+            let Ok(bound) = bound else { continue };
+            let mut sockets: Vec<Vec<UdpSocket>> = (0..cores).map(|_| Vec::new()).collect();
+            for socket in bound {
+                sockets[usize::from(socket.local().port()) % cores].push(socket);
+            }
+            // Handed out from the end.
+            sockets.reverse();
+            return Ok(Self { sockets, range: first..end });
+        }
+        let single = || UdpSocket::bind(any(0), &options);
+        let sockets = (0..cores)
+            .map(|_| (0..DATA_PORTS).map(|_| single()).collect())
+            .collect::<Result<Vec<Vec<_>>, SysError>>()?;
+        Ok(Self { sockets, range: 0..0 })
+    }
+
+    /// None: the listeners send as well.
+    pub(super) fn none() -> Self {
+        Self { sockets: Vec::new(), range: 0..0 }
+    }
+
+    /// The next core's.
+    fn take(&mut self) -> Vec<UdpSocket> {
+        self.sockets.pop().unwrap_or_default()
+    }
 }
 
 const _: () = assert!(size_of::<Live>() <= 256, "memory per transfer is part of the promise");

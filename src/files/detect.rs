@@ -9,7 +9,10 @@ use crate::files::names::{self, base, folded};
 use crate::files::scan::{Found, Walk};
 use crate::files::sniff::{self, Sniff};
 use crate::files::wim::{self, Finding, Severity};
+use crate::jobs::answers::{self, Answer};
 use crate::jobs::image::{Access, BootFiles, Image, ImageFile, ImageKind, WimbootAt};
+use crate::jobs::script;
+use crate::jobs::template::Template;
 use crate::sys::open_plain;
 use crate::wire::arch::{Cpu, Platform};
 
@@ -17,6 +20,8 @@ use crate::wire::arch::{Cpu, Platform};
 pub const WIMBOOT_NAME_LEN_MAX: usize = 31;
 /// Most files wimboot takes beside itself.
 pub const WIMBOOT_FILES_MAX: usize = 63;
+/// The script with variables.
+pub const TEMPLATE_NAME: &str = "boot.ipxe.tmpl";
 /// Largest `image.toml` or `cmdline` read.
 const TEXT_LEN_MAX: u64 = 256 * 1024;
 /// Most files of a folder opened to see what they are.
@@ -38,6 +43,10 @@ pub fn detect(name: &str, path: &Path, walk: &Walk, loaders: &LoaderTable) -> Im
         unbootable: None,
         warnings: walk.notes.clone(),
         files: walk.files.iter().map(|f| ImageFile { name: f.name.clone(), len: f.identity.len }).collect(),
+        group: None,
+        key: None,
+        template: None,
+        answers: Vec::new(),
     };
     let manifest = match read_manifest(path) {
         Ok(manifest) => manifest,
@@ -55,10 +64,16 @@ pub fn detect(name: &str, path: &Path, walk: &Walk, loaders: &LoaderTable) -> Im
     image.destructive = manifest.destructive;
     image.access = manifest.access;
     image.kind = manifest.kind;
+    image.group = manifest.group.clone();
+    image.key = manifest.key;
 
     let folder = Folder { path, walk, loaders, manifest: &manifest };
-    match folder.recognise(&mut image) {
-        Ok(boot) => image.boot = Some(boot),
+    let answers = folder.answers();
+    match folder.recognise(&mut image).and_then(|boot| answers.map(|answers| (boot, answers))) {
+        Ok((boot, answers)) => {
+            image.boot = Some(boot);
+            image.answers = answers;
+        }
         Err(reason) => image.unbootable = Some(reason),
     }
     image
@@ -100,6 +115,10 @@ type Recognised = Result<BootFiles, String>;
 impl Folder<'_> {
     fn recognise(&self, image: &mut Image) -> Recognised {
         let named = self.named_files()?;
+        if let Some(boot) = self.template(image)? {
+            image.kind = Some(ImageKind::Script);
+            return Ok(boot);
+        }
         let kind = match self.manifest.kind {
             Some(kind) => kind,
             None => self.kind(&named).ok_or_else(|| self.nothing_here())?,
@@ -494,6 +513,55 @@ impl Folder<'_> {
         Ok(BootFiles::Script { script: script.name.clone() })
     }
 
+    /// A script with variables. There under its name, it is what the folder boots, whatever lies beside it.
+    fn template(&self, image: &mut Image) -> Result<Option<BootFiles>, String> {
+        if !matches!(self.manifest.kind, None | Some(ImageKind::Script)) || self.manifest.files.is_some() {
+            return Ok(None);
+        }
+        let of_file = |what: String| format!("{TEMPLATE_NAME} {what}");
+        let Some(text) = self.own_text(TEMPLATE_NAME).map_err(of_file)? else { return Ok(None) };
+        image.template = Some(script::script_template(&text).map_err(|bad| of_file(bad.to_string()))?);
+        Ok(Some(BootFiles::Script { script: TEMPLATE_NAME.to_owned() }))
+    }
+
+    /// A text of the image that machines get to see. Not by a link that leaves the folder: who may drop images here
+    /// could have the server read out what only it can read.
+    fn own_text(&self, name: &str) -> Result<Option<String>, String> {
+        let path = self.path.join(name);
+        match (fs::canonicalize(&path), fs::canonicalize(self.path)) {
+            (Ok(real), Ok(folder)) if !real.starts_with(&folder) => {
+                Err("is a link that leaves the folder".to_owned())
+            }
+            _ => read_text(&path),
+        }
+    }
+
+    /// The answer files named in image.toml, out of `private`.
+    fn answers(&self) -> Result<Vec<Answer>, String> {
+        let named = |names: &Option<Vec<String>>| names.clone().unwrap_or_default();
+        let (often, once) = (named(&self.manifest.answers), named(&self.manifest.answers_once));
+        if often.len() + once.len() > answers::ANSWERS_MAX {
+            return Err(format!("{MANIFEST_NAME}: at most {} answer files", answers::ANSWERS_MAX));
+        }
+        let names =
+            often.into_iter().map(|name| (name, false)).chain(once.into_iter().map(|name| (name, true)));
+        let mut found: Vec<Answer> = Vec::new();
+        for (name, once) in names {
+            let of_file = |what: String| format!("answer file private/{name}: {what}");
+            if name.contains(['/', '\\']) || name.starts_with('.') || !names::is_nameable(&name) {
+                return Err(format!("{MANIFEST_NAME}: {name:?} is no name of a file in private"));
+            }
+            if found.iter().any(|answer| answer.name == name) {
+                return Err(format!("{MANIFEST_NAME}: the answer file {name} is named twice"));
+            }
+            let text = self.own_text(&format!("private/{name}")).map_err(of_file)?;
+            let text = text.ok_or_else(|| of_file("is not in the folder".to_owned()))?;
+            let template = Template::parse(&text).map_err(|bad| of_file(bad.to_string()))?;
+            found.push(Answer { name, once, template });
+        }
+        Ok(found)
+    }
+
     /// The one file of a kind that boots from one.
     fn only<'f>(&self, named: &[&'f Found], found: Vec<&'f Found>, what: &str) -> Result<&'f Found, String> {
         let files = if named.is_empty() { found } else { named.to_vec() };
@@ -673,6 +741,62 @@ mod tests {
         let image = site.image("unmarked");
         assert_eq!((image.unbootable, image.index), (None, Some(1)));
         assert_eq!(image.title, "unmarked (Windows PE)");
+    }
+
+    #[test]
+    fn a_script_with_variables_is_checked_when_it_is_scanned() {
+        let site = Site::new();
+        site.write("images/lab/boot.ipxe.tmpl", b"#!ipxe\necho {{serial}}\n");
+        site.write("images/lab/linux", &samples::bzimage());
+        let image = site.image("lab");
+        assert_eq!((image.kind, &image.unbootable), (Some(ImageKind::Script), &None));
+        assert!(image.template.is_some() && crate::jobs::script::last_file(&image).is_none());
+        assert!(!image.files.iter().any(|file| file.name.contains("tmpl")), "a template is no payload");
+        site.write("images/lab/boot.ipxe.tmpl", b"#!ipxe\n\necho {{seriel}}\n");
+        let image = site.image("lab");
+        assert!(reason(&image).contains("boot.ipxe.tmpl line 3") && reason(&image).contains("seriel"));
+        assert_eq!(image.boot, None);
+        // Said to be something else, it is.
+        site.write("images/lab/image.toml", b"kind = \"linux\"");
+        assert_eq!(site.image("lab").kind, Some(ImageKind::Linux));
+    }
+
+    #[test]
+    fn answer_files_come_from_private_and_stay_out_of_the_payload() {
+        let site = Site::new();
+        site.write("images/lab/linux", &samples::bzimage());
+        site.write("images/lab/private/ks.cfg", b"rootpw {{serial}}");
+        site.write("images/lab/private/once.xml", b"<key>{{mac}}</key>");
+        site.write(
+            "images/lab/image.toml",
+            b"answers = [\"ks.cfg\"]\nanswers_once = [\"once.xml\"]\ngroup = \"Lab\"\nkey = \"7\"",
+        );
+        let image = site.image("lab");
+        let named: Vec<_> = image.answers.iter().map(|answer| (answer.name.as_str(), answer.once)).collect();
+        assert_eq!(named, [("ks.cfg", false), ("once.xml", true)]);
+        assert!(!image.files.iter().any(|file| file.name.contains("private")));
+        assert_eq!((image.group.as_deref(), image.key), (Some("Lab"), Some('7')));
+        for (toml, word) in [
+            ("answers = [\"gone.cfg\"]", "private/gone.cfg: is not in the folder"),
+            ("answers = [\"../linux\"]", "no name of a file"),
+            ("answers = [\".x\"]", "no name of a file"),
+            ("answers = [\"ks.cfg\"]\nanswers_once = [\"ks.cfg\"]", "named twice"),
+        ] {
+            site.write("images/lab/image.toml", toml.as_bytes());
+            let image = site.image("lab");
+            assert!(reason(&image).contains(word), "{toml}: {}", reason(&image));
+        }
+        site.write("secret", b"x");
+        std::os::unix::fs::symlink("../../../secret", site.path().join("images/lab/private/link")).unwrap();
+        site.write("images/lab/image.toml", b"answers = [\"link\"]");
+        assert!(reason(&site.image("lab")).contains("leaves the folder"), "{}", reason(&site.image("lab")));
+        site.write("images/lab/private/ks.cfg", b"{{sereal}}");
+        site.write("images/lab/image.toml", b"answers = [\"ks.cfg\"]");
+        assert!(
+            reason(&site.image("lab")).contains("private/ks.cfg: line 1"),
+            "{}",
+            reason(&site.image("lab"))
+        );
     }
 
     #[test]

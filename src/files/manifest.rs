@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use crate::jobs::image::{Access, ImageKind};
+use crate::jobs::script;
 use crate::wire::arch::Cpu;
 
 /// Name of the file in an image's folder. It is never served.
@@ -31,6 +32,15 @@ pub struct Manifest {
     /// Who may fetch the payload.
     #[serde(default)]
     pub access: Access,
+    /// The sub-menu it is in.
+    pub group: Option<String>,
+    /// The key that chooses it in the menu.
+    #[serde(default, deserialize_with = "menu_key")]
+    pub key: Option<char>,
+    /// Answer files: names in the folder's `private`.
+    pub answers: Option<Vec<String>>,
+    /// Answer files that are given once per boot.
+    pub answers_once: Option<Vec<String>>,
 }
 
 /// An `image.toml` that cannot be used.
@@ -89,6 +99,14 @@ fn cpu<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Cpu>,
     })
 }
 
+fn menu_key<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<char>, D::Error> {
+    let text = String::deserialize(deserializer)?.to_ascii_lowercase();
+    script::menu_key(&text).map(Some).ok_or_else(|| {
+        let reserved = script::MENU_KEYS_RESERVED;
+        serde::de::Error::custom(format!("expected one letter or digit that is none of {reserved}"))
+    })
+}
+
 /// A processor by any of its common names.
 pub fn cpu_word(text: &str) -> Option<Cpu> {
     Some(match text.trim().to_ascii_lowercase().as_str() {
@@ -115,6 +133,10 @@ mod tests {
             index = 2
             destructive = true
             access = "boot"
+            group = "Windows"
+            key = "W"
+            answers = ["a.xml"]
+            answers_once = ["b.xml"]
         "#;
         let manifest = Manifest::parse(text).unwrap();
         assert_eq!(manifest.title.as_deref(), Some("Windows PE"));
@@ -124,6 +146,8 @@ mod tests {
         assert_eq!(manifest.files.unwrap().len(), 2);
         assert_eq!(manifest.index, Some(2));
         assert!(manifest.destructive);
+        assert_eq!((manifest.group.as_deref(), manifest.key), (Some("Windows"), Some('w')));
+        assert_eq!((manifest.answers.unwrap().len(), manifest.answers_once.unwrap().len()), (1, 1));
         assert_eq!(manifest.access, Access::Boot);
         assert_eq!(Manifest::parse("").unwrap(), Manifest::default());
     }
@@ -136,6 +160,9 @@ mod tests {
             ("\n\nindex = \"two\"", 3, "index"),
             ("arch = \"sparc\"", 1, "arch"),
             ("access = \"all\"", 1, "access"),
+            ("key = \"l\"", 1, "key"),
+            ("key = \"ab\"", 1, "key"),
+            ("key = \"#\"", 1, "key"),
             ("files = \"boot.wim\"", 1, "files"),
         ] {
             let bad = Manifest::parse(text).unwrap_err();

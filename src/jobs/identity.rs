@@ -177,6 +177,10 @@ fn decode(value: &str, plus_is_blank: bool) -> String {
     while out.len() < TEXT_MAX {
         let Some(byte) = bytes.next() else { break };
         let mut ahead = bytes.clone();
+        // iPXE of 2019 writes a byte from 128 on as a negative number: `%FFFFFFC3`.
+        if byte == b'%' && ahead.clone().take(6).eq(*b"FFFFFF") {
+            ahead.nth(5);
+        }
         let hex = |byte: Option<u8>| byte.and_then(|byte| (byte as char).to_digit(16));
         out.push(match byte {
             b'+' if plus_is_blank => b' ',

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::answers::Answer;
+use super::template::Template;
 use crate::wire::arch::{Cpu, Platform};
 
 /// How an image boots.
@@ -116,6 +118,18 @@ pub struct Image {
     pub warnings: Vec<String>,
     /// Payload files.
     pub files: Vec<ImageFile>,
+    /// The sub-menu it is in; on the first page without one.
+    #[serde(default)]
+    pub group: Option<String>,
+    /// The key that chooses it in the menu, if it has one of its own.
+    #[serde(default)]
+    pub key: Option<char>,
+    /// Of a custom script with variables: its text, written into the machine's script instead of being fetched.
+    #[serde(skip)]
+    pub template: Option<Template>,
+    /// Answer files by name.
+    #[serde(default)]
+    pub answers: Vec<Answer>,
 }
 
 impl Image {

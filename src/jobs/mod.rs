@@ -1,6 +1,8 @@
 //! What should boot where: identities, jobs, the table that decides, and the scripts that say it to iPXE.
 
 #[forbid(unsafe_code)]
+pub mod answers;
+#[forbid(unsafe_code)]
 pub mod book;
 #[forbid(unsafe_code)]
 pub mod claim;
@@ -21,6 +23,8 @@ pub mod rule;
 #[forbid(unsafe_code)]
 pub mod script;
 pub mod table;
+#[forbid(unsafe_code)]
+pub mod template;
 #[forbid(unsafe_code)]
 pub mod token;
 

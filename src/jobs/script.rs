@@ -3,15 +3,13 @@
 //! Every script keeps to the same rules: it runs on builds as old as Debian's of 2019 (optional commands end in
 //! `||`); every download is tried a bounded number of times; every path ends in a local boot or in asking again;
 //! the first lines are `#!ipxe` and a comment with the job's number; every URL is literal, absolute, and carries
-//! the boot's token. What clients and operators typed goes through [`builder`] only.
-//!
-//! Leaving iPXE for the local disk differs by firmware. A BIOS hands the disk to whoever asks for drive 0x80, and
-//! leaving without that would run into the next boot device, which on many machines is the network again. UEFI
-//! has a boot order: leaving with an error makes it try its next entry, where leaving with success makes EDK2
-//! stop and show its set-up.
+//! the boot's token. What clients and operators typed goes through [`builder`] only. How a machine leaves for its
+//! disk is in [`local`].
 
 mod builder;
 mod image;
+mod local;
+mod menu;
 mod page;
 #[cfg(test)]
 mod tests;
@@ -21,15 +19,20 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use self::builder::Script;
+pub(in crate::jobs) use self::builder::{clean_base, push_encoded};
 pub use self::image::{Barrier, LastFile, barrier, last_file};
 use self::image::{Fit, fit};
+pub use self::local::LocalStrategy;
+use self::local::{Disk, local};
+use self::menu::menu;
+pub use self::menu::{MENU_KEYS_RESERVED, menu_key};
 pub use self::page::options_page;
 use super::Identity;
 use super::image::{Image, Images};
 use super::job::{Action, Job, JobId};
 use super::table::{Decision, View};
+use super::template::{BadTemplate, Template, Values};
 use super::token::{BootId, SignedToken, Token, TokenKey};
-use crate::wire::arch::Platform;
 
 /// A token opens its boot's files for a day: a system that runs from a SAN disk reads on as long as it runs.
 pub const TOKEN_SECONDS: u32 = 24 * 60 * 60;
@@ -111,6 +114,17 @@ pub struct Context<'a> {
     pub now_unix: u32,
     /// What machines without a job get.
     pub policy: &'a Policy,
+    /// What is remembered about the machine.
+    pub hints: Hints<'a>,
+}
+
+/// What is remembered about a machine, for its script. The default is to know nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Hints<'a> {
+    /// Where in [`LocalStrategy::list`] a local boot begins: one further for each way that is known not to work.
+    pub local_boot: u8,
+    /// The name the machine is to have, for templates.
+    pub hostname: Option<&'a str>,
 }
 
 /// What a script makes the machine do.
@@ -133,10 +147,14 @@ pub enum Offer {
     Misfit,
     /// Say that the job's image cannot be had, then boot from the local disk.
     Unavailable,
+    /// Boot from the local disk, without a word or with the reason of a rejection.
+    Denied,
+    /// Ask again: others come first.
+    Queued,
+    /// Ask again: the server cannot record the boot.
+    Busy,
     /// Say that the job may not be had now, then boot from the local disk.
     Refused,
-    /// Boot from the local disk without a word.
-    Denied,
 }
 
 impl Offer {
@@ -151,8 +169,10 @@ impl Offer {
             Self::Shell => "shell",
             Self::Misfit => "misfit",
             Self::Unavailable => "unavailable",
-            Self::Refused => "refused",
             Self::Denied => "denied",
+            Self::Queued => "queued",
+            Self::Busy => "busy",
+            Self::Refused => "refused",
         }
     }
 }
@@ -228,21 +248,6 @@ pub fn compose_explained(
     Explained { script, composed, chosen, lost }
 }
 
-/// Writes the script of a boot that may not have its job after all: it says why and boots from the local disk.
-pub fn refused(who: &Identity, job: JobId, why: &dyn std::fmt::Display, out: &mut String) {
-    let mut script = Script::begin(out);
-    script.raw("# bootstorm job ").job(job).end();
-    script.raw("echo bootstorm: not booting job ").job(job).raw(", ").text(&why.to_string()).end();
-    pause_then_local(&mut script, who.firmware());
-}
-
-/// Writes the script of a boot that cannot be recorded now: it says so and asks again.
-pub fn not_now(who: &Identity, base_url: &str, out: &mut String) {
-    let mut script = Script::begin(out);
-    script.raw("# bootstorm job waits\n");
-    wait(&mut script, who, base_url, "the server cannot record this boot now, see its log");
-}
-
 /// Writes the constant script for whoever comes without an identity (also `/autoexec.ipxe`): it collects one and
 /// asks `/ipxe` with it. Depends on `base_url` only.
 pub fn ask_identity(base_url: &str, out: &mut String) {
@@ -256,7 +261,7 @@ pub fn ask_identity(base_url: &str, out: &mut String) {
          cpuid --ext 29 && set mylong 1 || set mylong 0\n\
          chain --timeout 30000 --replace --autofree ",
     );
-    script.base(base_url).raw("/ipxe?mac=${mymac}&uuid=${uuid}").raw(SETTINGS).raw("&longmode=${mylong}");
+    script.base(base_url).raw("/ipxe?mac=${mymac}&uuid=${uuid}&longmode=${mylong}").raw(SETTINGS);
     script.raw(
         " || goto again\n\
          :again\n\
@@ -269,13 +274,76 @@ pub fn ask_identity(base_url: &str, out: &mut String) {
          echo bootstorm: no script from the server after 5 tries\n\
          sleep 5\n",
     );
-    local(&mut script, None);
+    local(&mut script, Disk { firmware: None, first: 0, report: None });
 }
 
-/// What iPXE fills in by itself. `uristring` keeps the client's texts from changing the URL.
-const SETTINGS: &str = "&serial=${serial:uristring}&asset=${asset:uristring}\
-    &manufacturer=${manufacturer:uristring}&product=${product:uristring}\
-    &platform=${platform}&buildarch=${buildarch}";
+/// Writes the script of a boot that may not have its job after all: it says why and boots from the local disk.
+pub fn refused(who: &Identity, job: JobId, why: &dyn std::fmt::Display, out: &mut String) {
+    let mut script = Script::begin(out);
+    head(&mut script, Some(job));
+    script.raw("echo bootstorm: not booting job ").job(job).raw(", ").text(&why.to_string()).end();
+    pause_then_local(&mut script, Disk { firmware: who.firmware(), first: 0, report: None });
+}
+
+/// Writes the script of a boot that cannot be recorded now: it says so and asks again.
+pub fn not_now(who: &Identity, base_url: &str, out: &mut String) {
+    let mut script = Script::begin(out);
+    script.raw("# bootstorm job waits\n");
+    machine(&mut script, who);
+    script.raw("echo bootstorm: the server cannot record this boot now, see its log\n");
+    poll(&mut script, who, base_url, 0);
+}
+
+/// Writes the script of a machine that others come before: its place in line, counted from 1, about how long it is
+/// until its turn if anyone can say, and that it asks again.
+pub fn queued(who: &Identity, base_url: &str, place: u32, wait: Option<Duration>, out: &mut String) {
+    let mut script = Script::begin(out);
+    script.raw("# bootstorm job waits\n");
+    machine(&mut script, who);
+    script
+        .raw("echo bootstorm: others come first, this machine is number ")
+        .number(place.into())
+        .raw(" in line");
+    if let Some(wait) = wait {
+        script.raw(", about ").number(wait.as_secs().max(1)).raw(" s to go");
+    }
+    poll(script.end(), who, base_url, 0);
+}
+
+/// Writes the script of a machine that an operator has rejected: the operator's words, if there are any, then the
+/// local disk. Like every denial it names nothing else.
+pub fn rejected(who: &Identity, reason: &str, hints: Hints<'_>, out: &mut String) {
+    let mut script = Script::begin(out);
+    head(&mut script, None);
+    if !reason.trim().is_empty() {
+        script.raw("echo bootstorm: this machine is not to be booted: ").text(reason).end();
+        pause(&mut script);
+    }
+    local(&mut script, Disk { firmware: who.firmware(), first: hints.local_boot, report: None });
+}
+
+/// Checks the text of a custom script with variables.
+///
+/// # Errors
+/// Those of [`Template::parse`]; a first line other than `#!ipxe`; a label that begins with `bootstorm_`, which are
+/// the server's own.
+pub fn script_template(text: &str) -> Result<Template, BadTemplate> {
+    let bad = |line, reason: &str| BadTemplate { line, reason: reason.into() };
+    if text.lines().next().is_none_or(|first| first.trim_end() != "#!ipxe") {
+        return Err(bad(1, "the first line has to be #!ipxe"));
+    }
+    if let Some(at) = text.lines().position(|line| line.trim_start().starts_with(":bootstorm_")) {
+        return Err(bad(at + 1, "labels that begin with bootstorm_ are the server's own"));
+    }
+    Template::parse(text)
+}
+
+/// What iPXE fills in by itself. `uristring` keeps the client's texts from changing the URL, except that iPXE of
+/// before 2021-11 decodes and encodes a query anew and lets a `&` through: so what is no text stands in front, where
+/// the first value of a name is the one that counts.
+const SETTINGS: &str = "&platform=${platform}&buildarch=${buildarch}\
+    &serial=${serial:uristring}&asset=${asset:uristring}\
+    &manufacturer=${manufacturer:uristring}&product=${product:uristring}";
 
 struct Plan<'a> {
     job: Option<&'a Job>,
@@ -359,11 +427,7 @@ fn write(
         expires_unix: ctx.now_unix.saturating_add(TOKEN_SECONDS),
     });
     let mut script = Script::begin(out);
-    script.raw("# bootstorm job ");
-    match plan.job {
-        Some(job) => script.job(job.id).end(),
-        None => script.raw("none\n"),
-    };
+    head(&mut script, plan.job.map(|job| job.id));
     let mut composed = Composed {
         job: plan.job.map(|job| job.id),
         boot: ctx.boot,
@@ -374,51 +438,69 @@ fn write(
     if !matches!(plan.act, Act::Denied) {
         script.raw("# boot ").boot(ctx.boot).end();
     }
+    let urls = Urls { base: ctx.base_url, token: &token };
+    let disk = Disk { firmware: who.firmware(), first: ctx.hints.local_boot, report: Some(urls) };
     composed.what = match &plan.act {
         Act::Image(image) => {
             composed.image = Some(image.name.clone());
             composed.last_file = last_file(image).map(|last| last.name.to_owned());
-            let urls = Urls { base: ctx.base_url, token: &token };
-            one_image(&mut script, image, who, plan.job.map(|job| job.id), urls);
+            match &image.template {
+                None => one_image(&mut script, image, who, plan.job.map(|job| job.id), urls, disk),
+                Some(template) => {
+                    let values = Values {
+                        who,
+                        hostname: ctx.hints.hostname,
+                        job: carried,
+                        boot: ctx.boot,
+                        image: &image.name,
+                        base_url: ctx.base_url,
+                        token: &token,
+                    };
+                    own_script(&mut script, image, template, &values, disk);
+                }
+            }
             Offer::Image
         }
         Act::Local { why } => {
             script.raw("# ").raw(why).end();
-            local(&mut script, who.firmware());
+            local(&mut script, disk);
             Offer::Local
         }
         Act::Menu => {
-            let urls = Urls { base: ctx.base_url, token: &token };
-            menu(&mut script, images, who, carried, urls, ctx.policy);
+            menu(&mut script, images, who, carried, urls, ctx.policy, disk);
             Offer::Menu
         }
         Act::Wait => {
-            wait(&mut script, who, ctx.base_url, "no job yet, waiting for one");
+            machine(&mut script, who);
+            script.raw("echo bootstorm: no job yet, waiting for one\n");
+            poll(&mut script, who, ctx.base_url, ctx.hints.local_boot);
             Offer::Wait
         }
         Act::Pending => {
-            wait(&mut script, who, ctx.base_url, "this machine is new here and waits for approval");
+            machine(&mut script, who);
+            script.raw("echo bootstorm: this machine is new here and waits for approval\n");
+            poll(&mut script, who, ctx.base_url, ctx.hints.local_boot);
             Offer::Pending
         }
         Act::Shell => {
             script.raw("echo bootstorm: type exit to boot from the local disk\nshell ||\n");
-            local(&mut script, who.firmware());
+            local(&mut script, disk);
             Offer::Shell
         }
         Act::Misfit { image, why } => {
             composed.image = Some(image.name.clone());
             script.raw("echo bootstorm: not booting image ").text(&image.name).raw(", ").text(why).end();
-            pause_then_local(&mut script, who.firmware());
+            pause_then_local(&mut script, disk);
             Offer::Misfit
         }
         Act::Unavailable { name, why } => {
             composed.image = Some((*name).to_owned());
             script.raw("echo bootstorm: not booting image ").text(name).raw(", ").raw(why).end();
-            pause_then_local(&mut script, who.firmware());
+            pause_then_local(&mut script, disk);
             Offer::Unavailable
         }
         Act::Denied => {
-            local(&mut script, who.firmware());
+            local(&mut script, Disk { report: None, ..disk });
             Offer::Denied
         }
     };
@@ -433,14 +515,17 @@ struct Urls<'a> {
 }
 
 /// A job's image: three tries, then the disk.
-fn one_image(script: &mut Script<'_>, image: &Image, who: &Identity, job: Option<JobId>, urls: Urls<'_>) {
-    script.raw("echo bootstorm: ").text(&image.title);
-    if let Some(job) = job {
-        script.raw(" (job ").job(job).raw(")");
-    }
-    script.raw("\nset tries x\n:boot\n");
-    let asks_cpu = fit(image, who) == Fit::AskCpu;
-    image::body(script, image, who, job, urls);
+fn one_image(
+    script: &mut Script<'_>,
+    image: &Image,
+    who: &Identity,
+    job: Option<JobId>,
+    urls: Urls<'_>,
+    disk: Disk<'_>,
+) {
+    title(script, image, job);
+    script.raw("set tries x\n:boot\n");
+    let guarded = image::body(script, image, who, job, urls);
     script.raw(
         ":failed\n\
          iseq ${tries} xxx && goto giveup ||\n\
@@ -449,113 +534,54 @@ fn one_image(script: &mut Script<'_>, image: &Image, who: &Identity, job: Option
          sleep 5\n\
          goto boot\n",
     );
-    if asks_cpu {
-        script.raw(":misfit\necho bootstorm: not booting it, it needs a 64-bit processor\n");
+    if guarded {
+        script.raw(":misfit\n").raw(image::MISFIT);
         pause(script);
         script.raw("goto local\n");
     }
     script.raw(":giveup\necho bootstorm: giving up after 3 tries\n");
-    pause_then_local(script, who.firmware());
+    pause_then_local(script, disk);
 }
 
-/// Items beyond this would not be read by anyone, and make a long script.
-const MENU_ITEMS_MAX: usize = 48;
-/// A menu's script ends about here.
-const MENU_BYTES_MAX: usize = 192 * 1024;
-/// `l` and `s` belong to the local disk and the shell.
-const KEYS: [&str; 33] = [
-    "1", "2", "3", "4", "5", "6", "7", "8", "9", "a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "m",
-    "n", "o", "p", "q", "r", "t", "u", "v", "w", "x", "y", "z",
-];
-
-fn menu(
+/// The operator's own lines. They may go to `bootstorm_local`, and fall into it at their end.
+fn own_script(
     script: &mut Script<'_>,
-    images: &dyn Images,
-    who: &Identity,
-    job: Option<JobId>,
-    urls: Urls<'_>,
-    policy: &Policy,
+    image: &Image,
+    template: &Template,
+    values: &Values<'_>,
+    disk: Disk<'_>,
 ) {
-    let mut room = MENU_BYTES_MAX;
-    let mut left_out = 0u64;
-    let mut shown: Vec<&Image> = Vec::new();
-    let bootable = images.list().iter().filter(|image| image.boot.is_some() && image.unbootable.is_none());
-    for image in bootable.filter(|image| !matches!(fit(image, who), Fit::Misfit(_))) {
-        let needed = image::body_len_max(image, urls);
-        if shown.len() < MENU_ITEMS_MAX && needed <= room {
-            room -= needed;
-            shown.push(image);
-        } else {
-            left_out += 1;
-        }
-    }
-    // A default that cannot be had, or that wipes, is no default.
-    let default = match &policy.menu_default {
-        MenuDefault::Local => None,
-        MenuDefault::Image(name) => shown.iter().position(|image| image.name == *name && !image.destructive),
-    };
-    script.raw("set default ");
-    match default {
-        Some(index) => script.raw("i").number(index as u64).end(),
-        None => script.raw("local\n"),
-    };
-    script.raw(":menu\nmenu bootstorm\n");
-    if let Some(mac) = who.mac {
-        script.raw("item --gap Machine ").mac(mac).end();
-    }
-    script.raw("item --key l local Boot from the local disk\n");
-    for (index, image) in shown.iter().enumerate() {
-        script.raw("item ");
-        if let Some(key) = KEYS.get(index).copied() {
-            script.raw("--key ").raw(key).raw(" ");
-        }
-        script.raw("i").number(index as u64).raw(" ");
-        if image.destructive {
-            script.raw("[may wipe the disk] ");
-        }
-        script.text(&image.title).raw(" (").number(image.bytes().div_ceil(1 << 20)).raw(" MiB)\n");
-    }
-    if left_out > 0 {
-        script.raw("item --gap and ").number(left_out).raw(" more on the server\n");
-    }
-    script.raw("item --key s shell iPXE shell\nchoose --default ${default} ");
-    if !policy.menu_timeout.is_zero() {
-        let ms = policy.menu_timeout.as_millis().clamp(1_000, 86_400_000);
-        script.raw("--timeout ").number(ms as u64).raw(" ");
-    }
-    script.raw("chosen || goto local\ngoto ${chosen} || goto menu\n");
-    let mut asks_cpu = false;
-    for (index, image) in shown.iter().enumerate() {
-        script.raw(":i").number(index as u64).end();
-        if image.destructive {
-            script.raw("echo ").raw("This may wipe the disk: ").text(&image.title).end();
-            script.raw("prompt --key y --timeout 30000 Press y to go on || goto menu\n");
-        }
-        asks_cpu |= fit(image, who) == Fit::AskCpu;
-        image::body(script, image, who, job, urls);
-    }
-    debug_assert!(script.len() <= MENU_BYTES_MAX + 16 * 1024);
-    // With the old default the same failure would come round for ever with nobody there to see it.
-    if !shown.is_empty() {
-        script.raw(":failed\necho bootstorm: that broke off or did not start\nset default local\n");
-        pause(script);
-        script.raw("goto menu\n");
-    }
-    if asks_cpu {
-        script
-            .raw(":misfit\necho bootstorm: not booting it, it needs a 64-bit processor\nset default local\n");
-        pause(script);
-        script.raw("goto menu\n");
-    }
-    script.raw(":shell\nshell ||\ngoto menu\n:local\n");
-    local(script, who.firmware());
+    title(script, image, values.job);
+    script.template(template, values).raw(":bootstorm_local\n");
+    local(script, disk);
 }
 
-fn wait(script: &mut Script<'_>, who: &Identity, base_url: &str, why: &'static str) {
+fn title(script: &mut Script<'_>, image: &Image, job: Option<JobId>) {
+    script.raw("echo bootstorm: ").text(&image.title);
+    if let Some(job) = job {
+        script.raw(" (job ").job(job).raw(")");
+    }
+    script.end();
+}
+
+/// The comment that every script carries.
+fn head(script: &mut Script<'_>, job: Option<JobId>) {
+    script.raw("# bootstorm job ");
+    match job {
+        Some(job) => script.job(job).end(),
+        None => script.raw("none\n"),
+    };
+}
+
+fn machine(script: &mut Script<'_>, who: &Identity) {
     if let Some(mac) = who.mac {
         script.raw("echo bootstorm: machine ").mac(mac).end();
     }
-    script.raw("echo bootstorm: ").raw(why).end();
+}
+
+/// Asks again until the answer is another. The only loop without a limit: waiting is what was asked for, somebody
+/// who stands there can leave it, and each answer says anew why.
+fn poll(script: &mut Script<'_>, who: &Identity, base_url: &str, local_boot: u8) {
     // The answer replaces this script and its image is freed, so that waiting all night nests nothing.
     script.raw(
         ":wait\n\
@@ -572,14 +598,13 @@ fn wait(script: &mut Script<'_>, who: &Identity, base_url: &str, why: &'static s
         Some(uuid) => script.uuid(uuid),
         None => script.raw("${uuid}"),
     };
-    script.raw(SETTINGS);
     match who.long_mode {
         Some(true) => _ = script.raw("&longmode=1"),
         Some(false) => _ = script.raw("&longmode=0"),
         None => {}
     }
-    script.raw(" || goto wait\n:local\n");
-    local(script, who.firmware());
+    script.raw(SETTINGS).raw(" || goto wait\n:local\n");
+    local(script, Disk { firmware: who.firmware(), first: local_boot, report: None });
 }
 
 fn pause(script: &mut Script<'_>) {
@@ -587,25 +612,10 @@ fn pause(script: &mut Script<'_>) {
 }
 
 /// Expects that nothing above falls into it by mistake; holds the `local` label.
-fn pause_then_local(script: &mut Script<'_>, firmware: Option<Platform>) {
+fn pause_then_local(script: &mut Script<'_>, disk: Disk<'_>) {
     pause(script);
     script.raw(":local\n");
-    local(script, firmware);
-}
-
-/// The end of every script.
-fn local(script: &mut Script<'_>, firmware: Option<Platform>) {
-    script.raw("echo bootstorm: booting from the local disk\n");
-    match firmware {
-        Some(Platform::Bios) => script.raw("sanboot --no-describe --drive 0x80 ||\n"),
-        Some(Platform::Efi) => {
-            script.raw("# with an error, or UEFI shows its set-up instead of its next entry\n")
-        }
-        Some(Platform::Other) | None => {
-            script.raw("iseq ${platform} pcbios && sanboot --no-describe --drive 0x80 ||\n")
-        }
-    };
-    script.raw("exit 1\n");
+    local(script, disk);
 }
 
 fn unknown_word(unknown: Unknown) -> &'static str {

@@ -44,6 +44,10 @@ fn images() -> ImagesNow {
         unbootable: None,
         warnings: Vec::new(),
         files: Vec::new(),
+        group: None,
+        key: None,
+        template: None,
+        answers: Vec::new(),
     };
     let library: Arc<dyn Images + Send + Sync> = Arc::new(Library(vec![Arc::new(image)]));
     Box::new(move || Arc::clone(&library))

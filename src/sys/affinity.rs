@@ -38,9 +38,51 @@ pub fn raise_open_files() -> u64 {
     if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft }
 }
 
+/// CPU time the calling thread has taken so far, in user space and kernel.
+pub fn thread_cpu_time() -> std::time::Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes one timespec into `time`, which lives across the call.
+    let done = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    match done {
+        0 => std::time::Duration::new(time.tv_sec as u64, time.tv_nsec as u32),
+        _ => std::time::Duration::ZERO,
+    }
+}
+
+/// How long the calling thread has wanted to run while another had its CPU; zero where the kernel does not say.
+pub fn thread_wait_time() -> std::time::Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let nanoseconds = text.split_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap_or(0);
+    std::time::Duration::from_nanos(nanoseconds)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cpu_time_goes_by_with_work_only() {
+        let before = thread_cpu_time();
+        let start = std::time::Instant::now();
+        let mut sum = 0u64;
+        while thread_cpu_time() - before < std::time::Duration::from_millis(5) {
+            sum = std::hint::black_box(sum.wrapping_add(1));
+            assert!(start.elapsed().as_secs() < 20, "no CPU time goes by");
+        }
+        assert!(thread_cpu_time() - before <= start.elapsed() + std::time::Duration::from_millis(1));
+    }
+
+    #[test]
+    fn waiting_for_a_cpu_is_not_running_on_it() {
+        let start = std::time::Instant::now();
+        let (waited, ran) = (thread_wait_time(), thread_cpu_time());
+        while start.elapsed() < std::time::Duration::from_millis(20) {}
+        let both = thread_wait_time() - waited + (thread_cpu_time() - ran);
+        let wall = start.elapsed();
+        // The kernel brings its account up to date at its ticks.
+        assert!(both <= wall + std::time::Duration::from_millis(10), "{both:?} of {wall:?}");
+        assert!(both >= wall / 2, "{both:?} of {wall:?}");
+    }
 
     #[test]
     fn a_thread_pinned_to_an_allowed_cpu_may_use_only_that_one() {

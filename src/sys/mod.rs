@@ -4,9 +4,13 @@
 #![allow(unsafe_code, reason = "this is where it lives; each block names its condition and who upholds it")]
 
 pub mod affinity;
+pub mod firewall;
+pub mod frames;
 pub mod interfaces;
 pub mod mmap;
 pub mod packet;
+pub mod ring;
+pub mod runs;
 pub mod tcp;
 pub mod udp;
 pub mod uring;

@@ -34,6 +34,16 @@ pub fn listen(addr: SocketAddrV4, congestion: Option<&str>) -> Result<std::net::
     Ok(socket.into())
 }
 
+/// Fails like [`listen`] where any other socket listens already, also one that shares its port as ours do among each
+/// other: two servers of one user would else split the machines between them without a word.
+pub fn check_free(addr: SocketAddrV4) -> Result<(), SysError> {
+    let fail = |e| SysError::new(format!("bind tcp {addr}"), e);
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).map_err(fail)?;
+    // Connections of a server that has just ended do not count.
+    socket.set_reuse_address(true).map_err(fail)?;
+    socket.bind(&addr.into()).map_err(fail)
+}
+
 /// The congestion control to ask for on a LAN: `None` keeps the system's. BBR paces with timers, which doubles the
 /// cost of a send on a fast local link, so it is replaced by the first allowed of cubic and reno.
 pub fn lan_congestion() -> Option<&'static str> {

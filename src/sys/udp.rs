@@ -439,6 +439,17 @@ fn put_control(buffer: &mut [u8], level: i32, kind: i32, data: &[u8]) -> usize {
     space as usize
 }
 
+/// The local address that routing would send from towards `to`. Sends nothing.
+///
+/// # Errors
+/// What `connect` says: no route, most of all.
+pub fn source_towards(to: SocketAddrV4) -> io::Result<Ipv4Addr> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
+    socket.connect(&to.into())?;
+    let local = socket.local_addr()?.as_socket_ipv4();
+    Ok(local.map_or(Ipv4Addr::UNSPECIFIED, |local| *local.ip()))
+}
+
 /// True if this kernel takes UDP_SEGMENT (Linux 4.18).
 pub fn has_segmentation() -> bool {
     let Ok(socket) = UdpSocket::bind(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0), &UdpOptions::default())

@@ -133,6 +133,64 @@ pub fn parse_udp_frame(frame: &[u8]) -> Result<UdpDatagram<'_>, FrameError> {
     })
 }
 
+/// The headers of a UDP datagram of which only the beginning was received.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct UdpHead {
+    /// Ethernet source.
+    pub src_mac: MacAddr,
+    /// Ethernet destination.
+    pub dst_mac: MacAddr,
+    /// IPv4 source and UDP source port.
+    pub src: SocketAddrV4,
+    /// IPv4 destination and UDP destination port.
+    pub dst: SocketAddrV4,
+    /// Where the payload begins in the frame.
+    pub payload_offset: usize,
+    /// Bytes of payload on the wire, received or not.
+    pub payload_len: usize,
+}
+
+/// Parses the headers of a frame that may have been cut behind them, as a capture with a short snapshot cuts it.
+/// No checksum is looked at: whoever counts payload without reading it cannot check it either.
+pub fn parse_udp_head(frame: &[u8]) -> Result<UdpHead, FrameError> {
+    let ethernet = frame.first_chunk::<ETHERNET_LEN>().ok_or(FrameError::Truncated)?;
+    let ethertype = u16::from_be_bytes([ethernet[12], ethernet[13]]);
+    if ethertype != ETHERTYPE_IPV4 {
+        return Err(FrameError::NotIpv4(ethertype));
+    }
+    let packet = &frame[ETHERNET_LEN..];
+    let ip = packet.first_chunk::<IPV4_LEN>().ok_or(FrameError::Truncated)?;
+    let header_len = usize::from(ip[0] & 0x0f) * 4;
+    if ip[0] >> 4 != 4 || header_len < IPV4_LEN {
+        return Err(FrameError::BadIpHeader);
+    }
+    if u16::from_be_bytes([ip[6], ip[7]]) & FRAGMENT_BITS != 0 {
+        return Err(FrameError::Fragment);
+    }
+    if ip[9] != PROTOCOL_UDP {
+        return Err(FrameError::NotUdp(ip[9]));
+    }
+    let udp = packet.get(header_len..).and_then(|rest| rest.first_chunk::<UDP_LEN>());
+    let udp = udp.ok_or(FrameError::Truncated)?;
+    let total_len = usize::from(u16::from_be_bytes([ip[2], ip[3]]));
+    let udp_len = u16::from_be_bytes([udp[4], udp[5]]);
+    let payload_len = usize::from(udp_len)
+        .checked_sub(UDP_LEN)
+        .filter(|_| usize::from(udp_len) + header_len <= total_len)
+        .ok_or(FrameError::BadUdpLen(udp_len))?;
+    let port = |at: usize| u16::from_be_bytes([udp[at], udp[at + 1]]);
+    let address = |at: usize| Ipv4Addr::new(ip[at], ip[at + 1], ip[at + 2], ip[at + 3]);
+    let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, ..] = *ethernet;
+    Ok(UdpHead {
+        src_mac: MacAddr([s0, s1, s2, s3, s4, s5]),
+        dst_mac: MacAddr([d0, d1, d2, d3, d4, d5]),
+        src: SocketAddrV4::new(address(12), port(0)),
+        dst: SocketAddrV4::new(address(16), port(2)),
+        payload_offset: ETHERNET_LEN + header_len + UDP_LEN,
+        payload_len,
+    })
+}
+
 /// What stands in the 42 bytes before a payload.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct UdpHeader {
@@ -299,6 +357,36 @@ mod tests {
             let expected = udp.to_header().calc_checksum_ipv4(&ip.to_header(), &payload).unwrap();
             assert_eq!(udp.checksum(), expected, "payload of {}", payload.len());
         }
+    }
+
+    #[test]
+    fn headers_are_read_alike_from_a_whole_and_a_cut_frame() {
+        for payload in payloads() {
+            let frame = foreign_frame(&payload);
+            for cut in [UDP_PAYLOAD_OFFSET, frame.len()] {
+                let head = parse_udp_head(&frame[..cut]).unwrap();
+                assert_eq!((head.src, head.dst), (HEADER.src, HEADER.dst));
+                assert_eq!((head.src_mac, head.dst_mac), (HEADER.src_mac, HEADER.dst_mac));
+                assert_eq!((head.payload_offset, head.payload_len), (UDP_PAYLOAD_OFFSET, payload.len()));
+            }
+            assert_eq!(parse_udp_head(&frame[..UDP_PAYLOAD_OFFSET - 1]), Err(FrameError::Truncated));
+        }
+    }
+
+    #[test]
+    fn headers_that_contradict_each_other_are_refused() {
+        let frame = foreign_frame(b"hello");
+        let changed = |at: usize, value: u8| {
+            let mut frame = frame.clone();
+            frame[at] = value;
+            parse_udp_head(&frame)
+        };
+        assert_eq!(changed(12, 0x86), Err(FrameError::NotIpv4(0x8600)));
+        assert_eq!(changed(14, 0x44), Err(FrameError::BadIpHeader));
+        assert_eq!(changed(20, 0x20), Err(FrameError::Fragment));
+        assert_eq!(changed(23, 6), Err(FrameError::NotUdp(6)));
+        assert_eq!(changed(39, 7), Err(FrameError::BadUdpLen(7)));
+        assert_eq!(changed(39, 14), Err(FrameError::BadUdpLen(14)));
     }
 
     #[test]

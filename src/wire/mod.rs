@@ -7,6 +7,7 @@
 
 pub mod addr;
 pub mod arch;
+pub mod arp;
 pub mod dhcp;
 pub mod frame;
 pub mod http;

@@ -40,6 +40,16 @@ fn the_example_is_a_good_configuration() {
 }
 
 #[test]
+fn a_variable_of_somebody_else_may_hold_any_bytes() {
+    use std::os::unix::ffi::OsStrExt;
+
+    let mut show = Command::new(binary());
+    let (code, text) =
+        outcome(show.args(["config", "show"]).env("SOMEBODYS", std::ffi::OsStr::from_bytes(b"\xff\xfe")));
+    assert_eq!(code, 0, "{text}");
+}
+
+#[test]
 fn a_missing_interface_is_named_with_those_there_are() {
     let net = Net::flat();
     let site = Site::new("nosuch0", "auto", FULL);
@@ -57,6 +67,36 @@ fn a_taken_port_is_named_with_the_way_to_find_its_holder() {
     let (code, text) = outcome(net.server.command(binary()).arg("serve").arg("--config").arg(other.config()));
     assert_eq!(code, 5, "{text}");
     assert!(text.contains("bind udp 0.0.0.0:67") && text.contains("ss -ulnp"), "{text}");
+    server.stop();
+}
+
+#[test]
+fn a_second_server_on_the_same_ports_does_not_start() {
+    let net = Net::flat();
+    let off = "[dhcp]\nmode = \"off\"\n[admin]\nlisten = \"\"\n";
+    let first = Site::new(net.interface, "auto", off);
+    let server = first.serve(&net);
+    for (ports, named) in [
+        ("[tftp]\nlisten = []\n", "bind tcp 0.0.0.0:4433: Address already in use"),
+        ("[http]\nlisten = []\n", "bind udp 0.0.0.0:69: Address already in use"),
+        ("[tftp]\nlisten = []\n[http]\nlisten = [\"10.77.0.1:4433\"]\n", "bind tcp 10.77.0.1:4433"),
+    ] {
+        let second = Site::new(net.interface, "auto", &format!("{off}{ports}"));
+        let mut serve = net.server.command(tool("timeout", "coreutils"));
+        let (code, text) =
+            outcome(serve.arg("20").arg(binary()).arg("serve").arg("--config").arg(second.config()));
+        assert_eq!(code, 5, "{text}");
+        assert!(text.contains(named), "{named}:\n{text}");
+    }
+    server.stop();
+}
+
+#[test]
+fn an_interface_named_twice_is_answered_on_once() {
+    let net = Net::flat();
+    let site = Site::new(&format!("{0}\", \"{0}", net.interface), "auto", FULL);
+    let server = site.serve(&net);
+    assert!(server.ready.ends_with(&format!("interfaces={}", net.interface)), "{}", server.ready);
     server.stop();
 }
 

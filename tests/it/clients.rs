@@ -4,9 +4,9 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use labkit::{run, tool};
+use labkit::{Namespace, run, tool};
 
-use crate::server::{FULL, Net, PROXY, Site};
+use crate::server::{FULL, Net, PROXY, Server, Site};
 
 const GIB: u64 = 1 << 30;
 
@@ -27,7 +27,11 @@ fn pattern(len: usize) -> Vec<u8> {
 }
 
 fn site_with(net: &Net, name: &str, content: impl FnOnce(&Path)) -> Site {
-    let site = Site::new(net.interface, "auto", FULL);
+    site_with_config(net, "", name, content)
+}
+
+fn site_with_config(net: &Net, config: &str, name: &str, content: impl FnOnce(&Path)) -> Site {
+    let site = Site::new(net.interface, "auto", &format!("{config}{FULL}"));
     let folder = site.dir.join("images/data");
     fs::create_dir_all(&folder).expect("a folder");
     content(&folder.join(name));
@@ -93,13 +97,121 @@ fn curl_and_atftp_fetch_by_tftp_with_every_block_size() {
 }
 
 fn atftp(net: &Net, to: &Path, blksize: &str, windowsize: Option<&str>) {
-    let mut command = net.server.command(tool("atftp", "atftp"));
+    atftp_from(&net.server, "10.77.0.1", to, blksize, windowsize);
+}
+
+fn atftp_from(place: &Namespace, server: &str, to: &Path, blksize: &str, windowsize: Option<&str>) {
+    let mut command = place.command(tool("atftp", "atftp"));
     command.args(["--option", &format!("blksize {blksize}")]);
     if let Some(windowsize) = windowsize {
         command.args(["--option", &format!("windowsize {windowsize}")]);
     }
-    command.args(["--get", "--remote-file", "data/file.bin", "--local-file"]).arg(to).arg("10.77.0.1");
+    command.args(["--get", "--remote-file", "data/file.bin", "--local-file"]).arg(to).arg(server);
     run(&mut command);
+}
+
+fn curl_tftp(place: &Namespace, server: &str, to: &Path, blksize: &str) {
+    let mut command = place.command(tool("curl", "curl"));
+    let url = format!("tftp://{server}/images/data/file.bin");
+    run(command.args(["-sS", "-f", "--tftp-blksize", blksize, &url, "-o"]).arg(to));
+}
+
+/// A machine of its own on the server's bridge.
+fn plugged(net: &Net) -> Namespace {
+    let client = Namespace::new();
+    net.server.wire("plug0", &client, "eth0");
+    net.server.ip(&format!("link set plug0 master {}", crate::server::BRIDGE));
+    client.ip("addr add 10.77.0.66/24 dev eth0");
+    client
+}
+
+fn sent(server: &Server<'_>, net: &Net, way: &str) -> u64 {
+    server.metric(net, &format!("bootstorm_tftp_sent_total{{way=\"{way}\"}}"))
+}
+
+#[test]
+fn machines_on_the_link_are_served_by_frames_and_everyone_else_by_sockets() {
+    let content = pattern(3_000_001);
+    for (config, blksize, windowsize, way) in [
+        ("", "512", None, "frame"),
+        ("", "1428", None, "frame"),
+        ("", "1468", Some("4"), "frame"),
+        ("", "1428", Some("16"), "segments"),
+        ("", "8192", None, "datagram"),
+        ("[tftp]\nframes = \"off\"\n", "1428", None, "segments"),
+        ("[tftp]\nsingle_port = true\n", "1428", None, "frame"),
+    ] {
+        let net = Net::flat();
+        let client = plugged(&net);
+        let site =
+            site_with_config(&net, config, "file.bin", |path| fs::write(path, &content).expect("the file"));
+        let server = site.serve(&net);
+        let got = site.dir.join("got");
+        atftp_from(&client, "10.77.0.1", &got, blksize, windowsize);
+        assert!(fs::read(&got).expect("a file") == content, "blksize {blksize}, windowsize {windowsize:?}");
+        let blocks = content.len() as u64 / blksize.parse::<u64>().expect("a number") + 1;
+        assert!(sent(&server, &net, way) >= blocks, "{config:?}, blksize {blksize}: not by {way}");
+        if windowsize.is_none() {
+            let _ = fs::remove_file(&got);
+            curl_tftp(&client, "10.77.0.1", &got, blksize);
+            assert!(fs::read(&got).expect("a file") == content, "curl, blksize {blksize}");
+        }
+        // The server's own programs reach it by loopback, which has no frames.
+        let before = sent(&server, &net, "frame");
+        let _ = fs::remove_file(&got);
+        curl_tftp(&net.server, "10.77.0.1", &got, "1428");
+        assert!(fs::read(&got).expect("a file") == content, "from the server's own host");
+        assert_eq!(sent(&server, &net, "frame"), before);
+        server.stop();
+    }
+}
+
+#[test]
+fn a_second_address_of_an_interface_and_a_routed_machine_are_served_too() {
+    let content = pattern(300_000);
+    let net = Net::flat();
+    let client = plugged(&net);
+    net.server.ip(&format!("addr add 10.78.0.1/24 dev {}", crate::server::BRIDGE));
+    client.ip("addr add 10.78.0.66/24 dev eth0");
+    // Behind the client, which forwards: its packets come in by the bridge, and so does the way back.
+    let behind = Namespace::new();
+    client.wire("down0", &behind, "eth0");
+    client.ip("addr add 10.99.0.1/24 dev down0");
+    behind.ip("addr add 10.99.0.2/24 dev eth0");
+    behind.ip("route add default via 10.99.0.1");
+    run(client.command("sysctl").args(["-qw", "net.ipv4.ip_forward=1"]));
+    net.server.ip("route add 10.99.0.0/24 via 10.77.0.66");
+    let site = site_with(&net, "file.bin", |path| fs::write(path, &content).expect("the file"));
+    let server = site.serve(&net);
+    let got = site.dir.join("got");
+    curl_tftp(&client, "10.78.0.1", &got, "1428");
+    assert!(fs::read(&got).expect("a file") == content, "the second address");
+    assert_eq!(sent(&server, &net, "frame"), 0, "frames serve the first address only");
+    let _ = fs::remove_file(&got);
+    curl_tftp(&behind, "10.77.0.1", &got, "1428");
+    assert!(fs::read(&got).expect("a file") == content, "behind a router");
+    assert!(sent(&server, &net, "frame") > 200, "the way back is the way it came");
+    // Now the way back is another: a frame to the router would end nowhere.
+    let other = Namespace::new();
+    net.server.wire("other0", &other, "eth0");
+    net.server.ip("addr add 10.88.0.1/24 dev other0");
+    other.ip("addr add 10.88.0.2/24 dev eth0");
+    other.wire("back0", &behind, "eth1");
+    other.ip("addr add 10.98.0.1/24 dev back0");
+    behind.ip("addr add 10.98.0.2/24 dev eth1");
+    run(other.command("sysctl").args(["-qw", "net.ipv4.ip_forward=1"]));
+    other.ip("route add 10.99.0.0/24 via 10.98.0.2");
+    net.server.ip("route replace 10.99.0.0/24 via 10.88.0.2");
+    for place in [&behind, &net.server, &other] {
+        run(place.command("sysctl").args(["-qw", "net.ipv4.conf.all.rp_filter=0"]));
+        run(place.command("sysctl").args(["-qw", "net.ipv4.conf.default.rp_filter=0"]));
+    }
+    let before = sent(&server, &net, "frame");
+    let _ = fs::remove_file(&got);
+    curl_tftp(&behind, "10.77.0.1", &got, "1428");
+    assert!(fs::read(&got).expect("a file") == content, "another way back");
+    assert_eq!(sent(&server, &net, "frame"), before, "the sockets know the way");
+    server.stop();
 }
 
 #[test]
@@ -253,4 +365,43 @@ fn an_interface_without_an_address_is_waited_for() {
     let replies = server.metric(&net, "bootstorm_dhcp_replies_total");
     assert_eq!(replies, 2, "one offer and one acknowledgement: nothing is answered twice");
     server.stop();
+}
+
+#[test]
+fn connections_that_say_nothing_lock_nobody_out() {
+    let net = Net::flat();
+    let site = site_with(&net, "x.bin", |path| fs::write(path, pattern(3_000_000)).expect("a file"));
+    // With 700 descriptors there are 188 places for connections.
+    let mut command = net.server.command(tool("prlimit", "util-linux"));
+    command.args(["--nofile=700:700", crate::server::binary(), "serve", "--cores", "1", "--config"]);
+    command.arg(site.config());
+    let mut server = labkit::Process::spawn("bootstorm", &mut command, &site.dir.join("server.log"));
+    server.wait_for("bootstorm ready", crate::server::SOON);
+    let script = r#"
+import socket
+def connect():
+    s = socket.create_connection(("10.77.0.1", 4433), 5)
+    s.settimeout(5)
+    return s
+download = connect()
+download.sendall(b"GET /images/data/x.bin HTTP/1.1\r\nHost: x\r\n\r\n")
+got = len(download.recv(1000))
+silent = []
+for i in range(600):
+    silent.append(connect())
+    if i % 3 == 0: silent[-1].sendall(b"GET /heal")
+for i in range(20):
+    s = connect()
+    s.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert s.recv(12) == b"HTTP/1.1 200", i
+while got < 3000000:
+    piece = download.recv(1 << 20)
+    assert piece, "the download was cut after %d" % got
+    got += len(piece)
+print("served")
+"#;
+    let answer = run(net.server.command(tool("python3", "python3")).arg("-c").arg(script));
+    assert!(answer.contains("served"), "{answer}");
+    server.signal("TERM");
+    assert!(server.wait(crate::server::SOON).success(), "{}", server.output());
 }

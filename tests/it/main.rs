@@ -6,9 +6,11 @@
 
 mod api;
 mod bad_input;
+mod bench;
 mod clients;
 mod demo;
 mod firmware;
 mod interlock;
+mod scripts;
 mod server;
 mod winpe;

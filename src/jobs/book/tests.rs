@@ -38,6 +38,10 @@ fn library() -> Library {
         access: Access::Open,
         boot: Some(BootFiles::Efi { program: "a.efi".into() }),
         unbootable: None,
+        group: None,
+        key: None,
+        template: None,
+        answers: Vec::new(),
         warnings: Vec::new(),
         files: Vec::new(),
     };

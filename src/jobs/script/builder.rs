@@ -7,6 +7,7 @@
 use std::fmt::{self, Write};
 
 use crate::jobs::job::JobId;
+use crate::jobs::template::{Format, Template, Values};
 use crate::jobs::token::{BootId, SignedToken};
 use crate::wire::{MacAddr, Uuid};
 
@@ -73,9 +74,24 @@ impl<'o> Script<'o> {
 
     /// The server's own base URL: what cannot stand in scheme, host, port and path is left out.
     pub(super) fn base(&mut self, base_url: &str) -> &mut Self {
-        let allowed =
-            |c: &char| c.is_ascii_alphanumeric() || matches!(c, ':' | '/' | '.' | '-' | '_' | '[' | ']');
-        self.out.extend(base_url.trim_end_matches('/').chars().filter(allowed).take(ARG_MAX));
+        self.out.extend(base_chars(base_url));
+        self
+    }
+
+    /// The operator's own lines, without the `#!ipxe` in front, their values already made harmless
+    /// ([`Template::render`]). They end where they end: no backslash reaches the line behind.
+    pub(super) fn template(&mut self, template: &Template, values: &Values<'_>) -> &mut Self {
+        let start = self.out.len();
+        template.render(Format::Script, values, self.out);
+        let rendered = self.out.split_off(start);
+        for line in rendered.lines().skip(1) {
+            self.out.push_str(line.trim_end_matches('\r'));
+            self.out.push('\n');
+        }
+        while self.out.ends_with("\\\n") {
+            self.out.truncate(self.out.len() - 2);
+            self.out.push('\n');
+        }
         self
     }
 
@@ -185,8 +201,19 @@ impl<'o> Script<'o> {
     }
 }
 
+fn base_chars(base_url: &str) -> impl Iterator<Item = char> + '_ {
+    let allowed =
+        |c: &char| c.is_ascii_alphanumeric() || matches!(c, ':' | '/' | '.' | '-' | '_' | '[' | ']');
+    base_url.trim_end_matches('/').chars().filter(allowed).take(ARG_MAX)
+}
+
+/// A base URL as scripts carry it: nothing but what can stand in scheme, host, port and path.
+pub(in crate::jobs) fn clean_base(base_url: &str) -> String {
+    base_chars(base_url).collect()
+}
+
 /// Appends one byte of a URL, percent-encoded unless RFC 3986 calls it unreserved.
-pub(super) fn push_encoded(out: &mut String, byte: u8) {
+pub(in crate::jobs) fn push_encoded(out: &mut String, byte: u8) {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
     if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
         out.push(byte as char);

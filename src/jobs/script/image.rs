@@ -34,8 +34,12 @@ impl LastFile<'_> {
     }
 }
 
-/// The last file the script of `image` makes the machine fetch; `None` for what cannot boot.
+/// The last file the script of `image` makes the machine fetch; `None` for what cannot boot, and for a custom script
+/// with variables, of which nobody knows what it fetches: there the script itself is the last that is sure to be.
 pub fn last_file(image: &Image) -> Option<LastFile<'_>> {
+    if image.template.is_some() {
+        return None;
+    }
     Some(match image.boot.as_ref()? {
         BootFiles::Winpe { wim, .. } => LastFile { name: wim, whole: true },
         BootFiles::Linux { kernel, initrds } => {
@@ -103,19 +107,21 @@ pub(super) fn fit(image: &Image, who: &Identity) -> Fit {
     }
 }
 
+/// Said at the label `misfit`.
+pub(super) const MISFIT: &str =
+    "echo bootstorm: not booting it, it is made for another firmware or processor than this machine's\n";
+
 /// The lines from `imgfree` to the boot. What breaks goes to the label `failed`, what ends well to `local`, a
-/// processor that is too small to `misfit`.
+/// machine that turns out to be another than it was taken for to `misfit`; true when that label is needed.
 pub(super) fn body(
     script: &mut Script<'_>,
     image: &Image,
     who: &Identity,
     job: Option<JobId>,
     urls: Urls<'_>,
-) {
-    let Some(boot) = &image.boot else { return };
-    if fit(image, who) == Fit::AskCpu {
-        script.raw("cpuid --ext 29 || goto misfit\n");
-    }
+) -> bool {
+    let Some(boot) = &image.boot else { return false };
+    let guarded = guards(script, image, who);
     // Whatever an earlier try left registered would end up in the initrd, or in WinPE's System32.
     script.raw("imgfree ||\n");
     for warning in image.warnings.iter().take(WARNINGS_MAX) {
@@ -141,6 +147,34 @@ pub(super) fn body(
             url(script, urls, image, name).raw(" || goto failed\ngoto local\n");
         }
     }
+    guarded
+}
+
+/// What iPXE has not said of itself yet, it is asked for where it runs: option 93 is the firmware's claim, and a
+/// chain of loaders can end in another iPXE than it began with.
+fn guards(script: &mut Script<'_>, image: &Image, who: &Identity) -> bool {
+    let asks_cpu = fit(image, who) == Fit::AskCpu;
+    if asks_cpu {
+        script.raw("cpuid --ext 29 || goto misfit\n");
+    }
+    let platform = match image.platform.filter(|_| who.platform.is_none()) {
+        Some(Platform::Bios) => Some("iseq ${platform} pcbios || goto misfit\n"),
+        Some(Platform::Efi) => Some("iseq ${platform} efi || goto misfit\n"),
+        Some(Platform::Other) | None => None,
+    };
+    // On a BIOS the build's width says nothing about the processor's.
+    let build = match image.cpu.filter(|_| who.build_arch.is_none() && who.firmware() == Some(Platform::Efi))
+    {
+        Some(Cpu::X86) => Some("iseq ${buildarch} i386 || goto misfit\n"),
+        Some(Cpu::X64) => Some("iseq ${buildarch} x86_64 || goto misfit\n"),
+        Some(Cpu::Arm32) => Some("iseq ${buildarch} arm32 || goto misfit\n"),
+        Some(Cpu::Arm64) => Some("iseq ${buildarch} arm64 || goto misfit\n"),
+        Some(Cpu::Other) | None => None,
+    };
+    for line in platform.into_iter().chain(build) {
+        script.raw(line);
+    }
+    asks_cpu || platform.is_some() || build.is_some()
 }
 
 /// At least as many bytes as [`body`] writes.

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::menu::MENU_BYTES_MAX;
 use super::*;
 use crate::jobs::book::published::Published;
 use crate::jobs::image::{Access, BootFiles, ImageFile, ImageKind, WimbootAt};
 use crate::jobs::job::{JobSpec, Selector};
-use crate::wire::arch::Cpu;
+use crate::wire::arch::{Cpu, Platform};
 use crate::wire::{Arch, MacAddr};
 
 const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
@@ -47,6 +48,10 @@ fn image(name: &str, kind: ImageKind, boot: BootFiles, files: &[(&str, u64)]) ->
         unbootable: None,
         warnings: Vec::new(),
         files: files.iter().map(|(name, len)| ImageFile { name: (*name).into(), len: *len }).collect(),
+        group: None,
+        key: None,
+        template: None,
+        answers: Vec::new(),
     }
 }
 
@@ -94,6 +99,18 @@ fn own_script() -> Image {
     image("own", ImageKind::Script, BootFiles::Script { script: "own.ipxe".into() }, &[("own.ipxe", 300)])
 }
 
+/// Uses everything a template can: labels of its own, iPXE's settings, both forms of a value.
+const TEMPLATE: &str = "#!ipxe\n# lab of {{image}}\necho {{manufacturer}} {{product}} {{serial}} is ${hostname}\n\
+    iseq {{asset}} wiped && goto bootstorm_local ||\n:again\n\
+    kernel {{files}}/vmlinuz ip=dhcp mac={{mac:dashes}} name={{hostname}} ks={{answers}}/ks.cfg?serial={{serial:url}} \
+    || goto bootstorm_local\ninitrd {{files}}/initrd.img || goto bootstorm_local\nboot || goto bootstorm_local\n";
+
+fn template(text: &str) -> Image {
+    let boot = BootFiles::Script { script: "boot.ipxe.tmpl".into() };
+    let template = script_template(text).unwrap();
+    Image { template: Some(template), ..image("lab", ImageKind::Script, boot, &[("vmlinuz", 9 << 20)]) }
+}
+
 fn library() -> Library {
     Library([linux(), efi(), own_script(), iso(), winpe()].map(Arc::new).into())
 }
@@ -133,10 +150,25 @@ fn script_for(
 
 fn compose_with(book: &Published, library: &Library, who: &Identity, policy: &Policy) -> (String, Composed) {
     let key = TokenKey::new([7; 32]);
-    let ctx = Context { base_url: BASE, boot: BootId(0x4d2), key: &key, now_unix: NOW_UNIX, policy };
     let mut out = String::from("left over from before");
-    let composed = compose(book.load().decide(who), library, who, &ctx, &mut out);
+    let composed =
+        compose(book.load().decide(who), library, who, &context(&key, policy, Hints::default()), &mut out);
     (out, composed)
+}
+
+fn context<'a>(key: &'a TokenKey, policy: &'a Policy, hints: Hints<'a>) -> Context<'a> {
+    Context { base_url: BASE, boot: BootId(0x4d2), key, now_unix: NOW_UNIX, policy, hints }
+}
+
+fn written(write: impl FnOnce(&mut String)) -> String {
+    let mut out = String::from("left over from before");
+    write(&mut out);
+    well_formed(&out);
+    out
+}
+
+fn rejection(who: &Identity, reason: &str) -> String {
+    written(|out| rejected(who, reason, Hints::default(), out))
 }
 
 fn unknown(unknown: Unknown) -> Policy {
@@ -215,6 +247,133 @@ fn local_boot_differs_by_firmware() {
     check("script_local_bios", &local(&bios()));
     check("script_local_uefi", &local(&uefi()));
     check("script_local_unknown", &local(&Identity { mac: Some(MAC), ..Identity::default() }));
+}
+
+#[test]
+fn local_boot_goes_on_with_the_next_way_of_the_list() {
+    let key = TokenKey::new([7; 32]);
+    let book = Published::new();
+    book.add(JobSpec::new(Action::Local, Selector::Mac(MAC)), &library(), now()).unwrap();
+    let policy = Policy::default();
+    let script = |who: &Identity, local_boot| {
+        let mut out = String::new();
+        let hints = Hints { local_boot, ..Hints::default() };
+        compose(book.load().decide(who), &library(), who, &context(&key, &policy, hints), &mut out);
+        well_formed(&out);
+        out
+    };
+    check("script_local_bios_second_way", &script(&bios(), 1));
+    check("script_local_bios_third_way", &script(&bios(), 2));
+    check("script_local_uefi_second_way", &script(&uefi(), 1));
+    check("script_local_uefi_third_way", &script(&uefi(), 2));
+    // After the last one the first comes round again.
+    assert_eq!(script(&uefi(), 3), script(&uefi(), 0));
+    assert_eq!(script(&bios(), 255), script(&bios(), 0));
+    for way in
+        LocalStrategy::list(Some(Platform::Bios)).iter().chain(LocalStrategy::list(Some(Platform::Efi)))
+    {
+        assert_eq!(LocalStrategy::of_word(way.word()), Some(*way));
+    }
+    assert_eq!(LocalStrategy::of_word("x"), None);
+}
+
+#[test]
+fn refusals_say_why() {
+    let wait = Some(Duration::from_secs(40));
+    check("script_queued", &written(|out| queued(&uefi(), BASE, 12, wait, out)));
+    assert!(written(|out| queued(&bios(), BASE, 1, None, out)).contains("number 1 in line\n"));
+    check("script_busy", &written(|out| not_now(&bios(), BASE, out)));
+    check("script_refused", &written(|out| refused(&uefi(), JobId(9), &"it was consumed || shell", out)));
+    let script = rejection(&bios(), "stolen; ask ${password}\nshell");
+    check("script_rejected", &script);
+    assert!(!script.contains("http") && !script.contains("52:54"), "a denial names nothing else");
+    assert!(!rejection(&uefi(), " ").contains("not to be booted"));
+    let second = written(|out| rejected(&bios(), "", Hints { local_boot: 1, ..Hints::default() }, out));
+    assert!(!second.contains("0x80"), "{second}");
+}
+
+#[test]
+fn a_custom_script_with_variables() {
+    let library = Library(vec![Arc::new(template(TEMPLATE))]);
+    let who = Identity { serial: Some("A/1 ${x} || #".into()), product: Some("-Box".into()), ..uefi() };
+    let (script, composed) = for_image("lab", &library, &who);
+    check("script_template", &script);
+    assert_eq!((composed.what, composed.last_file), (Offer::Image, None));
+    assert!(
+        !script_for(None, &library, &who, &Policy::default()).0.contains("lab"),
+        "it is for jobs, not for menus"
+    );
+    // Nothing an operator's last line ends with reaches ours.
+    let library = Library(vec![Arc::new(template("#!ipxe\r\necho {{job}}\r\necho x\\"))]);
+    let script = for_image("lab", &library, &who).0;
+    assert!(
+        script.ends_with(
+            "\necho j1\necho x\n:bootstorm_local\necho bootstorm: booting from the local disk\n\
+        # with an error, or UEFI shows its set-up instead of its next entry\nexit 1\n"
+        ),
+        "{script}"
+    );
+}
+
+#[test]
+fn a_custom_scripts_mistakes_are_named() {
+    for (text, line, word) in [
+        ("echo x", 1, "#!ipxe"),
+        ("", 1, "#!ipxe"),
+        ("#!ipxe\n\necho {{uid}}", 3, "uid"),
+        ("#!ipxe\n :bootstorm_local", 2, "server's own"),
+    ] {
+        let bad = script_template(text).unwrap_err();
+        assert!(bad.line == line && bad.reason.contains(word), "{text:?}: {bad}");
+    }
+}
+
+#[test]
+fn a_menu_with_groups_and_keys() {
+    let mut library = library();
+    let edit = |image: &Arc<Image>, group: Option<&str>, key: Option<char>| {
+        Arc::new(Image { group: group.map(Into::into), key, ..Image::clone(image) })
+    };
+    for (index, (group, key)) in [
+        (Some("Linux"), Some('x')),
+        (Some("Tools"), None),
+        (Some("Tools"), Some('1')),
+        (None, Some('x')),
+        (None, Some('x')),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        library.0[index] = edit(&library.0[index], group, key);
+    }
+    let policy = Policy { menu_default: MenuDefault::Image("debian".into()), ..Policy::default() };
+    let (script, _) = script_for(None, &library, &uefi(), &policy);
+    well_formed(&script);
+    check("script_menu_groups", &script);
+    // More groups than there is room for stay on the first page.
+    let many =
+        |n: usize| Arc::new(Image { name: format!("i{n:02}"), group: Some(format!("g{n:02}")), ..linux() });
+    let (script, _) = script_for(None, &Library((0..40).map(many).collect()), &uefi(), &Policy::default());
+    well_formed(&script);
+    assert_eq!(script.matches("menu bootstorm: ").count(), 16);
+    let no_group = Arc::new(Image { group: Some(" ".into()), key: Some('#'), ..linux() });
+    let (script, _) = script_for(None, &Library(vec![no_group]), &uefi(), &Policy::default());
+    assert!(script.contains("item --key 1 i0 debian"), "{script}");
+    assert_eq!(
+        (menu_key("w"), menu_key("l"), menu_key("0"), menu_key("ab"), menu_key("")),
+        (Some('w'), None, None, None, None)
+    );
+}
+
+#[test]
+fn what_only_option_93_said_is_asked_for_again() {
+    let who = Identity { mac: Some(MAC), arch: Some(Arch::UEFI_X64), ..Identity::default() };
+    check("script_efi_by_option_93", &for_image("memtest", &library(), &who).0);
+    let (script, _) = for_image("winpe-x64", &library(), &who);
+    assert!(script.contains("\niseq ${buildarch} x86_64 || goto misfit\n"), "{script}");
+    well_formed(&script);
+    let (script, _) = for_image("winpe-x64", &library(), &uefi());
+    assert!(!script.contains("buildarch"), "it has said so itself");
 }
 
 #[test]
@@ -353,6 +512,8 @@ fn a_request_without_identity_is_told_from_one_with_an_empty_identity() {
     assert_eq!(Identity::from_query("serial=a+b", true).unwrap().serial.as_deref(), Some("a b"));
     assert_eq!(Identity::from_query("mac=00:00:00:00:00:00", false).unwrap().mac, None);
     assert_eq!(Identity::from_query("arch=0x7", false).unwrap().arch, Some(Arch(7)));
+    let old = Identity::from_query("serial=%FFFFFFC3%FFFFFFBC1&asset=%FF", false).unwrap();
+    assert_eq!((old.serial.as_deref(), old.asset.as_deref()), (Some("\u{fc}1"), Some("\u{fffd}")));
     let long = format!("serial={}", "%41".repeat(5_000));
     assert_eq!(Identity::from_query(&long, false).unwrap().serial.map(|serial| serial.len()), Some(128));
     assert_eq!(Identity::from_query("serial=%4&asset=%zz", false).unwrap().asset.as_deref(), Some("%zz"));
@@ -444,7 +605,7 @@ fn explaining_writes_the_same_script_and_says_why() {
     book.add(JobSpec::new(Action::Image("debian".into()), Selector::Mac(MAC)), &library, now()).unwrap();
     let key = TokenKey::new([7; 32]);
     let policy = Policy::default();
-    let ctx = Context { base_url: BASE, boot: BootId(0x4d2), key: &key, now_unix: NOW_UNIX, policy: &policy };
+    let ctx = context(&key, &policy, Hints::default());
     let explained = compose_explained(&book.load(), &library, &uefi(), &ctx);
     assert_eq!(explained.script, compose_with(&book, &library, &uefi(), &policy).0);
     assert_eq!(explained.chosen, "j2: image debian for mac 52:54:00:12:34:56: chosen (by its MAC)");
@@ -568,7 +729,7 @@ fn skeleton(words: &[String]) -> Vec<String> {
             words.iter().take_while(|word| *word == name || word.starts_with('-')).cloned().collect()
         }
         // The URL is in its place, and what follows is passed on.
-        "kernel" | "initrd" | "chain" | "sanboot" => words
+        "kernel" | "initrd" | "imgfetch" | "chain" | "sanboot" => words
             .iter()
             .take_while(|word| !word.starts_with("http://"))
             .cloned()
@@ -594,9 +755,9 @@ fn well_formed(script: &str) {
         *labels.entry(label).or_insert(0) += 1;
     }
     assert!(labels.values().all(|count| *count == 1), "a label occurs twice: {labels:?}\n{script}");
-    const COMMANDS: [&str; 20] = [
-        "boot", "chain", "choose", "cpuid", "dhcp", "echo", "exit", "goto", "imgfree", "initrd", "iseq",
-        "isset", "item", "kernel", "menu", "prompt", "sanboot", "set", "shell", "sleep",
+    const COMMANDS: [&str; 21] = [
+        "boot", "chain", "choose", "cpuid", "dhcp", "echo", "exit", "goto", "imgfetch", "imgfree", "initrd",
+        "iseq", "isset", "item", "kernel", "menu", "prompt", "sanboot", "set", "shell", "sleep",
     ];
     for command in lines.iter().flat_map(|line| &line.commands) {
         let Some(name) = command.words.first() else { continue };
@@ -609,8 +770,8 @@ fn well_formed(script: &str) {
             );
         }
     }
-    // The last thing a script does is leave for the disk, with the error that UEFI needs.
-    assert!(script.ends_with("exit 1\n"), "{script}");
+    // The last thing a script does is leave for the disk.
+    assert!(script.ends_with("\nexit 1\n") || script.ends_with("\nexit 0\n"), "{script}");
 }
 
 /// Every field a client or an operator fills, one after the other, filled with `value`.
@@ -620,6 +781,7 @@ fn with_hostile(field: usize, value: &str) -> Option<(Library, Identity, Policy)
     let mut disk = iso();
     let mut program = efi();
     let mut script = own_script();
+    let mut lab = template(TEMPLATE);
     let mut who = uefi();
     let mut policy = Policy::default();
     let text = || value.to_owned();
@@ -653,9 +815,20 @@ fn with_hostile(field: usize, value: &str) -> Option<(Library, Identity, Policy)
         20 => policy.menu_default = MenuDefault::Image(text()),
         21 => tux.title = text(),
         22 => who.circuit = Some(value.as_bytes().to_vec()),
+        23 => tux.group = Some(text()),
+        24 => lab.name = text(),
+        25 => lab.title = text(),
+        26 => who.serial = Some(text()),
+        27 => who.asset = Some(text()),
+        28 => who.manufacturer = Some(text()),
+        29 => who.product = Some(text()),
         _ => return None,
     }
-    Some((Library([tux, program, script, disk, pe].map(Arc::new).into()), who, policy))
+    if field == 23 && tux.group.as_deref().is_none_or(|group| group.trim().is_empty()) {
+        // No group at all is another structure, and may be.
+        tux.group = Some("x".into());
+    }
+    Some((Library([tux, program, script, disk, pe, lab].map(Arc::new).into()), who, policy))
 }
 
 /// Every byte inside a word, every punctuation and control byte also alone, in front, behind and as a word of its
@@ -719,7 +892,16 @@ fn hostile_values() -> Vec<String> {
 
 #[test]
 fn no_value_changes_the_structure_of_a_script() {
-    let values = hostile_values();
+    let mut values = hostile_values();
+    values.extend(["a || ${ \\\n".repeat(1_000), "${".repeat(5_000)]);
+    let reasons = |reason: &str| {
+        let refused = written(|out| refused(&bios(), JobId(9), &reason, out));
+        [structure(&rejection(&bios(), reason)), structure(&refused)]
+    };
+    let harmless = reasons("x");
+    for value in values.iter().filter(|value| !value.trim().is_empty()) {
+        assert_eq!(reasons(value), harmless, "{value:?}");
+    }
     let book = Published::new();
     let spec = JobSpec::new(Action::Menu, Selector::Mac(MAC));
     let job = book.add(spec, &Library::default(), now()).unwrap();
@@ -728,6 +910,10 @@ fn no_value_changes_the_structure_of_a_script() {
         let harmless = structure(&scripts_with(field, &job, &machine));
         for value in &values {
             let Some(machine) = with_hostile(field, value) else { break };
+            if field == 18 && value.len() > 1_000 {
+                // A name that is too long for wimboot is left out, and said to be.
+                continue;
+            }
             let script = scripts_with(field, &job, &machine);
             let hostile = structure(&script);
             assert_eq!(
@@ -739,23 +925,65 @@ fn no_value_changes_the_structure_of_a_script() {
     }
 }
 
+/// Texts that would do something if they got through, each ending in another way of reaching the next line.
+const HOSTILE: [&str; 5] = [
+    "-x || shell && exit ; # ${net0/mac} ${${x}} :label\nshell\r\nexit\\",
+    "#\u{b}shell\u{c}shell \\\n:local\nshell",
+    "--name vmlinuz http://10.77.0.1:4433/evil || goto evil",
+    ":failed ; shell ; exit 1 \\\\",
+    "caf\u{e9} \u{2028}shell %0Ashell {{mac}} `\"'$",
+];
+
+/// What real iPXE executes in the lab, beside the script with an "x" in the same place: see `tests/it/scripts.rs`.
+#[test]
+fn hostile_text_in_every_field() {
+    let book = Published::new();
+    let spec = JobSpec::new(Action::Menu, Selector::Mac(MAC));
+    let job = book.add(spec, &Library::default(), now()).unwrap();
+    let mut all = String::new();
+    for field in 0.. {
+        let Some(machine) = with_hostile(field, "x") else { break };
+        let harmless = job_script(field, &job, &machine);
+        let mut seen = vec![harmless.clone()];
+        all.push_str(&format!("=== {field} harmless\n{harmless}"));
+        for (index, value) in HOSTILE.iter().enumerate() {
+            // A name that is longer than wimboot can take would not be in the script at all.
+            let value: String = value.chars().take(if field == 18 { 24 } else { usize::MAX }).collect();
+            let Some(machine) = with_hostile(field, &value) else { break };
+            let script = job_script(field, &job, &machine);
+            if !seen.contains(&script) {
+                all.push_str(&format!("=== {field} hostile {index}\n{script}"));
+                seen.push(script);
+            }
+        }
+    }
+    check("hostile_scripts", &all);
+}
+
+/// The script of a job that has to do with a field: the image's, the menu, or one that waits.
+fn job_script(field: usize, job: &Job, (library, who, policy): &(Library, Identity, Policy)) -> String {
+    let action = match (field, image_of(field)) {
+        (20..=21 | 23, _) => Action::Menu,
+        (_, Some(index)) => Action::Image(library.0[index].name.clone()),
+        (_, None) => Action::Wait,
+    };
+    let key = TokenKey::new([7; 32]);
+    let job = Job { action, ..job.clone() };
+    let mut script = String::new();
+    let ctx = context(&key, policy, Hints::default());
+    write(&plan(Decision::Job(&job), library, who, policy), library, who, &ctx, &mut script);
+    script
+}
+
 /// The scripts that a field can reach, one after the other; each is checked by itself too.
 fn scripts_with(field: usize, job: &Job, (library, who, policy): &(Library, Identity, Policy)) -> String {
-    // The order of `with_hostile`'s library.
-    let image = match field {
-        5 | 8 | 9 | 16..=18 => Some(4),
-        6 | 10..=12 | 21 => Some(0),
-        7 | 14 => Some(1),
-        13 | 19 => Some(3),
-        15 => Some(2),
-        _ => None,
-    };
+    let image = image_of(field);
     let action = match image {
         Some(index) => Action::Image(library.0[index].name.clone()),
         None => Action::Wait,
     };
     let key = TokenKey::new([7; 32]);
-    let ctx = Context { base_url: BASE, boot: BootId(0x4d2), key: &key, now_unix: NOW_UNIX, policy };
+    let ctx = context(&key, policy, Hints::default());
     let job = Job { action, ..job.clone() };
     let mut all = String::new();
     for decision in [Decision::Job(&job), Decision::NoJob] {
@@ -766,6 +994,19 @@ fn scripts_with(field: usize, job: &Job, (library, who, policy): &(Library, Iden
         all.push_str(&script);
     }
     all
+}
+
+/// Which image of `with_hostile`'s library a field belongs to.
+fn image_of(field: usize) -> Option<usize> {
+    match field {
+        5 | 8 | 9 | 16..=18 => Some(4),
+        6 | 10..=12 | 21 | 23 => Some(0),
+        7 | 14 => Some(1),
+        13 | 19 => Some(3),
+        15 => Some(2),
+        24..=29 => Some(5),
+        _ => None,
+    }
 }
 
 /// Whether a value loses words is said on the screen, so those lines come and go. Which image boots at the end of
@@ -780,7 +1021,7 @@ fn without_warnings(
     });
     for (_, words) in kept.iter_mut().flat_map(|(_, commands)| commands) {
         match words.first().map(String::as_str) {
-            Some("initrd") => {
+            Some("initrd") if words[1] == "--name" => {
                 let name = &mut words[2];
                 assert!(
                     name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte)),
@@ -790,6 +1031,10 @@ fn without_warnings(
                 *name = "NAME".into();
             }
             Some("set") if words[1] == "default" => words[2] = "DEFAULT".into(),
+            // A word that is compared stays one word.
+            Some("iseq") => {
+                words.iter_mut().skip(1).filter(|w| !w.contains("${")).for_each(|w| *w = "W".into())
+            }
             _ => {}
         }
     }

@@ -106,12 +106,12 @@ impl Server {
         } else {
             // After a restart nothing is remembered: what the client remembers counts, where that is ours to say.
             let create = intent == Intent::Selecting || authoritative;
-            self.leases.claim(&tenant, ip, create, now + lease)
+            self.leases.claim(&tenant, ip, create, asker.message.xid(), now + lease)
         };
         match claimed {
-            Ok(()) => {
+            Ok(retried) => {
                 let reply = self.lease_reply(asker, &tenant, MessageType::Ack, ip, file.as_ref());
-                let output = send(asker, &reply, false, out)?;
+                let output = send(asker, &reply, retried, out)?;
                 Ok(Verdict::Reply(output, asker.event(DhcpStep::Acked, Some(ip), file.unwrap_or_default())))
             }
             // A client that renews is left to its lease's end: it has the address, whatever we think of it.

@@ -98,7 +98,7 @@ struct Lease {
     at: Instant,
     /// Counts against what strangers may have of the pool.
     stranger: bool,
-    /// xid of the last DISCOVER answered.
+    /// xid of the last DISCOVER or REQUEST answered.
     xid: u32,
 }
 
@@ -337,14 +337,15 @@ impl Leases {
     }
 
     /// Gives an address to the machine that asks for it, until `until`. With `create`, also one that is free but was
-    /// never offered.
+    /// never offered. True when this request, known by its xid, was granted before.
     pub(super) fn claim(
         &mut self,
         tenant: &Tenant,
         ip: Ipv4Addr,
         create: bool,
+        xid: u32,
         until: Instant,
-    ) -> Result<(), Refusal> {
+    ) -> Result<bool, Refusal> {
         let owner = self.owner(tenant);
         let held = self.by_owner.get(&owner).copied();
         let held_lease = held.and_then(|ip| self.by_ip.get(&ip)).copied();
@@ -368,9 +369,9 @@ impl Leases {
                 return Err(Refusal::Kept);
             }
         }
-        let xid = held_lease.map_or(0, |lease| lease.xid);
+        let retried = held_lease.is_some_and(|lease| lease.state == State::Bound && lease.xid == xid);
         self.settle(ip, owner, tenant, State::Bound, until, xid);
-        Ok(())
+        Ok(retried)
     }
 
     /// The address reserved for the machine in this subnet.

@@ -39,6 +39,11 @@ const RESEND_MIN: Duration = Duration::from_millis(250);
 const RESEND_MAX: Duration = Duration::from_secs(4);
 /// Silence after which the client is gone. UEFI retries for 24 s, iPXE for 16 s.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// The same while nothing at all was heard: anybody can ask in another's name, so an answer is sent four times at most
+/// and its place given up soon. Clients repeat a request that was not answered themselves.
+const UNANSWERED_MAX: Duration = Duration::from_secs(10);
+/// A request repeated this soon after an ACK is an old copy that was overtaken, not a client that started again.
+const OVERTAKEN: Duration = Duration::from_secs(1);
 /// A duplicate ACK sooner than this after a send (or than the measured round trip) says nothing new.
 const DUPLICATE_MIN: Duration = Duration::from_millis(20);
 
@@ -92,14 +97,22 @@ pub enum DropReason {
     FutureAck,
     /// An ACK of a block while the OACK is unanswered.
     AckBeforeOack,
+    /// A copy of the request that comes after the ACKs of its answer.
+    OvertakenRequest,
     /// A packet after the end.
     AfterEnd,
 }
 
 impl DropReason {
     /// Every reason.
-    pub const ALL: &[Self] =
-        &[Self::DuplicateAck, Self::StaleAck, Self::FutureAck, Self::AckBeforeOack, Self::AfterEnd];
+    pub const ALL: &[Self] = &[
+        Self::DuplicateAck,
+        Self::StaleAck,
+        Self::FutureAck,
+        Self::AckBeforeOack,
+        Self::OvertakenRequest,
+        Self::AfterEnd,
+    ];
 
     /// The word counters and logs use.
     pub fn word(self) -> &'static str {
@@ -108,6 +121,7 @@ impl DropReason {
             Self::StaleAck => "stale-ack",
             Self::FutureAck => "future-ack",
             Self::AckBeforeOack => "ack-before-oack",
+            Self::OvertakenRequest => "overtaken-request",
             Self::AfterEnd => "after-end",
         }
     }
@@ -315,6 +329,12 @@ impl Transfer {
         self.len / u64::from(self.blksize) + 1
     }
 
+    /// True until the client's first ACK: whoever asked may never have sent the request.
+    pub fn is_unanswered(&self) -> bool {
+        let oack = self.asked != Asked::default() || self.timeout_secs != 0;
+        self.acked == 0 && (self.phase == Phase::Oack || !oack)
+    }
+
     /// The OACK, while it is not acknowledged.
     pub fn oack(&self) -> Option<Options> {
         (self.phase == Phase::Oack).then(|| Options {
@@ -399,9 +419,15 @@ impl Transfer {
     }
 
     /// The same request again, from the same address and port: the same answer, from the beginning.
+    ///
+    /// In a boot storm a client's second copy can still lie in a queue when its first one is answered and acknowledged:
+    /// that copy changes nothing, or the transfer would wait for an ACK 0 that never comes.
     pub fn handle_retried_request(&mut self, now: Instant) -> Verdict {
         if self.phase == Phase::Ended {
             return Verdict::Ignored(DropReason::AfterEnd);
+        }
+        if !self.is_unanswered() && now.saturating_duration_since(self.heard_at) < OVERTAKEN {
+            return Verdict::Ignored(DropReason::OvertakenRequest);
         }
         self.heard_at = now;
         self.acked = 0;
@@ -424,7 +450,7 @@ impl Transfer {
         if self.deadline.is_none_or(|at| at > now) {
             return Verdict::Progress;
         }
-        let patience = SILENCE_MAX.max(Duration::from_secs(u64::from(self.timeout_secs) * 5));
+        let patience = self.patience();
         if now.saturating_duration_since(self.heard_at) >= patience {
             self.phase = Phase::Ended;
             return Verdict::Finished(Outcome::TimedOut);
@@ -492,7 +518,15 @@ impl Transfer {
             0 => Duration::from_millis(self.resend_ms.into()),
             seconds => Duration::from_secs(seconds.into()),
         };
-        self.deadline = Some(now + pause);
+        self.deadline = Some((now + pause).min(self.heard_at + self.patience()));
+    }
+
+    /// The silence after which it is over.
+    fn patience(&self) -> Duration {
+        if self.is_unanswered() {
+            return UNANSWERED_MAX;
+        }
+        SILENCE_MAX.max(Duration::from_secs(u64::from(self.timeout_secs) * 5))
     }
 
     /// A send was answered for the first time: that is a round trip.

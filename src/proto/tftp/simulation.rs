@@ -38,9 +38,16 @@ enum Style {
 
 #[derive(Debug)]
 enum Packet {
-    ToClient { block: u64, len: u16 },
+    /// The request again, since nothing came back.
+    Request,
+    ToClient {
+        block: u64,
+        len: u16,
+    },
     Oack,
-    ToServer { block: u16 },
+    ToServer {
+        block: u16,
+    },
 }
 
 struct Client {
@@ -145,6 +152,9 @@ fn run(seed: u64) -> (Outcome, u64, u64) {
                         return (outcome, client.bytes, len);
                     }
                 }
+                Packet::Request => {
+                    transfer.handle_retried_request(epoch + now);
+                }
                 Packet::Oack if !client.started || client.have == 0 => {
                     client.started = true;
                     client.resend_at = now + Duration::from_secs(4);
@@ -159,6 +169,8 @@ fn run(seed: u64) -> (Outcome, u64, u64) {
                 let have = client.have as u16;
                 client.acked = client.have;
                 network.send(now, || Packet::ToServer { block: have });
+            } else {
+                network.send(now, || Packet::Request);
             }
         } else if let Verdict::Finished(outcome) = transfer.handle_timeout(epoch + now) {
             return (outcome, client.bytes, len);

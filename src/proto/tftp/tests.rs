@@ -246,10 +246,42 @@ fn a_retried_request_gets_the_identical_answer() {
     assert_eq!(transfer.poll_transmit(now + ms(500)), first);
 }
 
-/// Times, relative to the start, at which a silent client is sent something.
-fn schedule(options: Options) -> (Vec<u64>, Outcome) {
+#[test]
+fn a_copy_of_the_request_that_was_overtaken_changes_nothing() {
+    let now = Instant::now();
+    for options in [lockstep(), windowed(4), Options::default()] {
+        let (mut transfer, start) = Transfer::accept(now, &request(options), 100_000, &Limits::default());
+        drain(&mut transfer, now);
+        if start == Start::Oack {
+            transfer.handle_ack(now, 0);
+            drain(&mut transfer, now);
+        }
+        transfer.handle_ack(now, 1);
+        drain(&mut transfer, now);
+        let late = Verdict::Ignored(DropReason::OvertakenRequest);
+        assert_eq!(transfer.handle_retried_request(now + ms(900)), late);
+        assert_eq!(drain(&mut transfer, now + ms(900)), []);
+        let acked = transfer.acked_bytes();
+        assert_eq!(transfer.handle_ack(now + ms(901), 2), Verdict::Progress);
+        assert!(transfer.acked_bytes() > acked, "the transfer goes on where it was");
+        // A machine that was switched off and on again asks from the same port, and was silent before.
+        assert_eq!(transfer.handle_retried_request(now + ms(1901)), Verdict::Progress);
+        let first = if start == Start::Oack { (0, 0) } else { (1, 1) };
+        assert_eq!(drain(&mut transfer, now + ms(1901)), [first]);
+    }
+}
+
+/// Times, relative to the start, at which a client is sent something that falls silent after ACK `last`, or says
+/// nothing at all.
+fn schedule(options: Options, last: Option<u16>) -> (Vec<u64>, Outcome) {
     let start = Instant::now();
     let (mut transfer, _) = Transfer::accept(start, &request(options), 5000, &Limits::default());
+    if let Some(last) = last {
+        for block in 0..=last {
+            drain(&mut transfer, start);
+            transfer.handle_ack(start, block);
+        }
+    }
     let mut times = Vec::new();
     let mut now = start;
     loop {
@@ -265,17 +297,30 @@ fn schedule(options: Options) -> (Vec<u64>, Outcome) {
 
 #[test]
 fn a_silent_client_is_asked_ever_less_often_and_given_up_after_half_a_minute() {
-    let (times, outcome) = schedule(lockstep());
+    let (times, outcome) = schedule(lockstep(), Some(0));
     assert_eq!(times, [0, 1000, 3000, 7000, 11_000, 15_000, 19_000, 23_000, 27_000]);
     assert_eq!(outcome, Outcome::TimedOut);
 }
 
 #[test]
-fn the_timeout_option_is_kept_to_the_second() {
-    let (times, _) = schedule(Options { timeout_secs: Some(3), ..Options::default() });
+fn who_never_acknowledged_anything_gets_the_answer_four_times_at_most() {
+    for options in [Options::default(), lockstep(), windowed(64)] {
+        assert_eq!(schedule(options, None), (vec![0, 1000, 3000, 7000], Outcome::TimedOut));
+    }
+    // The shortest request for a loader, IP and UDP headers included, against all that is sent for it.
+    let request_len = 28 + b"\0\x01ipxe.0\0octet\0".len();
+    assert!(4 * (28 + 4 + usize::from(BLKSIZE_DEFAULT)) < 70 * request_len);
+}
+
+#[test]
+fn the_timeout_option_is_kept_to_the_second_and_holds_no_place_for_strangers() {
+    let timeout = |secs| Options { timeout_secs: Some(secs), ..Options::default() };
+    let (times, _) = schedule(timeout(3), Some(0));
     assert_eq!(times, (0..10).map(|n| n * 3000).collect::<Vec<_>>());
-    let (times, _) = schedule(Options { timeout_secs: Some(60), ..Options::default() });
+    let (times, _) = schedule(timeout(60), Some(0));
     assert_eq!(times, [0, 60_000, 120_000, 180_000, 240_000]);
+    assert_eq!(schedule(timeout(3), None).0, [0, 3000, 6000, 9000]);
+    assert_eq!(schedule(timeout(255), None), (vec![0], Outcome::TimedOut));
 }
 
 #[test]

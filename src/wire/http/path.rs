@@ -34,7 +34,14 @@ pub fn decode_path<'b>(raw: &str, buffer: &'b mut [u8]) -> Result<&'b str, PathE
     let mut bytes = raw.bytes();
     while let Some(byte) = bytes.next() {
         let byte = match byte {
-            b'%' => hex_pair(bytes.next(), bytes.next()).ok_or(PathError::Escape)?,
+            b'%' => {
+                // iPXE of 2019 takes a byte from 128 on for a negative number when it encodes a URL anew: `%FFFFFFC3`.
+                // Bytes FF are in no UTF-8 text, so this cannot have been meant as it stands.
+                if bytes.clone().take(6).eq(*b"FFFFFF") {
+                    bytes.nth(5);
+                }
+                hex_pair(bytes.next(), bytes.next()).ok_or(PathError::Escape)?
+            }
             _ => byte,
         };
         if byte.is_ascii_control() {
@@ -79,6 +86,7 @@ mod tests {
             ("/a/%2f/b", "/a/b"),
             ("/a%2520b", "/a%20b"),
             ("/%C3%BC", "/\u{fc}"),
+            ("/%FFFFFFC3%FFFFFFBC.wim", "/\u{fc}.wim"),
             ("/a+b", "/a+b"),
             ("/a;v=1,2", "/a;v=1,2"),
             ("/...", "/..."),

@@ -9,11 +9,13 @@ mod machine;
 mod media;
 mod net;
 mod process;
+mod web;
 
 pub use machine::{Firmware, Machine, MachineSpec};
 pub use media::{DISK_WORD, INIT_WORD, initramfs, kernel, local_disk};
 pub use net::{BRIDGE, FULL, Net, PROXY};
 pub use process::{Process, run, tool};
+pub use web::{Answer, Asked, WebHost};
 
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -33,6 +33,10 @@ pub struct MachineSpec {
     pub disk: Option<PathBuf>,
     /// Memory, MiB.
     pub memory: u32,
+    /// Brings what a BIOS machine shows on its screen to the serial port, as UEFI does by itself.
+    pub screen_on_serial: bool,
+    /// SMBIOS system texts: QEMU's `-smbios type=1,` and this, commas doubled.
+    pub smbios: String,
 }
 
 impl MachineSpec {
@@ -44,6 +48,8 @@ impl MachineSpec {
             uuid: format!("4c4c4544-0042-3510-8052-b4c04f5642{number:02x}"),
             disk: None,
             memory: if firmware == Firmware::Bios { 512 } else { 1024 },
+            screen_on_serial: false,
+            smbios: String::new(),
         }
     }
 }
@@ -97,6 +103,15 @@ impl Machine {
         command.arg("-m").arg(spec.memory.to_string());
         command.arg("-serial").arg(format!("file:{}", serial.display()));
         command.arg("-uuid").arg(&spec.uuid);
+        if !spec.smbios.is_empty() {
+            command.arg("-smbios").arg(format!("type=1,{}", spec.smbios));
+        }
+        if spec.screen_on_serial {
+            command.args(["-vga", "none"]);
+            if spec.firmware == Firmware::Bios {
+                command.args(["-machine", "pc,graphics=off"]);
+            }
+        }
         command.arg("-netdev").arg(format!("tap,id=n,ifname={tap},script=no,downscript=no"));
         let rom = if spec.firmware == Firmware::Bios { "" } else { ",romfile=" };
         command.arg("-device").arg(format!("virtio-net-pci,netdev=n,mac={},bootindex=1{rom}", spec.mac));

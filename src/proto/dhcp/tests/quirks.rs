@@ -162,6 +162,19 @@ fn a_retried_discover_is_answered_by_broadcast() {
 }
 
 #[test]
+fn a_retried_request_is_answered_by_broadcast() {
+    let mut lab = Lab::new(full());
+    let address = lab.reply(&Client { flags: 0, ..uefi() }.bytes()).1.yiaddr();
+    let deaf = Client { flags: 0, ..request_for(address, US) }.bytes();
+    let (first, ack) = lab.reply(&deaf);
+    assert_eq!(ack.message_type(), Some(MessageType::Ack));
+    assert!(matches!(first.to, To::Link { .. }));
+    lab.now += Duration::from_secs(4);
+    let (second, ack) = lab.reply(&deaf);
+    assert_eq!((second.to, ack.yiaddr()), (To::Broadcast, address));
+}
+
+#[test]
 fn no_machine_id_is_invented() {
     let mut lab = Lab::new(proxy());
     let client = CLIENT.with(code::VENDOR_CLASS, UEFI).with(code::CLIENT_ARCHITECTURE, &[0, 7]);
