@@ -6,11 +6,16 @@
 //! doing anything: against it, a load shows its own ceiling.
 #![forbid(unsafe_code)]
 
+pub mod compare;
 pub mod dhcp;
 mod fetch;
 mod hosts;
 pub mod http;
+pub mod impair;
+pub mod model;
 pub mod null;
+pub mod relay;
+pub mod report;
 pub mod result;
 pub mod storm;
 pub mod tftp;

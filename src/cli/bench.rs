@@ -8,10 +8,13 @@ use std::time::Duration;
 use clap::{Subcommand, ValueEnum};
 use serde_json::json;
 
-use super::{Done, Exit, Failure, output};
+use super::bench_compare::BadNetwork;
+use super::{Done, Exit, Failure, bench_compare, output};
 use crate::bench::dhcp::{DhcpLoad, Mode};
 use crate::bench::http::{HttpLoad, Work};
+use crate::bench::impair::Impairment;
 use crate::bench::null::{NullFrames, NullHttp, answer_frames, answer_http};
+use crate::bench::relay::Relay;
 use crate::bench::result::Point;
 use crate::bench::storm::StormLoad;
 use crate::bench::tftp::{Check, TftpLoad};
@@ -65,6 +68,25 @@ pub enum BenchVerb {
                       ever be booted from: never on a network with machines on it."
     )]
     Null(NullArgs),
+    /// The same work on this program and on the servers installed here (root; stays in namespaces of its own)
+    #[command(
+        after_help = "Example: sudo bootstorm bench compare --quick --work http,tftp --json now.json --html now.html"
+    )]
+    Compare(Box<super::bench_compare::Compare>),
+    /// Reckon how long N machines take to boot over a link
+    #[command(
+        after_help = "Example: bootstorm bench model --nic 10G --clients 1000 --image 500MiB --rtt 1ms"
+    )]
+    Model(super::bench_compare::Model),
+    /// Join two interfaces by a wire with delay and loss (root)
+    #[command(after_help = "Example: sudo bootstorm bench wire veth1 veth2 --rtt 5ms --loss 0.5%")]
+    Wire(super::bench_compare::Wire),
+    /// One load for one server, as `compare` hands it to a process of its own
+    #[command(hide = true, after_help = "Example: bootstorm bench compare --quick")]
+    One {
+        /// The load, as JSON
+        load: String,
+    },
 }
 
 /// What every load takes.
@@ -117,6 +139,9 @@ pub struct TftpArgs {
     /// First simulated host's address [default: the last ones of the interface's network]
     #[arg(long, value_name = "ADDR", requires = "interface")]
     pub from: Option<Ipv4Addr>,
+    /// What is put in between.
+    #[command(flatten)]
+    pub bad: BadNetwork,
     /// How long each point is measured
     #[arg(long, value_name = "TIME", default_value = "3s", value_parser = time)]
     pub time: Duration,
@@ -140,6 +165,9 @@ pub struct HttpArgs {
     /// Ranges at random offsets instead of one after the other
     #[arg(long)]
     pub random: bool,
+    /// What is put in between.
+    #[command(flatten)]
+    pub bad: BadNetwork,
     /// Connections at once
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,16")]
     pub connections: Vec<u32>,
@@ -345,11 +373,22 @@ pub(super) fn run(verb: &BenchVerb) -> Done {
         BenchVerb::Dhcp(args) => run_dhcp(args),
         BenchVerb::Storm(args) => run_storm(args),
         BenchVerb::Null(args) => run_null(args),
+        BenchVerb::Compare(args) => bench_compare::compare(args),
+        BenchVerb::Model(args) => bench_compare::model(args),
+        BenchVerb::Wire(args) => bench_compare::wire(args),
+        BenchVerb::One { load } => bench_compare::one(load),
     }
 }
 
 fn run_tftp(args: &TftpArgs) -> Done {
     one_host(*args.server.ip(), &args.common)?;
+    if args.interface.is_some() && !args.bad.impairment().is_none() {
+        return Err(usage(
+            "--rtt and the like are a relay for ordinary sockets: leave --interface out, or put `bench wire` in between",
+        ));
+    }
+    let relay = relay(&args.bad, |impairment| Relay::tftp(args.server, impairment))?;
+    let server = relay.as_ref().map_or(args.server, Relay::addr);
     let check = match &args.verify {
         None => None,
         Some(path) => {
@@ -367,7 +406,7 @@ fn run_tftp(args: &TftpArgs) -> Done {
         for &blksize in &args.blksize {
             for &windowsize in &args.windowsize {
                 let load = TftpLoad {
-                    server: args.server,
+                    server,
                     file: args.file.clone(),
                     blksize,
                     windowsize,
@@ -378,15 +417,41 @@ fn run_tftp(args: &TftpArgs) -> Done {
                     check,
                     way: way.clone(),
                 };
-                jobs.push(Box::new(move || tftp::run(&load)));
+                jobs.push(Box::new(move || tftp::run(&load).map(|point| noted(point, &args.bad))));
             }
         }
     }
     measure(&args.common, &jobs)
 }
 
+/// A relay for the loads to go through, unless nothing is to be wrong with the network.
+fn relay(
+    bad: &BadNetwork,
+    start: impl FnOnce(Impairment) -> std::io::Result<Relay>,
+) -> Result<Option<Relay>, Failure> {
+    let impairment = bad.impairment();
+    if impairment.is_none() {
+        return Ok(None);
+    }
+    start(impairment).map(Some).map_err(|error| match error.kind() {
+        std::io::ErrorKind::InvalidInput => usage(error.to_string()),
+        _ => Failure::new(Exit::Runtime, format!("start the relay: {error}")),
+    })
+}
+
+/// A point says what it was measured through.
+fn noted(mut point: Point, bad: &BadNetwork) -> Point {
+    let impairment = bad.impairment();
+    if !impairment.is_none() {
+        point.settings.insert("network".into(), impairment.to_string());
+    }
+    point
+}
+
 fn run_http(args: &HttpArgs) -> Done {
     one_host(*args.server.ip(), &args.common)?;
+    let relay = relay(&args.bad, |impairment| Relay::tcp(args.server, impairment))?;
+    let server = relay.as_ref().map_or(args.server, Relay::addr);
     let mut jobs: Vec<Job<'_>> = Vec::new();
     for &connections in &args.connections {
         for text in &args.range_size {
@@ -396,14 +461,14 @@ fn run_http(args: &HttpArgs) -> Done {
                 len => Work::Ranges { path, len, random: args.random },
             };
             let load = HttpLoad {
-                server: args.server,
+                server,
                 work,
                 connections,
                 close: args.close,
                 time: args.time,
                 requests_max: None,
             };
-            jobs.push(Box::new(move || http::run(&load)));
+            jobs.push(Box::new(move || http::run(&load).map(|point| noted(point, &args.bad))));
         }
     }
     measure(&args.common, &jobs)

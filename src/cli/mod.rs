@@ -4,6 +4,7 @@
 mod args;
 mod audit;
 mod bench;
+mod bench_compare;
 mod config;
 mod demo;
 mod explain;

@@ -119,6 +119,8 @@ struct Connection {
     /// The peer has said it sends no more.
     ended: bool,
     readable: bool,
+    /// The peer has closed its side, or the connection is broken: there is an end to be read, whatever else there is.
+    closing: bool,
     writable: bool,
     /// On the list of connections with something to do.
     listed: bool,
@@ -224,7 +226,8 @@ impl HttpSide {
     /// Readiness of one connection.
     pub(super) fn event(&mut self, key: Key, event: &Event) {
         let Some(connection) = self.connections.get_mut(key) else { return };
-        connection.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
+        connection.closing |= event.is_read_closed() || event.is_error();
+        connection.readable |= event.is_readable() || connection.closing;
         connection.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
         self.list(key);
     }
@@ -289,6 +292,7 @@ impl HttpSide {
                 keep_alive: true,
                 ended: false,
                 readable: true,
+                closing: false,
                 writable: true,
                 listed: false,
                 doomed: false,
@@ -518,8 +522,15 @@ impl HttpSide {
                     self.close(key, None, turn);
                     return false;
                 }
-                Ok(_) if first => connection.deadline = turn.now + HEAD_PATIENCE,
-                Ok(_) => {}
+                Ok(taken) => {
+                    if first {
+                        connection.deadline = turn.now + HEAD_PATIENCE;
+                    }
+                    // Less than there was room for: that was all there is, and what comes will be told.
+                    if taken < READ_LEN && !connection.closing {
+                        connection.readable = false;
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     connection.readable = false;
                     if input.is_empty() {

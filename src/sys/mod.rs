@@ -11,6 +11,7 @@ pub mod mmap;
 pub mod packet;
 pub mod ring;
 pub mod runs;
+pub mod tap;
 pub mod tcp;
 pub mod udp;
 pub mod uring;

@@ -8,6 +8,7 @@ mod api;
 mod bad_input;
 mod bench;
 mod clients;
+mod compare;
 mod demo;
 mod firmware;
 mod interlock;

@@ -1,0 +1,634 @@
+//! The same work on this program and on the servers that are installed: each alone in a network namespace and a control
+//! group of its own on one CPU, the load on another, in rounds in which the servers take turns.
+//!
+//! Needs root. All of it is taken down when [`run`] returns, fails or panics; a killed comparison leaves empty control
+//! groups and a folder in /tmp, which the next one removes.
+
+mod cgroup;
+mod contender;
+mod place;
+mod work;
+
+use std::fmt;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant, SystemTime};
+
+use cgroup::{Group, Hierarchy};
+use contender::{Contender, IMAGE, Kind, LOADER, LOADER_LEN, NULL, Site};
+use place::{Folder, LoadFailure, Namespace, Process, inside, interrupted, run_load};
+pub use work::{Exchange, Load, What, Work};
+
+use super::impair::{Impairment, duration_text, share_text};
+use super::report::{Conditions, FORMAT, Missing, OURS, Report, Sample, Trial, median};
+use super::result::Point;
+use crate::sys::affinity::{allowed_cpus, pin_to};
+
+/// At both ends.
+const CONGESTION_CONTROL: &str = "reno";
+/// How long a server may take to run, or to answer.
+const SOON: Duration = Duration::from_secs(20);
+/// What a load may take beyond its time, to set up and to end.
+const LOAD_PATIENCE: Duration = Duration::from_secs(15);
+/// How long the probe of a server that does not answer yet is run, and how long until the next.
+const PROBE_MS: u64 = 60;
+const PROBE_PAUSE: Duration = Duration::from_millis(50);
+/// A server that fell over is started again so often.
+const RESTARTS_MAX: u32 = 8;
+/// What machines of a storm load, about a small Linux's.
+const KERNEL_LEN: u64 = 8 << 20;
+const INITRD_LEN: u64 = 24 << 20;
+/// The impaired wire's addresses.
+const WAN_SERVER: std::net::Ipv4Addr = std::net::Ipv4Addr::new(10, 250, 0, 1);
+const WAN_CLIENT: &str = "10.250.0.2";
+/// Between the first simulated hosts of two loads over it: more than one load has.
+const WAN_HOSTS_STEP: u32 = 32;
+/// What the bridge's process prints once it passes frames.
+pub const BRIDGE_READY: &str = "the wire is up";
+
+/// What is to be compared.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Which works.
+    pub works: Vec<Work>,
+    /// Fewer settings of each.
+    pub quick: bool,
+    /// Interleaved rounds.
+    pub rounds: u32,
+    /// Of one load.
+    pub time: Duration,
+    /// Names of peers; empty: all that are installed.
+    pub peers: Vec<String>,
+    /// Bytes of the large file.
+    pub image_bytes: u64,
+    /// Round trips and losses of the impaired wire; every pair is measured.
+    pub rtts: Vec<Duration>,
+    /// See `rtts`.
+    pub losses: Vec<f64>,
+    /// What else is wrong with it, and the seed of everything.
+    pub impairment: Impairment,
+}
+
+/// Why a comparison gave nothing.
+#[derive(Debug)]
+pub struct CompareError {
+    message: String,
+    kind: ErrorKind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum ErrorKind {
+    Failed,
+    Permission,
+    Interrupted,
+}
+
+impl CompareError {
+    fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), kind: ErrorKind::Failed }
+    }
+
+    fn permission(message: impl Into<String>) -> Self {
+        Self { message: message.into(), kind: ErrorKind::Permission }
+    }
+
+    fn interrupted() -> Self {
+        Self { message: "interrupted; everything was taken down".into(), kind: ErrorKind::Interrupted }
+    }
+
+    /// True when a privilege is missing.
+    pub fn is_permission(&self) -> bool {
+        self.kind == ErrorKind::Permission
+    }
+}
+
+impl fmt::Display for CompareError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for CompareError {}
+
+/// Names `--peers` knows.
+pub fn peer_names() -> Vec<&'static str> {
+    let mut names: Vec<&str> = Kind::ALL.into_iter().filter_map(Kind::peer).collect();
+    names.dedup();
+    names
+}
+
+/// Runs the comparison. `say` is told what is being done; `stop` ends it early, with an error and nothing left behind.
+///
+/// # Errors
+/// When not run by root, when this machine lacks what namespaces and control groups need, when this program's own server
+/// does not start, or when interrupted. A peer's failure is a row.
+pub fn run(plan: &Plan, stop: &AtomicBool, say: &mut dyn FnMut(&str)) -> Result<Report, CompareError> {
+    if fs::metadata("/proc/self").map_or(true, |me| me.uid() != 0) {
+        return Err(CompareError::permission(
+            "bench compare makes network namespaces and control groups: run it as root",
+        ));
+    }
+    for (program, package) in [
+        ("ip", "iproute2"),
+        ("nsenter", "util-linux"),
+        ("unshare", "util-linux"),
+        ("setpriv", "util-linux"),
+        ("taskset", "util-linux"),
+    ] {
+        if place::find_programs(program).is_empty() {
+            let advice = format!("{program} is missing: apt-get install --no-install-recommends {package}");
+            return Err(CompareError::new(advice));
+        }
+    }
+    let began = Instant::now();
+    let load_average = load_average();
+    let cpus = allowed_cpus();
+    let (server_cpu, load_cpu) = (cpus[0], *cpus.get(1).unwrap_or(&cpus[0]));
+    pin_to(load_cpu).map_err(|error| CompareError::new(format!("pin to CPU {load_cpu}: {error}")))?;
+    let hierarchy = Hierarchy::find()?;
+    hierarchy.sweep();
+    let folder = Folder::new()?;
+    say("making the files");
+    make_files(&folder, plan.image_bytes)?;
+    let client = Namespace::new()?;
+    let program =
+        std::env::current_exe().map_err(|error| CompareError::new(format!("find this program: {error}")))?;
+    let site = Site {
+        folder: &folder,
+        client: &client,
+        hierarchy: &hierarchy,
+        cpu: server_cpu,
+        stop,
+        program: &program,
+    };
+    let load_group = hierarchy.group("load")?;
+    let mut bench = Bench {
+        plan,
+        site,
+        load_cpu,
+        load_group,
+        contenders: Vec::new(),
+        missing: Vec::new(),
+        started: 0,
+        notes: Vec::new(),
+    };
+    let mut report = Report {
+        format: FORMAT,
+        title: format!(
+            "{OURS} beside {}",
+            if plan.peers.is_empty() { "its peers".into() } else { plan.peers.join(", ") }
+        ),
+        ..Report::default()
+    };
+
+    let cases = work::cases(&plan.works, plan.quick);
+    for (number, case) in (1..).zip(&cases) {
+        let (work, settings, clients) = case.what.describe();
+        let trial = Trial { work: work.into(), settings, clients, servers: Vec::new() };
+        say(&format!("{number}/{}: {work}, {:?}, {clients} at once", cases.len(), trial.settings));
+        report.rows.extend(bench.trial(case, trial)?.rows());
+    }
+    if plan.works.contains(&Work::Dhcp) {
+        for (factor, share) in work::OVERLOADS {
+            say(&format!("overload: {factor} times what a throttled server can do"));
+            report.rows.extend(bench.overload(factor, share)?);
+        }
+    }
+    report.rows.sort_by_key(|row| Work::ALL.into_iter().position(|work| work.word() == row.work));
+    if plan.works.contains(&Work::Network) {
+        report.rows.extend(bench.network(say)?);
+    }
+    report.servers = bench.servers();
+    report.missing = bench.missing;
+    report.notes = bench.notes;
+    report.notes.extend(notes(plan, server_cpu == load_cpu));
+    report.conditions = Conditions {
+        date: utc(SystemTime::now()),
+        kernel: nix::sys::utsname::uname()
+            .map(|name| name.release().to_string_lossy().into_owned())
+            .unwrap_or_default(),
+        processor: processor(),
+        server_cpu: server_cpu as u32,
+        load_cpu: load_cpu as u32,
+        congestion_control: CONGESTION_CONTROL.into(),
+        link: "a veth pair between two network namespaces, MTU 1500".into(),
+        rounds: plan.rounds,
+        round_seconds: plan.time.as_secs_f64(),
+        seed: plan.impairment.seed,
+        program: format!(
+            "{OURS} {}{}",
+            env!("CARGO_PKG_VERSION"),
+            if cfg!(debug_assertions) { ", built for debugging" } else { "" }
+        ),
+        load_average,
+        seconds: began.elapsed().as_secs_f64(),
+    };
+    Ok(report)
+}
+
+/// What every reader has to know.
+fn notes(plan: &Plan, one_cpu: bool) -> Vec<String> {
+    let mut notes = vec![
+        "veth and loopback copy what a network card would not: zero-copy senders show nothing here, and a card's driver \
+         and interrupts cost nothing. Ratios and CPU costs say more than throughput."
+            .to_owned(),
+        "Server CPU is what the server's control group used, ended children and the kernel's work in its context \
+         included; the kernel's receive work for UDP is charged to whoever sends, for all servers alike."
+            .to_owned(),
+    ];
+    if plan.works.contains(&Work::Network) {
+        notes.push(
+            "The impaired wire is a process on the load's CPU: beyond some 100 000 packets a second it is the limit."
+                .to_owned(),
+        );
+    }
+    if cfg!(debug_assertions) {
+        notes.push(format!("This {OURS} was built for debugging: its figures say nothing about its speed."));
+    }
+    if one_cpu {
+        notes.push("There is one CPU for server and load: throughput says nothing here.".to_owned());
+    }
+    notes
+}
+
+struct Bench<'a> {
+    plan: &'a Plan,
+    site: Site<'a>,
+    load_cpu: usize,
+    /// Of the load and the impaired wire, for their share of the CPU.
+    load_group: Group,
+    contenders: Vec<Contender>,
+    missing: Vec<Missing>,
+    /// Servers started so far: the next one's number.
+    started: u8,
+    notes: Vec<String>,
+}
+
+impl Bench<'_> {
+    /// One work on everybody who can do it.
+    fn trial(&mut self, case: &work::Case, mut trial: Trial) -> Result<Trial, CompareError> {
+        let mut able = Vec::new();
+        for kind in case.kinds.iter().copied() {
+            if self.wants(kind) && self.ready(kind, &case.what)? {
+                able.push(kind);
+                trial.servers.push((kind.name().into(), Vec::new()));
+            }
+        }
+        for round in 0..self.plan.rounds.min(case.what.rounds_max()) as usize {
+            // Whoever begins finds the caches as the last one left them: everybody begins in turn.
+            for place in 0..able.len() {
+                let index = (place + round) % able.len();
+                let sample = self.sample(able[index], &case.what, self.plan.time)?;
+                trial.servers[index].1.push(sample);
+            }
+        }
+        // What comes near the load's own ceiling says as much about the load.
+        let null = trial.servers.iter().find(|(name, _)| name == NULL);
+        let ceiling = null.and_then(|(_, samples)| {
+            median(&samples.iter().flatten().map(|sample| sample.point.units_per_s()).collect::<Vec<_>>())
+        });
+        for sample in trial.servers.iter_mut().filter(|(name, _)| name != NULL).flat_map(|(_, s)| s).flatten()
+        {
+            sample.point.judge_load(ceiling);
+        }
+        Ok(trial)
+    }
+
+    /// A server left with `share` of its CPU is offered `factor` times what it then can do.
+    fn overload(&mut self, factor: u32, share: f64) -> Result<Vec<super::report::Row>, CompareError> {
+        let (work, mut settings, clients) = work::OVERLOAD.describe();
+        settings.insert("offered".into(), format!("{factor} x its peak"));
+        let mut trial = Trial { work: work.into(), settings, clients, servers: Vec::new() };
+        let mut shares = Vec::new();
+        for kind in work::OVERLOADED.iter().copied() {
+            if !self.wants(kind) || !self.ready(kind, &work::OVERLOAD)? {
+                continue;
+            }
+            let (mut samples, mut of_peak) = (Vec::new(), Vec::new());
+            for _ in 0..self.plan.rounds {
+                self.limit(kind, Some(share))?;
+                let peak = self.sample(kind, &work::OVERLOAD, self.plan.time)?;
+                let rate = peak.as_ref().map_or(0.0, |peak| peak.point.units_per_s()) * f64::from(factor);
+                let sample = match peak {
+                    Ok(_) if rate >= 1.0 => {
+                        self.sample(kind, &work::OVERLOAD.offered(rate as u32), self.plan.time)?
+                    }
+                    Ok(_) => Err("throttled, it did nothing".into()),
+                    Err(why) => Err(why),
+                };
+                self.limit(kind, None)?;
+                of_peak
+                    .extend(sample.as_ref().ok().map(|s| s.point.units_per_s() * f64::from(factor) / rate));
+                samples.push(sample);
+            }
+            trial.servers.push((kind.name().into(), samples));
+            shares.push(median(&of_peak));
+        }
+        let mut rows = trial.rows();
+        for (row, share) in rows.iter_mut().zip(shares) {
+            row.of_peak = share;
+        }
+        Ok(rows)
+    }
+
+    fn limit(&self, kind: Kind, share: Option<f64>) -> Result<(), CompareError> {
+        let contender = self.contenders.iter().find(|contender| contender.kind == kind);
+        contender.map_or(Ok(()), |contender| contender.group.limit(share))
+    }
+
+    fn wants(&self, kind: Kind) -> bool {
+        self.plan.peers.is_empty() || kind.peer().is_none_or(|peer| self.plan.peers.iter().any(|p| p == peer))
+    }
+
+    /// True once the server runs and answers; false when it is missing, which is noted.
+    fn ready(&mut self, kind: Kind, what: &What) -> Result<bool, CompareError> {
+        if self.missing.iter().any(|missing| missing.server == kind.name()) {
+            return Ok(false);
+        }
+        if let Some(missing) = kind.missing() {
+            self.missing.push(missing);
+            return Ok(false);
+        }
+        if self.contenders.iter().all(|contender| contender.kind != kind)
+            && let Err(error) = self.start(kind)
+        {
+            interrupted(self.site.stop)?;
+            if kind.peer().is_none() {
+                return Err(error);
+            }
+            self.missing.push(Missing {
+                server: kind.name().into(),
+                why: error.message,
+                ..Missing::default()
+            });
+            return Ok(false);
+        }
+        // One client, as often as it takes: dhcpd and Kea need a second until they answer.
+        let began = Instant::now();
+        let probe = what.with_clients(1);
+        let mut last = String::new();
+        loop {
+            if self.contenders.iter().all(|contender| contender.kind != kind) {
+                self.missing.push(Missing { server: kind.name().into(), why: last, ..Missing::default() });
+                return Ok(false);
+            }
+            let why = match self.sample(kind, &probe, Duration::from_millis(PROBE_MS))? {
+                Ok(sample) if sample.point.bytes + sample.point.units > 0 => return Ok(true),
+                Ok(sample) => format!("no answer: {:?}", sample.point.failure_reasons),
+                Err(why) => why,
+            };
+            if began.elapsed() > SOON {
+                if kind.peer().is_none() {
+                    return Err(CompareError::new(format!("{OURS} does not answer: {why}")));
+                }
+                self.missing.push(Missing { server: kind.name().into(), why, ..Missing::default() });
+                return Ok(false);
+            }
+            last = why;
+            std::thread::sleep(PROBE_PAUSE);
+        }
+    }
+
+    fn start(&mut self, kind: Kind) -> Result<(), CompareError> {
+        self.started += 1;
+        let contender = Contender::start(kind, self.started, &self.site)?;
+        self.contenders.push(contender);
+        Ok(())
+    }
+
+    /// One load on one server; the inner error is that server's or that load's.
+    fn sample(
+        &mut self,
+        kind: Kind,
+        what: &What,
+        time: Duration,
+    ) -> Result<Result<Sample, String>, CompareError> {
+        let Some(index) = self.contenders.iter().position(|contender| contender.kind == kind) else {
+            return Ok(Err("it does not run".into()));
+        };
+        let contender = &self.contenders[index];
+        // Addresses of simulated clients fill the kernel's table, which all namespaces share.
+        contender.namespace.ip("neigh flush all")?;
+        let addr = if what.is_http() { contender.addr } else { contender.frames_addr };
+        let interface = contender.interface.clone();
+        let load = Load {
+            server: addr,
+            interface,
+            from: None,
+            time_ms: time.as_millis() as u64,
+            what: what.clone(),
+        };
+        let sample = self.load(&contender.group, &load)?;
+        let Some(why) = self.contenders[index].process.why_ended() else { return Ok(sample) };
+        self.contenders.remove(index);
+        if u32::from(self.started) >= RESTARTS_MAX + Kind::ALL.len() as u32 {
+            return Ok(Err(format!("{why}; it was started again often enough")));
+        }
+        match self.start(kind) {
+            Ok(()) => Ok(Err(why)),
+            Err(error) => Ok(Err(format!("{why}; started again: {error}"))),
+        }
+    }
+
+    fn load(&self, group: &Group, load: &Load) -> Result<Result<Sample, String>, CompareError> {
+        let text = serde_json::to_string(load).map_err(|error| CompareError::new(error.to_string()))?;
+        let mut program = Command::new(self.site.program);
+        program.args(["bench", "one", &text]);
+        let mut command = inside(self.site.client, self.load_cpu, &self.load_group, &program);
+        let before = group.used()?;
+        let output = run_load(&mut command, load.patience() + LOAD_PATIENCE, self.site.stop);
+        let cpu_seconds = group.used()?.saturating_sub(before).as_secs_f64();
+        match output {
+            Ok(text) => Ok(match serde_json::from_str::<Point>(&text) {
+                Ok(point) => Ok(Sample { point, cpu_seconds }),
+                Err(error) => Err(format!("the load's answer makes no sense: {error}")),
+            }),
+            Err(LoadFailure::Interrupted) => Err(CompareError::interrupted()),
+            Err(LoadFailure::Failed(why)) => Ok(Err(why)),
+        }
+    }
+
+    /// This program over a wire with every pair of round trip and loss.
+    fn network(&mut self, say: &mut dyn FnMut(&str)) -> Result<Vec<super::report::Row>, CompareError> {
+        let loads = work::network_loads(self.plan.quick);
+        if !self.ready(Kind::Ours, &loads[0])? {
+            return Ok(Vec::new());
+        }
+        let Some(ours) = self.contenders.iter().find(|contender| contender.kind == Kind::Ours) else {
+            return Ok(Vec::new());
+        };
+        let middle = Namespace::new()?;
+        for (end, inside, addr) in [
+            (&ours.namespace, "wan0", WAN_SERVER.to_string()),
+            (self.site.client, "wan1", WAN_CLIENT.to_owned()),
+        ] {
+            end.wire("wan", &middle, inside)?;
+            end.ip(&format!("addr add {addr}/16 dev wan"))?;
+            // One frame is one packet, or the wire would lose 64 KiB at a time.
+            end.ip("link set wan gso_max_segs 1")?;
+        }
+        let rounds = self.plan.rounds.min(if self.plan.quick { 1 } else { 3 });
+        let (mut rows, mut hosts) = (Vec::new(), 0);
+        for loss in self.plan.losses.iter().copied() {
+            for rtt in self.plan.rtts.iter().copied() {
+                let mut impairment = Impairment { rtt, loss, ..self.plan.impairment };
+                say(&format!("the impaired wire: {impairment}"));
+                let mut trials: Vec<Trial> = loads.iter().map(network_trial).collect();
+                for round in 0..rounds {
+                    impairment.seed = self.plan.impairment.seed + u64::from(round);
+                    for (what, trial) in loads.iter().zip(&mut trials) {
+                        // A new wire for each load, so that each meets the same chances.
+                        let mut bridge = Command::new(self.site.program);
+                        bridge.args(["bench", "wire", "wan0", "wan1"]).args(impairment.flags());
+                        let output = self.site.folder.join("wire");
+                        let mut wire = Process::start(
+                            "the wire",
+                            &middle,
+                            self.load_cpu,
+                            &self.load_group,
+                            &bridge,
+                            &output,
+                        )?;
+                        wire.wait_for(BRIDGE_READY, SOON, self.site.stop)?;
+                        // Long enough for a lost packet's timeout to be a part and not the whole.
+                        let time = if loss > 0.0 { self.plan.time * 3 } else { self.plan.time };
+                        // New addresses for each, or what the last one left on its way would meet it.
+                        hosts += WAN_HOSTS_STEP;
+                        let load = Load {
+                            server: WAN_SERVER,
+                            interface: "wan".into(),
+                            from: Some((u32::from(WAN_SERVER) + hosts).into()),
+                            time_ms: time.as_millis() as u64,
+                            what: what.clone(),
+                        };
+                        let sample = self.load(&ours.group, &load)?;
+                        trial.servers[0].1.push(sample);
+                    }
+                }
+                for trial in &mut trials {
+                    trial.settings.insert("rtt".into(), duration_text(rtt));
+                    trial.settings.insert("loss".into(), share_text(loss));
+                    if let Some(rate) = impairment.rate {
+                        trial.settings.insert("rate".into(), super::impair::rate_text(rate));
+                    }
+                    if impairment.reorder > 0.0 {
+                        trial.settings.insert("reorder".into(), share_text(impairment.reorder));
+                    }
+                    rows.extend(trial.rows());
+                }
+            }
+        }
+        Ok(rows)
+    }
+
+    /// Everybody who took part, once.
+    fn servers(&self) -> Vec<super::report::Server> {
+        let mut servers: Vec<super::report::Server> = Vec::new();
+        for contender in &self.contenders {
+            if servers.iter().all(|server| server.name != contender.server.name) {
+                servers.push(contender.server.clone());
+            }
+        }
+        servers
+    }
+}
+
+fn network_trial(what: &What) -> Trial {
+    let (work, settings, clients) = what.describe();
+    Trial { work: work.into(), settings, clients, servers: vec![(OURS.into(), Vec::new())] }
+}
+
+/// What is served: bytes that no sender can make shorter, and loaders to be offered.
+fn make_files(folder: &Folder, image_bytes: u64) -> Result<(), CompareError> {
+    let failed = |path: &std::path::Path, error: std::io::Error| {
+        CompareError::new(format!("{}: {error}", path.display()))
+    };
+    let images = folder.join("images");
+    for dir in [images.join("data"), images.join("tiny"), folder.join("loaders")] {
+        fs::create_dir_all(&dir).map_err(|error| failed(&dir, error))?;
+    }
+    let block: Vec<u8> = (0..1 << 20u32).map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let files: [(PathBuf, u64); 7] = [
+        (images.join(IMAGE), image_bytes),
+        (images.join(LOADER), LOADER_LEN),
+        (folder.join("loaders/snponly.efi"), 1 << 20),
+        (folder.join("loaders/undionly.kpxe"), 1 << 17),
+        (images.join("loader.efi"), 1 << 20),
+        (images.join("tiny/initrd.gz"), INITRD_LEN),
+        (images.join("tiny/vmlinuz"), KERNEL_LEN),
+    ];
+    for (path, len) in files {
+        let mut file = fs::File::create(&path).map_err(|error| failed(&path, error))?;
+        let mut left = len as usize;
+        while left > 0 {
+            let part = left.min(block.len());
+            file.write_all(&block[..part]).map_err(|error| failed(&path, error))?;
+            left -= part;
+        }
+    }
+    // By these words a server takes them for what they stand for (linux Documentation/arch/x86/boot.rst; RFC 1952).
+    for (name, offset, magic) in [
+        ("tiny/vmlinuz", 0x1fe, &b"\x55\xaa\xeb\x66HdrS\x0f\x02"[..]),
+        ("tiny/initrd.gz", 0, b"\x1f\x8b\x08"),
+    ] {
+        let path = images.join(name);
+        let file = fs::File::options().write(true).open(&path).map_err(|error| failed(&path, error))?;
+        std::os::unix::fs::FileExt::write_all_at(&file, magic, offset)
+            .map_err(|error| failed(&path, error))?;
+    }
+    Ok(())
+}
+
+/// Of the last minute.
+fn load_average() -> f64 {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or_default()
+}
+
+/// The processor's name.
+fn processor() -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = text
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1))
+        .unwrap_or("unknown");
+    let count = text.lines().filter(|line| line.starts_with("processor")).count();
+    format!("{name}, {count} CPUs")
+}
+
+/// `2026-11-28 11:30:00 UTC`.
+fn utc(time: SystemTime) -> String {
+    let text = httpdate::fmt_http_date(time);
+    // `Sat, 28 Nov 2026 11:30:00 GMT` holds all of it.
+    let words: Vec<&str> = text.split(' ').collect();
+    let months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    match words.as_slice() {
+        [_, day, month, year, clock, _] => {
+            let month = months.iter().position(|name| name == month).unwrap_or(0) + 1;
+            format!("{year}-{month:02}-{day} {clock} UTC")
+        }
+        _ => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_sort_as_they_are_written() {
+        assert_eq!(
+            utc(SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_865_400)),
+            "2026-11-28 11:30:00 UTC"
+        );
+    }
+
+    #[test]
+    fn every_peer_can_be_named() {
+        assert_eq!(peer_names(), ["nginx", "dnsmasq", "tftpd-hpa", "atftpd", "kea"]);
+    }
+}

@@ -1,0 +1,191 @@
+use super::*;
+
+fn point(work: &str, megabytes: u64, seconds: f64) -> Point {
+    Point {
+        work: work.into(),
+        seconds,
+        bytes: megabytes * 1_000_000,
+        units: megabytes * 700,
+        unit: "blocks".into(),
+        latency: Some(Latency { p50: 100, p90: 200, p99: 1500, max: 25_000 }),
+        ..Point::default()
+    }
+}
+
+fn sample(megabytes: u64, cpu_seconds: f64) -> Result<Sample, String> {
+    Ok(Sample { point: point("tftp", megabytes, 1.0), cpu_seconds })
+}
+
+fn trial() -> Trial {
+    Trial {
+        work: "tftp".into(),
+        settings: [("blksize", "1428"), ("windowsize", "16")].map(|(k, v)| (k.into(), v.into())).into(),
+        clients: 64,
+        servers: vec![
+            (OURS.into(), vec![sample(200, 0.2), sample(300, 0.3), sample(400, 0.4)]),
+            ("dnsmasq".into(), vec![sample(100, 0.4), sample(100, 0.4), Err("it fell over".into())]),
+        ],
+    }
+}
+
+pub(super) fn report() -> Report {
+    let mut rows = trial().rows();
+    let more = rows.clone().into_iter().map(|row| Row { clients: 1, value: row.value / 30.0, ..row });
+    rows.extend(more.collect::<Vec<_>>());
+    for (rtt, loss, value) in
+        [("1ms", "0%", 90.0), ("5ms", "0%", 18.0), ("1ms", "0.5%", 9.0), ("5ms", "0.5%", 3.0)]
+    {
+        for work in ["tftp", "http"] {
+            let mut row = Row {
+                work: work.into(),
+                value,
+                clients: 1,
+                server: OURS.into(),
+                unit: "MB/s".into(),
+                ..Row::default()
+            };
+            row.settings.extend([("rtt".into(), rtt.into()), ("loss".into(), loss.into())]);
+            rows.push(row);
+        }
+    }
+    Report {
+        format: FORMAT,
+        title: "A comparison".into(),
+        servers: vec![Server { name: OURS.into(), version: "0.1".into(), settings: "defaults".into() }],
+        missing: vec![Missing { server: "atftpd".into(), package: "atftpd".into(), why: String::new() }],
+        rows,
+        notes: vec!["veth is not a network card".into()],
+        ..Report::default()
+    }
+}
+
+#[test]
+fn ratios_are_taken_within_a_round_and_then_their_median() {
+    let rows = trial().rows();
+    assert_eq!(rows[0].server, OURS);
+    assert_eq!((rows[0].value, rows[0].value_spread, rows[0].ratio), (300.0, [200.0, 400.0], Some(1.0)));
+    assert_eq!((rows[1].value, rows[1].rounds), (100.0, 2));
+    // 200/100 and 300/100; the third round has no partner.
+    assert_eq!((rows[1].ratio, rows[1].spread), (Some(2.5), Some([2.0, 3.0])));
+    assert_eq!(rows[1].error.as_deref(), Some("it fell over"));
+    let gib = 1e8 / f64::from(1 << 30);
+    assert!((rows[1].cpu.unwrap() - 0.4 / gib).abs() < 1e-9);
+    assert!((rows[1].cpu_ratio.unwrap() - 0.25).abs() < 1e-9, "a quarter of the cost per byte");
+    assert_eq!((rows[0].unit.as_str(), rows[0].cpu_unit.as_str()), ("MB/s", "GiB"));
+}
+
+#[test]
+fn exchanges_are_counted_by_the_million() {
+    let point = Point {
+        work: "dhcp".into(),
+        units: 50_000,
+        unit: "exchanges".into(),
+        seconds: 0.5,
+        ..Point::default()
+    };
+    let trial = Trial {
+        work: "dhcp".into(),
+        servers: vec![(OURS.into(), vec![Ok(Sample { point, cpu_seconds: 0.25 })])],
+        ..Trial::default()
+    };
+    let row = &trial.rows()[0];
+    assert_eq!((row.value, row.unit.as_str()), (100_000.0, "exchanges/s"));
+    assert_eq!((row.cpu, row.cpu_unit.as_str()), (Some(5.0), "million exchanges"));
+}
+
+#[test]
+fn a_server_that_gave_nothing_has_a_row_that_says_why() {
+    let trial = Trial {
+        work: "tftp".into(),
+        servers: vec![(OURS.into(), vec![sample(1, 0.1)]), ("atftpd".into(), vec![Err("refused".into())])],
+        ..Trial::default()
+    };
+    let rows = trial.rows();
+    assert_eq!((rows[1].rounds, rows[1].ratio, rows[1].error.as_deref()), (0, None, Some("refused")));
+    let text = text(&Report { rows, ..Report::default() }, None);
+    assert!(text.contains("atftpd") && text.contains("no figure: refused"), "{text}");
+}
+
+#[test]
+fn a_report_survives_json_and_its_rows_have_the_promised_keys() {
+    let report = report();
+    let json = serde_json::to_value(&report).unwrap();
+    for key in ["work", "server", "value", "unit", "cpu", "ratio", "spread"] {
+        assert!(json["rows"][1].get(key).is_some_and(|value| !value.is_null()), "{key}");
+    }
+    assert_eq!(serde_json::from_value::<Report>(json).unwrap(), report);
+}
+
+#[test]
+fn the_table_fits_a_terminal_and_names_what_is_missing() {
+    let text = text(&report(), None);
+    assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+    assert!(text.contains("apt-get install --no-install-recommends atftpd"));
+    assert!(text.contains("2.50 [2.00..3.00]"));
+    assert!(text.contains("in one round: it fell over"));
+}
+
+#[test]
+fn an_earlier_run_is_compared_row_by_row() {
+    let now = report();
+    let mut then = now.clone();
+    for row in &mut then.rows {
+        row.value /= 1.1;
+        row.ratio = row.ratio.map(|ratio| ratio * 1.3);
+    }
+    let change = Report::change(&now.rows[1], &then).unwrap();
+    assert!((change.value - 1.1).abs() < 1e-9 && (change.ratio.unwrap() - 1.0 / 1.3).abs() < 1e-9);
+    let agreement = now.agreement(&then).unwrap();
+    assert_eq!((agreement.ratios, agreement.within), (2, 0), "only peers' ratios count");
+    assert!((agreement.median - 1.3).abs() < 1e-9);
+    assert!(text(&now, Some(&then)).contains("since then: value +10 %"));
+    assert!(page(&now, Some(&then)).contains("Since then"));
+    assert_eq!(now.agreement(&Report::default()), None);
+}
+
+#[test]
+fn the_page_needs_nothing_from_elsewhere_and_says_its_charts_in_words() {
+    let page = page(&report(), None);
+    for word in ["<script", "http://", "https://", "@import", "url(", "src="] {
+        assert!(!page.contains(word), "{word}");
+    }
+    let charts = page.matches("<svg ").count();
+    assert!(charts >= 6, "{charts}");
+    assert_eq!(page.matches("role=\"img\"").count(), charts);
+    assert_eq!(page.matches("<desc id=").count(), charts);
+    for open in ["<section>", "<figure>", "<table", "<svg "] {
+        let close = format!("</{}", open.trim_start_matches('<').trim_end_matches(['>', ' ']));
+        assert_eq!(page.matches(open).count(), page.matches(&close).count(), "{open}");
+    }
+    let mut ids: Vec<&str> = page.split(" id=\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+    let all = ids.len();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), all, "no id is used twice");
+    assert!(page.contains("prefers-color-scheme: dark") && page.contains("@media print"));
+}
+
+#[test]
+fn what_servers_and_loads_say_cannot_become_markup() {
+    let mut report = report();
+    report.rows[0].server = "<img onerror=x>".into();
+    report.rows[1].error = Some("</table><script>".into());
+    report.servers[0].version = "<b>".into();
+    report.title = "</title><script>".into();
+    let page = page(&report, None);
+    assert!(!page.contains("<script>") && !page.contains("<img ") && !page.contains("<b>"));
+}
+
+#[test]
+fn figures_have_three_digits_and_no_exponent() {
+    for (value, expected) in
+        [(0.0, "0"), (0.0123, "0.0123"), (0.136, "0.136"), (1.234, "1.23"), (14.61, "14.6"), (5672.4, "5672")]
+    {
+        assert_eq!(figure(value), expected);
+    }
+    assert_eq!(figure(1_234_567.0), "1\u{202f}234\u{202f}567");
+    assert_eq!(
+        (micros(850), micros(12_345), micros(1_500_000)),
+        ("850 µs".into(), "12.3 ms".into(), "1.50 s".into())
+    );
+}

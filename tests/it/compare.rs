@@ -1,0 +1,149 @@
+//! `bench compare` with whatever peers are installed, and `bench model`.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use labkit::{Process, TempDir};
+use serde_json::Value;
+
+use crate::server::{SOON, binary};
+
+/// Nothing of a comparison with this process id is left on the machine.
+fn assert_nothing_is_left(pid: u32) {
+    let mine = format!("bootstorm-compare-{pid}");
+    let mounts = fs::read_to_string("/proc/self/mounts").expect("mounts");
+    let places =
+        mounts.lines().filter(|line| line.contains(" cgroup")).filter_map(|line| line.split(' ').nth(1));
+    for place in places.map(str::to_owned).chain([std::env::temp_dir().display().to_string()]) {
+        let left: Vec<String> = fs::read_dir(&place)
+            .map(|entries| {
+                entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+            })
+            .unwrap_or_default();
+        assert!(left.iter().all(|name| !name.starts_with(&mine)), "{place}: {left:?}");
+    }
+}
+
+#[test]
+fn a_quick_comparison_gives_rows_ratios_and_a_page_and_leaves_nothing_behind() {
+    let dir = TempDir::new("compare");
+    let (json, html) = (dir.join("report.json"), dir.join("report.html"));
+    let child = Command::new(binary())
+        .args([
+            "bench", "compare", "--quick", "--work", "tftp", "--rounds", "1", "--time", "150ms", "--size",
+            "16MiB",
+        ])
+        .arg("--json")
+        .arg(&json)
+        .arg("--html")
+        .arg(&html)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("bootstorm runs");
+    let pid = child.id();
+    let output = child.wait_with_output().expect("it ends");
+    let said =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{said}");
+    assert_nothing_is_left(pid);
+
+    let report: Value = serde_json::from_str(&fs::read_to_string(&json).expect("the report")).expect("JSON");
+    assert_eq!(report["conditions"]["congestion_control"], "reno");
+    let rows = report["rows"].as_array().expect("rows");
+    let of = |server: &str| rows.iter().filter(|row| row["server"] == server).collect::<Vec<_>>();
+    let ours = of("bootstorm");
+    assert_eq!(ours.len(), 6, "{said}");
+    for row in &ours {
+        assert!(
+            row["value"].as_f64().expect("a value") > 0.0 && row["cpu"].as_f64().expect("CPU") > 0.0,
+            "{row}"
+        );
+        assert_eq!((row["unit"].as_str(), row["ratio"].as_f64()), (Some("MB/s"), Some(1.0)), "{row}");
+    }
+    // Everybody else is a row for each work it knows, or named with what to install.
+    let missing = report["missing"].as_array().expect("missing");
+    for (peer, works) in [("dnsmasq", 3), ("tftpd-hpa", 3), ("atftpd", 6)] {
+        let named = missing.iter().filter(|missing| missing["server"] == peer).count();
+        assert!(of(peer).len() == works || named == 1, "{peer}: {said}");
+    }
+    for row in of("dnsmasq") {
+        assert!(row["spread"].as_array().is_some_and(|spread| spread.len() == 2), "{row}");
+    }
+    assert!(fs::read_to_string(&html).expect("the page").ends_with("</html>\n"));
+
+    // The same report is an earlier one to itself, and feeds the model.
+    let words =
+        ["bench", "model", "--nic", "10G", "--clients", "100", "--image", "500MiB", "--json", "--from"];
+    let output = Command::new(binary()).args(words).arg(&json).output().expect("bootstorm runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let model: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let answers = model["answers"].as_array().expect("answers");
+    assert!(
+        answers.iter().any(|answer| answer["protocol"] == "tftp" && answer["sharing"].as_f64() > Some(1.0))
+    );
+}
+
+#[test]
+fn an_interrupted_comparison_takes_everything_down() {
+    let dir = TempDir::new("compare");
+    let mut command = Command::new(binary());
+    command.args([
+        "bench", "compare", "--work", "tftp", "--rounds", "50", "--size", "16MiB", "--peers", "dnsmasq",
+    ]);
+    let mut process = Process::spawn("bench compare", &mut command, &dir.join("output"));
+    process.wait_for("1/", SOON);
+    process.signal("INT");
+    let status = process.wait(SOON);
+    assert_eq!(status.code(), Some(5), "{}", process.output());
+    assert!(process.output().contains("interrupted"), "{}", process.output());
+    assert_nothing_is_left(process.pid());
+}
+
+#[test]
+fn a_comparison_without_root_says_what_is_missing() {
+    let dir = TempDir::new("compare");
+    fs::set_permissions(&dir.0, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .expect("a folder for anyone");
+    let program = dir.join("bootstorm");
+    fs::copy(binary(), &program).expect("the program can be copied");
+    let output = Command::new(labkit::tool("setpriv", "util-linux"))
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(&program)
+        .args(["bench", "compare", "--quick"])
+        .output()
+        .expect("bootstorm runs");
+    assert_eq!(output.status.code(), Some(4));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("run it as root"));
+}
+
+#[test]
+fn reports_that_cannot_be_read_or_written_are_refused_before_anything_is_measured() {
+    let dir = TempDir::new("compare");
+    fs::write(dir.join("other.json"), "{}").expect("a file");
+    let compare = |flag: &str, path: &Path| {
+        Command::new(binary())
+            .args(["bench", "compare", "--quick", flag])
+            .arg(path)
+            .output()
+            .expect("bootstorm runs")
+    };
+    for (flag, path, code) in [
+        ("--against", dir.join("other.json"), 1),
+        ("--against", dir.join("none.json"), 1),
+        ("--json", dir.join("no/x"), 5),
+    ] {
+        let output = compare(flag, &path);
+        assert_eq!(output.status.code(), Some(code), "{flag}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    for words in [
+        &["bench", "compare", "--work", "pigeon"][..],
+        &["bench", "compare", "--peers", "iis"],
+        &["bench", "compare", "--rounds", "0"],
+        &["bench", "model", "--nic", "10G", "--clients", "0", "--image", "1MiB"],
+    ] {
+        let output = Command::new(binary()).args(words).output().expect("bootstorm runs");
+        assert_eq!(output.status.code(), Some(2), "{words:?}");
+    }
+}
