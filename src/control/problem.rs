@@ -91,7 +91,9 @@ impl IntoResponse for Problem {
 impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
         let status = match refusal {
-            Refusal::NotFound { .. } | Refusal::NoMachine { .. } => StatusCode::NOT_FOUND,
+            Refusal::NotFound { .. } | Refusal::NoClaim { .. } | Refusal::NoMachine { .. } => {
+                StatusCode::NOT_FOUND
+            }
             Refusal::HasJob { .. }
             | Refusal::Ended { .. }
             | Refusal::NotEnded { .. }
@@ -101,7 +103,15 @@ impl From<Refusal> for Problem {
             Refusal::Stale { .. } => StatusCode::PRECONDITION_FAILED,
             Refusal::TooMany | Refusal::TooManyMachines => StatusCode::INSUFFICIENT_STORAGE,
             Refusal::StoreUnavailable { .. } | Refusal::Busy => StatusCode::SERVICE_UNAVAILABLE,
-            _ => StatusCode::UNPROCESSABLE_ENTITY,
+            Refusal::UnknownImage { .. }
+            | Refusal::CannotBoot { .. }
+            | Refusal::DestructiveAlways { .. }
+            | Refusal::DestructiveRule { .. }
+            | Refusal::Sequence { .. }
+            | Refusal::NotIdentifying { .. }
+            | Refusal::SharedIdent { .. }
+            | Refusal::RuleOnce
+            | Refusal::NoAttempts => StatusCode::UNPROCESSABLE_ENTITY,
         };
         let problem = Self::new(status, refusal.code(), refusal.to_string());
         if status == StatusCode::SERVICE_UNAVAILABLE { problem.retry_after(2) } else { problem }

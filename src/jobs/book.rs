@@ -98,6 +98,11 @@ pub enum Refusal {
         /// The number asked for.
         id: JobId,
     },
+    /// No such claim.
+    NoClaim {
+        /// The number asked for.
+        id: ClaimId,
+    },
     /// The job is over.
     Ended {
         /// The job.
@@ -173,6 +178,7 @@ impl Refusal {
             Self::RuleOnce => "rule-needs-always",
             Self::NoAttempts => "no-attempts",
             Self::NotFound { .. } => "job-not-found",
+            Self::NoClaim { .. } => "claim-not-found",
             Self::Ended { .. } => "job-ended",
             Self::NotEnded { .. } => "job-not-ended",
             Self::NotRunning { .. } => "job-not-running",
@@ -227,6 +233,9 @@ impl fmt::Display for Refusal {
             Self::NoAttempts => f.write_str("a job with 0 attempts never starts; use --attempts 1 or more"),
             Self::NotFound { id } => {
                 write!(f, "there is no job {id}; `bootstorm job list` shows the ones there are")
+            }
+            Self::NoClaim { id } => {
+                write!(f, "there is no claim {id}")
             }
             Self::Ended { id, stage } => {
                 write!(f, "job {id} has ended already ({stage}); `bootstorm job rearm {id}` starts it again")
@@ -739,9 +748,9 @@ impl Book {
     ///
     /// # Errors
     ///
-    /// [`Refusal::NotFound`] when there is no such claim.
+    /// [`Refusal::NoClaim`].
     pub fn forget_claim(&mut self, id: ClaimId, by: &str) -> Result<(), Refusal> {
-        let claim = self.claims.get(&id).cloned().ok_or(Refusal::NotFound { id: JobId(0) })?;
+        let claim = self.claims.get(&id).cloned().ok_or(Refusal::NoClaim { id })?;
         self.change_claim(id, None);
         self.say(
             true,
@@ -793,7 +802,11 @@ impl Book {
         {
             return Passage::Before;
         }
-        if !job.is_live() {
+        // A rule that expires takes no further machine; one that is in the middle of its boot goes on.
+        let under_way =
+            by_boot.as_ref().is_some_and(|claim| claim.job == job.id && claim.stage == Stage::Fetching);
+        let open = job.is_live() || job.stage == Stage::Expired && under_way;
+        if !open {
             return Passage::Denied(Denial::Over(job.stage));
         }
         if line.boot < job.floor {

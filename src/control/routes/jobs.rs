@@ -418,8 +418,7 @@ pub(super) async fn forget_claim(
         .ok_or_else(|| Problem::bad("not-a-claim-id", format!("{claim:?} is no claim id such as c3")))?;
     let of_job = admin.look(move |book, _| book.claims(id).any(|other| other.id == claim)).await?;
     if !of_job {
-        let detail = format!("job {id} has no claim {claim}; `bootstorm job show {id}` lists those it has");
-        return Err(Problem::new(StatusCode::NOT_FOUND, "claim-not-found", detail));
+        return Err(Refusal::NoClaim { id: claim }.into());
     }
     admin.order(Order::ForgetClaim(claim), &by).await?;
     Ok(StatusCode::NO_CONTENT)
