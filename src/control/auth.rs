@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -86,22 +86,24 @@ pub(super) struct Caller {
     pub(super) token: Option<String>,
 }
 
-/// Who may talk over the socket: root, the server's own user, and the socket file's group.
-#[derive(Clone, Copy, Debug)]
+/// Who may talk over the socket: root, the server's own user, and the socket file's group as it is at that moment, so
+/// that `chgrp` needs no restart.
+#[derive(Clone, Debug)]
 pub(super) struct SocketRule {
     own: u32,
-    group: u32,
+    socket: PathBuf,
 }
 
 impl SocketRule {
-    /// By the socket file as it is now.
-    pub(super) fn of(socket: &Path) -> std::io::Result<Self> {
-        Ok(Self { own: Uid::effective().as_raw(), group: std::fs::metadata(socket)?.gid() })
+    /// Of this process, at this socket.
+    pub(super) fn of(socket: &Path) -> Self {
+        Self { own: Uid::effective().as_raw(), socket: socket.to_owned() }
     }
 
     /// `gid` is the peer's own group; its others are looked up.
-    pub(super) fn admits(self, uid: u32, gid: u32) -> bool {
-        uid == 0 || uid == self.own || gid == self.group || is_member(uid, gid, self.group)
+    pub(super) fn admits(&self, uid: u32, gid: u32) -> bool {
+        let group = || std::fs::metadata(&self.socket).ok().map(|socket| socket.gid());
+        uid == 0 || uid == self.own || group().is_some_and(|group| gid == group || is_member(uid, gid, group))
     }
 }
 
@@ -383,9 +385,15 @@ mod tests {
 
     #[test]
     fn the_socket_is_for_root_its_own_user_and_its_group() {
-        let rule = SocketRule { own: 1234, group: 4321 };
-        assert!(rule.admits(0, 0) && rule.admits(1234, 1) && rule.admits(60_001, 4321));
-        assert!(!rule.admits(60_001, 60_001));
+        // Whatever group this process has, the file has it too.
+        let file = std::env::temp_dir().join(format!("bootstorm-rule-{}", std::process::id()));
+        std::fs::write(&file, "").unwrap();
+        let group = std::fs::metadata(&file).unwrap().gid();
+        let rule = SocketRule { own: 1234, socket: file.clone() };
+        assert!(rule.admits(0, 60_002) && rule.admits(1234, 60_002) && rule.admits(60_001, group));
+        assert!(!rule.admits(60_001, 60_002));
+        std::fs::remove_file(&file).unwrap();
+        assert!(!rule.admits(60_001, group), "a socket that is gone admits no group");
     }
 
     #[test]

@@ -215,8 +215,7 @@ impl Control {
     pub fn start(state: Arc<State>, socket: &Path, tcp: Option<SocketAddr>) -> Result<Self, ControlError> {
         let admin = Arc::new(Admin::new(state)?);
         let unix = bind_unix(socket)?;
-        let rule = SocketRule::of(socket)
-            .map_err(|source| ControlError::Bind { what: socket.display().to_string(), source })?;
+        let rule = SocketRule::of(socket);
         let bind = |what: String| move |source| ControlError::Bind { what, source };
         let listener = match tcp {
             Some(addr) => {

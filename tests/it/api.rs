@@ -107,6 +107,8 @@ fn the_socket_is_for_its_group_even_when_its_mode_was_loosened() {
     assert_eq!(ask(member), "200");
     fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o666)).expect("a socket");
     assert_eq!(ask(stranger), "403", "and so does the server");
+    std::os::unix::fs::chown(&socket, None, Some(65_534)).expect("a socket");
+    assert_eq!(ask(stranger), "200", "a group that was given the socket is let in without a restart");
     server.stop();
 }
 
