@@ -117,6 +117,13 @@ pub enum Refusal {
         /// Its stage.
         stage: Stage,
     },
+    /// Nothing of the job waits to be confirmed.
+    NotRunning {
+        /// The job.
+        id: JobId,
+        /// Its stage.
+        stage: Stage,
+    },
     /// [`JOBS_MAX`] live jobs.
     TooMany,
     /// Machines on record are at their bound.
@@ -174,6 +181,7 @@ impl Refusal {
             Self::NoClaim { .. } => "claim-not-found",
             Self::Ended { .. } => "job-ended",
             Self::NotEnded { .. } => "job-not-ended",
+            Self::NotRunning { .. } => "job-not-running",
             Self::TooMany => "too-many-jobs",
             Self::TooManyMachines => "too-many-machines",
             Self::NoMachine { .. } => "machine-not-found",
@@ -235,6 +243,10 @@ impl fmt::Display for Refusal {
             Self::NotEnded { id, stage } => {
                 write!(f, "job {id} has not ended ({stage}); `bootstorm job cancel {id}` ends it")
             }
+            Self::NotRunning { id, stage } => write!(
+                f,
+                "job {id} is {stage}: only a running one can be confirmed; `bootstorm job show {id}` shows how far it is"
+            ),
             Self::TooMany => write!(f, "{JOBS_MAX} jobs are live, which is the most; cancel some first"),
             Self::TooManyMachines => {
                 write!(f, "{MACHINES_MAX} machines are on record, which is the most; forget some first")
@@ -619,7 +631,7 @@ impl Book {
         }
         let id = JobId(self.number(|numbers| &mut numbers.job));
         if spec.replace {
-            for old in live {
+            for old in live.iter().copied() {
                 self.move_job(old, at, |course, terms| {
                     course.cancel(format!("replaced by {id}"), terms.always, at.now)
                 });
@@ -629,7 +641,9 @@ impl Book {
         job.floor = BootId(0);
         let job = Arc::new(job);
         self.change_job(id, Some(Arc::clone(&job)));
-        self.say(true, id.to_string(), json!({ "by": by, "what": "job-added", "job": &*job }));
+        let replaced = if spec.replace { live } else { Vec::new() };
+        let body = json!({ "by": by, "what": "job-added", "job": &*job, "replaced": replaced });
+        self.say(true, id.to_string(), body);
         Ok(job)
     }
 
@@ -652,8 +666,7 @@ impl Book {
         self.move_job(id, at, |course, terms| {
             course.cancel(format!("cancelled by {by}"), terms.always, at.now)
         });
-        self.say(true, id.to_string(), json!({ "by": by, "what": "job-cancelled", "job": id }));
-        self.expect_job(id, None)
+        self.say_changed(by, "job-cancelled", &job)
     }
 
     /// Starts a job that is over again from `armed`, with all its attempts, its whole time, from its first image.
@@ -703,19 +716,18 @@ impl Book {
         job.created = at.now;
         job.generation += 1;
         let job = Arc::new(job);
-        self.change_job(id, Some(Arc::clone(&job)));
+        self.change_job(id, Some(job));
         for claim in claimed {
             self.change_claim(claim, None);
         }
-        self.say(true, id.to_string(), json!({ "by": by, "what": "job-rearmed", "job": id }));
-        Ok(job)
+        self.say_changed(by, "job-rearmed", &old)
     }
 
     /// An operator confirms what no call-back did.
     ///
     /// # Errors
     ///
-    /// [`Refusal::NotFound`], [`Refusal::Stale`], [`Refusal::Ended`] where nothing waits to be confirmed.
+    /// [`Refusal::NotFound`], [`Refusal::Stale`], [`Refusal::NotRunning`] where nothing waits to be confirmed.
     pub fn confirm(
         &mut self,
         id: JobId,
@@ -725,12 +737,11 @@ impl Book {
     ) -> Result<Arc<Job>, Refusal> {
         let job = self.expect_job(id, expected)?;
         let Some(boot) = job.passed.filter(|_| job.stage == Stage::Running) else {
-            return Err(Refusal::Ended { id, stage: job.stage });
+            return Err(Refusal::NotRunning { id, stage: job.stage });
         };
         self.move_job(id, at, |course, terms| course.confirmed(boot, terms.always, at.now));
         self.advance(id, Stage::Confirmed, at);
-        self.say(true, id.to_string(), json!({ "by": by, "what": "job-confirmed", "job": id }));
-        self.expect_job(id, None)
+        self.say_changed(by, "job-confirmed", &job)
     }
 
     /// Gives one machine a rule's job once more.
@@ -1021,6 +1032,16 @@ impl Book {
         let last = which(&mut self.numbers);
         *last += 1;
         *last
+    }
+
+    /// Says what an order changed of a job, and returns it as it is now.
+    fn say_changed(&mut self, by: &str, what: &str, before: &Job) -> Result<Arc<Job>, Refusal> {
+        let now = self.expect_job(before.id, None)?;
+        let told = |job: &Job| json!({ "stage": job.stage, "step": job.step, "generation": job.generation });
+        let body =
+            json!({ "by": by, "what": what, "job": now.id, "before": told(before), "after": told(&now) });
+        self.say(true, now.id.to_string(), body);
+        Ok(now)
     }
 
     fn say(&mut self, audit: bool, subject: String, body: serde_json::Value) {
