@@ -53,10 +53,10 @@ pub struct Common {
         global = true,
         help_heading = "For every command",
         value_name = "URL",
-        env = "BOOTSTORM_SERVER"
+        env = "BOOTSTORM_API"
     )]
-    pub server: Option<ServerUrl>,
-    /// API token for --server; better given by environment, where other users do not see it
+    pub api: Option<ServerUrl>,
+    /// API token for --api; better given by environment, where other users do not see it
     #[arg(
         long,
         global = true,
@@ -671,6 +671,6 @@ mod tests {
         assert!(!parse("bootstorm job add winpe --group lab --mac 52:54:00:00:00:01"));
         assert!(parse("bootstorm job add --csv jobs.csv") && parse("bootstorm job add winpe --csv jobs.csv"));
         assert!(!parse("bootstorm job add --csv jobs.csv --mac 52:54:00:00:00:01"));
-        assert!(parse("bootstorm job list --server http://127.0.0.1:8081 --token x"));
+        assert!(parse("bootstorm job list --api http://127.0.0.1:8081 --token x"));
     }
 }

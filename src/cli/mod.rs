@@ -159,7 +159,7 @@ fn load_config(common: &Common, flags: &[(&'static str, &'static str, Value)]) -
 
 /// A client for the server these arguments mean.
 fn client(common: &Common) -> Result<Client, Failure> {
-    match &common.server {
+    match &common.api {
         Some(server) => Ok(Client::remote(server.clone(), common.token.clone())),
         None => Ok(Client::new(load_config(common, &[])?.plan.admin.socket)),
     }

@@ -55,7 +55,7 @@ const LISTS: &[(&str, &[&str])] = &[
 
 /// Variables that are read elsewhere.
 pub(super) fn is_other_variable(name: &str) -> bool {
-    ["BOOTSTORM_LOG", "BOOTSTORM_LOG_FORMAT", "BOOTSTORM_CONFIG", "BOOTSTORM_SERVER", "BOOTSTORM_TOKEN"]
+    ["BOOTSTORM_LOG", "BOOTSTORM_LOG_FORMAT", "BOOTSTORM_CONFIG", "BOOTSTORM_API", "BOOTSTORM_TOKEN"]
         .contains(&name)
 }
 

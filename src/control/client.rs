@@ -18,7 +18,7 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 /// How long an answer may take: ten thousand jobs are stored in well under a second, a slow disk may need more.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(60);
 
-/// A server over TCP, as `--server` names it: `http://10.77.0.1:8081`.
+/// A server over TCP, as `--api` names it: `http://10.77.0.1:8081`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ServerUrl {
     host: String,

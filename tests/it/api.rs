@@ -63,7 +63,7 @@ fn a_token_works_by_its_role_survives_a_kill_and_ends_when_it_is_revoked() {
     let server = site.serve(&net);
     // The commands' own way to another host.
     let mut far = net.server.command(crate::server::binary());
-    let far = run(far.args(["job", "list", "--server", API]).env("BOOTSTORM_TOKEN", &operator));
+    let far = run(far.args(["job", "list", "--api", API]).env("BOOTSTORM_TOKEN", &operator));
     assert!(far.contains("j1") && far.contains("hello"), "{far}");
     let (status, text) =
         curl(&net, &["-H", &header, "-X", "DELETE", "-H", "If-Match: \"9\"", &format!("{jobs}/j1")]);
