@@ -5,6 +5,10 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 
 use super::bench::BenchVerb;
+use crate::control::Role;
+use crate::control::client::ServerUrl;
+use crate::control::csv::arch;
+use crate::jobs::rule::{Circuit, Network};
 use crate::wire::{MacAddr, Uuid};
 
 /// A network boot server: DHCP/proxyDHCP, TFTP, HTTP and iPXE scripts made from jobs.
@@ -29,14 +33,39 @@ pub struct Args {
 #[derive(clap::Args, Debug, Clone, Default)]
 pub struct Common {
     /// Configuration file [default: /etc/bootstorm/bootstorm.toml, if it is there]
-    #[arg(long, global = true, value_name = "FILE", env = "BOOTSTORM_CONFIG")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "For every command",
+        value_name = "FILE",
+        env = "BOOTSTORM_CONFIG"
+    )]
     pub config: Option<PathBuf>,
     /// Folder of state and of the admin socket
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, help_heading = "For every command", value_name = "DIR")]
     pub state: Option<PathBuf>,
     /// Folder of images
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, help_heading = "For every command", value_name = "DIR")]
     pub images: Option<PathBuf>,
+    /// Ask the server at this URL instead of the one on this machine; needs --token
+    #[arg(
+        long,
+        global = true,
+        help_heading = "For every command",
+        value_name = "URL",
+        env = "BOOTSTORM_API"
+    )]
+    pub api: Option<ServerUrl>,
+    /// API token for --api; better given by environment, where other users do not see it
+    #[arg(
+        long,
+        global = true,
+        help_heading = "For every command",
+        value_name = "TOKEN",
+        env = "BOOTSTORM_TOKEN",
+        hide_env_values = true
+    )]
+    pub token: Option<String>,
 }
 
 /// The verbs.
@@ -54,6 +83,15 @@ pub enum Verb {
     /// Say what machines are to boot
     #[command(subcommand, after_help = "Example: bootstorm job add winpe-x64 --mac 52:54:00:00:00:01")]
     Job(JobVerb),
+    /// Look at machines, let them in or refuse them
+    #[command(subcommand, after_help = "Example: bootstorm machine list --state pending")]
+    Machine(MachineVerb),
+    /// Make and revoke API tokens
+    #[command(subcommand, after_help = "Example: bootstorm token add --role operate --name ci --expires 90d")]
+    Token(TokenVerb),
+    /// See who changed what
+    #[command(subcommand, after_help = "Example: bootstorm audit list")]
+    Audit(AuditVerb),
     /// Look at the image library
     #[command(subcommand, after_help = "Example: bootstorm image list --images ./images")]
     Image(ImageVerb),
@@ -173,64 +211,90 @@ pub enum ConfigVerb {
     Example,
 }
 
+/// `--json` and `--watch` of lists.
+#[derive(clap::Args, Debug, Clone, Copy)]
+pub struct Listing {
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Go on looking, and show the list again whenever it changes; Ctrl-C ends it
+    #[arg(long)]
+    pub watch: bool,
+}
+
 /// `job`.
 #[derive(Subcommand, Debug)]
 pub enum JobVerb {
-    /// Say what a machine boots next
-    #[command(after_help = "Example: bootstorm job add winpe-x64 --mac 52:54:00:00:00:01 --expires 12h")]
+    /// Say what machines boot next: one, those that meet a rule, or a whole list
+    #[command(
+        after_help = "Example: bootstorm job add winpe-x64 --mac 52:54:00:00:00:01 --expires 12h\n         bootstorm job \
+                      add wipe --subnet 10.77.0.0/24 --arch uefi-x64 --allow-rule\n         bootstorm job add \
+                      winpe report --serial ABC123 --then\n         bootstorm job add --csv hall-3.csv\n\nThe first row of a CSV file names its columns, such as image,mac,expires; \
+                      flags fill in what the rows leave out. All rows are added, or none."
+    )]
     Add(Box<JobAdd>),
     /// List jobs
-    #[command(after_help = "Example: bootstorm job list --json")]
+    #[command(after_help = "Example: bootstorm job list --stage armed,offered --watch")]
     List {
-        /// As JSON
+        /// Only jobs in these stages
+        #[arg(long, value_name = "STAGE,...")]
+        stage: Option<String>,
+        /// Only jobs that boot this image
+        #[arg(long, value_name = "IMAGE")]
+        image: Option<String>,
+        /// Only jobs that name this machine
+        #[arg(long, value_name = "MAC|UUID|SERIAL|ASSET")]
+        machine: Option<String>,
+        /// Only jobs that can still give a machine a boot
         #[arg(long)]
-        json: bool,
+        live: bool,
+        /// How
+        #[command(flatten)]
+        listing: Listing,
     },
     /// Show one job
     #[command(after_help = "Example: bootstorm job show j17")]
-    Show {
-        /// Job id
-        id: String,
-        /// As JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Start a job that is over again, for the machine's next boot
-    #[command(after_help = "Example: bootstorm job rearm j17")]
-    Rearm {
-        /// Job id
-        id: String,
-        /// As JSON
-        #[arg(long)]
-        json: bool,
-    },
+    Show(JobNamed),
     /// Cancel a job
     #[command(after_help = "Example: bootstorm job cancel j17")]
-    Cancel {
-        /// Job id
-        id: String,
-        /// As JSON
-        #[arg(long)]
-        json: bool,
-    },
+    Cancel(JobNamed),
+    /// Start a job that is over again, with all its attempts
+    #[command(after_help = "Example: bootstorm job rearm j17")]
+    Rearm(JobNamed),
+    /// Confirm a running job that no call-back has confirmed
+    #[command(after_help = "Example: bootstorm job confirm j17")]
+    Confirm(JobNamed),
+}
+
+/// A job by its id.
+#[derive(clap::Args, Debug)]
+pub struct JobNamed {
+    /// Job id
+    pub id: String,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `job add`.
 #[derive(clap::Args, Debug)]
-#[command(group(ArgGroup::new("what").required(true).args(["image_name", "image", "action"])))]
-#[command(group(ArgGroup::new("whom").required(true).args(["mac", "uuid", "serial", "asset", "any_unknown"])))]
+#[command(group(ArgGroup::new("what").args(["image_name", "image", "action"])))]
+#[command(group(ArgGroup::new("exact").args(["mac", "uuid", "serial", "asset", "any"])))]
 pub struct JobAdd {
-    /// Image to boot
-    #[arg(value_name = "IMAGE")]
-    pub image_name: Option<String>,
-    /// Image to boot
+    /// Image to boot; several are a sequence of boots
+    #[arg(value_name = "IMAGE", required_unless_present_any = ["image", "action", "csv"])]
+    pub image_name: Vec<String>,
+    /// Image to boot; may be repeated
     #[arg(long = "image", value_name = "IMAGE")]
-    pub image: Option<String>,
+    pub image: Vec<String>,
     /// Something else than an image
     #[arg(long, value_enum)]
     pub action: Option<JobAction>,
     /// The machine with this MAC address
-    #[arg(long)]
+    #[arg(long, required_unless_present_any = [
+        "uuid", "serial", "asset", "any", "csv", "any_unknown", "group", "subnet", "circuit", "arch", "manufacturer",
+        "product",
+    ])]
     pub mac: Option<MacAddr>,
     /// The machine with this SMBIOS UUID
     #[arg(long)]
@@ -243,7 +307,33 @@ pub struct JobAdd {
     pub asset: Option<String>,
     /// Every machine that no other job is for
     #[arg(long)]
+    pub any: bool,
+    /// Rule: machines that nobody registered and that no job names
+    #[arg(long, conflicts_with = "exact")]
     pub any_unknown: bool,
+    /// Rule: machines of this group
+    #[arg(long, conflicts_with = "exact")]
+    pub group: Option<String>,
+    /// Rule: machines of this network
+    #[arg(long, value_name = "NETWORK", conflicts_with = "exact")]
+    pub subnet: Option<Network>,
+    /// Rule: machines behind this port of a relay (option 82, circuit id; 0x and digits for bytes)
+    #[arg(long, conflicts_with = "exact")]
+    pub circuit: Option<Circuit>,
+    /// Rule: machines of this architecture (a number, bios, uefi-x64, uefi-ia32, uefi-arm64); may be repeated
+    #[arg(long, value_parser = arch, conflicts_with = "exact")]
+    pub arch: Vec<u16>,
+    /// Rule: machines of this SMBIOS manufacturer
+    #[arg(long, conflicts_with = "exact")]
+    pub manufacturer: Option<String>,
+    /// Rule: machines of this SMBIOS product
+    #[arg(long, conflicts_with = "exact")]
+    pub product: Option<String>,
+    /// A file of jobs, up to 10,000: all are added, or none (- reads standard input)
+    #[arg(long, value_name = "FILE", conflicts_with_all = [
+        "exact", "any_unknown", "group", "subnet", "circuit", "arch", "manufacturer", "product",
+    ])]
+    pub csv: Option<PathBuf>,
     /// One boot, then the local disk (the default)
     #[arg(long, conflicts_with = "always")]
     pub once: bool,
@@ -256,18 +346,35 @@ pub struct JobAdd {
     /// How long the job stays armed, such as 12h
     #[arg(long, value_name = "TIME")]
     pub expires: Option<String>,
+    /// The time in which too many boots that come to nothing stop the job
+    #[arg(long, value_name = "TIME")]
+    pub window: Option<String>,
     /// Between equally specific jobs the higher number wins
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     pub priority: i32,
-    /// Cancel the job this machine has
-    #[arg(long)]
-    pub replace: bool,
-    /// Let a rule send an image that may wipe a disk to every machine it matches
+    /// What ends a boot well: the image handed over, or a call-back of what it booted
+    #[arg(long, value_enum, default_value = "image")]
+    pub confirm: ConfirmBy,
+    /// A destructive image may go to every machine that the rule matches
     #[arg(long)]
     pub allow_rule: bool,
+    /// Cancel the live job this machine has, instead of being refused
+    #[arg(long, conflicts_with = "then")]
+    pub replace: bool,
+    /// Follow the live job this machine has, instead of being refused
+    #[arg(long)]
+    pub then: bool,
     /// As JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `--confirm`.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "shown as they are")]
+pub enum ConfirmBy {
+    Image,
+    Callback,
 }
 
 /// `--action`.
@@ -278,6 +385,167 @@ pub enum JobAction {
     Menu,
     Wait,
     Shell,
+}
+
+/// `machine`.
+#[derive(Subcommand, Debug)]
+pub enum MachineVerb {
+    /// List machines on record
+    #[command(after_help = "Example: bootstorm machine list --state pending --watch")]
+    List {
+        /// Only machines of this state: known, pending, approved, rejected
+        #[arg(long)]
+        state: Option<String>,
+        /// Only machines of this group
+        #[arg(long)]
+        group: Option<String>,
+        /// How
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Show one machine: what it is made of, and what is said of it
+    #[command(after_help = "Example: bootstorm machine show 52:54:00:00:00:01")]
+    Show(MachineNamed),
+    /// Register a machine, or change its name, groups and identities
+    #[command(after_help = "Example: bootstorm machine set 52:54:00:00:00:01 --name bench-7 --group lab")]
+    Set(Box<MachineSet>),
+    /// Let a machine in that waits for approval
+    #[command(after_help = "Example: bootstorm machine approve 52:54:00:00:00:01")]
+    Approve(MachineNamed),
+    /// Refuse a machine: no loader, no script, no job
+    #[command(after_help = "Example: bootstorm machine reject m17")]
+    Reject(MachineNamed),
+    /// Forget a machine; what its jobs denied stays denied
+    #[command(after_help = "Example: bootstorm machine forget m17")]
+    Forget(MachineNamed),
+    /// Make two machines one: what either was refused holds for both
+    #[command(after_help = "Example: bootstorm machine merge m17 m18 --why \"second network card\"")]
+    Merge {
+        /// The machine that stays: m17, or one of its identities
+        machine: String,
+        /// The one that becomes a part of it
+        other: String,
+        /// For the audit log
+        #[arg(long, default_value = "")]
+        why: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take a merged part out again, as the machine it was
+    #[command(after_help = "Example: bootstorm machine split m17 m18")]
+    Split {
+        /// The machine: m17, or one of its identities
+        machine: String,
+        /// The part that leaves: m18
+        part: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// A machine by its number or an identity.
+#[derive(clap::Args, Debug)]
+pub struct MachineNamed {
+    /// m17, or a MAC address, UUID, serial or asset tag
+    pub machine: String,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `machine set`.
+#[derive(clap::Args, Debug)]
+pub struct MachineSet {
+    /// m17, or an identity; a MAC address or UUID that is not on record registers a new machine
+    pub machine: String,
+    /// Its name; empty takes it away
+    #[arg(long)]
+    pub name: Option<String>,
+    /// A group it is in; may be repeated, and replaces the groups it had
+    #[arg(long)]
+    pub group: Vec<String>,
+    /// It is in no group any more
+    #[arg(long, conflicts_with = "group")]
+    pub no_group: bool,
+    /// A further MAC address of it; may be repeated
+    #[arg(long)]
+    pub mac: Vec<MacAddr>,
+    /// Its SMBIOS UUID
+    #[arg(long)]
+    pub uuid: Option<Uuid>,
+    /// Its SMBIOS serial
+    #[arg(long)]
+    pub serial: Option<String>,
+    /// Its asset tag
+    #[arg(long)]
+    pub asset: Option<String>,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `token`.
+#[derive(Subcommand, Debug)]
+pub enum TokenVerb {
+    /// Make a token and print it: it is shown this once
+    #[command(after_help = "Example: bootstorm token add --role read --name grafana --expires 365d")]
+    Add {
+        /// What it may do: read looks, operate orders jobs and lets machines in, admin does everything
+        #[arg(long)]
+        role: Role,
+        /// What it is for
+        #[arg(long, default_value = "unnamed")]
+        name: String,
+        /// How long it works, such as 90d [default: until it is revoked]
+        #[arg(long, value_name = "TIME")]
+        expires: Option<String>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List tokens, without the tokens themselves
+    #[command(after_help = "Example: bootstorm token list")]
+    List {
+        /// How
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Revoke a token: it stops working at once
+    #[command(after_help = "Example: bootstorm token revoke 1a2b3c4d")]
+    Revoke {
+        /// The token's id: the eight digits after bst-
+        id: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// `audit`.
+#[derive(Subcommand, Debug)]
+pub enum AuditVerb {
+    /// List who changed what, newest first
+    #[command(after_help = "Example: bootstorm audit list --subject j17")]
+    List {
+        /// Only entries about this: a job's id, a machine's number
+        #[arg(long)]
+        subject: Option<String>,
+        /// Entries at most
+        #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=1000))]
+        limit: u64,
+        /// How
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Check that no entry was changed or removed
+    #[command(after_help = "Example: bootstorm audit verify")]
+    Verify {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// `image`.
@@ -346,18 +614,6 @@ pub struct Render {
     pub json: bool,
 }
 
-/// Option 93 as a number or one of the words lists show.
-fn arch(text: &str) -> Result<u16, String> {
-    let number = match text.strip_prefix("0x") {
-        Some(hex) => u16::from_str_radix(hex, 16).ok(),
-        None => text.parse().ok(),
-    };
-    let word = || (0..0x30).find(|code| crate::wire::Arch(*code).word() == text);
-    number
-        .or_else(word)
-        .ok_or_else(|| "expected a number such as 7, or bios, uefi-x64, uefi-ia32, uefi-arm64".into())
-}
-
 /// `explain`.
 #[derive(clap::Args, Debug)]
 pub struct Explain {
@@ -405,17 +661,16 @@ mod tests {
         assert!(!parse("bootstorm job add winpe"));
         assert!(!parse("bootstorm job add --mac 52:54:00:00:00:01"));
         assert!(!parse("bootstorm job add winpe --action local --mac 52:54:00:00:00:01"));
+        assert!(parse("bootstorm job add winpe report --mac 52:54:00:00:00:01 --then"));
+        assert!(!parse("bootstorm job add winpe --mac 52:54:00:00:00:01 --then --replace"));
         assert!(!parse("bootstorm job add winpe --mac 52:54:00:00:00:01 --serial x"));
         assert!(!parse("bootstorm job add winpe --mac nonsense"));
         assert!(!parse("bootstorm job add winpe --mac 52:54:00:00:00:01 --once --always"));
-    }
-
-    #[test]
-    fn architectures_by_number_and_word() {
-        assert_eq!(arch("7"), Ok(7));
-        assert_eq!(arch("0x0b"), Ok(11));
-        assert_eq!(arch("uefi-x64"), Ok(7));
-        assert_eq!(arch("bios"), Ok(0));
-        assert!(arch("toaster").is_err());
+        assert!(parse("bootstorm job add winpe --subnet 10.77.0.0/24 --arch uefi-x64 --arch 9 --allow-rule"));
+        assert!(!parse("bootstorm job add winpe --subnet 10.77.0.1/24"));
+        assert!(!parse("bootstorm job add winpe --group lab --mac 52:54:00:00:00:01"));
+        assert!(parse("bootstorm job add --csv jobs.csv") && parse("bootstorm job add winpe --csv jobs.csv"));
+        assert!(!parse("bootstorm job add --csv jobs.csv --mac 52:54:00:00:00:01"));
+        assert!(parse("bootstorm job list --api http://127.0.0.1:8081 --token x"));
     }
 }

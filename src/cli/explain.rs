@@ -2,6 +2,7 @@
 
 use super::args::{Common, Explain};
 use super::{Done, Exit, Failure, client, output};
+use crate::control::client::escaped;
 use crate::history::Named;
 
 pub(super) fn run(common: &Common, explain: &Explain) -> Done {
@@ -9,7 +10,7 @@ pub(super) fn run(common: &Common, explain: &Explain) -> Done {
         let message = format!("{:?} is no MAC address or UUID", explain.machine);
         return Err(Failure::new(Exit::Usage, message));
     }
-    let answer = client(common)?.get(&format!("/v1/boots?machine={}", explain.machine))?;
+    let answer = client(common)?.get(&format!("/v1/boots?machine={}", escaped(&explain.machine)))?;
     if explain.json {
         output::json(&answer);
         return Ok(Exit::Fine);

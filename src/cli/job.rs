@@ -1,100 +1,229 @@
-//! `job add`, `list`, `show`, `rearm`, `cancel`: through the running server.
+//! `job add`, `list`, `show`, `cancel`, `rearm`, `confirm`: through the running server.
+
+use std::io::Read;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::args::{Common, JobAction, JobAdd, JobVerb};
-use super::{Done, Exit, Failure, client, output};
-use crate::jobs::job::{Action, JobSpec, Selector};
+use super::args::{Common, ConfirmBy, JobAction, JobAdd, JobNamed, JobVerb};
+use super::{Done, Exit, Failure, client, listing, output};
+use crate::control::client::{Client, ClientError, escaped};
+use crate::control::csv;
+use crate::jobs::job::{Action, Confirm, JobSpec, Selector};
+use crate::jobs::rule::Rule;
+use crate::wire::Arch;
 
 pub(super) fn run(common: &Common, verb: &JobVerb) -> Done {
     let client = client(common)?;
     match verb {
-        JobVerb::Add(add) => {
-            let spec =
-                serde_json::to_value(spec(add)?).map_err(|error| Failure::new(Exit::Runtime, error))?;
-            let job = client.post("/v1/jobs", &spec)?;
-            show(&job, add.json, "added");
+        JobVerb::Add(add) => match &add.csv {
+            Some(file) => return add_all(&client, add, file),
+            None => {
+                let actions = actions(add);
+                if actions.is_empty() {
+                    return Err(Failure::new(Exit::Usage, "name an image or an --action"));
+                }
+                let spec = spec(add, &actions, selector(add)?)?;
+                let spec = serde_json::to_value(spec).map_err(|error| Failure::new(Exit::Runtime, error))?;
+                show(&client.post("/v1/jobs", &spec)?, add.json, "added");
+            }
+        },
+        JobVerb::List { stage, image, machine, live, listing } => {
+            let live = live.then_some("true");
+            let filters = [
+                ("stage", stage.as_deref()),
+                ("image", image.as_deref()),
+                ("machine", machine.as_deref()),
+                ("live", live),
+            ];
+            let query: Vec<(&str, &str)> =
+                filters.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+            return listing::show(*listing, || listing::all(&client, "/v1/jobs", "jobs", &query), draw);
         }
-        JobVerb::List { json: true } => output::json(&client.get("/v1/jobs")?),
-        JobVerb::List { json: false } => {
-            let answer = client.get("/v1/jobs")?;
-            let rows = answer["jobs"].as_array().into_iter().flatten().map(row).collect();
-            output::table(&["JOB", "STAGE", "WHAT", "FOR", "MODE", "ATTEMPTS"], rows);
+        JobVerb::Show(JobNamed { id, json }) => show_whole(&client, id, *json)?,
+        JobVerb::Cancel(JobNamed { id, json }) => show(&client.delete(&path(id, ""))?, *json, "cancelled"),
+        JobVerb::Rearm(JobNamed { id, json }) => {
+            show(&client.post(&path(id, "/rearm"), &Value::Null)?, *json, "re-armed");
         }
-        JobVerb::Show { id, json } => show(&client.get(&format!("/v1/jobs/{id}"))?, *json, ""),
-        JobVerb::Rearm { id, json } => {
-            show(&client.post(&format!("/v1/jobs/{id}/rearm"), &json!({}))?, *json, "re-armed");
+        JobVerb::Confirm(JobNamed { id, json }) => {
+            show(&client.post(&path(id, "/confirm"), &Value::Null)?, *json, "confirmed");
         }
-        JobVerb::Cancel { id, json } => show(&client.delete(&format!("/v1/jobs/{id}"))?, *json, "cancelled"),
     }
     Ok(Exit::Fine)
 }
 
-fn spec(add: &JobAdd) -> Result<JobSpec, Failure> {
-    let action = match (&add.image_name, &add.image, add.action) {
-        (Some(name), ..) | (None, Some(name), _) => Action::Image(name.clone()),
-        (.., Some(JobAction::Local)) => Action::Local,
-        (.., Some(JobAction::Menu)) => Action::Menu,
-        (.., Some(JobAction::Wait)) => Action::Wait,
-        (.., Some(JobAction::Shell)) => Action::Shell,
-        (None, None, None) => return Err(Failure::new(Exit::Usage, "name an image or an --action")),
+fn path(id: &str, rest: &str) -> String {
+    format!("/v1/jobs/{}{rest}", escaped(id))
+}
+
+/// What to boot: an action, or images of which the first is booted first.
+fn actions(add: &JobAdd) -> Vec<Action> {
+    let word = add.action.map(|action| match action {
+        JobAction::Local => Action::Local,
+        JobAction::Menu => Action::Menu,
+        JobAction::Wait => Action::Wait,
+        JobAction::Shell => Action::Shell,
+    });
+    let images = add.image_name.iter().chain(&add.image).cloned().map(Action::Image);
+    word.into_iter().chain(images).collect()
+}
+
+fn selector(add: &JobAdd) -> Result<Selector, Failure> {
+    let rule = Rule {
+        any_unknown: add.any_unknown,
+        group: add.group.clone(),
+        subnet: add.subnet,
+        circuit: add.circuit.clone(),
+        arch: add.arch.iter().copied().map(Arch).collect(),
+        manufacturer: add.manufacturer.clone(),
+        product: add.product.clone(),
     };
-    let selector = match add {
+    Ok(match add {
         JobAdd { mac: Some(mac), .. } => Selector::Mac(*mac),
         JobAdd { uuid: Some(uuid), .. } => Selector::Uuid(*uuid),
         JobAdd { serial: Some(serial), .. } => Selector::Serial(serial.clone()),
         JobAdd { asset: Some(asset), .. } => Selector::Asset(asset.clone()),
-        _ => Selector::Any,
-    };
-    let expires = match &add.expires {
-        None => None,
-        Some(text) => Some(crate::config::values::duration(text).ok_or_else(|| {
-            Failure::new(
-                Exit::Usage,
-                format!("--expires {text:?}: expected a time such as 90s, 30m, 12h or 7d"),
-            )
-        })?),
+        JobAdd { any: true, .. } => Selector::Any,
+        _ if rule.is_any() => {
+            return Err(Failure::new(Exit::Usage, "name a machine, or a rule such as --subnet"));
+        }
+        _ => Selector::Rule(Box::new(rule)),
+    })
+}
+
+fn spec(add: &JobAdd, actions: &[Action], selector: Selector) -> Result<JobSpec, Failure> {
+    let span = |flag: &str, text: &Option<String>| match text {
+        None => Ok(None),
+        Some(text) => crate::config::values::duration(text).map(Some).ok_or_else(|| {
+            let message = format!("{flag} {text:?}: expected a time such as 90s, 30m, 12h or 7d");
+            Failure::new(Exit::Usage, message)
+        }),
     };
     Ok(JobSpec {
         always: add.always,
         attempts: add.attempts,
-        expires,
+        expires: span("--expires", &add.expires)?,
+        window: span("--window", &add.window)?,
         priority: add.priority,
         replace: add.replace,
+        queue: add.then,
+        then: actions.iter().skip(1).cloned().collect(),
+        confirm: match add.confirm {
+            ConfirmBy::Image => Confirm::Image,
+            ConfirmBy::Callback => Confirm::Callback,
+        },
         allow_rule: add.allow_rule,
-        ..JobSpec::new(action, selector)
+        ..JobSpec::new(actions.first().cloned().unwrap_or(Action::Local), selector)
     })
 }
 
-fn what(job: &Value) -> String {
-    match &job["action"] {
+/// A file of jobs: read here, so that what is wrong is named by its line, then added as one order.
+fn add_all(client: &Client, add: &JobAdd, file: &Path) -> Done {
+    let mut text = String::new();
+    let read = match file == Path::new("-") {
+        true => std::io::stdin().read_to_string(&mut text).map(|_| ()),
+        false => std::fs::read_to_string(file).map(|read| text = read),
+    };
+    read.map_err(|error| Failure::new(Exit::Wrong, format!("read {}: {error}", file.display())))?;
+    // What the flags say stands in for what a row leaves out; whom a job is for only the row can say.
+    let actions = actions(add);
+    let anybody = spec(add, &actions, Selector::Any)?;
+    let mut defaults = serde_json::to_value(anybody).map_err(|error| Failure::new(Exit::Runtime, error))?;
+    if let Some(defaults) = defaults.as_object_mut() {
+        defaults.remove("selector");
+        if actions.is_empty() {
+            defaults.remove("action");
+        }
+    }
+    let specs = csv::jobs(&text, &defaults).map_err(|rows| {
+        let lines: Vec<String> =
+            rows.iter().map(|row| format!("{}:{}: {}", file.display(), row.row, row.detail)).collect();
+        Failure::new(Exit::Wrong, format!("{}\nnothing was added", lines.join("\n")))
+    })?;
+    let answer = match client.post("/v1/jobs/bulk", &json!({ "jobs": specs })) {
+        Ok(answer) => answer,
+        Err(error @ ClientError::Refused { .. }) => {
+            return Err(Failure { message: format!("{}: {error}", file.display()), ..Failure::from(error) });
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if add.json {
+        output::json(&answer);
+    } else {
+        let ids = answer["ids"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let end = |id: Option<&Value>| id.and_then(Value::as_str).unwrap_or_default().to_owned();
+        output::line(format!("added {} jobs, {} to {}", answer["added"], end(ids.first()), end(ids.last())));
+    }
+    Ok(Exit::Fine)
+}
+
+fn what(action: &Value) -> String {
+    match action {
         Value::String(word) => word.clone(),
         action => format!("image {}", action["image"].as_str().unwrap_or_default()),
     }
 }
 
 fn whom(job: &Value) -> String {
+    let one = |(kind, value): (&String, &Value)| match value {
+        Value::Object(rule) => {
+            let conditions: Vec<String> = rule.iter().map(|(name, value)| condition(name, value)).collect();
+            if conditions.is_empty() { "any".into() } else { conditions.join(", ") }
+        }
+        value => format!("{kind} {}", value.as_str().unwrap_or_default()),
+    };
     match &job["selector"] {
-        Value::Object(selector) => selector
-            .iter()
-            .map(|(kind, value)| format!("{kind} {}", value.as_str().unwrap_or_default()))
-            .collect::<Vec<_>>()
-            .join(" "),
+        Value::Object(selector) => selector.iter().map(one).collect(),
         selector => selector.as_str().unwrap_or_default().to_owned(),
     }
 }
 
-fn row(job: &Value) -> Vec<String> {
-    let text = |key: &str| job[key].as_str().unwrap_or_default().to_owned();
-    let mode = if job["always"] == json!(true) { "always" } else { "once" };
-    vec![
-        text("id"),
-        text("stage"),
-        what(job),
-        whom(job),
-        mode.into(),
-        format!("{}/{}", job["attempts_used"], job["attempts"]),
-    ]
+fn condition(name: &str, value: &Value) -> String {
+    match value {
+        Value::Bool(_) => name.replace('_', " "),
+        Value::Array(list) => {
+            let words: Vec<String> = list.iter().map(Value::to_string).collect();
+            format!("{name} {}", words.join("/"))
+        }
+        value => format!("{name} {}", value.as_str().unwrap_or_default()),
+    }
+}
+
+/// All images of a sequence, the one it is at in brackets.
+fn course(job: &Value) -> String {
+    let steps = job["sequence"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if steps.is_empty() {
+        return what(&job["action"]);
+    }
+    let at = job["step"].as_u64().unwrap_or(0);
+    let shown = (0u64..).zip(steps).map(|(index, step)| {
+        let step = what(step);
+        if index == at { format!("[{step}]") } else { step }
+    });
+    shown.collect::<Vec<_>>().join(", then ")
+}
+
+fn draw(list: &Value) {
+    let jobs = list["jobs"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if jobs.is_empty() {
+        return output::line("no such jobs; `bootstorm job add IMAGE --mac MAC` makes one");
+    }
+    let rows = jobs
+        .iter()
+        .map(|job| {
+            let text = |key: &str| job[key].as_str().unwrap_or_default().to_owned();
+            let mode = if job["always"] == json!(true) { "always" } else { "once" };
+            vec![
+                text("id"),
+                text("stage"),
+                course(job),
+                whom(job),
+                mode.into(),
+                format!("{}/{}", job["attempts_used"], job["attempts"]),
+            ]
+        })
+        .collect();
+    output::table(&["JOB", "STAGE", "WHAT", "FOR", "MODE", "ATTEMPTS"], rows);
 }
 
 fn show(job: &Value, as_json: bool, done: &str) {
@@ -102,12 +231,38 @@ fn show(job: &Value, as_json: bool, done: &str) {
         return output::json(job);
     }
     let text = |key: &str| job[key].as_str().unwrap_or_default();
-    let mut line = format!("{} {}: {} for {}", text("id"), text("stage"), what(job), whom(job));
+    let mut line = format!("{} {}: {} for {}", text("id"), text("stage"), course(job), whom(job));
     if !done.is_empty() {
         line = format!("{done} {line}");
     }
     if !text("reason").is_empty() {
         line.push_str(&format!(" ({})", text("reason")));
     }
-    output::line(line);
+    output::line(output::plain(&line));
+}
+
+/// One job, and of a rule's job how far it has come with whom.
+fn show_whole(client: &Client, id: &str, as_json: bool) -> Result<(), ClientError> {
+    let job = client.get(&path(id, ""))?;
+    show(&job, as_json, "");
+    let is_rule = job["selector"] == json!("any") || job["selector"].get("rule").is_some();
+    if as_json || !is_rule {
+        return Ok(());
+    }
+    let claims = client.get(&path(id, "/claims"))?;
+    let rows: Vec<Vec<String>> = claims["claims"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|claim| {
+            let text = |key: &str| claim[key].as_str().unwrap_or_default().to_owned();
+            vec![text("id"), text("machine"), text("stage"), text("reason")]
+        })
+        .collect();
+    if rows.is_empty() {
+        output::line("no machine has taken it yet");
+    } else {
+        output::table(&["CLAIM", "MACHINE", "STAGE", "REASON"], rows);
+    }
+    Ok(())
 }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod audit;
 mod bench;
 mod bench_compare;
 mod config;
@@ -9,9 +10,12 @@ mod demo;
 mod explain;
 mod image;
 mod job;
+mod listing;
+mod machine;
 mod output;
 mod script;
 mod serve;
+mod token;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -70,8 +74,8 @@ impl From<Problems> for Failure {
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         let exit = match &error {
-            ClientError::Refused { .. } => Exit::Wrong,
             error if error.is_permission() => Exit::Permission,
+            ClientError::Refused { .. } => Exit::Wrong,
             _ => Exit::Runtime,
         };
         Self::new(exit, error)
@@ -95,6 +99,9 @@ pub fn main() -> ExitCode {
         Verb::Demo(demo) => demo::run(&demo),
         Verb::Config(verb) => config::run(&args.common, &verb),
         Verb::Job(verb) => job::run(&args.common, &verb),
+        Verb::Machine(verb) => machine::run(&args.common, &verb),
+        Verb::Token(verb) => token::run(&args.common, &verb),
+        Verb::Audit(verb) => audit::run(&args.common, &verb),
         Verb::Image(verb) => image::run(&args.common, &verb),
         Verb::Script(verb) => script::run(&args.common, &verb),
         Verb::Explain(explain) => explain::run(&args.common, &explain),
@@ -152,5 +159,8 @@ fn load_config(common: &Common, flags: &[(&'static str, &'static str, Value)]) -
 
 /// A client for the server these arguments mean.
 fn client(common: &Common) -> Result<Client, Failure> {
-    Ok(Client::new(load_config(common, &[])?.plan.admin.socket))
+    match &common.api {
+        Some(server) => Ok(Client::remote(server.clone(), common.token.clone())),
+        None => Ok(Client::new(load_config(common, &[])?.plan.admin.socket)),
+    }
 }

@@ -55,7 +55,8 @@ const LISTS: &[(&str, &[&str])] = &[
 
 /// Variables that are read elsewhere.
 pub(super) fn is_other_variable(name: &str) -> bool {
-    ["BOOTSTORM_LOG", "BOOTSTORM_LOG_FORMAT", "BOOTSTORM_CONFIG"].contains(&name)
+    ["BOOTSTORM_LOG", "BOOTSTORM_LOG_FORMAT", "BOOTSTORM_CONFIG", "BOOTSTORM_API", "BOOTSTORM_TOKEN"]
+        .contains(&name)
 }
 
 impl Key {
@@ -222,5 +223,5 @@ menu_timeout = "15s"         # 0s = wait for ever
 menu_default = "local"       # or an image's name
 
 [admin]
-listen = "127.0.0.1:8081"    # /healthz and /metrics; "" = none. The local commands use state_dir/admin.sock
+listen = "127.0.0.1:8081"    # API by token, /healthz, /readyz, /metrics; "" = none. Local commands use state_dir/admin.sock
 "#;

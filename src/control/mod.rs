@@ -1,13 +1,26 @@
-//! The admin side: an API over the Unix socket of the local commands, and health and metrics over TCP.
+//! The admin side: a REST API over the Unix socket of the local commands and over TCP, with health and metrics.
+//!
+//! ```text
+//!  door ── auth ── idempotency ── routes/* ── keeper (orders, looks) ── answers
+//!  who       what     said        one file       the one writer of
+//!  connects  they may before?     a resource     jobs, machines, logs
+//! ```
 //!
 //! Runs on a thread of its own (tokio, one thread) and never on a packet's core. What it changes, it changes through
-//! the same doors as everyone: the job book, the library's scan.
-//!
-//! Over TCP only `/healthz` and `/metrics` answer: everything else needs tokens, which are not built yet.
+//! the keeper, which stores the change and its audit entry together.
 #![forbid(unsafe_code)]
 
-mod api;
+mod auth;
 pub mod client;
+pub mod csv;
+mod door;
+mod idempotency;
+mod openapi;
+mod problem;
+mod routes;
+#[cfg(test)]
+mod tests;
+mod tokens;
 
 use std::fmt;
 use std::io;
@@ -18,17 +31,27 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use std::time::SystemTime;
+
 use tokio::sync::oneshot;
 
+pub use self::auth::Role;
+use self::auth::{Caller, Failures, Refused, SocketRule};
+use self::idempotency::Answers;
+use self::problem::Problem;
+pub use self::problem::RowError;
+use self::tokens::Tokens;
 use crate::files::library::Library;
 use crate::history::History;
 use crate::jobs::Identity;
+use crate::jobs::book::{Book, Refusal};
 use crate::jobs::script::Explained;
-use crate::keeper::Keeper;
+use crate::keeper::{Done, Keeper, Order};
+use crate::store::Store;
 
 /// What the API works on.
 pub struct State {
-    /// Jobs and machines.
+    /// Jobs, machines, logs.
     pub keeper: Keeper,
     /// Images and loaders.
     pub library: Arc<Library>,
@@ -46,11 +69,87 @@ impl fmt::Debug for State {
     }
 }
 
+/// Longest request body, bytes; a bulk order's is longer.
+const BODY_MAX: usize = 1 << 20;
+const BULK_BODY_MAX: usize = 16 << 20;
+
+fn body_max(path: &str) -> usize {
+    if path == "/v1/jobs/bulk" { BULK_BODY_MAX } else { BODY_MAX }
+}
+
+/// What every request shares.
+struct Admin {
+    state: Arc<State>,
+    tokens: Tokens,
+    failures: Failures,
+    refused: Refused,
+    answers: Answers,
+    streams: Arc<tokio::sync::Semaphore>,
+}
+
+impl Admin {
+    fn new(state: Arc<State>) -> Result<Self, ControlError> {
+        let tokens = match state.keeper.look_and_wait(|_, store| Tokens::load(store)) {
+            Ok(Ok(tokens)) => tokens,
+            Ok(Err(error)) => return Err(ControlError::Tokens(error.to_string())),
+            Err(refusal) => return Err(ControlError::Tokens(refusal.to_string())),
+        };
+        Ok(Self {
+            state,
+            tokens,
+            failures: Failures::default(),
+            refused: Refused::default(),
+            answers: Answers::default(),
+            streams: Arc::new(tokio::sync::Semaphore::new(routes::events::STREAMS_MAX)),
+        })
+    }
+
+    /// Gives an order in the caller's name, and waits until it is stored.
+    async fn order(&self, order: Order, by: &Caller) -> Result<Done, Problem> {
+        let (sender, receiver) = oneshot::channel();
+        self.state.keeper.order(order, by.name.clone(), move |result| {
+            // Whoever asked has gone.
+            let _ = sender.send(result);
+        });
+        receiver.await.unwrap_or(Err(Refusal::Busy)).map_err(Problem::from)
+    }
+
+    /// Looks at the book and the store on the keeper's thread.
+    async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Book, &mut dyn Store) -> T + Send + 'static,
+    ) -> Result<T, Problem> {
+        let (sender, receiver) = oneshot::channel();
+        let sent = self.state.keeper.look(move |book, store| {
+            // Whoever asked has gone.
+            let _ = sender.send(look(book, store));
+        });
+        if !sent {
+            return Err(Problem::busy());
+        }
+        receiver.await.map_err(|_| Problem::busy())
+    }
+
+    /// Notes that a token was used, and stores it now and then. Nobody waits for that.
+    fn note_token_use(&self, id: &str) {
+        if self.tokens.used(id, SystemTime::now()) {
+            let (tokens, id) = (self.tokens.clone(), id.to_owned());
+            self.state.keeper.look(move |_, store| {
+                if let Err(error) = tokens.store_use(&id, store) {
+                    tracing::debug!(%error, "a token's last use was not stored");
+                }
+            });
+        }
+    }
+}
+
 /// Why the admin side did not start.
 #[derive(Debug)]
 pub enum ControlError {
     /// A live server has the socket.
     InUse(PathBuf),
+    /// The stored tokens could not be read.
+    Tokens(String),
     /// A listener could not be opened.
     Bind {
         /// Path or address.
@@ -68,6 +167,7 @@ impl fmt::Display for ControlError {
                 "{}: another bootstorm server answers there; stop it, or give this one its own --state",
                 path.display()
             ),
+            Self::Tokens(why) => write!(f, "read the API tokens: {why}"),
             Self::Bind { what, source } => {
                 write!(f, "bind admin {what}: {source}")?;
                 match source.kind() {
@@ -113,7 +213,9 @@ impl Control {
     /// # Errors
     /// When a listener cannot be opened; a stale socket of a dead server is replaced.
     pub fn start(state: Arc<State>, socket: &Path, tcp: Option<SocketAddr>) -> Result<Self, ControlError> {
+        let admin = Arc::new(Admin::new(state)?);
         let unix = bind_unix(socket)?;
+        let rule = SocketRule::of(socket);
         let bind = |what: String| move |source| ControlError::Bind { what, source };
         let listener = match tcp {
             Some(addr) => {
@@ -127,7 +229,7 @@ impl Control {
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::Builder::new()
             .name("control".into())
-            .spawn(move || run(state, unix, listener, stopped))
+            .spawn(move || run(admin, unix, rule, listener, stopped))
             .map_err(bind("thread".into()))?;
         Ok(Self { stop: Some(stop), thread: Some(thread), socket: socket.to_owned(), tcp })
     }
@@ -164,8 +266,9 @@ fn bind_unix(socket: &Path) -> Result<std::os::unix::net::UnixListener, ControlE
 }
 
 fn run(
-    state: Arc<State>,
+    admin: Arc<Admin>,
     unix: std::os::unix::net::UnixListener,
+    rule: SocketRule,
     tcp: Option<std::net::TcpListener>,
     stopped: oneshot::Receiver<()>,
 ) {
@@ -174,24 +277,25 @@ fn run(
         Err(error) => return tracing::error!(%error, "the admin side cannot start"),
     };
     runtime.block_on(async move {
-        let local = api::local(Arc::clone(&state));
-        let public = api::public(state);
-        let unix = async {
-            match tokio::net::UnixListener::from_std(unix) {
-                Ok(listener) => axum::serve(listener, local).await,
-                Err(error) => Err(error),
+        let router = routes::router(admin);
+        let unix = tokio::net::UnixListener::from_std(unix);
+        let tcp = tcp.map(tokio::net::TcpListener::from_std).transpose();
+        let (unix, tcp) = match (unix, tcp) {
+            (Ok(unix), Ok(tcp)) => (unix, tcp),
+            (Err(error), _) | (_, Err(error)) => {
+                return tracing::error!(%error, "the admin side cannot start");
             }
         };
-        let tcp = async {
-            match tcp.map(tokio::net::TcpListener::from_std).transpose() {
-                Ok(Some(listener)) => axum::serve(listener, public).await,
-                Ok(None) => std::future::pending().await,
-                Err(error) => Err(error),
+        let remote_router = router.clone();
+        let remote = async {
+            match tcp {
+                Some(listener) => door::remote(listener, remote_router).await,
+                None => std::future::pending().await,
             }
         };
         tokio::select! {
-            result = unix => tracing::error!(?result, "the admin socket stopped answering"),
-            result = tcp => tracing::error!(?result, "the admin port stopped answering"),
+            () = door::local(unix, router, rule) => {}
+            () = remote => {}
             _ = stopped => {}
         }
     });

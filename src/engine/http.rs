@@ -332,7 +332,12 @@ impl HttpSide {
         for _ in 0..EVICTION_LOOKS {
             let Some(key) = self.accepted.pop_front() else { return };
             let Some(connection) = self.connections.get_mut(key) else { continue };
-            if connection.out.is_empty() && !connection.out.in_ring && connection.delivery.is_none() {
+            // A boot at its point of no return may be on the disk already: its script is owed.
+            if connection.out.is_empty()
+                && !connection.out.in_ring
+                && connection.delivery.is_none()
+                && connection.parked.is_none()
+            {
                 turn.tally.add(Count::HttpShed, 1);
                 return self.close(key, None, turn);
             }

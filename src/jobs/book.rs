@@ -98,6 +98,11 @@ pub enum Refusal {
         /// The number asked for.
         id: JobId,
     },
+    /// No such claim.
+    NoClaim {
+        /// The number asked for.
+        id: ClaimId,
+    },
     /// The job is over.
     Ended {
         /// The job.
@@ -107,6 +112,13 @@ pub enum Refusal {
     },
     /// The job is not over, so there is nothing to re-arm.
     NotEnded {
+        /// The job.
+        id: JobId,
+        /// Its stage.
+        stage: Stage,
+    },
+    /// Nothing of the job waits to be confirmed.
+    NotRunning {
         /// The job.
         id: JobId,
         /// Its stage.
@@ -166,8 +178,10 @@ impl Refusal {
             Self::RuleOnce => "rule-needs-always",
             Self::NoAttempts => "no-attempts",
             Self::NotFound { .. } => "job-not-found",
+            Self::NoClaim { .. } => "claim-not-found",
             Self::Ended { .. } => "job-ended",
             Self::NotEnded { .. } => "job-not-ended",
+            Self::NotRunning { .. } => "job-not-running",
             Self::TooMany => "too-many-jobs",
             Self::TooManyMachines => "too-many-machines",
             Self::NoMachine { .. } => "machine-not-found",
@@ -220,12 +234,19 @@ impl fmt::Display for Refusal {
             Self::NotFound { id } => {
                 write!(f, "there is no job {id}; `bootstorm job list` shows the ones there are")
             }
+            Self::NoClaim { id } => {
+                write!(f, "there is no claim {id}")
+            }
             Self::Ended { id, stage } => {
                 write!(f, "job {id} has ended already ({stage}); `bootstorm job rearm {id}` starts it again")
             }
             Self::NotEnded { id, stage } => {
                 write!(f, "job {id} has not ended ({stage}); `bootstorm job cancel {id}` ends it")
             }
+            Self::NotRunning { id, stage } => write!(
+                f,
+                "job {id} is {stage}: only a running one can be confirmed; `bootstorm job show {id}` shows how far it is"
+            ),
             Self::TooMany => write!(f, "{JOBS_MAX} jobs are live, which is the most; cancel some first"),
             Self::TooManyMachines => {
                 write!(f, "{MACHINES_MAX} machines are on record, which is the most; forget some first")
@@ -610,7 +631,7 @@ impl Book {
         }
         let id = JobId(self.number(|numbers| &mut numbers.job));
         if spec.replace {
-            for old in live {
+            for old in live.iter().copied() {
                 self.move_job(old, at, |course, terms| {
                     course.cancel(format!("replaced by {id}"), terms.always, at.now)
                 });
@@ -620,7 +641,9 @@ impl Book {
         job.floor = BootId(0);
         let job = Arc::new(job);
         self.change_job(id, Some(Arc::clone(&job)));
-        self.say(true, id.to_string(), json!({ "by": by, "what": "job-added", "job": &*job }));
+        let replaced = if spec.replace { live } else { Vec::new() };
+        let body = json!({ "by": by, "what": "job-added", "job": &*job, "replaced": replaced });
+        self.say(true, id.to_string(), body);
         Ok(job)
     }
 
@@ -643,8 +666,7 @@ impl Book {
         self.move_job(id, at, |course, terms| {
             course.cancel(format!("cancelled by {by}"), terms.always, at.now)
         });
-        self.say(true, id.to_string(), json!({ "by": by, "what": "job-cancelled", "job": id }));
-        self.expect_job(id, None)
+        self.say_changed(by, "job-cancelled", &job)
     }
 
     /// Starts a job that is over again from `armed`, with all its attempts, its whole time, from its first image.
@@ -694,19 +716,18 @@ impl Book {
         job.created = at.now;
         job.generation += 1;
         let job = Arc::new(job);
-        self.change_job(id, Some(Arc::clone(&job)));
+        self.change_job(id, Some(job));
         for claim in claimed {
             self.change_claim(claim, None);
         }
-        self.say(true, id.to_string(), json!({ "by": by, "what": "job-rearmed", "job": id }));
-        Ok(job)
+        self.say_changed(by, "job-rearmed", &old)
     }
 
     /// An operator confirms what no call-back did.
     ///
     /// # Errors
     ///
-    /// [`Refusal::NotFound`], [`Refusal::Stale`], [`Refusal::Ended`] where nothing waits to be confirmed.
+    /// [`Refusal::NotFound`], [`Refusal::Stale`], [`Refusal::NotRunning`] where nothing waits to be confirmed.
     pub fn confirm(
         &mut self,
         id: JobId,
@@ -716,21 +737,20 @@ impl Book {
     ) -> Result<Arc<Job>, Refusal> {
         let job = self.expect_job(id, expected)?;
         let Some(boot) = job.passed.filter(|_| job.stage == Stage::Running) else {
-            return Err(Refusal::Ended { id, stage: job.stage });
+            return Err(Refusal::NotRunning { id, stage: job.stage });
         };
         self.move_job(id, at, |course, terms| course.confirmed(boot, terms.always, at.now));
         self.advance(id, Stage::Confirmed, at);
-        self.say(true, id.to_string(), json!({ "by": by, "what": "job-confirmed", "job": id }));
-        self.expect_job(id, None)
+        self.say_changed(by, "job-confirmed", &job)
     }
 
     /// Gives one machine a rule's job once more.
     ///
     /// # Errors
     ///
-    /// [`Refusal::NotFound`] when there is no such claim.
+    /// [`Refusal::NoClaim`].
     pub fn forget_claim(&mut self, id: ClaimId, by: &str) -> Result<(), Refusal> {
-        let claim = self.claims.get(&id).cloned().ok_or(Refusal::NotFound { id: JobId(0) })?;
+        let claim = self.claims.get(&id).cloned().ok_or(Refusal::NoClaim { id })?;
         self.change_claim(id, None);
         self.say(
             true,
@@ -782,7 +802,11 @@ impl Book {
         {
             return Passage::Before;
         }
-        if !job.is_live() {
+        // A rule that expires takes no further machine; one that is in the middle of its boot goes on.
+        let under_way =
+            by_boot.as_ref().is_some_and(|claim| claim.job == job.id && claim.stage == Stage::Fetching);
+        let open = job.is_live() || job.stage == Stage::Expired && under_way;
+        if !open {
             return Passage::Denied(Denial::Over(job.stage));
         }
         if line.boot < job.floor {
@@ -1008,6 +1032,16 @@ impl Book {
         let last = which(&mut self.numbers);
         *last += 1;
         *last
+    }
+
+    /// Says what an order changed of a job, and returns it as it is now.
+    fn say_changed(&mut self, by: &str, what: &str, before: &Job) -> Result<Arc<Job>, Refusal> {
+        let now = self.expect_job(before.id, None)?;
+        let told = |job: &Job| json!({ "stage": job.stage, "step": job.step, "generation": job.generation });
+        let body =
+            json!({ "by": by, "what": what, "job": now.id, "before": told(before), "after": told(&now) });
+        self.say(true, now.id.to_string(), body);
+        Ok(now)
     }
 
     fn say(&mut self, audit: bool, subject: String, body: serde_json::Value) {

@@ -232,7 +232,7 @@ impl Desk for Answers {
 }
 
 /// Five thousand machines reach their last piece within a few seconds, on a real file: how long each is held.
-/// `BOOTSTORM_STORM=5000` makes it that many; the figures of `docs/PERFORMANCE.md` are of a release build.
+/// `BOOTSTORM_STORM=5000` makes it that many; a figure is worth something from a release build on an idle machine.
 #[test]
 fn a_storm_is_held_back_for_milliseconds() {
     let machines: u32 = std::env::var("BOOTSTORM_STORM").ok().and_then(|n| n.parse().ok()).unwrap_or(300);

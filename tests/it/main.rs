@@ -4,6 +4,7 @@
 
 #![allow(unreachable_pub, reason = "one binary of modules: pub is what they share")]
 
+mod api;
 mod bad_input;
 mod bench;
 mod clients;

@@ -118,7 +118,8 @@ impl Book {
         by: &str,
         at: Moment,
     ) -> Result<Arc<Machine>, Refusal> {
-        let mut machine = Machine::clone(&*self.expect_machine(id, expected)?);
+        let before = self.expect_machine(id, expected)?;
+        let mut machine = Machine::clone(&before);
         for ident in &spec.idents {
             match self.by_ident.get(ident) {
                 Some(other) if *other != id => {
@@ -154,7 +155,7 @@ impl Book {
         self.say(
             true,
             id.to_string(),
-            json!({ "by": by, "what": "machine-set", "machine": id, "set": spec }),
+            json!({ "by": by, "what": "machine-set", "machine": id, "before": &*before, "set": spec }),
         );
         let _ = at;
         self.expect_machine(id, None)
@@ -204,7 +205,7 @@ impl Book {
         merged.absorb(&two, Merged { at: at.now, by: by.to_owned(), why: why.to_owned() });
         self.change_machine(other, None);
         self.put_changed(merged);
-        let body = json!({ "by": by, "what": "machines-merged", "machine": id, "other": &*two, "why": why });
+        let body = json!({ "by": by, "what": "machines-merged", "machine": id, "before": &*one, "other": &*two, "why": why });
         self.say(true, id.to_string(), body);
         self.expect_machine(id, None)
     }

@@ -448,6 +448,23 @@ fn a_rule_that_wipes_wants_to_know_whom() {
 }
 
 #[test]
+fn a_rule_that_expires_lets_whoever_is_under_way_go_on() {
+    let (book, id) = with_job(JobSpec {
+        allow_rule: true,
+        expires: Some(Duration::from_secs(60)),
+        ..JobSpec::new(Action::Image("wiping".into()), Selector::Any)
+    });
+    book.note(&presents(1, id, 1, Some(UUID)), at(1));
+    let (image, file) = ("wiping".into(), "a.efi".into());
+    book.note(&seen(1, Seen::FileStarted { job: Some(id), image, file, over: Over::Http }), at(2)).unwrap();
+    book.note(&presents(2, id, 9, Some("4c4c4544-0042-3510-8052-b4c04f564299")), at(3));
+    book.expire(at(60));
+    assert_eq!(book.load().decide(&machine(1, Some(UUID))), Decision::NoJob);
+    assert_eq!(book.pass(&line(1, id, "wiping"), at(61)), Passage::Now);
+    assert_eq!(book.pass(&line(2, id, "wiping"), at(61)), Passage::Denied(Denial::Over(Stage::Expired)));
+}
+
+#[test]
 fn attempts_of_a_rule_are_counted_by_machine() {
     let (book, id) = rule();
     for boot in 1..=3 {

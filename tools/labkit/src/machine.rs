@@ -136,6 +136,12 @@ impl Machine {
         Self { process: Process::spawn("qemu", &mut command, &output), serial, _place: place }
     }
 
+    /// Waits for the first of `words` on its serial port; which one it was, or `None` when time is up. Panics when the
+    /// machine ends without a word.
+    pub fn see(&mut self, words: &[&str], patience: Duration) -> Option<usize> {
+        self.process.see_in(&self.serial, words, patience)
+    }
+
     /// What came out of its serial port so far.
     pub fn serial(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.serial).unwrap_or_default()).into_owned()

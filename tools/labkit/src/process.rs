@@ -91,6 +91,25 @@ impl Process {
         }
     }
 
+    /// Waits until a file that it writes holds one of `words`; which one, or `None` when time is up. Panics when it ends
+    /// before.
+    pub fn see_in(&mut self, file: &Path, words: &[&str], patience: Duration) -> Option<usize> {
+        let start = Instant::now();
+        loop {
+            // Looked at before the process is, so that what it wrote last is seen.
+            let ended = self.child.try_wait().expect("a child can be waited for");
+            let content = String::from_utf8_lossy(&std::fs::read(file).unwrap_or_default()).into_owned();
+            if let Some(found) = words.iter().position(|word| content.contains(word)) {
+                return Some(found);
+            }
+            assert!(ended.is_none(), "{} ended ({ended:?}) without one of {words:?}:\n{content}", self.name);
+            if start.elapsed() > patience {
+                return None;
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
     /// Waits for its end.
     pub fn wait(&mut self, patience: Duration) -> ExitStatus {
         let start = Instant::now();

@@ -1,0 +1,899 @@
+//! The API as a router without sockets, and its listeners over real ones.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::http::{HeaderMap, Request, StatusCode};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+use super::auth::Origin;
+use super::client::{Client, ClientError};
+use super::tokens::Wish;
+use super::*;
+use crate::files::library::Settings;
+use crate::jobs::script::{Context, Hints, Policy, compose_explained};
+use crate::jobs::token::BootId;
+use crate::keeper::Running;
+use crate::store::{Log, MemoryStore, Transition, Write};
+
+/// A server without listeners.
+struct Lab {
+    dir: PathBuf,
+    state: Arc<State>,
+    admin: Arc<Admin>,
+    router: Router,
+    runtime: tokio::runtime::Runtime,
+    _keeper: Running,
+}
+
+/// What came back.
+#[derive(Debug)]
+struct Got {
+    status: u16,
+    headers: HeaderMap,
+    body: Value,
+}
+
+impl Got {
+    fn code(&self) -> &str {
+        self.body["code"].as_str().unwrap_or_default()
+    }
+
+    fn header(&self, name: &str) -> &str {
+        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    }
+
+    #[track_caller]
+    fn must(self, status: u16) -> Value {
+        assert_eq!(self.status, status, "{}", self.body);
+        self.body
+    }
+
+    #[track_caller]
+    fn refused(self, status: u16, code: &str) {
+        assert_eq!((self.status, self.code()), (status, code), "{}", self.body);
+    }
+}
+
+fn remote() -> Origin {
+    Origin::Remote("192.0.2.7:4000".parse().expect("an address"))
+}
+
+fn root() -> Origin {
+    Origin::Local { who: "uid 0 (root)".into(), admitted: true }
+}
+
+impl Lab {
+    fn start() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("bootstorm-api-{}-{number}", std::process::id()));
+        for (image, script, toml) in
+            [("hello", true, ""), ("empty", false, ""), ("wipe", true, "destructive = true\n")]
+        {
+            let folder = dir.join("images").join(image);
+            std::fs::create_dir_all(&folder).unwrap();
+            if script {
+                std::fs::write(folder.join("boot.ipxe"), "#!ipxe\necho hello\n").unwrap();
+            }
+            if !toml.is_empty() {
+                std::fs::write(folder.join("image.toml"), toml).unwrap();
+            }
+        }
+        let library = Arc::new(
+            Library::open(Settings {
+                images_dir: dir.join("images"),
+                loader_dirs: Vec::new(),
+                bios: Vec::new(),
+                uefi_x64: Vec::new(),
+                uefi_ia32: Vec::new(),
+                uefi_arm64: Vec::new(),
+                wimboot: Vec::new(),
+            })
+            .unwrap(),
+        );
+        let images = Arc::clone(&library);
+        let keeper = Keeper::start(
+            Box::new(MemoryStore::new()),
+            Box::new(move || images.snapshot()),
+            [7; 32],
+            Box::new(|_| {}),
+        )
+        .unwrap();
+        let (handle, images) = (keeper.keeper().clone(), Arc::clone(&library));
+        let state = Arc::new(State {
+            keeper: keeper.keeper().clone(),
+            library,
+            history: Arc::new(History::default()),
+            script: Box::new(move |who| {
+                let context = Context {
+                    base_url: "http://192.0.2.1:4433",
+                    boot: BootId(1),
+                    key: handle.key(),
+                    now_unix: 0,
+                    policy: &Policy::default(),
+                    hints: Hints::default(),
+                };
+                compose_explained(&handle.table().view(), &**images.load(), who, &context)
+            }),
+            metrics: Box::new(|| "bootstorm_x 1\n".into()),
+        });
+        let admin = Arc::new(Admin::new(Arc::clone(&state)).unwrap());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let router = routes::router(Arc::clone(&admin));
+        Self { dir, state, admin, router, runtime, _keeper: keeper }
+    }
+
+    /// A token's text.
+    fn token(&self, role: Role, name: &str) -> String {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let mut random = [role as u8; 36];
+        random[..4].copy_from_slice(&NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes());
+        let (tokens, name) = (self.admin.tokens.clone(), name.to_owned());
+        let added = self.state.keeper.look_and_wait(move |_, store| {
+            tokens.add(&Wish { name, role, lasts: None }, random, "test", store, SystemTime::now())
+        });
+        added.unwrap().unwrap().0
+    }
+
+    fn send(
+        &self,
+        origin: Origin,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: String,
+    ) -> axum::response::Response {
+        let mut request = Request::builder().method(method).uri(path);
+        if !headers.iter().any(|(name, _)| *name == "Host") {
+            request = request.header("Host", "127.0.0.1:8081");
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let mut request = request.body(Body::from(body)).unwrap();
+        request.extensions_mut().insert(origin);
+        self.runtime.block_on(self.router.clone().oneshot(request)).unwrap()
+    }
+
+    fn ask(&self, origin: Origin, method: &str, path: &str, headers: &[(&str, &str)], body: String) -> Got {
+        let response = self.send(origin, method, path, headers, body);
+        let (parts, body) = response.into_parts();
+        let bytes = self.runtime.block_on(to_bytes(body, usize::MAX)).unwrap();
+        let body = serde_json::from_slice(&bytes)
+            .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned()));
+        Got { status: parts.status.as_u16(), headers: parts.headers, body }
+    }
+
+    /// As root on the socket.
+    fn local(&self, method: &str, path: &str, body: Value) -> Got {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        self.ask(root(), method, path, &[], body)
+    }
+
+    fn local_with(&self, method: &str, path: &str, headers: &[(&str, &str)], body: String) -> Got {
+        self.ask(root(), method, path, headers, body)
+    }
+
+    fn with_token(&self, token: &str, method: &str, path: &str, body: Value) -> Got {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        self.ask(remote(), method, path, &[("Authorization", &format!("Bearer {token}"))], body)
+    }
+
+    fn say(&self, count: usize) {
+        self.state
+            .keeper
+            .look_and_wait(move |_, store| {
+                let entry = |n: usize| Write::Append {
+                    log: Log::Event,
+                    at_unix_ms: n as u64,
+                    subject: "j1".into(),
+                    body: json!({ "n": n }).to_string(),
+                };
+                store
+                    .commit(&[Transition { writes: (0..count).map(entry).collect() }])
+                    .unwrap()
+                    .pop()
+                    .unwrap()
+                    .unwrap();
+            })
+            .unwrap();
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn mac(n: u32) -> String {
+    format!("02:00:00:{:02x}:{:02x}:{:02x}", n >> 16 & 255, n >> 8 & 255, n & 255)
+}
+
+fn hello(n: u32) -> Value {
+    json!({ "action": { "image": "hello" }, "selector": { "mac": mac(n) } })
+}
+
+/// Every documented operation: method, path with its variables filled in, and the role it says it needs.
+fn operations() -> Vec<(String, String, Option<Role>)> {
+    let document = routes::document();
+    let mut all = Vec::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        let filled = path
+            .replace("/jobs/{id}", "/jobs/j99")
+            .replace("/tokens/{id}", "/tokens/00000000")
+            .replace("{claim}", "c1")
+            .replace("/machines/{id}", "/machines/m99")
+            .replace("{name}", "hello");
+        assert!(!filled.contains('{'), "{filled}");
+        for (method, operation) in item.as_object().unwrap() {
+            let role = operation["security"][0]["token"][0].as_str().map(|role| role.parse().unwrap());
+            all.push((method.to_uppercase(), filled.clone(), role));
+        }
+    }
+    all
+}
+
+#[test]
+fn a_job_is_added_listed_shown_cancelled_and_armed_again() {
+    let lab = Lab::start();
+    let spec = json!({ "action": { "image": "hello" }, "selector": { "mac": "52-54-00-00-00-01" } });
+    let added = lab.local("POST", "/v1/jobs", spec.clone());
+    assert_eq!((added.header("location"), added.header("etag")), ("/v1/jobs/j1", "\"1\""));
+    let job = added.must(201);
+    assert_eq!(
+        (job["stage"].as_str(), job["selector"]["mac"].as_str()),
+        (Some("armed"), Some("52:54:00:00:00:01"))
+    );
+    lab.local("POST", "/v1/jobs", spec).refused(409, "machine-has-job");
+    assert_eq!(lab.local("GET", "/v1/jobs", Value::Null).must(200)["jobs"].as_array().unwrap().len(), 1);
+    assert_eq!(lab.local("GET", "/v1/jobs/j1", Value::Null).must(200)["id"], "j1");
+    assert_eq!(lab.local("DELETE", "/v1/jobs/j1", Value::Null).must(200)["stage"], "cancelled");
+    lab.local("DELETE", "/v1/jobs/j1", Value::Null).refused(409, "job-ended");
+    assert_eq!(lab.local("POST", "/v1/jobs/j1/rearm", Value::Null).must(200)["stage"], "armed");
+    lab.local("POST", "/v1/jobs/j1/confirm", Value::Null).refused(409, "job-not-running");
+    assert_eq!(lab.local("GET", "/v1/jobs/j1/claims", Value::Null).must(200), json!({ "claims": [] }));
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_with_a_word_and_a_reason() {
+    let lab = Lab::start();
+    for (spec, status, code) in [
+        (json!({}), 400, "not-a-job"),
+        (json!({ "action": "local", "selector": { "mac": "nonsense" } }), 400, "not-a-job"),
+        (json!({ "action": "local", "selector": { "mac": mac(1) }, "x": 1 }), 400, "not-a-job"),
+        (json!({ "action": { "image": "nothere" }, "selector": { "mac": mac(1) } }), 422, "unknown-image"),
+        (json!({ "action": { "image": "empty" }, "selector": { "mac": mac(1) } }), 422, "image-cannot-boot"),
+        (json!({ "action": "local", "selector": { "mac": mac(1) }, "attempts": 0 }), 422, "no-attempts"),
+        (json!({ "action": "local", "selector": { "serial": "x".repeat(200) } }), 400, "not-a-job"),
+        (json!({ "action": "local", "selector": { "serial": "x\u{1b}[2J" } }), 400, "not-a-job"),
+        (
+            json!({ "action": "local", "selector": { "rule": { "group": "x".repeat(200) } } }),
+            400,
+            "not-a-job",
+        ),
+        (json!({ "action": { "image": "x".repeat(300) }, "selector": "any" }), 400, "not-a-job"),
+    ] {
+        lab.local("POST", "/v1/jobs", spec).refused(status, code);
+    }
+    for (method, path, status, code) in [
+        ("GET", "/v1/jobs/j99", 404, "job-not-found"),
+        ("GET", "/v1/jobs/x", 400, "not-a-job-id"),
+        ("GET", "/v1/jobs?limit=0", 400, "not-a-limit"),
+        ("GET", "/v1/jobs?limit=1001", 400, "not-a-limit"),
+        ("GET", "/v1/jobs?limit=many", 400, "not-a-query"),
+        ("GET", "/v1/jobs?stage=asleep", 400, "not-a-stage"),
+        ("GET", "/v1/jobs?after=m1", 400, "not-a-job-id"),
+        ("GET", "/v1/nothing", 404, "no-such-path"),
+        ("PUT", "/v1/jobs", 405, "no-such-method"),
+        ("GET", "/v1/machines/%ff", 400, "not-a-path"),
+        ("GET", "/v1/machines/m7", 404, "machine-not-found"),
+        ("GET", "/v1/images/nothere", 404, "unknown-image"),
+        ("GET", "/v1/boots?machine=x", 400, "not-a-machine"),
+        ("DELETE", "/v1/jobs/j1/claims/x", 400, "not-a-claim-id"),
+        ("DELETE", "/v1/jobs/j1/claims/c1", 404, "claim-not-found"),
+        ("DELETE", "/v1/tokens/00000000", 404, "token-not-found"),
+    ] {
+        let got = lab.local(method, path, Value::Null);
+        assert_eq!(got.header("content-type"), "application/problem+json", "{path}");
+        got.refused(status, code);
+    }
+    assert_eq!(lab.local("GET", "/v1/jobs", Value::Null).must(200)["jobs"], json!([]));
+}
+
+#[test]
+fn a_body_that_is_no_text_or_too_long_is_a_problem_too() {
+    let lab = Lab::start();
+    let send = |bytes: Vec<u8>| {
+        let request = Request::post("/v1/jobs").header("Host", "localhost").body(Body::from(bytes)).unwrap();
+        let mut request = request;
+        request.extensions_mut().insert(root());
+        let response = lab.runtime.block_on(lab.router.clone().oneshot(request)).unwrap();
+        (response.status().as_u16(), response.headers()["content-type"].to_str().unwrap().to_owned())
+    };
+    assert_eq!(send(vec![0xff, 0xfe]), (400, "application/problem+json".into()));
+    assert_eq!(send(vec![b' '; BODY_MAX + 1]), (413, "application/problem+json".into()));
+}
+
+#[test]
+fn jobs_are_listed_by_pages_and_filters() {
+    let lab = Lab::start();
+    for n in 0..5 {
+        lab.local("POST", "/v1/jobs", hello(n)).must(201);
+    }
+    let local = json!({ "action": "local", "selector": { "serial": "A 1" } });
+    lab.local("POST", "/v1/jobs", local).must(201);
+    lab.local("DELETE", "/v1/jobs/j2", Value::Null).must(200);
+    let ids = |query: &str| -> Vec<String> {
+        let page = lab.local("GET", &format!("/v1/jobs?{query}"), Value::Null).must(200);
+        page["jobs"].as_array().unwrap().iter().map(|job| job["id"].as_str().unwrap().to_owned()).collect()
+    };
+    let first = lab.local("GET", "/v1/jobs?limit=4", Value::Null).must(200);
+    assert_eq!(first["next"], "j4");
+    assert_eq!(ids("limit=4&after=j4"), ["j5", "j6"]);
+    assert_eq!(lab.local("GET", "/v1/jobs?limit=2&after=j4", Value::Null).must(200)["next"], Value::Null);
+    assert_eq!(ids("stage=cancelled"), ["j2"]);
+    assert_eq!(ids("live=false"), ["j2"]);
+    assert_eq!(ids("image=hello&live=true"), ["j1", "j3", "j4", "j5"]);
+    assert_eq!(ids("machine=02-00-00-00-00-03"), ["j4"]);
+    assert_eq!(ids("machine=A%201"), ["j6"]);
+}
+
+#[test]
+fn if_match_keeps_an_order_from_what_has_changed() {
+    let lab = Lab::start();
+    lab.local("POST", "/v1/jobs", hello(1)).must(201);
+    let cancel = |tag: &str| lab.local_with("DELETE", "/v1/jobs/j1", &[("If-Match", tag)], String::new());
+    cancel("\"7\"").refused(412, "changed-meanwhile");
+    cancel("nonsense").refused(400, "not-an-etag");
+    let job = cancel("\"1\"").must(200);
+    let stale = lab.local_with("POST", "/v1/jobs/j1/rearm", &[("If-Match", "\"1\"")], String::new());
+    stale.refused(412, "changed-meanwhile");
+    let tag = format!("\"{}\"", job["generation"]);
+    lab.local_with("POST", "/v1/jobs/j1/rearm", &[("If-Match", &tag)], String::new()).must(200);
+}
+
+#[test]
+fn ten_thousand_jobs_are_added_at_once_or_none() {
+    let lab = Lab::start();
+    let mut jobs: Vec<Value> = (0..10_000).map(hello).collect();
+    let added = lab.local("POST", "/v1/jobs/bulk", json!({ "jobs": jobs })).must(201);
+    assert_eq!((added["added"].as_u64(), added["ids"].as_array().unwrap().len()), (Some(10_000), 10_000));
+    assert_eq!((&added["ids"][0], &added["ids"][9_999]), (&json!("j1"), &json!("j10000")));
+    // Again: each of them has a job already.
+    let refused = lab.local("POST", "/v1/jobs/bulk", json!({ "jobs": jobs }));
+    assert_eq!((refused.status, refused.code()), (422, "rows-refused"));
+    assert_eq!(refused.body["errors_total"], 10_000);
+    assert_eq!(refused.body["errors"].as_array().unwrap().len(), 100);
+    // New machines, of which two rows are wrong: nothing is added.
+    jobs = (20_000..20_100).map(hello).collect();
+    jobs[41] = json!({ "action": { "image": "nothere" }, "selector": { "mac": mac(41) } });
+    jobs[77] = jobs[76].clone();
+    let refused = lab.local("POST", "/v1/jobs/bulk", json!({ "jobs": jobs }));
+    assert_eq!(refused.body["errors"][0]["row"], 78, "{}", refused.body);
+    jobs[77] = hello(5);
+    let refused = lab.local("POST", "/v1/jobs/bulk", json!({ "jobs": jobs }));
+    let rows: Vec<(u64, &str)> = refused.body["errors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| (row["row"].as_u64().unwrap(), row["code"].as_str().unwrap()))
+        .collect();
+    assert_eq!(rows, [(42, "unknown-image"), (78, "machine-has-job")]);
+    let last = lab.local("GET", "/v1/jobs?after=j9999", Value::Null).must(200);
+    assert_eq!(last["jobs"].as_array().unwrap().len(), 1, "{last}");
+    // A refused order has used up no number either.
+    assert_eq!(lab.local("POST", "/v1/jobs", hello(20_000)).must(201)["id"], "j10001");
+}
+
+#[test]
+fn bulk_takes_csv_and_refuses_nonsense() {
+    let lab = Lab::start();
+    let csv = |body: &str| {
+        lab.local_with("POST", "/v1/jobs/bulk", &[("Content-Type", "text/csv; charset=utf-8")], body.into())
+    };
+    let added = csv("image,mac,expires\nhello,02:00:00:00:00:01,12h\nhello,02:00:00:00:00:02,\n").must(201);
+    assert_eq!(added, json!({ "added": 2, "ids": ["j1", "j2"] }));
+    csv("image,mac\nhello,nonsense\n").refused(422, "rows-refused");
+    for body in [json!({}), json!({ "jobs": [] }), json!({ "jobs": 3 }), json!([])] {
+        lab.local("POST", "/v1/jobs/bulk", body).refused(400, "not-jobs");
+    }
+    let many: Vec<Value> = (0..10_001).map(hello).collect();
+    lab.local("POST", "/v1/jobs/bulk", json!({ "jobs": many })).refused(400, "not-jobs");
+    lab.local("POST", "/v1/jobs/bulk", json!({ "jobs": [{ "action": "dance" }] }))
+        .refused(422, "rows-refused");
+}
+
+#[test]
+fn a_repeated_order_is_carried_out_once() {
+    let lab = Lab::start();
+    let order = |key: &str, n: u32| {
+        lab.local_with("POST", "/v1/jobs", &[("Idempotency-Key", key)], hello(n).to_string())
+    };
+    let first = order("a", 1);
+    let again = order("a", 1);
+    assert_eq!((first.status, again.status), (201, 201));
+    assert_eq!(first.body, again.body);
+    assert_eq!((again.header("idempotency-replayed"), again.header("etag")), ("true", "\"1\""));
+    assert_eq!(again.header("location"), "/v1/jobs/j1");
+    order("a", 2).refused(422, "key-reused");
+    order("", 2).refused(400, "not-a-key");
+    order("b", 1).refused(409, "machine-has-job");
+    // Another caller's key is another key.
+    let token = lab.token(Role::Operate, "other");
+    let headers = [("Idempotency-Key", "a"), ("Authorization", &format!("Bearer {token}"))];
+    lab.ask(remote(), "POST", "/v1/jobs", &headers, hello(2).to_string()).must(201);
+    assert_eq!(lab.local("GET", "/v1/jobs", Value::Null).must(200)["jobs"].as_array().unwrap().len(), 2);
+    lab.local_with("POST", "/v1/tokens", &[("Idempotency-Key", "t")], "{}".into())
+        .refused(400, "no-key-here");
+}
+
+#[test]
+fn machines_are_registered_named_let_in_merged_and_split() {
+    let lab = Lab::start();
+    let spec =
+        |n: u32| json!({ "idents": [{ "mac": mac(n) }], "name": format!("bench-{n}"), "groups": ["lab"] });
+    let first = lab.local("POST", "/v1/machines", spec(1));
+    assert_eq!((first.header("location"), first.header("etag").is_empty()), ("/v1/machines/m1", false));
+    let first = first.must(201);
+    assert_eq!((first["id"].as_str(), first["state"].as_str()), (Some("m1"), Some("known")));
+    let second = lab.local("POST", "/v1/machines", spec(2)).must(201)["id"].as_str().unwrap().to_owned();
+    assert_eq!(lab.local("GET", "/v1/machines/02-00-00-00-00-02", Value::Null).must(200)["id"], second);
+    assert_eq!(lab.local("POST", "/v1/machines/m1/reject", Value::Null).must(200)["state"], "rejected");
+    assert_eq!(lab.local("POST", "/v1/machines/m1/approve", Value::Null).must(200)["state"], "approved");
+    let listed = |query: &str| {
+        lab.local("GET", &format!("/v1/machines?{query}"), Value::Null).must(200)["machines"]
+            .as_array()
+            .unwrap()
+            .len()
+    };
+    assert_eq!((listed("group=lab"), listed("state=approved"), listed("group=x")), (2, 1, 0));
+    assert_eq!((listed("limit=1"), listed("after=m1")), (1, 1));
+    let named = lab.local("PATCH", "/v1/machines/m1", json!({ "name": "", "groups": [] })).must(200);
+    assert_eq!(named["name"], Value::Null);
+    let stale = lab.local_with("PATCH", "/v1/machines/m1", &[("If-Match", "\"1\"")], "{}".into());
+    stale.refused(412, "changed-meanwhile");
+    for (body, code) in [
+        (json!({ "name": "x".repeat(200) }), "not-a-name"),
+        (json!({ "groups": [""] }), "not-a-group"),
+        (json!({ "nick": "x" }), "not-a-machine"),
+    ] {
+        lab.local("PATCH", "/v1/machines/m1", body).refused(400, code);
+    }
+    let merged =
+        lab.local("POST", "/v1/machines/m1/merge", json!({ "other": mac(2), "why": "two cards" })).must(200);
+    assert_eq!(merged["parts"].as_array().unwrap().len(), 2);
+    let split = lab.local("POST", "/v1/machines/m1/split", json!({ "part": second })).must(200);
+    assert_eq!(split["id"], second);
+    assert_eq!(lab.local("DELETE", "/v1/machines/m1", Value::Null).status, 204);
+    lab.local("GET", "/v1/machines/m1", Value::Null).refused(404, "machine-not-found");
+}
+
+#[test]
+fn changes_are_in_the_audit_log_with_who_made_them_and_its_chain_is_whole() {
+    let lab = Lab::start();
+    let token = lab.token(Role::Operate, "ci");
+    lab.with_token(&token, "POST", "/v1/jobs", hello(1)).must(201);
+    lab.local("DELETE", "/v1/jobs/j1", Value::Null).must(200);
+    let log = lab.local("GET", "/v1/audit?subject=j1", Value::Null).must(200);
+    let entries = log["entries"].as_array().unwrap();
+    let said: Vec<(&str, bool)> = entries
+        .iter()
+        .map(|entry| {
+            (
+                entry["body"]["what"].as_str().unwrap(),
+                entry["body"]["by"].as_str().unwrap().contains("token ci"),
+            )
+        })
+        .collect();
+    assert_eq!(said, [("job-cancelled", false), ("job-added", true)]);
+    assert_eq!(
+        (&entries[0]["body"]["before"]["stage"], &entries[0]["body"]["after"]["stage"]),
+        (&json!("armed"), &json!("cancelled"))
+    );
+    assert!(entries[0]["body"]["by"].as_str().unwrap().starts_with("uid 0"), "{log}");
+    let check = lab.local("GET", "/v1/audit/verify", Value::Null).must(200);
+    assert_eq!((&check["whole"], &check["entries"]), (&json!(true), &json!(3)));
+    let page = lab.local("GET", "/v1/audit?limit=1", Value::Null).must(200);
+    assert_eq!(page["next"], 3);
+    assert_eq!(lab.local("GET", "/v1/audit?limit=1&before=1", Value::Null).must(200)["next"], Value::Null);
+    assert_eq!(lab.local("GET", &format!("/v1/audit?before={}", u64::MAX), Value::Null).status, 200);
+}
+
+#[test]
+fn tokens_are_shown_once_work_by_role_and_are_revoked() {
+    let lab = Lab::start();
+    let made = lab.local("POST", "/v1/tokens", json!({ "name": "ci", "role": "operate", "expires": "90d" }));
+    assert_eq!(made.header("cache-control"), "no-store");
+    let made = made.must(201);
+    let text = made["token"].as_str().unwrap();
+    assert_eq!(text.len(), "bst-".len() + 8 + 1 + 64);
+    lab.with_token(text, "POST", "/v1/jobs", hello(1)).must(201);
+    lab.with_token(text, "GET", "/v1/tokens", Value::Null).refused(403, "role-too-low");
+    let list = lab.local("GET", "/v1/tokens", Value::Null).must(200);
+    assert_eq!(list["tokens"][0]["name"], "ci");
+    assert!(list["tokens"][0]["last_used"].is_u64());
+    assert!(!list.to_string().contains(&text[13..]) && !list.to_string().contains("hash"), "{list}");
+    lab.local("DELETE", &format!("/v1/tokens/{}", made["id"].as_str().unwrap()), Value::Null).must(200);
+    lab.with_token(text, "GET", "/v1/jobs", Value::Null).refused(401, "token-unknown");
+    for (body, code) in [
+        (json!({ "name": "", "role": "read" }), "not-a-name"),
+        (json!({ "name": "x\u{1b}", "role": "read" }), "not-a-name"),
+        (json!({ "name": "x", "role": "root" }), "not-a-token"),
+        (json!({ "name": "x", "role": "read", "expires": "soon" }), "not-a-time"),
+        (json!({ "name": "x", "role": "read", "expires": "0s" }), "not-a-time"),
+    ] {
+        lab.local("POST", "/v1/tokens", body).refused(400, code);
+    }
+}
+
+#[test]
+fn every_operation_enforces_the_role_its_document_names() {
+    let lab = Lab::start();
+    let tokens = [Role::Read, Role::Operate, Role::Admin].map(|role| (role, lab.token(role, role.word())));
+    let mut seen = 0;
+    for (method, path, needed) in operations() {
+        let bare = lab.send(remote(), &method, &path, &[], String::new()).status();
+        let Some(needed) = needed else {
+            assert_eq!(bare, StatusCode::OK, "{method} {path}");
+            continue;
+        };
+        seen += 1;
+        assert_eq!(bare, StatusCode::UNAUTHORIZED, "{method} {path}");
+        for (role, token) in &tokens {
+            let headers = [("Authorization", format!("Bearer {token}"))];
+            let headers = [(headers[0].0, headers[0].1.as_str())];
+            let status = lab.send(remote(), &method, &path, &headers, String::new()).status();
+            assert_eq!(
+                status == StatusCode::FORBIDDEN,
+                *role < needed,
+                "{method} {path} as {role}: {status}"
+            );
+            assert!(!status.is_server_error(), "{method} {path} as {role}: {status}");
+        }
+    }
+    assert!(seen > 25, "{seen}");
+}
+
+#[test]
+fn bad_tokens_are_slowed_down_and_good_ones_are_not() {
+    let lab = Lab::start();
+    let good = lab.token(Role::Read, "good");
+    let mut statuses = Vec::new();
+    for _ in 0..30 {
+        let got = lab.with_token("bst-00000000-00", "GET", "/v1/jobs", Value::Null);
+        assert_eq!(got.header("www-authenticate").is_empty(), got.status != 401);
+        assert_eq!(got.header("retry-after").is_empty(), got.status != 429);
+        statuses.push(got.status);
+    }
+    assert_eq!(statuses.iter().filter(|status| **status == 401).count(), 20);
+    assert_eq!(statuses[29], 429);
+    lab.with_token(&good, "GET", "/v1/jobs", Value::Null).must(200);
+    lab.ask(remote(), "GET", "/v1/jobs", &[("Authorization", "Basic eDp5")], String::new())
+        .refused(401, "token-needed");
+}
+
+#[test]
+fn strangers_on_the_socket_and_pages_with_names_of_their_own_are_refused() {
+    let lab = Lab::start();
+    let stranger = Origin::Local { who: "uid 60001".into(), admitted: false };
+    lab.ask(stranger.clone(), "GET", "/v1/jobs", &[], String::new()).refused(403, "not-your-socket");
+    lab.ask(stranger, "GET", "/metrics", &[], String::new()).refused(403, "not-your-socket");
+    let token = format!("Bearer {}", lab.token(Role::Admin, "a"));
+    let headers = [("Host", "evil.example:8081"), ("Authorization", token.as_str())];
+    lab.ask(remote(), "GET", "/v1/jobs", &headers, String::new()).refused(421, "wrong-host");
+    lab.ask(remote(), "GET", "/metrics", &headers[..1], String::new()).refused(421, "wrong-host");
+}
+
+#[test]
+fn a_script_is_rendered_with_its_reasons_and_changes_nothing() {
+    let lab = Lab::start();
+    lab.local("POST", "/v1/jobs", hello(1)).must(201);
+    let before = lab.local("GET", "/v1/jobs", Value::Null).must(200);
+    let answer = lab.local("POST", "/v1/script/render", json!({ "mac": mac(1) })).must(200);
+    let script = answer["script"].as_str().unwrap();
+    assert!(script.starts_with("#!ipxe") && script.contains("/images/hello/boot.ipxe"), "{script}");
+    assert_eq!(lab.local("GET", "/v1/jobs", Value::Null).must(200), before);
+}
+
+#[test]
+fn images_boots_health_and_metrics_answer() {
+    let lab = Lab::start();
+    let images = lab.local("GET", "/v1/images", Value::Null).must(200);
+    assert_eq!(images["images"].as_array().unwrap().len(), 3);
+    assert_eq!(lab.local("GET", "/v1/images/wipe", Value::Null).must(200)["destructive"], true);
+    assert_eq!(lab.local("POST", "/v1/images/rescan", Value::Null).must(200)["images"], 3);
+    assert_eq!(lab.local("GET", "/v1/boots", Value::Null).must(200), json!({ "boots": [], "text": [] }));
+    assert_eq!(lab.local("GET", "/healthz", Value::Null).must(200), "ok\n");
+    assert_eq!(lab.local("GET", "/readyz", Value::Null).must(200), "ready\n");
+    lab.ask(remote(), "GET", "/v1/jobs", &[], String::new()).refused(401, "token-needed");
+    let metrics = lab.local("GET", "/metrics", Value::Null).must(200);
+    let metrics = metrics.as_str().unwrap();
+    assert!(metrics.starts_with("bootstorm_x 1\n"), "{metrics}");
+    assert!(metrics.contains("bootstorm_admin_refused_total{reason=\"no-token\"} 1\n"), "{metrics}");
+}
+
+/// Reads frames of a stream until so many events, as (name, id, data).
+fn frames(lab: &Lab, body: Body, count: usize) -> Vec<(String, String, Value)> {
+    let mut body = body;
+    let mut text = String::new();
+    let mut seen = Vec::new();
+    lab.runtime.block_on(async {
+        while seen.len() < count {
+            let frame =
+                tokio::time::timeout(Duration::from_secs(20), body.frame()).await.expect("a frame in time");
+            let Some(frame) = frame else { break };
+            text.push_str(std::str::from_utf8(&frame.unwrap().into_data().unwrap()).unwrap());
+            while let Some(end) = text.find("\n\n") {
+                let event: String = text.drain(..end + 2).collect();
+                let field = |name: &str| {
+                    let line = event.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+                    line[line.find(": ").map_or(0, |at| at + 2)..].to_owned()
+                };
+                if !event.starts_with(':') {
+                    seen.push((field("event"), field("id"), serde_json::from_str(&field("data")).unwrap()));
+                }
+            }
+        }
+    });
+    seen
+}
+
+#[test]
+fn events_are_streamed_and_a_broken_stream_resumes_where_it_was() {
+    let lab = Lab::start();
+    lab.say(3);
+    assert_eq!(lab.local("GET", "/v1/events?limit=2", Value::Null).must(200)["next"], 2);
+    let open = |path: &str, headers: &[(&str, &str)]| {
+        lab.send(root(), "GET", path, headers, String::new()).into_body()
+    };
+    let ids = |seen: &[(String, String, Value)]| seen.iter().map(|(_, id, _)| id.clone()).collect::<Vec<_>>();
+    let all = frames(&lab, open("/v1/events/stream?after=0", &[]), 3);
+    assert_eq!(ids(&all), ["1", "2", "3"]);
+    assert_eq!(all[1].2["body"]["n"], 1);
+    let resumed = frames(&lab, open("/v1/events/stream", &[("Last-Event-ID", "2")]), 1);
+    assert_eq!(ids(&resumed), ["3"]);
+    // Without a place in the log it begins with what happens from now on, which here is after the next line.
+    let live = open("/v1/events/stream", &[]);
+    lab.say(1000);
+    let live = frames(&lab, live, 1000);
+    assert_eq!((ids(&live)[0].as_str(), ids(&live)[999].as_str()), ("4", "1003"), "in order, none left out");
+    lab.local_with("GET", "/v1/events/stream", &[("Last-Event-ID", "x")], String::new())
+        .refused(400, "not-an-event-id");
+}
+
+#[test]
+fn who_was_away_for_too_long_is_told_what_was_skipped() {
+    let lab = Lab::start();
+    lab.say(1000);
+    lab.state.keeper.look_and_wait(|_, store| store.trim(0, 300, 10).unwrap()).unwrap();
+    let body = lab.send(root(), "GET", "/v1/events/stream?after=10", &[], String::new());
+    let seen = frames(&lab, body.into_body(), 301);
+    assert_eq!((seen[0].0.as_str(), &seen[0].2), ("gap", &json!({ "skipped": 690 })));
+    assert_eq!((seen[1].1.as_str(), seen[300].1.as_str()), ("701", "1000"));
+}
+
+#[test]
+fn a_stream_ends_with_its_token_and_streams_are_bounded() {
+    let lab = Lab::start();
+    let text = lab.token(Role::Read, "watcher");
+    let open = || {
+        let header = format!("Bearer {text}");
+        lab.send(remote(), "GET", "/v1/events/stream?after=0", &[("Authorization", &header)], String::new())
+    };
+    let streams: Vec<_> = (0..routes::events::STREAMS_MAX).map(|_| open()).collect();
+    assert!(streams.iter().all(|stream| stream.status() == 200));
+    assert_eq!(open().status(), 503);
+    drop(streams);
+    let stream = open();
+    assert_eq!(stream.status(), 200);
+    lab.local("DELETE", &format!("/v1/tokens/{}", &text[4..12]), Value::Null).must(200);
+    assert!(frames(&lab, stream.into_body(), 1).is_empty(), "the stream has ended");
+}
+
+/// Whether a value is what a schema says; what is wrong otherwise. Knows what the document uses.
+fn fits(value: &Value, schema: &Value, document: &Value) -> Result<(), String> {
+    if let Some(name) = schema["$ref"].as_str() {
+        let target = document.pointer(&name[1..]).ok_or_else(|| format!("{name} is not there"))?;
+        return fits(value, target, document);
+    }
+    if let Some(choices) = schema["oneOf"].as_array() {
+        let fitting = choices.iter().filter(|choice| fits(value, choice, document).is_ok()).count();
+        return if fitting == 1 {
+            Ok(())
+        } else {
+            Err(format!("{value} fits {fitting} of the choices {schema}"))
+        };
+    }
+    if let Some(words) = schema["enum"].as_array()
+        && !words.contains(value)
+    {
+        return Err(format!("{value} is none of {words:?}"));
+    }
+    let types: Vec<&str> = match &schema["type"] {
+        Value::String(one) => vec![one],
+        Value::Array(some) => some.iter().filter_map(Value::as_str).collect(),
+        _ => return Ok(()),
+    };
+    let found = match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(_) => "integer",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    };
+    if !types.contains(&found) {
+        return Err(format!("{value} is {found}, not {types:?}"));
+    }
+    for item in value.as_array().into_iter().flatten() {
+        fits(item, &schema["items"], document)?;
+    }
+    if let Some(object) = value.as_object() {
+        for name in schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+            if !object.contains_key(name) {
+                return Err(format!("{name} is missing"));
+            }
+        }
+        for (name, value) in object {
+            match schema["properties"].get(name) {
+                Some(schema) => fits(value, schema, document).map_err(|why| format!("{name}: {why}"))?,
+                None if schema["additionalProperties"] == json!(false) => {
+                    return Err(format!("{name} is not known"));
+                }
+                None => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn answers_are_what_the_document_says() {
+    let lab = Lab::start();
+    let document = routes::document();
+    let rule = json!({ "rule": { "subnet": "10.77.0.0/24", "arch": [7], "group": "lab" } });
+    let orders = [
+        ("POST", "/v1/jobs", hello(1)),
+        ("POST", "/v1/jobs", json!({ "action": "wait", "selector": "any", "always": true, "expires": "1h" })),
+        ("POST", "/v1/jobs", json!({ "action": { "image": "hello" }, "selector": rule, "window": "10m" })),
+        (
+            "POST",
+            "/v1/machines",
+            json!({ "idents": [{ "mac": mac(1) }, { "serial": "A1" }], "groups": ["lab"] }),
+        ),
+        ("POST", "/v1/machines", json!({ "idents": [{ "mac": mac(2) }], "name": "x" })),
+        ("POST", "/v1/machines/m1/merge", json!({ "other": mac(2) })),
+        ("PATCH", "/v1/machines/m1", json!({ "state": "approved" })),
+        ("POST", "/v1/tokens", json!({ "name": "x", "role": "read" })),
+        ("POST", "/v1/jobs/bulk", json!({ "jobs": [hello(9)] })),
+        ("POST", "/v1/jobs/bulk", json!({ "jobs": [hello(9)] })),
+        ("POST", "/v1/script/render", json!({ "mac": mac(1), "platform": "efi", "arch": 7 })),
+        ("POST", "/v1/images/rescan", Value::Null),
+        ("GET", "/v1/jobs", Value::Null),
+        ("GET", "/v1/jobs/j1", Value::Null),
+        ("GET", "/v1/jobs/j1/claims", Value::Null),
+        ("GET", "/v1/machines", Value::Null),
+        ("GET", "/v1/machines/m1", Value::Null),
+        ("GET", "/v1/images", Value::Null),
+        ("GET", "/v1/images/wipe", Value::Null),
+        ("GET", "/v1/boots", Value::Null),
+        ("GET", "/v1/events", Value::Null),
+        ("GET", "/v1/audit", Value::Null),
+        ("GET", "/v1/audit/verify", Value::Null),
+        ("GET", "/v1/tokens", Value::Null),
+        ("GET", "/v1/openapi.json", Value::Null),
+        ("GET", "/v1/jobs/j99", Value::Null),
+        ("DELETE", "/v1/jobs/j1", Value::Null),
+    ];
+    for (method, path, body) in orders {
+        let pattern = path
+            .replace("/jobs/j1", "/jobs/{id}")
+            .replace("/jobs/{id}9", "/jobs/{id}")
+            .replace("/jobs/j99", "/jobs/{id}")
+            .replace("/machines/m1", "/machines/{id}")
+            .replace("/images/wipe", "/images/{name}");
+        let operation = &document["paths"][&pattern][method.to_lowercase()];
+        assert!(operation.is_object(), "{method} {pattern} is not documented");
+        if let Some(schema) = operation.pointer("/requestBody/content/application~1json/schema") {
+            fits(&body, schema, &document).unwrap_or_else(|why| panic!("{method} {path} asks {body}: {why}"));
+        }
+        let got = lab.local(method, path, body);
+        let status = got.status.to_string();
+        let responses = &operation["responses"];
+        let schema = match responses.get(&status) {
+            Some(response) => response.pointer("/content/application~1json/schema"),
+            None => responses["default"].pointer("/content/application~1problem+json/schema"),
+        };
+        let schema = schema.unwrap_or_else(|| panic!("{method} {path}: {status} has no schema"));
+        fits(&got.body, schema, &document)
+            .unwrap_or_else(|why| panic!("{method} {path} {status}: {why}\n{}", got.body));
+    }
+}
+
+#[test]
+fn every_shape_the_document_refers_to_is_there_and_every_shape_is_used() {
+    let document = routes::document();
+    let text = document.to_string();
+    let mut used: Vec<&str> =
+        text.split("#/components/schemas/").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+    used.sort_unstable();
+    used.dedup();
+    let there: Vec<&str> =
+        document["components"]["schemas"].as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(used, there);
+    let operations =
+        document["paths"].as_object().unwrap().values().flat_map(|path| path.as_object().unwrap().values());
+    let mut ids: Vec<&str> = operations.map(|operation| operation["operationId"].as_str().unwrap()).collect();
+    let count = ids.len();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), count, "{ids:?}");
+    assert!(document["openapi"].as_str().unwrap().starts_with("3."), "{}", document["openapi"]);
+}
+
+/// Listeners of a lab.
+fn listen(lab: &Lab) -> Control {
+    Control::start(Arc::clone(&lab.state), &lab.dir.join("admin.sock"), Some("127.0.0.1:0".parse().unwrap()))
+        .unwrap()
+}
+
+#[test]
+fn tcp_answers_health_by_address_only_and_the_rest_by_token_only() {
+    use std::io::{Read, Write};
+    let lab = Lab::start();
+    let control = listen(&lab);
+    let addr = control.tcp.unwrap();
+    let ask = |path: &str, host: &str| {
+        let mut stream = std::net::TcpStream::connect(addr).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    assert!(ask("/healthz", "127.0.0.1:8081").starts_with("HTTP/1.1 200"));
+    assert!(ask("/metrics", "localhost").contains("bootstorm_x 1"));
+    assert!(ask("/metrics", "evil.example").starts_with("HTTP/1.1 421"));
+    assert!(ask("/v1/jobs", "127.0.0.1").starts_with("HTTP/1.1 401"));
+    let token = Client::new(lab.dir.join("admin.sock"))
+        .post("/v1/tokens", &json!({ "name": "far", "role": "operate" }))
+        .unwrap();
+    let url: super::client::ServerUrl = format!("http://{addr}").parse().unwrap();
+    let far = Client::remote(url.clone(), token["token"].as_str().map(str::to_owned));
+    assert_eq!(far.post("/v1/jobs", &hello(1)).unwrap()["id"], "j1");
+    assert!(far.get("/v1/tokens").unwrap_err().is_permission());
+    assert!(Client::remote(url, None).get("/v1/jobs").unwrap_err().is_permission());
+}
+
+#[test]
+fn a_live_socket_is_not_taken_over_and_a_dead_one_is() {
+    let lab = Lab::start();
+    let control = listen(&lab);
+    let socket = lab.dir.join("admin.sock");
+    let second = Control::start(Arc::clone(&lab.state), &socket, None);
+    assert!(matches!(second, Err(ControlError::InUse(_))));
+    drop(control);
+    assert!(!socket.exists(), "a server that stops takes its socket along");
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    assert!(socket.exists());
+    let _control = Control::start(Arc::clone(&lab.state), &socket, None).unwrap();
+    assert!(Client::new(socket).get("/v1/jobs").is_ok());
+}
+
+#[test]
+fn no_server_is_said_so_with_the_next_step() {
+    let error = Client::new("/nonexistent/admin.sock".into()).get("/v1/jobs").unwrap_err();
+    assert!(error.to_string().contains("is `bootstorm serve` running"), "{error}");
+    let nobody = "http://127.0.0.1:9".parse().unwrap();
+    let error = Client::remote(nobody, None).get("/v1/jobs").unwrap_err();
+    assert!(
+        matches!(error, ClientError::Unreachable { .. }) && error.to_string().contains("[admin] listen"),
+        "{error}"
+    );
+}
