@@ -65,6 +65,7 @@ counts! {
     HttpSendfile => "http_bytes_total" {"sender" = "sendfile"}, "HTTP bytes handed to the kernel, by sender.";
     HttpRing => "http_bytes_total" {"sender" = "send_zc"}, "HTTP bytes handed to the kernel, by sender.";
     BadTokens => "http_bad_tokens_total", "Boot URLs whose token is forged or expired.";
+    TokensShut => "http_tokens_shut_total", "Boot URLs whose token does not open what was asked for.";
     OpenFailures => "file_open_failures_total", "Listed files that could not be opened.";
     FilesChanged => "files_changed_total", "Transfers cut because their file changed in place.";
 }

@@ -27,6 +27,7 @@ use crate::files::served::Served;
 use crate::jobs::Identity;
 use crate::jobs::evidence::{Evidence, Over, Seen};
 use crate::jobs::image::{Access, Images};
+use crate::jobs::reach::{self, Shut};
 use crate::jobs::script::{self, Barrier, Context, Hints, Offer, barrier, last_file};
 use crate::jobs::table::Decision;
 use crate::jobs::token::Token as BootToken;
@@ -654,7 +655,14 @@ impl HttpSide {
                     _ => Err(NotServed::NotFound),
                 };
                 match served {
-                    Ok(served) => self.answer_file(key, request, &served, Some(token), now, turn),
+                    Ok(served) => {
+                        if let Err(why) = opens(&token, &served, turn.shared) {
+                            turn.tally.add(Count::TokensShut, 1);
+                            tracing::debug!(boot = %token.boot, name = served.name, %why, "not opened");
+                            return self.answer_error(key, request, Status::FORBIDDEN, now, turn);
+                        }
+                        self.answer_file(key, request, &served, Some(token), now, turn)
+                    }
                     Err(_) => self.answer_error(key, request, Status::NOT_FOUND, now, turn),
                 }
             }
@@ -1144,6 +1152,22 @@ impl Delivery {
             over: Over::Http,
         };
         note(shared, boot, self.peer, seen);
+    }
+}
+
+/// Whether a token opens a file. Loaders are open to anyone who is not refused.
+fn opens(token: &BootToken, served: &Served, shared: &Shared) -> Result<(), Shut> {
+    let view = shared.keeper.table().view();
+    let who = Identity { mac: token.mac, ..Identity::default() };
+    let rejected = view.standing(&who).is_some_and(|standing| standing.rejected);
+    let catalog = shared.library.load();
+    match served.image() {
+        None if rejected => Err(Shut::Rejected),
+        None => Ok(()),
+        Some(name) => {
+            let image = catalog.image(name).ok_or(Shut::OtherImage)?;
+            reach::opens(token, token.job.and_then(|job| view.job(job)), rejected, image)
+        }
     }
 }
 

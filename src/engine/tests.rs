@@ -442,8 +442,15 @@ impl Lab {
         fs::write(images.join("linux/image.toml"), "destructive = true\n").unwrap();
         fs::create_dir_all(images.join("custom")).unwrap();
         fs::write(images.join("custom/custom.ipxe"), "#!ipxe\necho hello\n").unwrap();
+        fs::create_dir_all(images.join("closed/private")).unwrap();
+        fs::write(images.join("closed/vmlinuz"), crate::files::sniff::samples::bzimage()).unwrap();
+        let manifest = "access = \"boot\"\nanswers = [\"ks.cfg\"]\nanswers_once = [\"unattend.xml\"]\n";
+        fs::write(images.join("closed/image.toml"), manifest).unwrap();
+        fs::write(images.join("closed/private/ks.cfg"), "host {{hostname}} serial {{serial}} {{product}}\n")
+            .unwrap();
+        fs::write(images.join("closed/private/unattend.xml"), "<Key>SECRET {{mac}}</Key>").unwrap();
         let aged = std::time::SystemTime::now() - Duration::from_secs(60);
-        for file in ["linux/vmlinuz", "linux/initrd.img", "custom/custom.ipxe"] {
+        for file in ["linux/vmlinuz", "linux/initrd.img", "custom/custom.ipxe", "closed/vmlinuz"] {
             fs::File::options().write(true).open(images.join(file)).unwrap().set_modified(aged).unwrap();
         }
         lab.library.rescan().unwrap();
@@ -462,6 +469,16 @@ impl Lab {
 
     fn stage(&self, id: crate::jobs::job::JobId) -> crate::jobs::job::Stage {
         self.keeper.keeper().look_and_wait(move |book, _| book.job(id).unwrap().stage).unwrap()
+    }
+
+    fn order(&self, order: crate::keeper::Order) -> crate::keeper::Done {
+        self.keeper.keeper().order_and_wait(order, "test").unwrap()
+    }
+
+    /// Status of a GET.
+    fn status(&self, path: &str) -> String {
+        let (head, _) = get(&mut self.http(), path, "");
+        head.split(' ').nth(1).unwrap().to_owned()
     }
 
     fn script(&self) -> String {
@@ -608,4 +625,46 @@ fn the_last_block_by_tftp_waits_where_the_machine_at_that_address_has_a_job() {
     assert_eq!(lab.stage(id), Stage::Running);
     // The job is over and the file is open to anyone: nothing waits any more.
     assert!(tftp_get(&lab, "linux/initrd.img", options) == lab.content);
+}
+
+/// The `/s/TOKEN` of a script.
+fn boot_url(script: &str) -> &str {
+    let start = script.find("/s/").unwrap_or_else(|| panic!("no token in\n{script}"));
+    &script[start..start + 3 + crate::jobs::token::SignedToken::LEN]
+}
+
+#[test]
+fn a_token_opens_its_own_boots_files_and_nothing_else() {
+    use crate::keeper::Order;
+    let lab = Lab::with_jobs(Driver::Mio, 1_000);
+    assert_eq!(lab.status("/images/closed/vmlinuz"), "403");
+    let menu = lab.script();
+    let menu = boot_url(&menu);
+    for (path, status) in [
+        ("images/closed/vmlinuz", "200"),
+        ("images/linux/initrd.img", "200"),
+        // Nothing was recognised in it, so no menu shows it.
+        ("images/big/small.txt", "403"),
+        ("images/closed/image.toml", "404"),
+    ] {
+        assert_eq!(lab.status(&format!("{menu}/{path}")), status, "{path}");
+    }
+    let id = lab.add("closed");
+    let own = lab.script();
+    let own = boot_url(&own);
+    assert_eq!(lab.status(&format!("{own}/images/closed/vmlinuz")), "200");
+    assert_eq!(lab.status(&format!("{own}/images/linux/initrd.img")), "403");
+    assert_eq!(lab.status(&format!("{own}/images/big/small.txt")), "403");
+    // The boot has passed, so the job cannot be cancelled; its own boot reads on, one before it does not.
+    lab.order(Order::Rearm { id, expected: None });
+    assert_eq!(lab.status(&format!("{own}/images/closed/vmlinuz")), "403", "armed anew since");
+    let next = lab.script();
+    let next = boot_url(&next);
+    lab.order(Order::Cancel { id, expected: None });
+    assert_eq!(lab.status(&format!("{next}/images/closed/vmlinuz")), "403", "cancelled");
+    assert_eq!(lab.metric("bootstorm_http_tokens_shut_total"), 5);
+    let over = lab.add("linux");
+    let stale = lab.script();
+    lab.order(Order::Cancel { id: over, expected: None });
+    assert_eq!(lab.status(&format!("{}/images/linux/vmlinuz", boot_url(&stale))), "200", "open to anyone");
 }

@@ -26,7 +26,7 @@ use super::job::{Action, Confirm, Job, JobId, JobSpec, Selector, Stage};
 pub use super::lifecycle::SILENCE;
 use super::lifecycle::{Course, Denial, Passage, Terms, since};
 use super::machine::{Ident, Machine, MachineId};
-use super::table::{Entry, Standing, Writer};
+use super::table::{Entry, Key, Standing, Writer};
 use super::token::BootId;
 
 /// Jobs in the book, ended ones included. At the bound the oldest ended jobs make room.
@@ -363,6 +363,7 @@ pub struct Book {
     bucket: machines::Bucket,
     undo: Vec<Undo>,
     touched: BTreeSet<Ident>,
+    jobs_touched: BTreeSet<JobId>,
     rules_touched: bool,
 }
 
@@ -500,11 +501,15 @@ impl Book {
     /// Forgets how to take back what changed, and what would be published of it.
     pub fn settle(&mut self) -> (BTreeSet<Ident>, bool) {
         self.undo.clear();
+        self.jobs_touched.clear();
         (std::mem::take(&mut self.touched), std::mem::take(&mut self.rules_touched))
     }
 
     /// What changed is stored: the cores may see it.
     pub fn publish(&mut self, writer: &mut Writer) {
+        for id in std::mem::take(&mut self.jobs_touched) {
+            writer.put(Key::Job(id), self.job_entry(id));
+        }
         let (idents, rules) = self.settle();
         for ident in &idents {
             writer.put(ident.key(), self.entry(ident));
@@ -515,12 +520,19 @@ impl Book {
     }
 
     /// Publishes everything, and what `before` had and this book has not.
-    pub fn publish_all(&mut self, before: impl IntoIterator<Item = Ident>, writer: &mut Writer) {
+    pub fn publish_all(&mut self, before: &Self, writer: &mut Writer) {
         self.settle();
-        for ident in before.into_iter().chain(self.idents()) {
+        for id in before.jobs.keys().chain(self.jobs.keys()) {
+            writer.put(Key::Job(*id), self.job_entry(*id));
+        }
+        for ident in before.idents().into_iter().chain(self.idents()) {
             writer.put(ident.key(), self.entry(&ident));
         }
         writer.set_rules(self.rule_jobs());
+    }
+
+    fn job_entry(&self, id: JobId) -> Option<Entry> {
+        self.jobs.get(&id).map(|job| Entry { grants: vec![Arc::clone(job)], machine: None })
     }
 
     /// What is to be published about one identity.
@@ -1075,6 +1087,7 @@ impl Book {
             Some(job) => self.jobs.insert(id, Arc::clone(job)),
             None => self.jobs.remove(&id),
         };
+        self.jobs_touched.insert(id);
         for selector in old.iter().chain(&job).map(|job| job.selector.clone()) {
             match Ident::of_selector(&selector) {
                 Some(ident) => {

@@ -424,6 +424,7 @@ fn write(
         boot: ctx.boot,
         mac: who.mac,
         job: carried,
+        menu: matches!(plan.act, Act::Menu),
         expires_unix: ctx.now_unix.saturating_add(TOKEN_SECONDS),
     });
     let mut script = Script::begin(out);

@@ -71,7 +71,7 @@ use std::sync::Arc;
 
 pub use live::{Table, View, Writer, table};
 
-use super::job::Job;
+use super::job::{Job, JobId};
 use super::machine::MachineId;
 use crate::wire::{MacAddr, Uuid};
 
@@ -109,6 +109,9 @@ pub enum Key<'a> {
     Serial(&'a str),
     /// SMBIOS asset tag.
     Asset(&'a str),
+    /// A job's number: not what a machine presents but what its token carries. The entry's one grant is the job, live
+    /// or over.
+    Job(JobId),
 }
 
 /// What is published about one identity. Immutable from then on.

@@ -26,6 +26,7 @@ const MAC: u8 = 2;
 const UUID: u8 = 3;
 const SERIAL: u8 = 4;
 const ASSET: u8 = 5;
+const JOB: u8 = 6;
 
 /// The machine is known.
 pub(super) const STANDING: u64 = 1 << 8;
@@ -56,6 +57,7 @@ impl<'a> Packed<'a> {
             Key::Uuid(uuid) => (UUID, halves(uuid), ""),
             Key::Serial(text) => (SERIAL, hashes(text.trim()), text.trim()),
             Key::Asset(text) => (ASSET, hashes(text.trim()), text.trim()),
+            Key::Job(id) => (JOB, [id.0, 0], ""),
         };
         Self { kind, key, text, hash: spread(kind, key) }
     }
@@ -70,6 +72,7 @@ impl<'a> Packed<'a> {
         match self.kind {
             MAC => self.key[0] != 0 && self.key[0] & 1 == 0,
             UUID => uuid(self.key).is_identifying(),
+            JOB => true,
             _ => identity::is_identifying_text(self.text),
         }
     }
@@ -416,6 +419,9 @@ fn words(tail: Tail) -> Words {
 
 /// Grants in their order, without those that are none: not live, or naming something else than this key.
 fn checked(packed: &Packed<'_>, mut entry: Entry) -> Entry {
+    if packed.kind == JOB {
+        return entry;
+    }
     entry.grants.retain(|job| job.is_live() && packed.is_named_by(&job.selector));
     entry.grants.sort_by_key(|job| rank(job));
     entry
