@@ -14,6 +14,7 @@ mod dhcp;
 pub mod filters;
 mod http;
 mod policy;
+pub mod presented;
 pub mod sender;
 pub mod shared;
 pub mod sightings;

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use crossbeam_channel::Sender;
 
+use super::presented::Presented;
 use super::sightings::Sightings;
 use crate::files::library::Library;
 use crate::jobs::evidence::{Evidence, Seen};
@@ -31,6 +32,8 @@ pub struct Shared {
     pub policy: ArcSwap<Policy>,
     /// Who is at which address.
     pub sightings: Sightings,
+    /// Who began which boot, for its answer files.
+    pub presented: Presented,
     /// The interfaces, as last looked at.
     pub interfaces: ArcSwap<Vec<Interface>>,
     /// Cores whose loop still runs.
@@ -60,6 +63,7 @@ impl Shared {
             keeper,
             policy: ArcSwap::from_pointee(policy),
             sightings: Sightings::new(),
+            presented: Presented::new(),
             interfaces: ArcSwap::from_pointee(Vec::new()),
             cores_running: AtomicUsize::new(0),
             http: ArcSwap::from_pointee(Vec::new()),

@@ -668,3 +668,59 @@ fn a_token_opens_its_own_boots_files_and_nothing_else() {
     lab.order(Order::Cancel { id: over, expected: None });
     assert_eq!(lab.status(&format!("{}/images/linux/vmlinuz", boot_url(&stale))), "200", "open to anyone");
 }
+
+#[test]
+fn answer_files_go_to_the_machine_whose_exchange_was_seen_and_once_if_so_marked() {
+    use crate::jobs::evidence::Seen;
+    let lab = Lab::with_jobs(Driver::Mio, 1_000);
+    let id = lab.add("closed");
+    let path = "/ipxe?mac=02:00:00:00:00:01&platform=efi&buildarch=x86_64&serial=S-1&product=Box%20%3C1%3E";
+    let script = || String::from_utf8(get(&mut lab.http(), path, "User-Agent: iPXE/1.21\r\n").1).unwrap();
+    let (one, two) = (script(), script());
+    let (one, two) = (boot_url(&one), boot_url(&two));
+    let status = |boot: &str, name: &str| lab.status(&format!("{boot}/answers/{name}"));
+    let seen = |last: u8| crate::engine::sightings::Sighting {
+        mac: crate::wire::MacAddr([2, 0, 0, 0, 0, last]),
+        arch: crate::wire::Arch(7),
+    };
+    assert_eq!(status(one, "ks.cfg"), "403", "no exchange seen");
+    lab.shared.sightings.record(Ipv4Addr::LOCALHOST, seen(2));
+    assert_eq!(status(one, "unattend.xml"), "403", "another machine's exchange");
+    lab.shared.sightings.record(Ipv4Addr::LOCALHOST, seen(1));
+    assert_eq!(status(one, "nothing.cfg"), "404");
+    assert_eq!(status(one, "../image.toml"), "404");
+    let (head, body) = get(&mut lab.http(), &format!("{one}/answers/ks.cfg"), "");
+    assert!(head.contains("Content-Type: text/plain") && head.contains("Cache-Control: no-store"), "{head}");
+    assert_eq!(String::from_utf8(body).unwrap(), "host  serial S-1 Box _1_\n");
+    assert_eq!(status(one, "ks.cfg"), "200", "as often as it is asked for");
+    // Once: held until that is stored, and then never again.
+    lab.store.inner().fill_up(true);
+    let mut held = lab.http();
+    write!(held, "GET {one}/answers/unattend.xml HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    held.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    assert!(held.read(&mut [0]).is_err(), "nothing leaves while it cannot be stored");
+    lab.store.inner().fill_up(false);
+    held.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let (head, body) = response(&mut held);
+    assert!(head.starts_with("HTTP/1.1 200") && head.contains("Content-Type: application/xml"), "{head}");
+    assert_eq!(body, b"<Key>SECRET 02:00:00:00:00:01</Key>");
+    assert_eq!(status(one, "unattend.xml"), "403");
+    assert_eq!(status(two, "unattend.xml"), "200", "once per boot");
+    let reasons: Vec<String> = lab
+        .evidence
+        .try_iter()
+        .filter_map(|evidence| match evidence.seen {
+            Seen::AnswerWithheld { reason, .. } => Some(reason),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(reasons.len(), 3, "{reasons:?}");
+    assert!(reasons[0].contains("no DHCP exchange") && reasons[1].contains("another machine"), "{reasons:?}");
+    assert!(reasons[2].contains("once per boot"), "{reasons:?}");
+    // It is stored: whoever loads the book knows it.
+    let given =
+        lab.keeper.keeper().look_and_wait(move |book, _| book.job(id).unwrap().given.clone()).unwrap();
+    assert!(!given.is_empty());
+    lab.order(crate::keeper::Order::Cancel { id, expected: None });
+    assert_eq!(status(two, "ks.cfg"), "403", "the job is over");
+}

@@ -342,6 +342,10 @@ impl fmt::Display for Step {
                 let over = over_word(*over);
                 write!(f, "{over}: {} broke off after {}: {}", Plain(file), Bytes(*bytes), Plain(reason))?;
             }
+            Seen::AnswerGiven { name } => write!(f, "HTTP: answer file {} given", Plain(name))?,
+            Seen::AnswerWithheld { name, reason } => {
+                write!(f, "HTTP: answer file {} withheld: {}", Plain(name), Plain(reason))?;
+            }
             Seen::CalledBack { job } => write!(f, "called back (job {job})")?,
             Seen::FailureCalled { job, reason } => {
                 write!(f, "called back that it failed (job {job}): {}", Plain(reason))?;
@@ -399,6 +403,8 @@ fn bytes(seen: &Seen) -> u64 {
         | Seen::ScriptAsked { .. }
         | Seen::FileStarted { .. }
         | Seen::LastPieceSent { .. }
+        | Seen::AnswerGiven { .. }
+        | Seen::AnswerWithheld { .. }
         | Seen::CalledBack { .. }
         | Seen::FailureCalled { .. } => 0,
     }
@@ -434,6 +440,8 @@ fn texts(seen: &mut Seen) -> [Option<&mut String>; 2] {
         | Seen::LastPieceSent { image, file, .. }
         | Seen::FileDone { image, file, .. } => [Some(image), Some(file)],
         Seen::TransferFailed { file, reason, .. } => [Some(file), Some(reason)],
+        Seen::AnswerGiven { name } => [Some(name), None],
+        Seen::AnswerWithheld { name, reason } => [Some(name), Some(reason)],
         Seen::IdentityAsked | Seen::CalledBack { .. } => [None, None],
         Seen::FailureCalled { reason, .. } => [Some(reason), None],
     }

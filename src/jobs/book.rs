@@ -26,8 +26,10 @@ use super::job::{Action, Confirm, Job, JobId, JobSpec, Selector, Stage};
 pub use super::lifecycle::SILENCE;
 use super::lifecycle::{Course, Denial, Passage, Terms, since};
 use super::machine::{Ident, Machine, MachineId};
+use super::reach;
 use super::table::{Entry, Key, Standing, Writer};
 use super::token::BootId;
+use crate::wire::MacAddr;
 
 /// Jobs in the book, ended ones included. At the bound the oldest ended jobs make room.
 pub const JOBS_MAX: usize = 100_000;
@@ -273,6 +275,8 @@ pub struct AtTheLine {
     pub what: String,
     /// What the machine is known by, where no script request has shown it.
     pub idents: Vec<Ident>,
+    /// What waits is no end of a boot but an answer file that is given once: to this machine, under this name.
+    pub once: Option<(MacAddr, String)>,
 }
 
 /// One record that changed.
@@ -359,7 +363,7 @@ pub struct Book {
     /// What boots presented, in memory only.
     boots: Remembered<BootId, Vec<Ident>>,
     /// UUIDs that DHCP showed beside addresses of machines not on record, in memory only.
-    strangers: Remembered<crate::wire::MacAddr, crate::wire::Uuid>,
+    strangers: Remembered<MacAddr, crate::wire::Uuid>,
     bucket: machines::Bucket,
     undo: Vec<Undo>,
     touched: BTreeSet<Ident>,
@@ -765,6 +769,9 @@ impl Book {
     /// before; [`Passage::Before`] holds at once.
     pub fn pass(&mut self, line: &AtTheLine, at: Moment) -> Passage {
         let Some(job) = self.jobs.get(&line.job).cloned() else { return Passage::Denied(Denial::NoJob) };
+        if let Some((mac, name)) = &line.once {
+            return self.give(&job, line, *mac, name);
+        }
         // What boots every time wipes nothing, and what a person picked from a menu is the person's doing.
         if job.always || job.action.image().is_none() {
             return Passage::Before;
@@ -793,6 +800,36 @@ impl Book {
             return passage;
         }
         self.pass_claim(&job, line, presented, at)
+    }
+
+    /// An answer file is about to leave that is given once per boot. Remembered in the job that names the machine,
+    /// else with the machine.
+    fn give(&mut self, job: &Arc<Job>, line: &AtTheLine, mac: MacAddr, name: &str) -> Passage {
+        let ident = Ident::Mac(mac);
+        if self.is_rejected(&ident) {
+            return Passage::Denied(Denial::Rejected);
+        }
+        match reach::image_of(job, line.boot) {
+            Ok(image) if image == line.image => {}
+            Ok(_) => return Passage::Denied(Denial::OtherImage),
+            Err(_) => return Passage::Denied(Denial::Outdated),
+        }
+        if job.selector.is_exact() {
+            let mut job = Job::clone(job);
+            if !job.given.give(line.boot, name) {
+                return Passage::Denied(Denial::GivenBefore);
+            }
+            job.generation += 1;
+            self.change_job(job.id, Some(Arc::new(job)));
+            return Passage::Now;
+        }
+        let Some(machine) = self.machine_with(&ident) else { return Passage::Denied(Denial::NotOnRecord) };
+        let mut machine = Machine::clone(machine);
+        if !machine.given.give(line.boot, name) {
+            return Passage::Denied(Denial::GivenBefore);
+        }
+        self.put_changed(machine);
+        Passage::Now
     }
 
     /// The point of no return of a rule's job: every claim of whoever the boot presents itself as has a say.

@@ -73,6 +73,8 @@ impl Evidence {
             Seen::DhcpOffered { .. }
             | Seen::DhcpIgnored { .. }
             | Seen::LoaderFetched { .. }
+            | Seen::AnswerGiven { .. }
+            | Seen::AnswerWithheld { .. }
             | Seen::IdentityAsked => None,
         }
     }
@@ -86,6 +88,7 @@ impl Seen {
             Self::DhcpIgnored { .. } => "ignored",
             Self::LoaderFetched { .. } => "loader",
             Self::IdentityAsked => "identity",
+            Self::AnswerGiven { .. } | Self::AnswerWithheld { .. } => "answer",
             Self::ScriptAsked { .. } => "script",
             Self::FileStarted { .. }
             | Self::FileProgress { .. }
@@ -110,6 +113,8 @@ impl fmt::Display for Seen {
             Self::FileProgress { .. } => f.write_str("delivery goes on"),
             Self::LastPieceSent { image, file, .. } => write!(f, "the last of {image}/{file} has left"),
             Self::FileDone { image, file, bytes, .. } => write!(f, "{image}/{file} delivered, {bytes} bytes"),
+            Self::AnswerGiven { name } => write!(f, "answer file {name} given"),
+            Self::AnswerWithheld { name, reason } => write!(f, "answer file {name} withheld: {reason}"),
             Self::TransferFailed { file, bytes, reason, .. } => {
                 write!(f, "{file} broke off after {bytes} bytes: {reason}")
             }
@@ -232,6 +237,18 @@ pub enum Seen {
         last: bool,
         /// How.
         over: Over,
+    },
+    /// An answer file was given.
+    AnswerGiven {
+        /// Its name.
+        name: String,
+    },
+    /// An answer file was asked for and not given.
+    AnswerWithheld {
+        /// Its name.
+        name: String,
+        /// Why, in plain words.
+        reason: String,
     },
     /// A transfer broke off.
     TransferFailed {

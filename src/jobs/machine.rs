@@ -10,6 +10,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+use super::answers::Given;
 use super::identity::is_identifying_text;
 use super::job::{Selector, unix_seconds};
 use super::table::Key;
@@ -203,6 +204,9 @@ pub struct Machine {
     /// The way of leaving for the local disk that worked last, as the script counts them.
     #[serde(default)]
     pub local_boot: u8,
+    /// Once-only answer files that its boots were given under rules.
+    #[serde(default, skip_serializing_if = "Given::is_empty")]
+    pub given: Given,
     /// When it was seen or registered first.
     #[serde(with = "unix_seconds")]
     pub first_seen: SystemTime,
@@ -227,6 +231,7 @@ impl Machine {
             parts: vec![part],
             suggested: Vec::new(),
             local_boot: 0,
+            given: Given::default(),
             first_seen: now,
             last_seen: now,
             generation: 1,
@@ -272,6 +277,7 @@ impl Machine {
             self.parts.push(part);
         }
         self.registered |= other.registered;
+        self.given.absorb(&other.given);
         self.last_seen = self.last_seen.max(other.last_seen);
         self.suggested.retain(|ident| !other.idents().any(|own| own == ident));
     }
@@ -283,6 +289,7 @@ impl Machine {
         let mut other = Self::new(id, Vec::new(), now);
         other.parts = vec![Part { merged: None, ..part }];
         other.registered = self.registered;
+        other.given = self.given.clone();
         Some(other)
     }
 

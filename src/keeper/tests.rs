@@ -81,7 +81,14 @@ fn order(ledger: &mut Ledger, order: Order) -> Result<Done, Refusal> {
 }
 
 fn line(boot: BootId, job: u64) -> AtTheLine {
-    AtTheLine { boot, job: JobId(job), image: "pe".into(), what: "the last of k".into(), idents: Vec::new() }
+    AtTheLine {
+        boot,
+        job: JobId(job),
+        image: "pe".into(),
+        what: "the last of k".into(),
+        idents: Vec::new(),
+        once: None,
+    }
 }
 
 fn ask(ledger: &mut Ledger, boot: BootId, job: u64) -> Answer {

@@ -351,7 +351,7 @@ impl Book {
         id
     }
 
-    fn put_changed(&mut self, mut machine: Machine) {
+    pub(super) fn put_changed(&mut self, mut machine: Machine) {
         machine.generation += 1;
         self.change_machine(machine.id, Some(Arc::new(machine)));
     }

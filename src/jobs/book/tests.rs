@@ -302,7 +302,7 @@ fn an_always_job_starts_over_at_every_boot() {
 
 fn line(boot: u64, job: JobId, image: &str) -> AtTheLine {
     let what = "the last of a.efi".into();
-    AtTheLine { boot: BootId(boot), job, image: image.into(), what, idents: Vec::new() }
+    AtTheLine { boot: BootId(boot), job, image: image.into(), what, idents: Vec::new(), once: None }
 }
 
 #[test]
