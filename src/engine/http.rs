@@ -658,6 +658,9 @@ impl HttpSide {
                 if matches!(rest, "confirm" | "failed") {
                     return self.answer_call_back(key, request, &token, rest == "failed", now, turn);
                 }
+                if rest == "local" {
+                    return self.answer_local_back(key, request, &token, now, turn);
+                }
                 if let Some(name) = rest.strip_prefix("answers/") {
                     return self.answer_answers(key, request, &token, name, now, turn);
                 }
@@ -773,6 +776,7 @@ impl HttpSide {
         }
         let policy = turn.shared.policy.load();
         let catalog = turn.shared.library.load();
+        let standing = view.standing(&who);
         let context = Context {
             base_url: &base_url(local),
             boot: turn.shared.next_boot(),
@@ -780,8 +784,8 @@ impl HttpSide {
             now_unix: unix_now(),
             policy: &policy,
             hints: Hints {
-                local_boot: view.standing(&who).map_or(0, |standing| standing.local_boot),
-                ..Hints::default()
+                local_boot: standing.map_or(0, |standing| standing.local_boot),
+                hostname: standing.and_then(|standing| standing.name.as_deref()),
             },
         };
         let decision = view.decide(&who);
@@ -838,6 +842,31 @@ impl HttpSide {
             Some(Answer::NotNow) | None => script::not_now(&who, &base_url(local), &mut self.script),
         }
         self.answer_rendered(key, request, TEXT, now, turn);
+    }
+
+    /// `/s/TOKEN/local?strategy=WORD`: a way to the local disk came back.
+    fn answer_local_back(
+        &mut self,
+        key: Key,
+        request: &Request<'_>,
+        token: &BootToken,
+        now: SystemTime,
+        turn: &mut Turn<'_>,
+    ) {
+        if !matches!(request.method, Method::Get | Method::Post) {
+            return self.answer_error(key, request, Status::METHOD_NOT_ALLOWED, now, turn);
+        }
+        let Some(strategy) = plan::strategy(request) else {
+            return self.answer_error(key, request, Status::BAD_REQUEST, now, turn);
+        };
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let seen = Seen::LocalBack { strategy: strategy.word().to_owned() };
+        note(turn.shared, Some(*token), *connection.peer.ip(), seen);
+        let answer = plan::answer_text(request, Status::OK, TEXT, 3, &[], now, &mut self.head);
+        if answer.body == Body::Inline {
+            self.head.extend_from_slice(b"ok\n");
+        }
+        self.respond(key, !answer.close, turn);
     }
 
     fn is_parked(&mut self, key: Key) -> bool {
@@ -898,7 +927,7 @@ impl HttpSide {
         who.address = Some(peer);
         let values = Values {
             who: &who,
-            hostname: None,
+            hostname: standing.and_then(|standing| standing.name.as_deref()),
             job: token.job,
             boot: token.boot,
             image,

@@ -101,7 +101,7 @@ impl Shared {
     pub fn note(&self, evidence: Evidence) {
         let moves = match &evidence.seen {
             Seen::DhcpOffered { .. } => evidence.mac.is_some() && evidence.uuid.is_some(),
-            Seen::ScriptAsked { .. } => true,
+            Seen::ScriptAsked { .. } | Seen::LocalBack { .. } => true,
             _ => evidence.job().is_some(),
         };
         if moves {

@@ -724,3 +724,31 @@ fn answer_files_go_to_the_machine_whose_exchange_was_seen_and_once_if_so_marked(
     lab.order(crate::keeper::Order::Cancel { id, expected: None });
     assert_eq!(status(two, "ks.cfg"), "403", "the job is over");
 }
+
+#[test]
+fn a_local_boot_that_came_back_begins_one_further_next_time() {
+    use crate::jobs::job::{Action, JobSpec, Selector};
+    let lab = Lab::with_jobs(Driver::Mio, 1_000);
+    let mac: crate::wire::MacAddr = "02:00:00:00:00:01".parse().unwrap();
+    let spec = JobSpec::new(Action::Local, Selector::Mac(mac));
+    lab.order(crate::keeper::Order::AddJobs(vec![spec]));
+    let script = || {
+        let path = "/ipxe?mac=02:00:00:00:00:01&platform=pcbios&buildarch=i386";
+        String::from_utf8(get(&mut lab.http(), path, "User-Agent: iPXE/1.21\r\n").1).unwrap()
+    };
+    let first = script();
+    assert!(first.contains("--drive 0x80"), "{first}");
+    let url = format!("{}/local?strategy=first-disk", boot_url(&first));
+    assert!(first.contains(&url), "{first}");
+    assert_eq!(lab.status(&format!("{}/local?strategy=warp", boot_url(&first))), "400");
+    assert_eq!(lab.status("/s/forged/local?strategy=first-disk"), "403");
+    assert_eq!(lab.status(&url), "200");
+    let start = std::time::Instant::now();
+    // Asking for the script again would be a new boot: the table says when it is so.
+    let who = crate::jobs::Identity { mac: Some(mac), ..crate::jobs::Identity::default() };
+    while lab.keeper.keeper().table().view().standing(&who).is_none_or(|standing| standing.local_boot != 1) {
+        assert!(start.elapsed() < Duration::from_secs(10), "the report moves nothing");
+        std::thread::yield_now();
+    }
+    assert!(!script().contains("--drive 0x80"), "the first disk is not tried any more");
+}

@@ -27,6 +27,7 @@ pub use super::lifecycle::SILENCE;
 use super::lifecycle::{Course, Denial, Passage, Terms, since};
 use super::machine::{Ident, Machine, MachineId};
 use super::reach;
+use super::script::LocalStrategy;
 use super::table::{Entry, Key, Standing, Writer};
 use super::token::BootId;
 use crate::wire::MacAddr;
@@ -364,6 +365,8 @@ pub struct Book {
     boots: Remembered<BootId, Vec<Ident>>,
     /// UUIDs that DHCP showed beside addresses of machines not on record, in memory only.
     strangers: Remembered<MacAddr, crate::wire::Uuid>,
+    /// How each machine was last sent to its disk, in memory only.
+    local_boots: Remembered<MachineId, machines::LocalBoot>,
     bucket: machines::Bucket,
     undo: Vec<Undo>,
     touched: BTreeSet<Ident>,
@@ -578,9 +581,13 @@ impl Book {
         let part = machine.and_then(|machine| machine.part_of(ident));
         // A machine that was only seen is still unknown to rules that ask for unknown machines.
         let said = |machine: &Arc<Machine>| machine.registered || machine.is_rejected();
-        let standing = (machine.is_some_and(said) || !denied.is_empty()).then(|| {
+        let known = machine.is_some_and(said) || !denied.is_empty();
+        let leaves_otherwise = machine.is_some_and(|machine| machine.local_boot != 0);
+        let standing = (known || leaves_otherwise).then(|| {
             Arc::new(Standing {
                 machine: machine.map_or(MachineId(0), |machine| machine.id),
+                known,
+                name: machine.and_then(|machine| machine.name.as_deref()).map(Box::from),
                 spent: denied,
                 rejected: machine.is_some_and(|machine| machine.is_rejected()),
                 approved: part.is_some_and(|part| part.state == super::machine::MachineState::Approved),
@@ -879,7 +886,13 @@ impl Book {
                 self.seen_together(mac, uuid, at);
                 return None;
             }
-            (Seen::ScriptAsked { offer, .. }, ..) => self.script_asked(evidence, offer == "pending", at),
+            (Seen::ScriptAsked { offer, .. }, ..) => self.script_asked(evidence, offer, at),
+            (Seen::LocalBack { strategy }, ..) => {
+                if let (Some(boot), Some(way)) = (evidence.boot, LocalStrategy::of_word(strategy)) {
+                    self.local_came_back(boot, way, at);
+                }
+                return None;
+            }
             _ => {}
         }
         let (id, boot) = (evidence.job()?, evidence.boot?);

@@ -73,6 +73,7 @@ impl Evidence {
             Seen::DhcpOffered { .. }
             | Seen::DhcpIgnored { .. }
             | Seen::LoaderFetched { .. }
+            | Seen::LocalBack { .. }
             | Seen::AnswerGiven { .. }
             | Seen::AnswerWithheld { .. }
             | Seen::IdentityAsked => None,
@@ -88,6 +89,7 @@ impl Seen {
             Self::DhcpIgnored { .. } => "ignored",
             Self::LoaderFetched { .. } => "loader",
             Self::IdentityAsked => "identity",
+            Self::LocalBack { .. } => "local",
             Self::AnswerGiven { .. } | Self::AnswerWithheld { .. } => "answer",
             Self::ScriptAsked { .. } => "script",
             Self::FileStarted { .. }
@@ -113,6 +115,7 @@ impl fmt::Display for Seen {
             Self::FileProgress { .. } => f.write_str("delivery goes on"),
             Self::LastPieceSent { image, file, .. } => write!(f, "the last of {image}/{file} has left"),
             Self::FileDone { image, file, bytes, .. } => write!(f, "{image}/{file} delivered, {bytes} bytes"),
+            Self::LocalBack { strategy } => write!(f, "the local boot {strategy} came back"),
             Self::AnswerGiven { name } => write!(f, "answer file {name} given"),
             Self::AnswerWithheld { name, reason } => write!(f, "answer file {name} withheld: {reason}"),
             Self::TransferFailed { file, bytes, reason, .. } => {
@@ -237,6 +240,12 @@ pub enum Seen {
         last: bool,
         /// How.
         over: Over,
+    },
+    /// A way of leaving for the local disk came back, as the script reports
+    /// ([`LocalStrategy`](super::script::LocalStrategy)).
+    LocalBack {
+        /// Its word.
+        strategy: String,
     },
     /// An answer file was given.
     AnswerGiven {

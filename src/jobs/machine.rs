@@ -201,9 +201,13 @@ pub struct Machine {
     /// Identities that a script request showed beside these. A suggestion: nothing is granted or denied by it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub suggested: Vec<Ident>,
-    /// The way of leaving for the local disk that worked last, as the script counts them.
+    /// Where in the list of ways to leave for the local disk its scripts begin, as
+    /// [`LocalStrategy::list`](super::script::LocalStrategy::list) counts them.
     #[serde(default)]
     pub local_boot: u8,
+    /// A boot that left that way stayed away.
+    #[serde(default)]
+    pub local_proven: bool,
     /// Once-only answer files that its boots were given under rules.
     #[serde(default, skip_serializing_if = "Given::is_empty")]
     pub given: Given,
@@ -231,6 +235,7 @@ impl Machine {
             parts: vec![part],
             suggested: Vec::new(),
             local_boot: 0,
+            local_proven: false,
             given: Given::default(),
             first_seen: now,
             last_seen: now,

@@ -28,12 +28,14 @@ const SERIAL: u8 = 4;
 const ASSET: u8 = 5;
 const JOB: u8 = 6;
 
-/// The machine is known.
+/// Something holds for the machine.
 pub(super) const STANDING: u64 = 1 << 8;
 /// The machine had jobs that it must not get again.
 pub(super) const SPENT: u64 = 1 << 9;
 /// The machine is refused.
 pub(super) const REJECTED: u64 = 1 << 10;
+/// The machine is known.
+pub(super) const KNOWN: u64 = 1 << 12;
 /// What the grants come to is to be read in the tail.
 pub(super) const READ_GRANTS: u64 = 1 << 11;
 
@@ -151,6 +153,7 @@ impl Tail {
         let mut flags = 0;
         if let Some(standing) = &entry.machine {
             flags |= STANDING;
+            flags |= if standing.known { KNOWN } else { 0 };
             flags |= if standing.spent.is_empty() { 0 } else { SPENT };
             flags |= if standing.rejected { REJECTED } else { 0 };
         }
@@ -201,7 +204,7 @@ impl<'g> Found<'g> {
 
     /// Whether the identity belongs to a machine that is registered or that a job names.
     pub(super) fn is_known(&self) -> bool {
-        self.flags & (STANDING | READ_GRANTS) != 0 || self.job != 0
+        self.flags & (KNOWN | READ_GRANTS) != 0 || self.job != 0
     }
 }
 
