@@ -38,6 +38,8 @@ pub const JOBS_MAX: usize = 100_000;
 pub const CLAIMS_MAX: usize = 200_000;
 /// Boots of which the presented identities are remembered between script and last file.
 const BOOTS_MAX: usize = 100_000;
+/// How the reason of a job begins whose boot should have called back.
+const NO_CALL_BACK: &str = "no call-back came";
 /// Jobs that are over and still shown as the reason of a machine's local boots.
 const SPENT_SHOWN: usize = 4;
 
@@ -945,6 +947,7 @@ impl Book {
                 changed.push(Arc::clone(job));
             }
         }
+        self.miss_call_backs(at, &mut changed);
         let due: Vec<Arc<Claim>> = self
             .claims
             .values()
@@ -959,6 +962,54 @@ impl Book {
             }
         }
         changed
+    }
+
+    /// A boot that passed and was to call back, and has not within the window, is said to have not. It stays running:
+    /// what it booted may be at work, so nobody else gets the job.
+    fn miss_call_backs(&mut self, at: Moment, changed: &mut Vec<Arc<Job>>) {
+        let overdue = |stage: Stage, updated: SystemTime, reason: &str, job: &Job| {
+            stage == Stage::Running
+                && job.confirm == Confirm::Callback
+                && since(updated, at.now) >= job.window
+                && !reason.starts_with(NO_CALL_BACK)
+        };
+        let reason = |job: &Job| {
+            let minutes = job.window.as_secs().div_ceil(60);
+            format!("{NO_CALL_BACK} within {minutes} minutes: whether what it boots runs is not known")
+        };
+        let jobs: Vec<Arc<Job>> = self
+            .jobs
+            .values()
+            .filter(|job| overdue(job.stage, job.updated, &job.reason, job))
+            .cloned()
+            .collect();
+        for job in jobs {
+            let Some(boot) = job.passed else { continue };
+            let why = reason(&job);
+            if self.move_job(job.id, at, |course, _| course.learned(boot, why.clone(), at.now)) {
+                self.say(
+                    false,
+                    job.id.to_string(),
+                    json!({ "what": "no-call-back", "boot": boot, "reason": why }),
+                );
+                changed.extend(self.jobs.get(&job.id).cloned());
+            }
+        }
+        let claims: Vec<(Arc<Claim>, Arc<Job>)> = self
+            .claims
+            .values()
+            .filter_map(|claim| Some((Arc::clone(claim), self.jobs.get(&claim.job).cloned()?)))
+            .filter(|(claim, job)| overdue(claim.stage, claim.updated, &claim.reason, job))
+            .collect();
+        for (claim, job) in claims {
+            let (Some(boot), why) = (claim.passed, reason(&job)) else { continue };
+            let mut course = claim.course();
+            if course.learned(boot, why.clone(), at.now) {
+                self.set_claim_course(&claim, course);
+                let body = json!({ "what": "no-call-back", "claim": claim.id, "boot": boot, "reason": why });
+                self.say(false, job.id.to_string(), body);
+            }
+        }
     }
 
     /// A sequence goes on to its next image once `reached` is what its boots are to reach.

@@ -812,3 +812,28 @@ fn a_once_only_answer_under_a_rule_is_remembered_with_the_machine() {
 fn boot_by(selector: Selector, image: &str) -> JobSpec {
     JobSpec::new(Action::Image(image.into()), selector)
 }
+
+#[test]
+fn a_boot_that_does_not_call_back_is_said_to_have_not_and_nothing_is_granted_again() {
+    let (book, id) = with_job(JobSpec { confirm: Confirm::Callback, ..boot("wiping") });
+    let rule = JobSpec { confirm: Confirm::Callback, ..boot_by(Selector::Any, "fine") };
+    let rule = book.add(rule, &library(), at(0)).unwrap().id;
+    assert_eq!(book.pass(&line(1, id, "wiping"), at(1)), Passage::Now);
+    let other = Evidence { mac: Some(MacAddr([2, 0, 0, 0, 0, 9])), ..asked(2, rule) };
+    book.note(&other, at(1));
+    assert_eq!(book.pass(&line(2, rule, "fine"), at(1)), Passage::Now);
+    book.expire(at(1_700));
+    assert!(!book.job(id).unwrap().reason.contains("call-back"), "the window is not over");
+    book.expire(at(1_900));
+    let job = book.job(id).unwrap();
+    assert_eq!(job.stage, Stage::Running);
+    assert!(job.reason.starts_with("no call-back came within 30 minutes"), "{}", job.reason);
+    let claim = book.book().claims(rule).next().cloned().unwrap();
+    assert!(claim.stage == Stage::Running && claim.reason.starts_with("no call-back came"), "{claim:?}");
+    assert_ne!(book.load().decide(&who()).job().map(|job| job.id), Some(id), "and no second grant");
+    book.expire(at(9_000));
+    assert_eq!(book.job(id).unwrap().generation, job.generation, "said once");
+    let late = Evidence { boot: Some(BootId(1)), ..Evidence::new(at(0), Seen::CalledBack { job: id }) };
+    book.note(&late, at(9_001));
+    assert_eq!(book.job(id).unwrap().stage, Stage::Confirmed, "late is better than never");
+}
