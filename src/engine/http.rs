@@ -776,17 +776,13 @@ impl HttpSide {
         }
         let policy = turn.shared.policy.load();
         let catalog = turn.shared.library.load();
-        let standing = view.standing(&who);
         let context = Context {
             base_url: &base_url(local),
             boot: turn.shared.next_boot(),
             key: turn.shared.key(),
             now_unix: unix_now(),
             policy: &policy,
-            hints: Hints {
-                local_boot: standing.map_or(0, |standing| standing.local_boot),
-                hostname: standing.and_then(|standing| standing.name.as_deref()),
-            },
+            hints: Hints::of(&view, &who),
         };
         let decision = view.decide(&who);
         let composed = script::compose(decision, &**catalog, &who, &context, &mut self.script);
@@ -895,6 +891,7 @@ impl HttpSide {
         let job = token.job.and_then(|job| view.job(job));
         let image = match job {
             _ if standing.is_some_and(|standing| standing.rejected) => Err(Shut::Rejected),
+            _ if token.mac.is_some_and(|mac| shared.policy.load().excludes(mac)) => Err(Shut::Rejected),
             Some(job) => reach::image_of(job, token.boot),
             None => Err(Shut::NoJob),
         };
@@ -1331,7 +1328,8 @@ impl Delivery {
 fn opens(token: &BootToken, served: &Served, shared: &Shared) -> Result<(), Shut> {
     let view = shared.keeper.table().view();
     let who = Identity { mac: token.mac, ..Identity::default() };
-    let rejected = view.standing(&who).is_some_and(|standing| standing.rejected);
+    let rejected = view.standing(&who).is_some_and(|standing| standing.rejected)
+        || token.mac.is_some_and(|mac| shared.policy.load().excludes(mac));
     let catalog = shared.library.load();
     match served.image() {
         None if rejected => Err(Shut::Rejected),

@@ -752,3 +752,58 @@ fn a_local_boot_that_came_back_begins_one_further_next_time() {
     }
     assert!(!script().contains("--drive 0x80"), "the first disk is not tried any more");
 }
+
+#[test]
+fn a_pending_machine_gets_the_menu_once_approved_and_nothing_once_rejected() {
+    use crate::jobs::job::{Action, JobSpec, Selector};
+    use crate::jobs::machine::{Ident, MachineState};
+    use crate::jobs::script::Unknown;
+    use crate::keeper::Order;
+    let lab = Lab::with_jobs(Driver::Mio, 1_000);
+    lab.shared.policy.store(Arc::new(Policy { unknown: Unknown::Pending, ..Policy::default() }));
+    let mac: crate::wire::MacAddr = "02:00:00:00:00:01".parse().unwrap();
+    let waits = lab.script();
+    assert!(waits.contains("waits for approval") && !waits.contains("/images/"), "{waits}");
+    let start = std::time::Instant::now();
+    let machine = loop {
+        let found =
+            lab.keeper.keeper().look_and_wait(move |book, _| book.machine_with(&Ident::Mac(mac)).cloned());
+        if let Some(machine) = found.unwrap() {
+            break machine;
+        }
+        assert!(start.elapsed() < Duration::from_secs(10), "the machine does not come on record");
+    };
+    assert_eq!(machine.state(), MachineState::Pending);
+    let set = |state| {
+        let spec = crate::jobs::book::MachineSpec { state: Some(state), ..Default::default() };
+        lab.order(Order::SetMachine { id: machine.id, expected: None, spec });
+    };
+    set(MachineState::Approved);
+    let menu = lab.script();
+    assert!(menu.contains("\nmenu bootstorm\n"), "{menu}");
+    let file = format!("{}/images/closed/vmlinuz", boot_url(&menu));
+    assert_eq!(lab.status(&file), "200");
+    let who = crate::jobs::Identity { mac: Some(mac), ..Default::default() };
+    let hints = crate::jobs::script::Hints::of(&lab.keeper.keeper().table().view(), &who).approved;
+    assert!(hints);
+    set(MachineState::Rejected);
+    let denied = lab.script();
+    assert!(!denied.contains("/s/") && !denied.contains("menu") && !denied.contains("/ipxe"), "{denied}");
+    assert_eq!(lab.status(&file), "403", "its tokens are shut");
+    lab.order(Order::AddJobs(vec![JobSpec::new(Action::Image("closed".into()), Selector::Mac(mac))]));
+    assert_eq!(lab.script(), denied, "no job opens it again");
+}
+
+#[test]
+fn an_excluded_machine_gets_nothing_whatever_job_it_has() {
+    let lab = Lab::with_jobs(Driver::Mio, 1_000);
+    lab.add("closed");
+    let before = lab.script();
+    let file = format!("{}/images/closed/vmlinuz", boot_url(&before));
+    let exclude = vec!["02:00:00:*".parse().unwrap()];
+    lab.shared.policy.store(Arc::new(Policy { exclude, ..Policy::default() }));
+    assert_eq!(lab.status(&file), "403");
+    let script = lab.script();
+    assert!(!script.contains("/s/") && !script.contains("http"), "{script}");
+    assert!(script.contains("booting from the local disk"), "{script}");
+}

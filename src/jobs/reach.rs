@@ -12,7 +12,7 @@ use super::token::{BootId, Token};
 /// Why a token does not open a file. `Display` is a clause for the log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Shut {
-    /// An operator refuses the machine.
+    /// An operator refuses the machine, or the policy excludes it.
     Rejected,
     /// Its job is not known any more.
     NoJob,
@@ -27,7 +27,7 @@ pub enum Shut {
 impl fmt::Display for Shut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Rejected => "the machine is rejected",
+            Self::Rejected => "the machine is rejected or excluded",
             Self::NoJob => "the token's job is not known any more",
             Self::OtherImage => "the token's job boots another image",
             Self::Over => "the token's job was cancelled, has failed, or was armed anew since the boot began",

@@ -67,6 +67,11 @@ impl<S: Atomics> Shared<S> {
         found.entry().grants.first().map(|job| &**job)
     }
 
+    pub(super) fn is_approved(&self, who: &Identity, guard: &Guard) -> bool {
+        let found = self.presented(who, guard);
+        found.iter().flatten().filter_map(Found::standing).any(|standing| standing.approved)
+    }
+
     pub(super) fn explain(&self, who: &Identity, guard: &Guard) -> Vec<String> {
         let found = self.presented(who, guard);
         let decision = self.decide(who, guard);

@@ -82,6 +82,11 @@ impl View<'_> {
         self.table.shared.job(id, &self.guard)
     }
 
+    /// Whether an operator let the machine in, by any identity that it presents.
+    pub fn is_approved(&self, who: &Identity) -> bool {
+        self.table.shared.is_approved(who, &self.guard)
+    }
+
     /// What holds for the machine of the first presented identity that belongs to one.
     pub fn standing(&self, who: &Identity) -> Option<&Standing> {
         self.table.shared.standing(who, &self.guard)
