@@ -35,7 +35,7 @@ pub(super) struct LocalBoot {
 }
 
 /// A machine that asks for a script again within this time has not booted from its disk.
-const BACK_WITHIN: std::time::Duration = std::time::Duration::from_secs(90);
+const BACK_WITHIN: std::time::Duration = std::time::Duration::from_secs(60);
 /// No firmware is back that soon: it is the same boot asking twice.
 const SAME_BOOT: std::time::Duration = std::time::Duration::from_secs(3);
 /// Machines whose last local boot is remembered.
@@ -387,7 +387,7 @@ impl Book {
                     id,
                     Some(before.way + 1),
                     false,
-                    "the machine asked again within 90 seconds",
+                    "the machine asked again within a minute",
                 );
             }
         }

@@ -4,7 +4,7 @@
 //! machine is given is not decided here: [`Hints::local_boot`](super::Hints::local_boot) says where to begin. Two
 //! things show that a way does not work. A `sanboot` that comes back asks for `/s/TOKEN/local?strategy=WORD` before
 //! the script goes on to the next way. A firmware that is left and finds nothing boots from the network again, so the
-//! machine's script is asked for once more within a minute or two of a local boot. Either is reason to begin one
+//! machine's script is asked for once more within a minute of a local boot. Either is reason to begin one
 //! further down the list next time; a machine that stays away has booted. The book keeps count.
 
 use super::Urls;
