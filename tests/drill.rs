@@ -357,7 +357,8 @@ impl World {
         self.log.push(format!("machine {index} as {:?} {:?}: {live:?} {image:?} {boot}", who.mac, who.uuid));
         self.machines[index].state = State::Off;
         let (Some(job), Some(image)) = (live, image) else { return };
-        let line = AtTheLine { boot, job, image, what: "the last of it".into(), idents: Vec::new() };
+        let line =
+            AtTheLine { boot, job, image, what: "the last of it".into(), idents: Vec::new(), once: None };
         let waits = barrier(self.images.image(&line.image).expect("an image of the library"));
         if waits == Some(Barrier::Script) {
             self.waits(index, line);

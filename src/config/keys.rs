@@ -44,6 +44,7 @@ pub const KEYS: &[Key] = &[
     key("policy.unknown", "\"menu\""),
     key("policy.menu_timeout", "\"15s\""),
     key("policy.menu_default", "\"local\""),
+    key("policy.exclude", "[]"),
     key("admin.listen", "\"127.0.0.1:8081\""),
 ];
 
@@ -221,6 +222,7 @@ wimboot = ["wimboot"]        # looked for in the image's folder, then in dirs
 unknown = "menu"             # machines without a job: menu | local | wait | pending | silent (no DHCP answer at all)
 menu_timeout = "15s"         # 0s = wait for ever
 menu_default = "local"       # or an image's name
+exclude = []                 # never answered, job or not: MAC addresses, or their first bytes as in "52:54:00:*"
 
 [admin]
 listen = "127.0.0.1:8081"    # API by token, /healthz, /readyz, /metrics; "" = none. Local commands use state_dir/admin.sock

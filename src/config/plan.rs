@@ -12,6 +12,7 @@ use super::read::{Entry, Origin, Problem, Value};
 use super::values;
 use crate::jobs::script::{MenuDefault, Policy, Unknown};
 use crate::wire::MacAddr;
+use crate::wire::MacPattern;
 
 /// Which senders may be used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -399,6 +400,15 @@ pub(super) fn build(
         })
         .unwrap_or_default();
     let menu_default = MenuDefault::from(taker.text("policy.menu_default"));
+    let exclude: Vec<Option<MacPattern>> =
+        taker.list("policy.exclude").iter().map(|text| text.parse().ok()).collect();
+    if exclude.contains(&None) {
+        taker.wrong(
+            "policy.exclude",
+            "MAC addresses, or their first bytes and a star, such as \"52:54:00:*\"",
+        );
+    }
+    let exclude = exclude.into_iter().flatten().collect();
     let listen = taker
         .take("admin.listen", "an address with a port, such as \"127.0.0.1:8081\", or \"\"", |value| {
             match value {
@@ -424,7 +434,7 @@ pub(super) fn build(
         http,
         images_dir,
         loaders,
-        policy: Policy { unknown, menu_timeout, menu_default },
+        policy: Policy { unknown, menu_timeout, menu_default, exclude },
         admin: AdminPlan { listen, socket: state_dir.join("admin.sock") },
         notes,
     }

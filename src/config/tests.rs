@@ -113,6 +113,7 @@ fn what_cannot_work_together_is_refused() {
         ("[http]\nlisten = [\"0.0.0.0:8081\"]\n", "admin.listen"),
         ("[http]\nlisten = [\"80\"]\n", "http.listen: found [\"80\"]"),
         ("[https]\nlisten = [\"0.0.0.0:443\"]\n", "HTTPS is not built yet"),
+        ("[policy]\nexclude = [\"52:*\", \"52*\"]\n", "policy.exclude: found [\"52:*\", \"52*\"]"),
         ("[policy]\nmenu_timeout = 15\n", "policy.menu_timeout: found 15"),
         ("[tftp]\nlisten = [\"0.0.0.0:67\"]\n", "tftp.listen"),
         ("wrong = 1\n", "wrong: found an unknown key"),

@@ -69,6 +69,8 @@ counts! {
     HttpSendfile => "http_bytes_total" {"sender" = "sendfile"}, "HTTP bytes handed to the kernel, by sender.";
     HttpRing => "http_bytes_total" {"sender" = "send_zc"}, "HTTP bytes handed to the kernel, by sender.";
     BadTokens => "http_bad_tokens_total", "Boot URLs whose token is forged or expired.";
+    TokensShut => "http_tokens_shut_total", "Boot URLs whose token does not open what was asked for.";
+    AnswersWithheld => "http_answers_withheld_total", "Answer files asked for and not given.";
     OpenFailures => "file_open_failures_total", "Listed files that could not be opened.";
     FilesChanged => "files_changed_total", "Transfers cut because their file changed in place.";
 }

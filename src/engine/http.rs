@@ -25,10 +25,13 @@ use super::slab::{Key, Slab};
 use crate::files::catalog::NotServed;
 use crate::files::served::Served;
 use crate::jobs::Identity;
+use crate::jobs::answers::{self, Asking};
 use crate::jobs::evidence::{Evidence, Over, Seen};
 use crate::jobs::image::{Access, Images};
+use crate::jobs::reach::{self, Shut};
 use crate::jobs::script::{self, Barrier, Context, Hints, Offer, barrier, last_file};
 use crate::jobs::table::Decision;
+use crate::jobs::template::Values;
 use crate::jobs::token::Token as BootToken;
 use crate::keeper::{Answer, AtTheLine};
 use crate::proto::http::{self as plan, Body, FileMeta, Route};
@@ -70,6 +73,8 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 const HELD_PATIENCE: Duration = Duration::from_secs(30);
 /// Longest reason kept of a call-back.
 const REASON_MAX: usize = 160;
+/// Longest name kept of an answer file that was withheld.
+const NAME_MAX: usize = 64;
 
 /// A boot at its point of no return: what leaves next could start an installer.
 struct Parked {
@@ -88,6 +93,8 @@ enum ParkedAnswer {
     File,
     /// A script, with whom it is for. The request it answers is still in the connection's input.
     Script { script: String, who: Box<Identity> },
+    /// An answer file that is given once. Its request is still in the connection's input too.
+    Once { text: String, content_type: &'static str, token: BootToken, name: String },
 }
 
 /// What of the response under way the flight recorder wants to know.
@@ -579,6 +586,7 @@ impl HttpSide {
         let Some(parked) = &mut connection.parked else { return true };
         let Some(answer) = parked.answer else { return false };
         let is_file = matches!(parked.what, ParkedAnswer::File);
+        let asks_again = is_file || matches!(parked.what, ParkedAnswer::Once { .. });
         match answer {
             Answer::Go if is_file => {
                 connection.parked = None;
@@ -586,7 +594,7 @@ impl HttpSide {
                 connection.deadline = turn.now + SEND_PATIENCE;
                 true
             }
-            Answer::NotNow if is_file => {
+            Answer::NotNow if asks_again => {
                 parked.answer = None;
                 let again = turn.now + ASK_AGAIN;
                 parked.again = Some(again);
@@ -601,7 +609,7 @@ impl HttpSide {
                 self.close(key, Some(&format!("refused at the point of no return: {denial}")), turn);
                 false
             }
-            // A script is answered from its request, which is still there.
+            // A script and an answer file are answered from their request, which is still there.
             Answer::Go | Answer::NotNow | Answer::Refused(_) => true,
         }
     }
@@ -639,6 +647,9 @@ impl HttpSide {
                 Ok(served) => self.answer_file(key, request, &served, None, now, turn),
                 Err(_) => self.answer_error(key, request, Status::NOT_FOUND, now, turn),
             },
+            Route::Boot { rest, .. } if rest.starts_with("answers/") && self.is_parked(key) => {
+                self.answer_once(key, request, now, turn);
+            }
             Route::Boot { token, rest } => {
                 let Some(token) = turn.shared.key().verify(token, unix_now()) else {
                     turn.tally.add(Count::BadTokens, 1);
@@ -647,6 +658,12 @@ impl HttpSide {
                 if matches!(rest, "confirm" | "failed") {
                     return self.answer_call_back(key, request, &token, rest == "failed", now, turn);
                 }
+                if rest == "local" {
+                    return self.answer_local_back(key, request, &token, now, turn);
+                }
+                if let Some(name) = rest.strip_prefix("answers/") {
+                    return self.answer_answers(key, request, &token, name, now, turn);
+                }
                 let catalog = turn.shared.library.load();
                 let served = match rest.split_once('/') {
                     Some(("images", path)) => catalog.http_image(path),
@@ -654,7 +671,14 @@ impl HttpSide {
                     _ => Err(NotServed::NotFound),
                 };
                 match served {
-                    Ok(served) => self.answer_file(key, request, &served, Some(token), now, turn),
+                    Ok(served) => {
+                        if let Err(why) = opens(&token, &served, turn.shared) {
+                            turn.tally.add(Count::TokensShut, 1);
+                            tracing::debug!(boot = %token.boot, name = served.name, %why, "not opened");
+                            return self.answer_error(key, request, Status::FORBIDDEN, now, turn);
+                        }
+                        self.answer_file(key, request, &served, Some(token), now, turn)
+                    }
                     Err(_) => self.answer_error(key, request, Status::NOT_FOUND, now, turn),
                 }
             }
@@ -758,14 +782,15 @@ impl HttpSide {
             key: turn.shared.key(),
             now_unix: unix_now(),
             policy: &policy,
-            hints: Hints {
-                local_boot: view.standing(&who).map_or(0, |standing| standing.local_boot),
-                ..Hints::default()
-            },
+            hints: Hints::of(&view, &who),
         };
         let decision = view.decide(&who);
         let composed = script::compose(decision, &**catalog, &who, &context, &mut self.script);
         turn.tally.add(Count::HttpScripts, 1);
+        let image = composed.image.as_deref().and_then(|name| catalog.image(name));
+        if image.is_some_and(|image| !image.answers.is_empty()) {
+            turn.shared.presented.record(composed.boot, &who);
+        }
         let once = decision.job().filter(|job| !job.always).map(|job| job.id);
         let seen = Seen::ScriptAsked {
             job: composed.job,
@@ -786,7 +811,7 @@ impl HttpSide {
             && request.method != Method::Head
         {
             let what = "the script".to_owned();
-            let line = AtTheLine { boot: composed.boot, job, image, what, idents: Vec::new() };
+            let line = AtTheLine { boot: composed.boot, job, image, what, idents: Vec::new(), once: None };
             let script = std::mem::take(&mut self.script);
             return self.park(key, line, ParkedAnswer::Script { script, who: Box::new(who) }, turn);
         }
@@ -813,6 +838,158 @@ impl HttpSide {
             Some(Answer::NotNow) | None => script::not_now(&who, &base_url(local), &mut self.script),
         }
         self.answer_rendered(key, request, TEXT, now, turn);
+    }
+
+    /// `/s/TOKEN/local?strategy=WORD`: a way to the local disk came back.
+    fn answer_local_back(
+        &mut self,
+        key: Key,
+        request: &Request<'_>,
+        token: &BootToken,
+        now: SystemTime,
+        turn: &mut Turn<'_>,
+    ) {
+        if !matches!(request.method, Method::Get | Method::Post) {
+            return self.answer_error(key, request, Status::METHOD_NOT_ALLOWED, now, turn);
+        }
+        let Some(strategy) = plan::strategy(request) else {
+            return self.answer_error(key, request, Status::BAD_REQUEST, now, turn);
+        };
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let seen = Seen::LocalBack { strategy: strategy.word().to_owned() };
+        note(turn.shared, Some(*token), *connection.peer.ip(), seen);
+        let answer = plan::answer_text(request, Status::OK, TEXT, 3, &[], now, &mut self.head);
+        if answer.body == Body::Inline {
+            self.head.extend_from_slice(b"ok\n");
+        }
+        self.respond(key, !answer.close, turn);
+    }
+
+    fn is_parked(&mut self, key: Key) -> bool {
+        self.connections.get_mut(key).is_some_and(|connection| connection.parked.is_some())
+    }
+
+    /// `/s/TOKEN/answers/NAME`.
+    fn answer_answers(
+        &mut self,
+        key: Key,
+        request: &Request<'_>,
+        token: &BootToken,
+        name: &str,
+        now: SystemTime,
+        turn: &mut Turn<'_>,
+    ) {
+        if !matches!(request.method, Method::Get | Method::Head) {
+            return self.answer_error(key, request, Status::METHOD_NOT_ALLOWED, now, turn);
+        }
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let (peer, local) = (*connection.peer.ip(), connection.local);
+        let shared = turn.shared;
+        let view = shared.keeper.table().view();
+        let mut who = Identity { mac: token.mac, ..Identity::default() };
+        let standing = view.standing(&who);
+        let job = token.job.and_then(|job| view.job(job));
+        let image = match job {
+            _ if standing.is_some_and(|standing| standing.rejected) => Err(Shut::Rejected),
+            _ if token.mac.is_some_and(|mac| shared.policy.load().excludes(mac)) => Err(Shut::Rejected),
+            Some(job) => reach::image_of(job, token.boot),
+            None => Err(Shut::NoJob),
+        };
+        let image = match image {
+            Ok(image) => image,
+            Err(why) => {
+                turn.tally.add(Count::TokensShut, 1);
+                return self.withhold(key, request, token, name, &why, now, turn);
+            }
+        };
+        let catalog = shared.library.load();
+        let answer =
+            catalog.image(image).and_then(|image| image.answers.iter().find(|answer| answer.name == name));
+        let Some(answer) = answer else {
+            return self.answer_error(key, request, Status::NOT_FOUND, now, turn);
+        };
+        let asking = Asking {
+            token: *token,
+            from: peer,
+            seen: shared.sightings.at(peer).map(|seen| seen.mac),
+            // What rules gave is with the machines: only the keeper knows.
+            given_before: job.is_some_and(|job| job.given.has(token.boot, name)),
+        };
+        if let Err(why) = answers::may_have(answer, &asking) {
+            return self.withhold(key, request, token, name, &why, now, turn);
+        }
+        if let Some(known) = shared.presented.of(token.boot) {
+            who = known;
+        }
+        who.address = Some(peer);
+        let values = Values {
+            who: &who,
+            hostname: standing.and_then(|standing| standing.name.as_deref()),
+            job: token.job,
+            boot: token.boot,
+            image,
+            base_url: &base_url(local),
+            token: &shared.key().sign(token),
+        };
+        answer.render(&values, &mut self.script);
+        let content_type = answer.content_type();
+        if request.method == Method::Head {
+            return self.answer_rendered(key, request, content_type, now, turn);
+        }
+        if let (true, Some(job), Some(mac)) = (answer.once, token.job, token.mac) {
+            let line = AtTheLine {
+                boot: token.boot,
+                job,
+                image: image.to_owned(),
+                what: format!("the answer file {name}"),
+                idents: Vec::new(),
+                once: Some((mac, name.to_owned())),
+            };
+            let (text, name) = (std::mem::take(&mut self.script), name.to_owned());
+            let what = ParkedAnswer::Once { text, content_type, token: *token, name };
+            return self.park(key, line, what, turn);
+        }
+        note(shared, Some(*token), peer, Seen::AnswerGiven { name: name.to_owned() });
+        self.answer_rendered(key, request, content_type, now, turn);
+    }
+
+    /// Answers an answer file's request once it is stored that it is given, or that it was before.
+    fn answer_once(&mut self, key: Key, request: &Request<'_>, now: SystemTime, turn: &mut Turn<'_>) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let peer = *connection.peer.ip();
+        let Some(parked) = connection.parked.take() else { return };
+        let ParkedAnswer::Once { text, content_type, token, name } = parked.what else { return };
+        match parked.answer {
+            Some(Answer::Go) => {
+                self.script = text;
+                note(turn.shared, Some(token), peer, Seen::AnswerGiven { name });
+                self.answer_rendered(key, request, content_type, now, turn);
+            }
+            Some(Answer::Refused(why)) => self.withhold(key, request, &token, &name, &why, now, turn),
+            // It asks the keeper again for as long as it is parked, so there is no such answer to act on.
+            Some(Answer::NotNow) | None => self.close(key, None, turn),
+        }
+    }
+
+    /// An answer file is not given, and `explain` hears why.
+    #[allow(clippy::too_many_arguments, reason = "what is asked, by whom, and why it is not given")]
+    fn withhold(
+        &mut self,
+        key: Key,
+        request: &Request<'_>,
+        token: &BootToken,
+        name: &str,
+        why: &dyn std::fmt::Display,
+        now: SystemTime,
+        turn: &mut Turn<'_>,
+    ) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let peer = *connection.peer.ip();
+        turn.tally.add(Count::AnswersWithheld, 1);
+        tracing::debug!(boot = %token.boot, name, %why, "answer file withheld");
+        let name = name.chars().take(NAME_MAX).collect();
+        note(turn.shared, Some(*token), peer, Seen::AnswerWithheld { name, reason: why.to_string() });
+        self.answer_error(key, request, Status::FORBIDDEN, now, turn);
     }
 
     /// `/s/TOKEN/confirm` and `/s/TOKEN/failed`: moves the token's own boot forward, and nothing else.
@@ -1147,6 +1324,23 @@ impl Delivery {
     }
 }
 
+/// Whether a token opens a file. Loaders are open to anyone who is not refused.
+fn opens(token: &BootToken, served: &Served, shared: &Shared) -> Result<(), Shut> {
+    let view = shared.keeper.table().view();
+    let who = Identity { mac: token.mac, ..Identity::default() };
+    let rejected = view.standing(&who).is_some_and(|standing| standing.rejected)
+        || token.mac.is_some_and(|mac| shared.policy.load().excludes(mac));
+    let catalog = shared.library.load();
+    match served.image() {
+        None if rejected => Err(Shut::Rejected),
+        None => Ok(()),
+        Some(name) => {
+            let image = catalog.image(name).ok_or(Shut::OtherImage)?;
+            reach::opens(token, token.job.and_then(|job| view.job(job)), rejected, image)
+        }
+    }
+}
+
 /// The point of no return that the end of a file is, if it is one under this token.
 fn line_of(token: &BootToken, served: &Served, shared: &Shared) -> Option<AtTheLine> {
     let (job, name) = (token.job?, served.image()?);
@@ -1159,6 +1353,7 @@ fn line_of(token: &BootToken, served: &Served, shared: &Shared) -> Option<AtTheL
         image: name.to_owned(),
         what: format!("the last of {file}"),
         idents: Vec::new(),
+        once: None,
     })
 }
 

@@ -15,6 +15,7 @@ pub mod filters;
 pub mod fragments;
 mod http;
 mod policy;
+pub mod presented;
 mod readers;
 pub mod sender;
 pub mod shared;

@@ -10,6 +10,7 @@ use crate::jobs::script::Unknown;
 use crate::jobs::table::Decision;
 use crate::proto::dhcp::{Answer, BootFile, BootPolicy};
 use crate::proto::firmware::{Firmware, FirmwareKind};
+use crate::wire::MacAddr;
 
 /// One look at the snapshots, for one message.
 pub(super) struct Decider<'a> {
@@ -71,6 +72,10 @@ impl BootPolicy for Decider<'_> {
             Ok(()) => Answer::BootUnclaimed,
             Err(_) => Answer::NoBoot,
         }
+    }
+
+    fn is_excluded(&mut self, mac: MacAddr) -> bool {
+        self.shared.policy.load().excludes(mac)
     }
 
     fn is_registered(&mut self, who: &Identity) -> bool {
@@ -149,6 +154,32 @@ mod tests {
         for listeners in [&[] as &[&str], &["192.0.2.1:80"]] {
             assert_eq!(told(listeners, http, Arch::UEFI_X64).0, Answer::NoBoot);
             assert_eq!(told(listeners, FirmwareKind::HttpBoot, Arch::HTTP_X64).0, Answer::NoBoot);
+        }
+    }
+
+    #[test]
+    fn whom_the_policy_excludes_is_told_so_by_address_or_prefix() {
+        let site = Site::new();
+        let library = Arc::new(site.library());
+        let images = Arc::clone(&library);
+        let keeper = Keeper::start(
+            Box::new(MemoryStore::new()),
+            Box::new(move || images.snapshot()),
+            [1; 32],
+            Box::new(|_| {}),
+        )
+        .unwrap();
+        let (evidence, _) = crossbeam_channel::bounded(1);
+        let exclude = ["52:54:00:*", "02:00:00:00:00:07"].map(|text| text.parse().unwrap()).to_vec();
+        let policy = Policy { exclude, ..Policy::default() };
+        let shared = Shared::new(library, keeper.keeper().clone(), policy, evidence, Duration::ZERO);
+        for (mac, excluded) in [
+            ("52:54:00:12:34:56", true),
+            ("52:54:01:12:34:56", false),
+            ("02:00:00:00:00:07", true),
+            ("02:00:00:00:00:08", false),
+        ] {
+            assert_eq!(Decider::new(&shared).is_excluded(mac.parse().unwrap()), excluded, "{mac}");
         }
     }
 

@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use crossbeam_channel::Sender;
 
 use super::fragments::FragmentsLost;
+use super::presented::Presented;
 use super::sightings::Sightings;
 use crate::files::library::Library;
 use crate::jobs::evidence::{Evidence, Seen};
@@ -34,6 +35,8 @@ pub struct Shared {
     pub sightings: Sightings,
     /// Machines that fragments do not reach.
     pub fragments_lost: FragmentsLost,
+    /// Who began which boot, for its answer files.
+    pub presented: Presented,
     /// The interfaces, as last looked at.
     pub interfaces: ArcSwap<Vec<Interface>>,
     /// Cores whose loop still runs.
@@ -64,6 +67,7 @@ impl Shared {
             policy: ArcSwap::from_pointee(policy),
             sightings: Sightings::new(),
             fragments_lost: FragmentsLost::new(Instant::now()),
+            presented: Presented::new(),
             interfaces: ArcSwap::from_pointee(Vec::new()),
             cores_running: AtomicUsize::new(0),
             http: ArcSwap::from_pointee(Vec::new()),
@@ -101,7 +105,7 @@ impl Shared {
     pub fn note(&self, evidence: Evidence) {
         let moves = match &evidence.seen {
             Seen::DhcpOffered { .. } => evidence.mac.is_some() && evidence.uuid.is_some(),
-            Seen::ScriptAsked { .. } => true,
+            Seen::ScriptAsked { .. } | Seen::LocalBack { .. } => true,
             _ => evidence.job().is_some(),
         };
         if moves {

@@ -534,8 +534,15 @@ impl Lab {
         fs::write(images.join("linux/image.toml"), "destructive = true\n").unwrap();
         fs::create_dir_all(images.join("custom")).unwrap();
         fs::write(images.join("custom/custom.ipxe"), "#!ipxe\necho hello\n").unwrap();
+        fs::create_dir_all(images.join("closed/private")).unwrap();
+        fs::write(images.join("closed/vmlinuz"), crate::files::sniff::samples::bzimage()).unwrap();
+        let manifest = "access = \"boot\"\nanswers = [\"ks.cfg\"]\nanswers_once = [\"unattend.xml\"]\n";
+        fs::write(images.join("closed/image.toml"), manifest).unwrap();
+        fs::write(images.join("closed/private/ks.cfg"), "host {{hostname}} serial {{serial}} {{product}}\n")
+            .unwrap();
+        fs::write(images.join("closed/private/unattend.xml"), "<Key>SECRET {{mac}}</Key>").unwrap();
         let aged = std::time::SystemTime::now() - Duration::from_secs(60);
-        for file in ["linux/vmlinuz", "linux/initrd.img", "custom/custom.ipxe"] {
+        for file in ["linux/vmlinuz", "linux/initrd.img", "custom/custom.ipxe", "closed/vmlinuz"] {
             fs::File::options().write(true).open(images.join(file)).unwrap().set_modified(aged).unwrap();
         }
         lab.library.rescan().unwrap();
@@ -554,6 +561,16 @@ impl Lab {
 
     fn stage(&self, id: crate::jobs::job::JobId) -> crate::jobs::job::Stage {
         self.keeper.keeper().look_and_wait(move |book, _| book.job(id).unwrap().stage).unwrap()
+    }
+
+    fn order(&self, order: crate::keeper::Order) -> crate::keeper::Done {
+        self.keeper.keeper().order_and_wait(order, "test").unwrap()
+    }
+
+    /// Status of a GET.
+    fn status(&self, path: &str) -> String {
+        let (head, _) = get(&mut self.http(), path, "");
+        head.split(' ').nth(1).unwrap().to_owned()
     }
 
     fn script(&self) -> String {
@@ -700,4 +717,185 @@ fn the_last_block_by_tftp_waits_where_the_machine_at_that_address_has_a_job() {
     assert_eq!(lab.stage(id), Stage::Running);
     // The job is over and the file is open to anyone: nothing waits any more.
     assert!(tftp_get(&lab, "linux/initrd.img", options) == lab.content);
+}
+
+/// The `/s/TOKEN` of a script.
+fn boot_url(script: &str) -> &str {
+    let start = script.find("/s/").unwrap_or_else(|| panic!("no token in\n{script}"));
+    &script[start..start + 3 + crate::jobs::token::SignedToken::LEN]
+}
+
+#[test]
+fn a_token_opens_its_own_boots_files_and_nothing_else() {
+    use crate::keeper::Order;
+    let lab = Lab::with_jobs(Driver::Mio, 1_000);
+    assert_eq!(lab.status("/images/closed/vmlinuz"), "403");
+    let menu = lab.script();
+    let menu = boot_url(&menu);
+    for (path, status) in [
+        ("images/closed/vmlinuz", "200"),
+        ("images/linux/initrd.img", "200"),
+        // Nothing was recognised in it, so no menu shows it.
+        ("images/big/small.txt", "403"),
+        ("images/closed/image.toml", "404"),
+    ] {
+        assert_eq!(lab.status(&format!("{menu}/{path}")), status, "{path}");
+    }
+    let id = lab.add("closed");
+    let own = lab.script();
+    let own = boot_url(&own);
+    assert_eq!(lab.status(&format!("{own}/images/closed/vmlinuz")), "200");
+    assert_eq!(lab.status(&format!("{own}/images/linux/initrd.img")), "403");
+    assert_eq!(lab.status(&format!("{own}/images/big/small.txt")), "403");
+    // The boot has passed, so the job cannot be cancelled; its own boot reads on, one before it does not.
+    lab.order(Order::Rearm { id, expected: None });
+    assert_eq!(lab.status(&format!("{own}/images/closed/vmlinuz")), "403", "armed anew since");
+    let next = lab.script();
+    let next = boot_url(&next);
+    lab.order(Order::Cancel { id, expected: None });
+    assert_eq!(lab.status(&format!("{next}/images/closed/vmlinuz")), "403", "cancelled");
+    assert_eq!(lab.metric("bootstorm_http_tokens_shut_total"), 5);
+    let over = lab.add("linux");
+    let stale = lab.script();
+    lab.order(Order::Cancel { id: over, expected: None });
+    assert_eq!(lab.status(&format!("{}/images/linux/vmlinuz", boot_url(&stale))), "200", "open to anyone");
+}
+
+#[test]
+fn answer_files_go_to_the_machine_whose_exchange_was_seen_and_once_if_so_marked() {
+    use crate::jobs::evidence::Seen;
+    let lab = Lab::with_jobs(Driver::Mio, 1_000);
+    let id = lab.add("closed");
+    let path = "/ipxe?mac=02:00:00:00:00:01&platform=efi&buildarch=x86_64&serial=S-1&product=Box%20%3C1%3E";
+    let script = || String::from_utf8(get(&mut lab.http(), path, "User-Agent: iPXE/1.21\r\n").1).unwrap();
+    let (one, two) = (script(), script());
+    let (one, two) = (boot_url(&one), boot_url(&two));
+    let status = |boot: &str, name: &str| lab.status(&format!("{boot}/answers/{name}"));
+    let seen = |last: u8| crate::engine::sightings::Sighting {
+        mac: crate::wire::MacAddr([2, 0, 0, 0, 0, last]),
+        arch: crate::wire::Arch(7),
+    };
+    assert_eq!(status(one, "ks.cfg"), "403", "no exchange seen");
+    lab.shared.sightings.record(Ipv4Addr::LOCALHOST, seen(2));
+    assert_eq!(status(one, "unattend.xml"), "403", "another machine's exchange");
+    lab.shared.sightings.record(Ipv4Addr::LOCALHOST, seen(1));
+    assert_eq!(status(one, "nothing.cfg"), "404");
+    assert_eq!(status(one, "../image.toml"), "404");
+    let (head, body) = get(&mut lab.http(), &format!("{one}/answers/ks.cfg"), "");
+    assert!(head.contains("Content-Type: text/plain") && head.contains("Cache-Control: no-store"), "{head}");
+    assert_eq!(String::from_utf8(body).unwrap(), "host  serial S-1 Box _1_\n");
+    assert_eq!(status(one, "ks.cfg"), "200", "as often as it is asked for");
+    // Once: held until that is stored, and then never again.
+    lab.store.inner().fill_up(true);
+    let mut held = lab.http();
+    write!(held, "GET {one}/answers/unattend.xml HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    held.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    assert!(held.read(&mut [0]).is_err(), "nothing leaves while it cannot be stored");
+    lab.store.inner().fill_up(false);
+    held.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let (head, body) = response(&mut held);
+    assert!(head.starts_with("HTTP/1.1 200") && head.contains("Content-Type: application/xml"), "{head}");
+    assert_eq!(body, b"<Key>SECRET 02:00:00:00:00:01</Key>");
+    assert_eq!(status(one, "unattend.xml"), "403");
+    assert_eq!(status(two, "unattend.xml"), "200", "once per boot");
+    let reasons: Vec<String> = lab
+        .evidence
+        .try_iter()
+        .filter_map(|evidence| match evidence.seen {
+            Seen::AnswerWithheld { reason, .. } => Some(reason),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(reasons.len(), 3, "{reasons:?}");
+    assert!(reasons[0].contains("no DHCP exchange") && reasons[1].contains("another machine"), "{reasons:?}");
+    assert!(reasons[2].contains("once per boot"), "{reasons:?}");
+    // It is stored: whoever loads the book knows it.
+    let given =
+        lab.keeper.keeper().look_and_wait(move |book, _| book.job(id).unwrap().given.clone()).unwrap();
+    assert!(!given.is_empty());
+    lab.order(crate::keeper::Order::Cancel { id, expected: None });
+    assert_eq!(status(two, "ks.cfg"), "403", "the job is over");
+}
+
+#[test]
+fn a_local_boot_that_came_back_begins_one_further_next_time() {
+    use crate::jobs::job::{Action, JobSpec, Selector};
+    let lab = Lab::with_jobs(Driver::Mio, 1_000);
+    let mac: crate::wire::MacAddr = "02:00:00:00:00:01".parse().unwrap();
+    let spec = JobSpec::new(Action::Local, Selector::Mac(mac));
+    lab.order(crate::keeper::Order::AddJobs(vec![spec]));
+    let script = || {
+        let path = "/ipxe?mac=02:00:00:00:00:01&platform=pcbios&buildarch=i386";
+        String::from_utf8(get(&mut lab.http(), path, "User-Agent: iPXE/1.21\r\n").1).unwrap()
+    };
+    let first = script();
+    assert!(first.contains("--drive 0x80"), "{first}");
+    let url = format!("{}/local?strategy=first-disk", boot_url(&first));
+    assert!(first.contains(&url), "{first}");
+    assert_eq!(lab.status(&format!("{}/local?strategy=warp", boot_url(&first))), "400");
+    assert_eq!(lab.status("/s/forged/local?strategy=first-disk"), "403");
+    assert_eq!(lab.status(&url), "200");
+    let start = std::time::Instant::now();
+    // Asking for the script again would be a new boot: the table says when it is so.
+    let who = crate::jobs::Identity { mac: Some(mac), ..crate::jobs::Identity::default() };
+    while lab.keeper.keeper().table().view().standing(&who).is_none_or(|standing| standing.local_boot != 1) {
+        assert!(start.elapsed() < Duration::from_secs(10), "the report moves nothing");
+        std::thread::yield_now();
+    }
+    assert!(!script().contains("--drive 0x80"), "the first disk is not tried any more");
+}
+
+#[test]
+fn a_pending_machine_gets_the_menu_once_approved_and_nothing_once_rejected() {
+    use crate::jobs::job::{Action, JobSpec, Selector};
+    use crate::jobs::machine::{Ident, MachineState};
+    use crate::jobs::script::Unknown;
+    use crate::keeper::Order;
+    let lab = Lab::with_jobs(Driver::Mio, 1_000);
+    lab.shared.policy.store(Arc::new(Policy { unknown: Unknown::Pending, ..Policy::default() }));
+    let mac: crate::wire::MacAddr = "02:00:00:00:00:01".parse().unwrap();
+    let waits = lab.script();
+    assert!(waits.contains("waits for approval") && !waits.contains("/images/"), "{waits}");
+    let start = std::time::Instant::now();
+    let machine = loop {
+        let found =
+            lab.keeper.keeper().look_and_wait(move |book, _| book.machine_with(&Ident::Mac(mac)).cloned());
+        if let Some(machine) = found.unwrap() {
+            break machine;
+        }
+        assert!(start.elapsed() < Duration::from_secs(10), "the machine does not come on record");
+    };
+    assert_eq!(machine.state(), MachineState::Pending);
+    let set = |state| {
+        let spec = crate::jobs::book::MachineSpec { state: Some(state), ..Default::default() };
+        lab.order(Order::SetMachine { id: machine.id, expected: None, spec });
+    };
+    set(MachineState::Approved);
+    let menu = lab.script();
+    assert!(menu.contains("\nmenu bootstorm\n"), "{menu}");
+    let file = format!("{}/images/closed/vmlinuz", boot_url(&menu));
+    assert_eq!(lab.status(&file), "200");
+    let who = crate::jobs::Identity { mac: Some(mac), ..Default::default() };
+    let hints = crate::jobs::script::Hints::of(&lab.keeper.keeper().table().view(), &who).approved;
+    assert!(hints);
+    set(MachineState::Rejected);
+    let denied = lab.script();
+    assert!(!denied.contains("/s/") && !denied.contains("menu") && !denied.contains("/ipxe"), "{denied}");
+    assert_eq!(lab.status(&file), "403", "its tokens are shut");
+    lab.order(Order::AddJobs(vec![JobSpec::new(Action::Image("closed".into()), Selector::Mac(mac))]));
+    assert_eq!(lab.script(), denied, "no job opens it again");
+}
+
+#[test]
+fn an_excluded_machine_gets_nothing_whatever_job_it_has() {
+    let lab = Lab::with_jobs(Driver::Mio, 1_000);
+    lab.add("closed");
+    let before = lab.script();
+    let file = format!("{}/images/closed/vmlinuz", boot_url(&before));
+    let exclude = vec!["02:00:00:*".parse().unwrap()];
+    lab.shared.policy.store(Arc::new(Policy { exclude, ..Policy::default() }));
+    assert_eq!(lab.status(&file), "403");
+    let script = lab.script();
+    assert!(!script.contains("/s/") && !script.contains("http"), "{script}");
+    assert!(script.contains("booting from the local disk"), "{script}");
 }

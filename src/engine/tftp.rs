@@ -985,6 +985,7 @@ fn line_of(served: &Served, client: SocketAddrV4, shared: &Shared) -> Option<Box
         image: name.to_owned(),
         what: format!("the last block of {file}"),
         idents: vec![Ident::Mac(seen.mac)],
+        once: None,
     };
     Some(Box::new(Line { at, asked: false, again: None }))
 }

@@ -347,6 +347,13 @@ impl fmt::Display for Step {
                 let over = over_word(*over);
                 write!(f, "{over}: {} broke off after {}: {}", Plain(file), Bytes(*bytes), Plain(reason))?;
             }
+            Seen::LocalBack { strategy } => {
+                write!(f, "local boot: {} came back without booting", Plain(strategy))?;
+            }
+            Seen::AnswerGiven { name } => write!(f, "HTTP: answer file {} given", Plain(name))?,
+            Seen::AnswerWithheld { name, reason } => {
+                write!(f, "HTTP: answer file {} withheld: {}", Plain(name), Plain(reason))?;
+            }
             Seen::CalledBack { job } => write!(f, "called back (job {job})")?,
             Seen::FailureCalled { job, reason } => {
                 write!(f, "called back that it failed (job {job}): {}", Plain(reason))?;
@@ -421,6 +428,9 @@ fn bytes(seen: &Seen) -> u64 {
         | Seen::ScriptAsked { .. }
         | Seen::FileStarted { .. }
         | Seen::LastPieceSent { .. }
+        | Seen::LocalBack { .. }
+        | Seen::AnswerGiven { .. }
+        | Seen::AnswerWithheld { .. }
         | Seen::CalledBack { .. }
         | Seen::FailureCalled { .. } => 0,
     }
@@ -456,6 +466,8 @@ fn texts(seen: &mut Seen) -> [Option<&mut String>; 2] {
         | Seen::LastPieceSent { image, file, .. }
         | Seen::FileDone { image, file, .. } => [Some(image), Some(file)],
         Seen::TransferFailed { file, reason, .. } => [Some(file), Some(reason)],
+        Seen::AnswerGiven { name } | Seen::LocalBack { strategy: name } => [Some(name), None],
+        Seen::AnswerWithheld { name, reason } => [Some(name), Some(reason)],
         Seen::IdentityAsked | Seen::CalledBack { .. } => [None, None],
         Seen::FailureCalled { reason, .. } => [Some(reason), None],
     }

@@ -12,7 +12,7 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use super::template::{Format, Template, Values};
-use super::token::Token;
+use super::token::{BootId, Token};
 use crate::wire::MacAddr;
 
 /// Most answer files of one image.
@@ -36,6 +36,73 @@ impl Answer {
     pub fn render(&self, values: &Values<'_>, out: &mut String) {
         out.clear();
         self.template.render(Format::of_name(&self.name), values, out);
+    }
+
+    /// The content type it is sent with, by the end of its name.
+    pub fn content_type(&self) -> &'static str {
+        let name = self.name.strip_suffix(".tmpl").unwrap_or(&self.name);
+        match name.rsplit_once('.').map(|(_, end)| end.to_ascii_lowercase()).as_deref() {
+            Some("xml") => "application/xml",
+            Some("json" | "ign") => "application/json",
+            Some("yaml" | "yml") => "application/yaml",
+            _ => "text/plain; charset=utf-8",
+        }
+    }
+}
+
+/// Answer files remembered as given, of one job or machine.
+const GIVEN_MAX: usize = 64;
+
+/// Which once-only files were given to which boots. Bounded: where the oldest is forgotten, its boot and every one
+/// before it counts as having had everything.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Given {
+    /// This boot and those before it have had everything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    until: Option<BootId>,
+    files: Vec<(BootId, String)>,
+}
+
+impl Given {
+    /// Nothing was given.
+    pub fn is_empty(&self) -> bool {
+        self.until.is_none() && self.files.is_empty()
+    }
+
+    /// Whether `boot` was given `name`.
+    pub fn has(&self, boot: BootId, name: &str) -> bool {
+        self.until.is_some_and(|until| boot <= until)
+            || self.files.iter().any(|(of, file)| (*of, file.as_str()) == (boot, name))
+    }
+
+    /// Notes that `boot` is given `name`; false when it was before.
+    pub fn give(&mut self, boot: BootId, name: &str) -> bool {
+        if self.has(boot, name) {
+            return false;
+        }
+        self.files.push((boot, name.to_owned()));
+        self.bound();
+        true
+    }
+
+    /// Takes in what another record says.
+    pub fn absorb(&mut self, other: &Self) {
+        self.until = self.until.max(other.until);
+        for file in &other.files {
+            if !self.files.contains(file) {
+                self.files.push(file.clone());
+            }
+        }
+        self.bound();
+    }
+
+    fn bound(&mut self) {
+        self.files.sort_unstable_by_key(|(boot, _)| *boot);
+        while self.files.len() > GIVEN_MAX {
+            let (boot, _) = self.files.remove(0);
+            self.until = self.until.max(Some(boot));
+        }
     }
 }
 
@@ -106,7 +173,7 @@ mod tests {
     const OTHER: MacAddr = MacAddr([0x52, 0x54, 0, 0x12, 0x34, 0x57]);
 
     fn asking(mac: Option<MacAddr>, seen: Option<MacAddr>, given_before: bool) -> Asking {
-        let token = Token { boot: BootId(1), mac, job: Some(JobId(1)), expires_unix: 10 };
+        let token = Token { boot: BootId(1), mac, job: Some(JobId(1)), menu: false, expires_unix: 10 };
         Asking { token, from: Ipv4Addr::new(10, 0, 0, 9), seen, given_before }
     }
 
@@ -126,6 +193,28 @@ mod tests {
         ] {
             assert_eq!(may_have(answer, &asking), wanted, "{asking:?}");
         }
+    }
+
+    #[test]
+    fn what_was_given_once_is_never_given_again_however_much_there_was() {
+        let mut given = Given::default();
+        assert!(given.is_empty());
+        for boot in 1..=200 {
+            assert!(given.give(BootId(boot), "a.xml"));
+            assert!(given.give(BootId(boot), "b.xml"));
+            assert!(!given.give(BootId(boot), "a.xml"));
+        }
+        assert!(given.files.len() <= GIVEN_MAX);
+        assert!((1..=200).all(|boot| given.has(BootId(boot), "b.xml")));
+        assert!(!given.has(BootId(201), "a.xml"));
+        let stored = serde_json::to_string(&given).unwrap();
+        assert_eq!(serde_json::from_str::<Given>(&stored).unwrap(), given);
+        let mut other = Given::default();
+        other.give(BootId(900), "c");
+        other.absorb(&given);
+        assert!(
+            other.has(BootId(900), "c") && other.has(BootId(3), "a.xml") && other.has(BootId(200), "a.xml")
+        );
     }
 
     #[test]

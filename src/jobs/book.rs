@@ -26,8 +26,11 @@ use super::job::{Action, Confirm, Job, JobId, JobSpec, Selector, Stage};
 pub use super::lifecycle::SILENCE;
 use super::lifecycle::{Course, Denial, Passage, Terms, since};
 use super::machine::{Ident, Machine, MachineId};
-use super::table::{Entry, Standing, Writer};
+use super::reach;
+use super::script::LocalStrategy;
+use super::table::{Entry, Key, Standing, Writer};
 use super::token::BootId;
+use crate::wire::MacAddr;
 
 /// Jobs in the book, ended ones included. At the bound the oldest ended jobs make room.
 pub const JOBS_MAX: usize = 100_000;
@@ -35,6 +38,8 @@ pub const JOBS_MAX: usize = 100_000;
 pub const CLAIMS_MAX: usize = 200_000;
 /// Boots of which the presented identities are remembered between script and last file.
 const BOOTS_MAX: usize = 100_000;
+/// How the reason of a job begins whose boot should have called back.
+const NO_CALL_BACK: &str = "no call-back came";
 /// Jobs that are over and still shown as the reason of a machine's local boots.
 const SPENT_SHOWN: usize = 4;
 
@@ -285,6 +290,8 @@ pub struct AtTheLine {
     pub what: String,
     /// What the machine is known by, where no script request has shown it.
     pub idents: Vec<Ident>,
+    /// What waits is no end of a boot but an answer file that is given once: to this machine, under this name.
+    pub once: Option<(MacAddr, String)>,
 }
 
 /// One record that changed.
@@ -371,10 +378,13 @@ pub struct Book {
     /// What boots presented, in memory only.
     boots: Remembered<BootId, Vec<Ident>>,
     /// UUIDs that DHCP showed beside addresses of machines not on record, in memory only.
-    strangers: Remembered<crate::wire::MacAddr, crate::wire::Uuid>,
+    strangers: Remembered<MacAddr, crate::wire::Uuid>,
+    /// How each machine was last sent to its disk, in memory only.
+    local_boots: Remembered<MachineId, machines::LocalBoot>,
     bucket: machines::Bucket,
     undo: Vec<Undo>,
     touched: BTreeSet<Ident>,
+    jobs_touched: BTreeSet<JobId>,
     rules_touched: bool,
 }
 
@@ -512,11 +522,15 @@ impl Book {
     /// Forgets how to take back what changed, and what would be published of it.
     pub fn settle(&mut self) -> (BTreeSet<Ident>, bool) {
         self.undo.clear();
+        self.jobs_touched.clear();
         (std::mem::take(&mut self.touched), std::mem::take(&mut self.rules_touched))
     }
 
     /// What changed is stored: the cores may see it.
     pub fn publish(&mut self, writer: &mut Writer) {
+        for id in std::mem::take(&mut self.jobs_touched) {
+            writer.put(Key::Job(id), self.job_entry(id));
+        }
         let (idents, rules) = self.settle();
         for ident in &idents {
             writer.put(ident.key(), self.entry(ident));
@@ -527,12 +541,19 @@ impl Book {
     }
 
     /// Publishes everything, and what `before` had and this book has not.
-    pub fn publish_all(&mut self, before: impl IntoIterator<Item = Ident>, writer: &mut Writer) {
+    pub fn publish_all(&mut self, before: &Self, writer: &mut Writer) {
         self.settle();
-        for ident in before.into_iter().chain(self.idents()) {
+        for id in before.jobs.keys().chain(self.jobs.keys()) {
+            writer.put(Key::Job(*id), self.job_entry(*id));
+        }
+        for ident in before.idents().into_iter().chain(self.idents()) {
             writer.put(ident.key(), self.entry(&ident));
         }
         writer.set_rules(self.rule_jobs());
+    }
+
+    fn job_entry(&self, id: JobId) -> Option<Entry> {
+        self.jobs.get(&id).map(|job| Entry { grants: vec![Arc::clone(job)], machine: None })
     }
 
     /// What is to be published about one identity.
@@ -574,9 +595,13 @@ impl Book {
         let part = machine.and_then(|machine| machine.part_of(ident));
         // A machine that was only seen is still unknown to rules that ask for unknown machines.
         let said = |machine: &Arc<Machine>| machine.registered || machine.is_rejected();
-        let standing = (machine.is_some_and(said) || !denied.is_empty()).then(|| {
+        let known = machine.is_some_and(said) || !denied.is_empty();
+        let leaves_otherwise = machine.is_some_and(|machine| machine.local_boot != 0);
+        let standing = (known || leaves_otherwise).then(|| {
             Arc::new(Standing {
                 machine: machine.map_or(MachineId(0), |machine| machine.id),
+                known,
+                name: machine.and_then(|machine| machine.name.as_deref()).map(Box::from),
                 spent: denied,
                 rejected: machine.is_some_and(|machine| machine.is_rejected()),
                 approved: part.is_some_and(|part| part.state == super::machine::MachineState::Approved),
@@ -764,6 +789,9 @@ impl Book {
     /// before; [`Passage::Before`] holds at once.
     pub fn pass(&mut self, line: &AtTheLine, at: Moment) -> Passage {
         let Some(job) = self.jobs.get(&line.job).cloned() else { return Passage::Denied(Denial::NoJob) };
+        if let Some((mac, name)) = &line.once {
+            return self.give(&job, line, *mac, name);
+        }
         // What boots every time wipes nothing, and what a person picked from a menu is the person's doing.
         if job.always || job.action.image().is_none() {
             return Passage::Before;
@@ -792,6 +820,36 @@ impl Book {
             return passage;
         }
         self.pass_claim(&job, line, presented, at)
+    }
+
+    /// An answer file is about to leave that is given once per boot. Remembered in the job that names the machine,
+    /// else with the machine.
+    fn give(&mut self, job: &Arc<Job>, line: &AtTheLine, mac: MacAddr, name: &str) -> Passage {
+        let ident = Ident::Mac(mac);
+        if self.is_rejected(&ident) {
+            return Passage::Denied(Denial::Rejected);
+        }
+        match reach::image_of(job, line.boot) {
+            Ok(image) if image == line.image => {}
+            Ok(_) => return Passage::Denied(Denial::OtherImage),
+            Err(_) => return Passage::Denied(Denial::Outdated),
+        }
+        if job.selector.is_exact() {
+            let mut job = Job::clone(job);
+            if !job.given.give(line.boot, name) {
+                return Passage::Denied(Denial::GivenBefore);
+            }
+            job.generation += 1;
+            self.change_job(job.id, Some(Arc::new(job)));
+            return Passage::Now;
+        }
+        let Some(machine) = self.machine_with(&ident) else { return Passage::Denied(Denial::NotOnRecord) };
+        let mut machine = Machine::clone(machine);
+        if !machine.given.give(line.boot, name) {
+            return Passage::Denied(Denial::GivenBefore);
+        }
+        self.put_changed(machine);
+        Passage::Now
     }
 
     /// The point of no return of a rule's job: every claim of whoever the boot presents itself as has a say.
@@ -841,7 +899,13 @@ impl Book {
                 self.seen_together(mac, uuid, at);
                 return None;
             }
-            (Seen::ScriptAsked { offer, .. }, ..) => self.script_asked(evidence, offer == "pending", at),
+            (Seen::ScriptAsked { offer, .. }, ..) => self.script_asked(evidence, offer, at),
+            (Seen::LocalBack { strategy }, ..) => {
+                if let (Some(boot), Some(way)) = (evidence.boot, LocalStrategy::of_word(strategy)) {
+                    self.local_came_back(boot, way, at);
+                }
+                return None;
+            }
             _ => {}
         }
         let (id, boot) = (evidence.job()?, evidence.boot?);
@@ -894,6 +958,7 @@ impl Book {
                 changed.push(Arc::clone(job));
             }
         }
+        self.miss_call_backs(at, &mut changed);
         let due: Vec<Arc<Claim>> = self
             .claims
             .values()
@@ -908,6 +973,54 @@ impl Book {
             }
         }
         changed
+    }
+
+    /// A boot that passed and was to call back, and has not within the window, is said to have not. It stays running:
+    /// what it booted may be at work, so nobody else gets the job.
+    fn miss_call_backs(&mut self, at: Moment, changed: &mut Vec<Arc<Job>>) {
+        let overdue = |stage: Stage, updated: SystemTime, reason: &str, job: &Job| {
+            stage == Stage::Running
+                && job.confirm == Confirm::Callback
+                && since(updated, at.now) >= job.window
+                && !reason.starts_with(NO_CALL_BACK)
+        };
+        let reason = |job: &Job| {
+            let minutes = job.window.as_secs().div_ceil(60);
+            format!("{NO_CALL_BACK} within {minutes} minutes: whether what it boots runs is not known")
+        };
+        let jobs: Vec<Arc<Job>> = self
+            .jobs
+            .values()
+            .filter(|job| overdue(job.stage, job.updated, &job.reason, job))
+            .cloned()
+            .collect();
+        for job in jobs {
+            let Some(boot) = job.passed else { continue };
+            let why = reason(&job);
+            if self.move_job(job.id, at, |course, _| course.learned(boot, why.clone(), at.now)) {
+                self.say(
+                    false,
+                    job.id.to_string(),
+                    json!({ "what": "no-call-back", "boot": boot, "reason": why }),
+                );
+                changed.extend(self.jobs.get(&job.id).cloned());
+            }
+        }
+        let claims: Vec<(Arc<Claim>, Arc<Job>)> = self
+            .claims
+            .values()
+            .filter_map(|claim| Some((Arc::clone(claim), self.jobs.get(&claim.job).cloned()?)))
+            .filter(|(claim, job)| overdue(claim.stage, claim.updated, &claim.reason, job))
+            .collect();
+        for (claim, job) in claims {
+            let (Some(boot), why) = (claim.passed, reason(&job)) else { continue };
+            let mut course = claim.course();
+            if course.learned(boot, why.clone(), at.now) {
+                self.set_claim_course(&claim, course);
+                let body = json!({ "what": "no-call-back", "claim": claim.id, "boot": boot, "reason": why });
+                self.say(false, job.id.to_string(), body);
+            }
+        }
     }
 
     /// A sequence goes on to its next image once `reached` is what its boots are to reach.
@@ -1096,6 +1209,7 @@ impl Book {
             Some(job) => self.jobs.insert(id, Arc::clone(job)),
             None => self.jobs.remove(&id),
         };
+        self.jobs_touched.insert(id);
         for selector in old.iter().chain(&job).map(|job| job.selector.clone()) {
             match Ident::of_selector(&selector) {
                 Some(ident) => {

@@ -127,6 +127,9 @@ impl Evidence {
             Seen::DhcpOffered { .. }
             | Seen::DhcpIgnored { .. }
             | Seen::LoaderFetched { .. }
+            | Seen::LocalBack { .. }
+            | Seen::AnswerGiven { .. }
+            | Seen::AnswerWithheld { .. }
             | Seen::IdentityAsked => None,
         }
     }
@@ -140,6 +143,8 @@ impl Seen {
             Self::DhcpIgnored { .. } => "ignored",
             Self::LoaderFetched { .. } => "loader",
             Self::IdentityAsked => "identity",
+            Self::LocalBack { .. } => "local",
+            Self::AnswerGiven { .. } | Self::AnswerWithheld { .. } => "answer",
             Self::ScriptAsked { .. } => "script",
             Self::FileStarted { .. }
             | Self::FileProgress { .. }
@@ -164,6 +169,9 @@ impl fmt::Display for Seen {
             Self::FileProgress { .. } => f.write_str("delivery goes on"),
             Self::LastPieceSent { image, file, .. } => write!(f, "the last of {image}/{file} has left"),
             Self::FileDone { image, file, bytes, .. } => write!(f, "{image}/{file} delivered, {bytes} bytes"),
+            Self::LocalBack { strategy } => write!(f, "the local boot {strategy} came back"),
+            Self::AnswerGiven { name } => write!(f, "answer file {name} given"),
+            Self::AnswerWithheld { name, reason } => write!(f, "answer file {name} withheld: {reason}"),
             Self::TransferFailed { file, bytes, reason, .. } => {
                 write!(f, "{file} broke off after {bytes} bytes: {reason}")
             }
@@ -286,6 +294,24 @@ pub enum Seen {
         last: bool,
         /// How.
         over: Over,
+    },
+    /// A way of leaving for the local disk came back, as the script reports
+    /// ([`LocalStrategy`](super::script::LocalStrategy)).
+    LocalBack {
+        /// Its word.
+        strategy: String,
+    },
+    /// An answer file was given.
+    AnswerGiven {
+        /// Its name.
+        name: String,
+    },
+    /// An answer file was asked for and not given.
+    AnswerWithheld {
+        /// Its name.
+        name: String,
+        /// Why, in plain words.
+        reason: String,
     },
     /// A transfer broke off.
     TransferFailed {

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::answers::Given;
 use super::lifecycle::{Course, Terms, holds_back};
 use super::rule::{Rule, Specificity};
 use super::token::BootId;
@@ -329,6 +330,9 @@ pub struct Job {
     /// The last boot that passed the point of no return since the job was armed: it may go on with its own files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub passed: Option<BootId>,
+    /// Once-only answer files that its boots were given; a rule's are with the machines.
+    #[serde(default, skip_serializing_if = "Given::is_empty")]
+    pub given: Given,
     /// Boots with lower numbers belong to an earlier arming or step: what they do no longer counts.
     #[serde(default = "first_boot")]
     pub floor: BootId,
@@ -389,6 +393,7 @@ impl Job {
             updated: now,
             boot: None,
             passed: None,
+            given: Given::default(),
             floor: BootId(0),
             boots: 0,
             boots_since: now,

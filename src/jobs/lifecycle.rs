@@ -238,6 +238,10 @@ pub enum Denial {
     UnknownBoot,
     /// A machine that a destructive rule may reach must show a UUID or serial of its own.
     NotIdentified,
+    /// The answer file is given once per boot, and was.
+    GivenBefore,
+    /// Nothing is there that could remember that the answer file was given: the machine is not on record.
+    NotOnRecord,
 }
 
 impl fmt::Display for Denial {
@@ -251,6 +255,10 @@ impl fmt::Display for Denial {
             Self::Rejected => f.write_str("the machine is rejected"),
             Self::UnknownBoot => f.write_str("this boot is not known any more, the next one will be"),
             Self::NotIdentified => f.write_str("the machine shows no UUID or serial of its own"),
+            Self::GivenBefore => f.write_str("it is given once per boot, and was already"),
+            Self::NotOnRecord => f.write_str(
+                "it is given once per boot, and the machine is not on record, so nothing would remember it",
+            ),
         }
     }
 }

@@ -10,6 +10,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+use super::answers::Given;
 use super::identity::is_identifying_text;
 use super::job::{Selector, unix_seconds};
 use super::table::Key;
@@ -200,9 +201,16 @@ pub struct Machine {
     /// Identities that a script request showed beside these. A suggestion: nothing is granted or denied by it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub suggested: Vec<Ident>,
-    /// The way of leaving for the local disk that worked last, as the script counts them.
+    /// Where in the list of ways to leave for the local disk its scripts begin, as
+    /// [`LocalStrategy::list`](super::script::LocalStrategy::list) counts them.
     #[serde(default)]
     pub local_boot: u8,
+    /// A boot that left that way stayed away.
+    #[serde(default)]
+    pub local_proven: bool,
+    /// Once-only answer files that its boots were given under rules.
+    #[serde(default, skip_serializing_if = "Given::is_empty")]
+    pub given: Given,
     /// When it was seen or registered first.
     #[serde(with = "unix_seconds")]
     pub first_seen: SystemTime,
@@ -227,6 +235,8 @@ impl Machine {
             parts: vec![part],
             suggested: Vec::new(),
             local_boot: 0,
+            local_proven: false,
+            given: Given::default(),
             first_seen: now,
             last_seen: now,
             generation: 1,
@@ -272,6 +282,7 @@ impl Machine {
             self.parts.push(part);
         }
         self.registered |= other.registered;
+        self.given.absorb(&other.given);
         self.last_seen = self.last_seen.max(other.last_seen);
         self.suggested.retain(|ident| !other.idents().any(|own| own == ident));
     }
@@ -283,6 +294,7 @@ impl Machine {
         let mut other = Self::new(id, Vec::new(), now);
         other.parts = vec![Part { merged: None, ..part }];
         other.registered = self.registered;
+        other.given = self.given.clone();
         Some(other)
     }
 

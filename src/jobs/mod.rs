@@ -19,6 +19,8 @@ pub mod lifecycle;
 #[forbid(unsafe_code)]
 pub mod machine;
 #[forbid(unsafe_code)]
+pub mod reach;
+#[forbid(unsafe_code)]
 pub mod rule;
 #[forbid(unsafe_code)]
 pub mod script;

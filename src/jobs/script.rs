@@ -22,8 +22,8 @@ use self::builder::Script;
 pub(in crate::jobs) use self::builder::{clean_base, push_encoded};
 pub use self::image::{Barrier, LastFile, barrier, last_file};
 use self::image::{Fit, fit};
-pub use self::local::LocalStrategy;
 use self::local::{Disk, local};
+pub use self::local::{LOCAL_WAYS, LocalStrategy};
 use self::menu::menu;
 pub use self::menu::{MENU_KEYS_RESERVED, menu_key};
 pub use self::page::options_page;
@@ -33,6 +33,7 @@ use super::job::{Action, Job, JobId};
 use super::table::{Decision, View};
 use super::template::{BadTemplate, Template, Values};
 use super::token::{BootId, SignedToken, Token, TokenKey};
+use crate::wire::{MacAddr, MacPattern};
 
 /// A token opens its boot's files for a day: a system that runs from a SAN disk reads on as long as it runs.
 pub const TOKEN_SECONDS: u32 = 24 * 60 * 60;
@@ -89,6 +90,15 @@ pub struct Policy {
     pub menu_timeout: Duration,
     /// What the menu does then.
     pub menu_default: MenuDefault,
+    /// Machines that are never answered, by DHCP or with a script that boots anything, whatever job they have.
+    pub exclude: Vec<MacPattern>,
+}
+
+impl Policy {
+    /// Whether a machine is never to be answered.
+    pub fn excludes(&self, mac: MacAddr) -> bool {
+        self.exclude.iter().any(|pattern| pattern.covers(mac))
+    }
 }
 
 impl Default for Policy {
@@ -97,6 +107,7 @@ impl Default for Policy {
             unknown: Unknown::default(),
             menu_timeout: Duration::from_secs(15),
             menu_default: MenuDefault::default(),
+            exclude: Vec::new(),
         }
     }
 }
@@ -125,6 +136,20 @@ pub struct Hints<'a> {
     pub local_boot: u8,
     /// The name the machine is to have, for templates.
     pub hostname: Option<&'a str>,
+    /// An operator let it in: under the policy `pending` it gets the menu.
+    pub approved: bool,
+}
+
+impl<'a> Hints<'a> {
+    /// What the table remembers about a machine.
+    pub fn of(table: &'a View<'_>, who: &Identity) -> Self {
+        let standing = table.standing(who);
+        Self {
+            local_boot: standing.map_or(0, |standing| standing.local_boot),
+            hostname: standing.and_then(|standing| standing.name.as_deref()),
+            approved: table.is_approved(who),
+        }
+    }
 }
 
 /// What a script makes the machine do.
@@ -214,22 +239,28 @@ pub fn compose(
     ctx: &Context<'_>,
     out: &mut String,
 ) -> Composed {
-    write(&plan(decision, images, who, ctx.policy), images, who, ctx, out)
+    write(&plan(decision, images, who, ctx), images, who, ctx, out)
 }
 
-/// [`compose`], with the reasons: what `script render --explain` shows. Changes nothing.
+/// [`compose`], with the reasons: what `script render --explain` shows. Changes nothing. The hints are the table's.
 pub fn compose_explained(
     table: &View<'_>,
     images: &dyn Images,
     who: &Identity,
     ctx: &Context<'_>,
 ) -> Explained {
+    let ctx = &Context { hints: Hints::of(table, who), ..*ctx };
     let decision = table.decide(who);
-    let plan = plan(decision, images, who, ctx.policy);
+    let plan = plan(decision, images, who, ctx);
     let mut script = String::new();
     let composed = write(&plan, images, who, ctx, &mut script);
     let mut lost = table.explain(who);
     let mut chosen = match decision {
+        _ if is_excluded(who, ctx.policy) => "policy exclude: this machine is never answered".to_owned(),
+        Decision::NoJob if ctx.policy.unknown == Unknown::Pending && ctx.hints.approved => {
+            "policy unknown = \"pending\": an operator has approved this machine, so it gets the menu"
+                .to_owned()
+        }
         Decision::NoJob => {
             format!(
                 "policy unknown = \"{}\": no job is meant for this machine",
@@ -362,8 +393,13 @@ enum Act<'a> {
     Denied,
 }
 
-fn plan<'a>(decision: Decision<'a>, images: &'a dyn Images, who: &Identity, policy: &Policy) -> Plan<'a> {
+fn is_excluded(who: &Identity, policy: &Policy) -> bool {
+    who.mac.is_some_and(|mac| policy.excludes(mac))
+}
+
+fn plan<'a>(decision: Decision<'a>, images: &'a dyn Images, who: &Identity, ctx: &Context<'_>) -> Plan<'a> {
     match decision {
+        _ if is_excluded(who, ctx.policy) => Plan { job: None, act: Act::Denied },
         Decision::Job(job) => Plan { job: Some(job), act: act_of(job, images, who) },
         Decision::Done(job) => Plan {
             job: Some(job),
@@ -371,7 +407,8 @@ fn plan<'a>(decision: Decision<'a>, images: &'a dyn Images, who: &Identity, poli
         },
         Decision::Rejected => Plan { job: None, act: Act::Denied },
         Decision::NoJob => {
-            let act = match policy.unknown {
+            let act = match ctx.policy.unknown {
+                Unknown::Pending if ctx.hints.approved => Act::Menu,
                 Unknown::Menu => Act::Menu,
                 Unknown::Local => Act::Local { why: "no job for this machine" },
                 Unknown::Wait => Act::Wait,
@@ -424,6 +461,7 @@ fn write(
         boot: ctx.boot,
         mac: who.mac,
         job: carried,
+        menu: matches!(plan.act, Act::Menu),
         expires_unix: ctx.now_unix.saturating_add(TOKEN_SECONDS),
     });
     let mut script = Script::begin(out);

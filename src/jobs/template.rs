@@ -410,7 +410,8 @@ mod tests {
             platform: Some(Platform::Efi),
             ..Identity::default()
         };
-        let token = Token { boot: BootId(7), mac: who.mac, job: Some(JobId(3)), expires_unix: 9 };
+        let token =
+            Token { boot: BootId(7), mac: who.mac, job: Some(JobId(3)), menu: false, expires_unix: 9 };
         let values = Values {
             who: &who,
             hostname: None,

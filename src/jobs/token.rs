@@ -93,6 +93,8 @@ pub struct Token {
     pub mac: Option<MacAddr>,
     /// The job behind the script, if any.
     pub job: Option<JobId>,
+    /// The script was a menu: the token opens what a menu shows, instead of one job's image.
+    pub menu: bool,
     /// Not valid from this second of Unix time on.
     pub expires_unix: u32,
 }
@@ -108,6 +110,7 @@ const _: () = assert!(RAW_LEN * 8 == TEXT_LEN * 5);
 const LAYOUT: u8 = 0x10;
 const HAS_MAC: u8 = 1;
 const HAS_JOB: u8 = 2;
+const IS_MENU: u8 = 4;
 /// Keeps these hashes apart from any other use of the same key.
 const PURPOSE: &[u8; 16] = b"bootstorm boot 1";
 const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
@@ -169,6 +172,9 @@ impl TokenKey {
             payload[0] |= HAS_JOB;
             payload[15..23].copy_from_slice(&job.0.to_be_bytes());
         }
+        if token.menu {
+            payload[0] |= IS_MENU;
+        }
         payload[23..27].copy_from_slice(&token.expires_unix.to_be_bytes());
         tag.copy_from_slice(&self.tag(payload));
         SignedToken(encode(&raw))
@@ -185,7 +191,7 @@ impl TokenKey {
             return None;
         }
         let flags = payload[0] ^ LAYOUT;
-        if flags & !(HAS_MAC | HAS_JOB) != 0 {
+        if flags & !(HAS_MAC | HAS_JOB | IS_MENU) != 0 {
             return None;
         }
         let token = Token {
@@ -195,6 +201,7 @@ impl TokenKey {
                 .then(|| payload[15..23].try_into().map(|bytes| JobId(u64::from_be_bytes(bytes))))
                 .transpose()
                 .ok()?,
+            menu: flags & IS_MENU != 0,
             expires_unix: u32::from_be_bytes(payload[23..27].try_into().ok()?),
         };
         (now_unix < token.expires_unix).then_some(token)
@@ -255,6 +262,7 @@ mod tests {
             boot: BootId(0x0123_4567_89ab_cdef),
             mac: Some(MacAddr([0x52, 0x54, 0, 0x12, 0x34, 0x56])),
             job: Some(JobId(17)),
+            menu: false,
             expires_unix: NOW + 60,
         }
     }
@@ -265,7 +273,8 @@ mod tests {
             token(),
             Token { mac: None, ..token() },
             Token { job: None, ..token() },
-            Token { mac: None, job: None, boot: BootId(u64::MAX), expires_unix: u32::MAX },
+            Token { menu: true, ..token() },
+            Token { mac: None, job: None, menu: true, boot: BootId(u64::MAX), expires_unix: u32::MAX },
         ] {
             let text = key().sign(&token);
             assert_eq!(text.as_str().len(), SignedToken::LEN);

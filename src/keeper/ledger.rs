@@ -172,7 +172,7 @@ impl Ledger {
             transitions: 0,
             failures: 0,
         };
-        ledger.book.publish_all([], &mut ledger.writer);
+        ledger.book.publish_all(&Book::new(), &mut ledger.writer);
         Ok(ledger)
     }
 
@@ -248,8 +248,8 @@ impl Ledger {
                 self.failed(&error);
                 match records::load(self.store.as_mut()) {
                     Ok(book) => {
-                        let before = std::mem::replace(&mut self.book, book).idents();
-                        self.book.publish_all(before, &mut self.writer);
+                        let before = std::mem::replace(&mut self.book, book);
+                        self.book.publish_all(&before, &mut self.writer);
                     }
                     Err(_) => self.book.roll_back(start),
                 }

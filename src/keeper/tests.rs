@@ -81,7 +81,14 @@ fn order(ledger: &mut Ledger, order: Order) -> Result<Done, Refusal> {
 }
 
 fn line(boot: BootId, job: u64) -> AtTheLine {
-    AtTheLine { boot, job: JobId(job), image: "pe".into(), what: "the last of k".into(), idents: Vec::new() }
+    AtTheLine {
+        boot,
+        job: JobId(job),
+        image: "pe".into(),
+        what: "the last of k".into(),
+        idents: Vec::new(),
+        once: None,
+    }
 }
 
 fn ask(ledger: &mut Ledger, boot: BootId, job: u64) -> Answer {
@@ -99,7 +106,7 @@ fn a_restart_keeps_jobs_stages_and_the_key_and_repeats_no_boot() {
     order(&mut ledger, add(2)).unwrap();
     let boot = ledger.boots().begin();
     assert_eq!(ask(&mut ledger, boot, 1), Answer::Go);
-    let token = crate::jobs::token::Token { boot, mac: None, job: None, expires_unix: 9 };
+    let token = crate::jobs::token::Token { boot, mac: None, job: None, menu: false, expires_unix: 9 };
     let signed = ledger.key().sign(&token);
     drop(ledger);
     let mut ledger = open(&store, 2);

@@ -127,6 +127,9 @@ impl Server {
             return self.overhear(now, input, &message);
         }
         let mut asker = Asker::read(input, message, &self.settings.subnets)?;
+        if asker.mac.is_some_and(|mac| policy.is_excluded(mac)) {
+            return Err(DropReason::Excluded);
+        }
         self.recall_arch(&mut asker);
         match (input.port, self.settings.mode) {
             (ServerPort::BootServer, _) => self.handle_boot_server(&asker, policy, out),

@@ -18,7 +18,7 @@ pub use answer::{
     Answer, Body, FileMeta, Piece, answer_busy, answer_error, answer_file, answer_not_allowed,
     answer_refusal, answer_text, content_type,
 };
-pub use identity::{IDENTITY_TEXT_MAX, identity, reason};
+pub use identity::{IDENTITY_TEXT_MAX, identity, reason, strategy};
 pub use route::{Route, ScriptPath, route};
 
 use std::time::{Duration, SystemTime};

@@ -85,6 +85,48 @@ impl FromStr for MacAddr {
     }
 }
 
+/// One hardware address, or every one that begins with the same bytes: `52:54:00:12:34:56`, `52:54:00:*`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct MacPattern {
+    bytes: [u8; 6],
+    /// Bytes that count.
+    len: u8,
+}
+
+impl MacPattern {
+    /// Whether it covers an address.
+    pub fn covers(&self, mac: MacAddr) -> bool {
+        let len = usize::from(self.len);
+        mac.0[..len] == self.bytes[..len]
+    }
+}
+
+impl FromStr for MacPattern {
+    type Err = AddrError;
+
+    /// A MAC address in any of its forms, or one to five of its bytes and a `*`, with colons or dashes between.
+    fn from_str(text: &str) -> Result<Self, AddrError> {
+        const BAD: AddrError =
+            AddrError { expected: "a MAC address or its first bytes and a star, such as 52:54:00:*" };
+        let text = text.trim();
+        let Some(first) = text.strip_suffix('*') else {
+            let mac: MacAddr = text.parse().map_err(|_| BAD)?;
+            return Ok(Self { bytes: mac.0, len: 6 });
+        };
+        let first = first.strip_suffix([':', '-']).ok_or(BAD)?;
+        let mut pattern = Self { bytes: [0; 6], len: 0 };
+        for pair in first.split([':', '-']) {
+            let fits = pair.len() == 2 && pair.bytes().all(|byte| byte.is_ascii_hexdigit());
+            if !fits || pattern.len == 5 {
+                return Err(BAD);
+            }
+            pattern.bytes[usize::from(pattern.len)] = u8::from_str_radix(pair, 16).map_err(|_| BAD)?;
+            pattern.len += 1;
+        }
+        Ok(pattern)
+    }
+}
+
 /// An SMBIOS system UUID, held in the order in which it is printed.
 ///
 /// DHCP option 97 carries the first three fields little-endian (RFC 4578 §2.3 via SMBIOS), while iPXE's `${uuid}`
@@ -186,6 +228,34 @@ serde_as_text!(Uuid);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pattern_covers_one_address_or_all_with_its_first_bytes() {
+        let mac = MacAddr([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
+        for text in
+            ["52:54:00:12:34:56", "525400123456", "52:54:00:*", "52-54-*", "52:*", " 52:54:00:12:34:* "]
+        {
+            assert!(text.parse::<MacPattern>().unwrap().covers(mac), "{text}");
+        }
+        for text in ["52:54:00:12:34:57", "52:55:*", "00:*"] {
+            assert!(!text.parse::<MacPattern>().unwrap().covers(mac), "{text}");
+        }
+        for text in [
+            "",
+            "*",
+            ":*",
+            "5:*",
+            "52*",
+            "52:5g:*",
+            "52:54:00:12:34:56:*",
+            "52:+4:*",
+            "52::*",
+            "*:52",
+            "5254:*",
+        ] {
+            assert!(text.parse::<MacPattern>().is_err(), "{text:?} would cover what nobody meant");
+        }
+    }
 
     #[test]
     fn every_pasted_form_of_a_mac_is_the_same_mac() {

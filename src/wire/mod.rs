@@ -15,5 +15,5 @@ pub mod reader;
 pub mod tftp;
 pub mod wim;
 
-pub use addr::{MacAddr, Uuid};
+pub use addr::{MacAddr, MacPattern, Uuid};
 pub use arch::Arch;

@@ -8,6 +8,8 @@ use serde_json::json;
 
 use super::super::lifecycle::since;
 use super::super::machine::{Ident, Machine, MachineId, MachineState, Merged};
+use super::super::script::{LOCAL_WAYS, LocalStrategy};
+use super::super::token::BootId;
 use super::{BOOTS_MAX, Book, Evidence, Expected, Moment, Refusal};
 use crate::wire::{MacAddr, Uuid};
 
@@ -17,6 +19,27 @@ pub const MACHINES_MAX: usize = 100_000;
 const STRANGERS_MAX: usize = 16 * 1024;
 /// A machine's last sign of life is written down only so often.
 const SEEN_EVERY: std::time::Duration = std::time::Duration::from_secs(3600);
+
+/// How a machine was last sent to its disk.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LocalBoot {
+    boot: BootId,
+    at: SystemTime,
+    /// False once that has been judged.
+    sent: bool,
+    way: u8,
+    /// Times in a row that it was back at once.
+    returns: u8,
+    /// Ways that its script has reported.
+    reports: u8,
+}
+
+/// A machine that asks for a script again within this time has not booted from its disk.
+const BACK_WITHIN: std::time::Duration = std::time::Duration::from_secs(60);
+/// No firmware is back that soon: it is the same boot asking twice.
+const SAME_BOOT: std::time::Duration = std::time::Duration::from_secs(3);
+/// Machines whose last local boot is remembered.
+const LOCAL_BOOTS_MAX: usize = 16 * 1024;
 
 /// How fast machines nobody knows may come on record: a hall of them at once, then so many a second.
 #[derive(Clone, Debug)]
@@ -298,7 +321,7 @@ impl Book {
     }
 
     /// A machine asked for its script: what it presented is remembered, and the machine comes on record.
-    pub(super) fn script_asked(&mut self, evidence: &Evidence, pending: bool, at: Moment) {
+    pub(super) fn script_asked(&mut self, evidence: &Evidence, offer: &str, at: Moment) {
         let presented = evidence.presented();
         if let Some(boot) = evidence.boot {
             self.boots.insert(boot, presented.clone(), BOOTS_MAX);
@@ -319,7 +342,9 @@ impl Book {
                     first.push(uuid);
                 }
                 let id = self.make_machine(first, at.now);
-                if pending && let Some(machine) = self.machines.get(&id) {
+                if offer == "pending"
+                    && let Some(machine) = self.machines.get(&id)
+                {
                     let mut machine = Machine::clone(machine);
                     machine.set_state(MachineState::Pending);
                     self.put_changed(machine);
@@ -328,6 +353,9 @@ impl Book {
             }
         };
         self.suggest(id, &idents);
+        if let Some(boot) = evidence.boot {
+            self.weigh_local_boot(id, boot, offer == "local", at.now);
+        }
         if let Some(machine) = self.machines.get(&id)
             && since(machine.last_seen, at.now) >= SEEN_EVERY
         {
@@ -335,6 +363,75 @@ impl Book {
             machine.last_seen = at.now;
             self.put_changed(machine);
         }
+    }
+
+    /// A machine that was sent to its disk and asks for a script again soon has not booted from it; one that stayed
+    /// away has.
+    fn weigh_local_boot(&mut self, id: MachineId, boot: BootId, sent: bool, now: SystemTime) {
+        let before = self.local_boots.get(id).copied().filter(|before| before.boot != boot);
+        let mut returns = 0;
+        if let Some(before) = before.filter(|before| before.sent) {
+            let away = since(before.at, now);
+            let proven = self.machines.get(&id).is_some_and(|machine| machine.local_proven);
+            if away > BACK_WITHIN {
+                if !proven {
+                    self.set_local_boot(id, None, true, "the machine stayed away");
+                }
+            } else if away < SAME_BOOT || !sent {
+                // Or somebody sent it elsewhere meanwhile, and started it again for that.
+                returns = before.returns;
+            } else if proven && before.returns == 0 {
+                // It worked before, so once may be a person at the power button.
+                returns = 1;
+            } else {
+                self.set_local_boot(
+                    id,
+                    Some(before.way + 1),
+                    false,
+                    "the machine asked again within a minute",
+                );
+            }
+        }
+        if sent || before.is_some_and(|before| before.sent) {
+            let way = self.machines.get(&id).map_or(0, |machine| machine.local_boot);
+            self.local_boots.insert(
+                id,
+                LocalBoot { boot, at: now, sent, way, returns, reports: 0 },
+                LOCAL_BOOTS_MAX,
+            );
+        }
+    }
+
+    /// The script of `boot` says that a way to the disk came back.
+    pub(super) fn local_came_back(&mut self, boot: BootId, way: LocalStrategy, at: Moment) {
+        let idents = self.boots.get(boot).cloned().unwrap_or_default();
+        let Some(id) = idents.iter().find_map(|ident| self.by_ident.get(ident)).copied() else { return };
+        let Some(place) = way.reported_place() else { return };
+        let Some(mut sent) = self.local_boots.get(id).copied() else { return };
+        // Only the boot that was sent to its disk last, and not without end: its list is no longer than that.
+        if sent.boot != boot || !sent.sent || sent.reports >= LOCAL_WAYS {
+            return;
+        }
+        sent.reports += 1;
+        sent.way = (place + 1) % LOCAL_WAYS;
+        sent.at = at.now;
+        self.local_boots.insert(id, sent, LOCAL_BOOTS_MAX);
+        self.set_local_boot(id, Some(sent.way), false, &format!("{} came back", way.word()));
+    }
+
+    fn set_local_boot(&mut self, id: MachineId, way: Option<u8>, proven: bool, why: &str) {
+        let Some(machine) = self.machines.get(&id) else { return };
+        let mut machine = Machine::clone(machine);
+        let before = (machine.local_boot, machine.local_proven);
+        machine.local_boot = way.map_or(machine.local_boot, |way| way % LOCAL_WAYS);
+        machine.local_proven = proven;
+        if before == (machine.local_boot, machine.local_proven) {
+            return;
+        }
+        let body = json!({ "what": "local-boot", "machine": id, "way": machine.local_boot, "proven": proven,
+            "reason": why });
+        self.put_changed(machine);
+        self.say(false, id.to_string(), body);
     }
 
     fn suggest(&mut self, id: MachineId, idents: &[Ident]) {
@@ -352,7 +449,7 @@ impl Book {
         id
     }
 
-    fn put_changed(&mut self, mut machine: Machine) {
+    pub(super) fn put_changed(&mut self, mut machine: Machine) {
         machine.generation += 1;
         self.change_machine(machine.id, Some(Arc::new(machine)));
     }

@@ -51,7 +51,8 @@ impl Published {
             && let Some(boot) = evidence.boot
         {
             let what = format!("the last of {file}");
-            let line = AtTheLine { boot, job: *job, image: image.clone(), what, idents: Vec::new() };
+            let line =
+                AtTheLine { boot, job: *job, image: image.clone(), what, idents: Vec::new(), once: None };
             if self.pass(&line, now) == Passage::Now {
                 self.change(|book| book.note(evidence, at(now)));
                 return self.job(*job);

@@ -302,7 +302,7 @@ fn an_always_job_starts_over_at_every_boot() {
 
 fn line(boot: u64, job: JobId, image: &str) -> AtTheLine {
     let what = "the last of a.efi".into();
-    AtTheLine { boot: BootId(boot), job, image: image.into(), what, idents: Vec::new() }
+    AtTheLine { boot: BootId(boot), job, image: image.into(), what, idents: Vec::new(), once: None }
 }
 
 #[test]
@@ -732,4 +732,108 @@ fn the_table_agrees_with_a_plain_list() {
         }
     }
     assert!(book.list().len() > 200);
+}
+
+/// A script request of the machine that is sent to its disk.
+fn sent_home(boot: u64) -> Evidence {
+    let seen = Seen::ScriptAsked { job: None, offer: "local".into(), image: None };
+    Evidence { mac: Some(MAC), boot: Some(BootId(boot)), ..Evidence::new(at(0), seen) }
+}
+
+#[test]
+fn a_way_to_the_disk_that_came_back_is_not_the_first_next_time() {
+    let book = Published::new();
+    let begins = || {
+        let who = Identity { mac: Some(MAC), ..Identity::default() };
+        book.load().standing(&who).map_or(0, |standing| standing.local_boot)
+    };
+    let proven = || book.book().machine_with(&Ident::Mac(MAC)).unwrap().local_proven;
+    let back = |boot: u64, strategy: &str| {
+        let seen = Seen::LocalBack { strategy: strategy.into() };
+        Evidence { mac: Some(MAC), boot: Some(BootId(boot)), ..Evidence::new(at(0), seen) }
+    };
+    book.note(&sent_home(1), at(0));
+    // The same boot asking twice, by another card say.
+    book.note(&sent_home(2), at(1));
+    assert_eq!(begins(), 0);
+    book.note(&back(1, "first-disk"), at(2));
+    book.note(&back(2, "warp"), at(2));
+    assert_eq!(begins(), 0, "not the boot that was sent to its disk last, and no way at all");
+    book.note(&back(2, "first-disk"), at(2));
+    assert_eq!(begins(), 1);
+    // Left by the second way, and back at once: that was none either.
+    book.note(&sent_home(3), at(40));
+    assert_eq!((begins(), proven()), (2, false));
+    book.note(&sent_home(4), at(1_000));
+    assert_eq!((begins(), proven()), (2, true), "it stayed away, so that way works");
+    // One quick return may be a person; two in a row are not.
+    book.note(&sent_home(5), at(1_030));
+    assert_eq!((begins(), proven()), (2, true));
+    book.note(&sent_home(6), at(1_060));
+    assert_eq!((begins(), proven()), (0, false), "and after the last way comes the first");
+    // Somebody gives it an image and starts it again: that says nothing about the disk.
+    let seen = Seen::ScriptAsked { job: None, offer: "image".into(), image: None };
+    let elsewhere = Evidence { mac: Some(MAC), boot: Some(BootId(7)), ..Evidence::new(at(0), seen) };
+    book.note(&elsewhere, at(1_090));
+    assert_eq!(begins(), 0);
+    // A token that reports without end moves no more than its list is long.
+    book.note(&sent_home(8), at(2_000));
+    let before = book.book().machine_with(&Ident::Mac(MAC)).unwrap().generation;
+    for _ in 0..10 {
+        book.note(&back(8, "first-disk"), at(2_001));
+        book.note(&back(8, "second-disk"), at(2_001));
+    }
+    assert!(book.book().machine_with(&Ident::Mac(MAC)).unwrap().generation <= before + 3);
+    let any_unknown = Selector::Rule(serde_json::from_str(r#"{"any_unknown": true}"#).unwrap());
+    book.add(JobSpec { always: true, ..JobSpec::new(Action::Wait, any_unknown) }, &library(), at(3_000))
+        .unwrap();
+    book.note(&sent_home(9), at(3_000));
+    book.note(&back(9, "first-disk"), at(3_001));
+    assert_eq!(begins(), 1);
+    let who = Identity { mac: Some(MAC), ..Identity::default() };
+    assert!(matches!(book.load().decide(&who), Decision::Job(_)), "it is unknown as before");
+}
+
+#[test]
+fn a_once_only_answer_under_a_rule_is_remembered_with_the_machine() {
+    let book = Published::new();
+    let job = book.add(boot_by(Selector::Any, "fine"), &library(), at(0)).unwrap();
+    let once = |boot: u64| AtTheLine { once: Some((MAC, "a.xml".into())), ..line(boot, job.id, "fine") };
+    assert_eq!(book.pass(&once(1), at(1)), Passage::Denied(Denial::NotOnRecord));
+    book.note(&sent_home(1), at(1));
+    assert_eq!(book.pass(&once(1), at(2)), Passage::Now);
+    assert_eq!(book.pass(&once(1), at(3)), Passage::Denied(Denial::GivenBefore));
+    assert_eq!(book.pass(&once(2), at(4)), Passage::Now);
+    let other = AtTheLine { image: "wiping".into(), ..once(3) };
+    assert_eq!(book.pass(&other, at(5)), Passage::Denied(Denial::OtherImage));
+    assert_eq!(book.job(job.id).unwrap().stage, Stage::Armed, "an answer file passes no point of no return");
+}
+
+fn boot_by(selector: Selector, image: &str) -> JobSpec {
+    JobSpec::new(Action::Image(image.into()), selector)
+}
+
+#[test]
+fn a_boot_that_does_not_call_back_is_said_to_have_not_and_nothing_is_granted_again() {
+    let (book, id) = with_job(JobSpec { confirm: Confirm::Callback, ..boot("wiping") });
+    let rule = JobSpec { confirm: Confirm::Callback, ..boot_by(Selector::Any, "fine") };
+    let rule = book.add(rule, &library(), at(0)).unwrap().id;
+    assert_eq!(book.pass(&line(1, id, "wiping"), at(1)), Passage::Now);
+    let other = Evidence { mac: Some(MacAddr([2, 0, 0, 0, 0, 9])), ..asked(2, rule) };
+    book.note(&other, at(1));
+    assert_eq!(book.pass(&line(2, rule, "fine"), at(1)), Passage::Now);
+    book.expire(at(1_700));
+    assert!(!book.job(id).unwrap().reason.contains("call-back"), "the window is not over");
+    book.expire(at(1_900));
+    let job = book.job(id).unwrap();
+    assert_eq!(job.stage, Stage::Running);
+    assert!(job.reason.starts_with("no call-back came within 30 minutes"), "{}", job.reason);
+    let claim = book.book().claims(rule).next().cloned().unwrap();
+    assert!(claim.stage == Stage::Running && claim.reason.starts_with("no call-back came"), "{claim:?}");
+    assert_ne!(book.load().decide(&who()).job().map(|job| job.id), Some(id), "and no second grant");
+    book.expire(at(9_000));
+    assert_eq!(book.job(id).unwrap().generation, job.generation, "said once");
+    let late = Evidence { boot: Some(BootId(1)), ..Evidence::new(at(0), Seen::CalledBack { job: id }) };
+    book.note(&late, at(9_001));
+    assert_eq!(book.job(id).unwrap().stage, Stage::Confirmed, "late is better than never");
 }

@@ -4,8 +4,8 @@
 //! machine is given is not decided here: [`Hints::local_boot`](super::Hints::local_boot) says where to begin. Two
 //! things show that a way does not work. A `sanboot` that comes back asks for `/s/TOKEN/local?strategy=WORD` before
 //! the script goes on to the next way. A firmware that is left and finds nothing boots from the network again, so the
-//! machine's script is asked for once more within a minute or two of a local boot. Either is reason to begin one
-//! further down the list next time; a machine that stays away has booted.
+//! machine's script is asked for once more within a minute of a local boot. Either is reason to begin one
+//! further down the list next time; a machine that stays away has booted. The book keeps count.
 
 use super::Urls;
 use super::builder::Script;
@@ -50,6 +50,17 @@ impl LocalStrategy {
         }
     }
 
+    /// Where a reported way stands in its firmware's list. Only ways that can come back are reported, and of those
+    /// each is on one list only.
+    pub fn reported_place(self) -> Option<u8> {
+        match self {
+            Self::FirstDisk => Some(0),
+            Self::SecondDisk => Some(2),
+            Self::RemovablePath => Some(1),
+            Self::Next | Self::Leave => None,
+        }
+    }
+
     /// The strategy of a call-back's word.
     pub fn of_word(word: &str) -> Option<Self> {
         [Self::FirstDisk, Self::SecondDisk, Self::Next, Self::Leave, Self::RemovablePath]
@@ -57,6 +68,9 @@ impl LocalStrategy {
             .find(|strategy| strategy.word() == word)
     }
 }
+
+/// Ways on the list of a firmware that is known.
+pub const LOCAL_WAYS: u8 = 3;
 
 /// How a script leaves for the disk.
 #[derive(Clone, Copy)]

@@ -971,7 +971,7 @@ fn job_script(field: usize, job: &Job, (library, who, policy): &(Library, Identi
     let job = Job { action, ..job.clone() };
     let mut script = String::new();
     let ctx = context(&key, policy, Hints::default());
-    write(&plan(Decision::Job(&job), library, who, policy), library, who, &ctx, &mut script);
+    write(&plan(Decision::Job(&job), library, who, &ctx), library, who, &ctx, &mut script);
     script
 }
 
@@ -988,7 +988,7 @@ fn scripts_with(field: usize, job: &Job, (library, who, policy): &(Library, Iden
     let mut all = String::new();
     for decision in [Decision::Job(&job), Decision::NoJob] {
         let mut script = String::new();
-        let composed = write(&plan(decision, library, who, policy), library, who, &ctx, &mut script);
+        let composed = write(&plan(decision, library, who, &ctx), library, who, &ctx, &mut script);
         well_formed(&script);
         assert!(matches!(composed.what, Offer::Image | Offer::Wait | Offer::Menu), "{composed:?}");
         all.push_str(&script);

@@ -62,6 +62,16 @@ impl<S: Atomics> Shared<S> {
         self.presented(who, guard).iter().flatten().find_map(Found::standing)
     }
 
+    pub(super) fn job<'g>(&self, id: JobId, guard: &'g Guard) -> Option<&'g Job> {
+        let found = self.slots.find(&Packed::new(Key::Job(id)), guard)?;
+        found.entry().grants.first().map(|job| &**job)
+    }
+
+    pub(super) fn is_approved(&self, who: &Identity, guard: &Guard) -> bool {
+        let found = self.presented(who, guard);
+        found.iter().flatten().filter_map(Found::standing).any(|standing| standing.approved)
+    }
+
     pub(super) fn explain(&self, who: &Identity, guard: &Guard) -> Vec<String> {
         let found = self.presented(who, guard);
         let decision = self.decide(who, guard);

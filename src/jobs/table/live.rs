@@ -11,7 +11,7 @@ use super::slots::{Fill, Packed};
 use super::sync::Real;
 use super::{Decision, Entry, Key, Standing};
 use crate::jobs::Identity;
-use crate::jobs::job::Job;
+use crate::jobs::job::{Job, JobId};
 
 /// Shared by every core. Readers never lock, never wait, never allocate, and write no memory of another thread.
 pub struct Table {
@@ -77,6 +77,16 @@ impl View<'_> {
         self.table.shared.explain(who, &self.guard)
     }
 
+    /// The job of this number, live or over: what a token is judged by.
+    pub fn job(&self, id: JobId) -> Option<&Job> {
+        self.table.shared.job(id, &self.guard)
+    }
+
+    /// Whether an operator let the machine in, by any identity that it presents.
+    pub fn is_approved(&self, who: &Identity) -> bool {
+        self.table.shared.is_approved(who, &self.guard)
+    }
+
     /// What holds for the machine of the first presented identity that belongs to one.
     pub fn standing(&self, who: &Identity) -> Option<&Standing> {
         self.table.shared.standing(who, &self.guard)
@@ -92,7 +102,7 @@ impl fmt::Debug for View<'_> {
 impl Writer {
     /// Publishes what holds for one identity from now on; `None` removes it. Readers see all of it or nothing.
     ///
-    /// A grant that is not live, or whose selector does not name this very key, is left out. Returns `false`, and
+    /// Under any key but a job's number, a grant that is not live, or whose selector does not name this very key, is left out. Returns `false`, and
     /// publishes nothing, for a key that many machines share (see [`Uuid::is_identifying`](crate::wire::Uuid::is_identifying)
     /// and [`is_identifying_text`](crate::jobs::identity::is_identifying_text)), or that no machine can own: it would
     /// never be matched.

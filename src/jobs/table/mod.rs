@@ -71,7 +71,7 @@ use std::sync::Arc;
 
 pub use live::{Table, View, Writer, table};
 
-use super::job::Job;
+use super::job::{Job, JobId};
 use super::machine::MachineId;
 use crate::wire::{MacAddr, Uuid};
 
@@ -109,6 +109,9 @@ pub enum Key<'a> {
     Serial(&'a str),
     /// SMBIOS asset tag.
     Asset(&'a str),
+    /// A job's number: not what a machine presents but what its token carries. The entry's one grant is the job, live
+    /// or over.
+    Job(JobId),
 }
 
 /// What is published about one identity. Immutable from then on.
@@ -125,6 +128,10 @@ pub struct Entry {
 pub struct Standing {
     /// The machine.
     pub machine: MachineId,
+    /// An operator registered it, or it had jobs. One that was only seen is unknown to rules that ask for such.
+    pub known: bool,
+    /// The name an operator gave it.
+    pub name: Option<Box<str>>,
     /// Jobs that this machine had and must not get again, newest first: exact ones past the point of no return, and
     /// rules it has used up.
     pub spent: Vec<Arc<Job>>,
@@ -134,7 +141,7 @@ pub struct Standing {
     pub approved: bool,
     /// Groups it is in, for rules.
     pub groups: Vec<Box<str>>,
-    /// Number of the strategy by which it last left for its local disk.
+    /// Where in the list of ways to leave for the local disk its scripts begin.
     pub local_boot: u8,
 }
 
@@ -143,6 +150,8 @@ impl Standing {
     pub fn new(machine: MachineId) -> Self {
         Self {
             machine,
+            known: true,
+            name: None,
             spent: Vec::new(),
             rejected: false,
             approved: false,

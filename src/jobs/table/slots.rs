@@ -26,13 +26,16 @@ const MAC: u8 = 2;
 const UUID: u8 = 3;
 const SERIAL: u8 = 4;
 const ASSET: u8 = 5;
+const JOB: u8 = 6;
 
-/// The machine is known.
+/// Something holds for the machine.
 pub(super) const STANDING: u64 = 1 << 8;
 /// The machine had jobs that it must not get again.
 pub(super) const SPENT: u64 = 1 << 9;
 /// The machine is refused.
 pub(super) const REJECTED: u64 = 1 << 10;
+/// The machine is known.
+pub(super) const KNOWN: u64 = 1 << 12;
 /// What the grants come to is to be read in the tail.
 pub(super) const READ_GRANTS: u64 = 1 << 11;
 
@@ -56,6 +59,7 @@ impl<'a> Packed<'a> {
             Key::Uuid(uuid) => (UUID, halves(uuid), ""),
             Key::Serial(text) => (SERIAL, hashes(text.trim()), text.trim()),
             Key::Asset(text) => (ASSET, hashes(text.trim()), text.trim()),
+            Key::Job(id) => (JOB, [id.0, 0], ""),
         };
         Self { kind, key, text, hash: spread(kind, key) }
     }
@@ -70,6 +74,7 @@ impl<'a> Packed<'a> {
         match self.kind {
             MAC => self.key[0] != 0 && self.key[0] & 1 == 0,
             UUID => uuid(self.key).is_identifying(),
+            JOB => true,
             _ => identity::is_identifying_text(self.text),
         }
     }
@@ -148,6 +153,7 @@ impl Tail {
         let mut flags = 0;
         if let Some(standing) = &entry.machine {
             flags |= STANDING;
+            flags |= if standing.known { KNOWN } else { 0 };
             flags |= if standing.spent.is_empty() { 0 } else { SPENT };
             flags |= if standing.rejected { REJECTED } else { 0 };
         }
@@ -198,7 +204,7 @@ impl<'g> Found<'g> {
 
     /// Whether the identity belongs to a machine that is registered or that a job names.
     pub(super) fn is_known(&self) -> bool {
-        self.flags & (STANDING | READ_GRANTS) != 0 || self.job != 0
+        self.flags & (KNOWN | READ_GRANTS) != 0 || self.job != 0
     }
 }
 
@@ -416,6 +422,9 @@ fn words(tail: Tail) -> Words {
 
 /// Grants in their order, without those that are none: not live, or naming something else than this key.
 fn checked(packed: &Packed<'_>, mut entry: Entry) -> Entry {
+    if packed.kind == JOB {
+        return entry;
+    }
     entry.grants.retain(|job| job.is_live() && packed.is_named_by(&job.selector));
     entry.grants.sort_by_key(|job| rank(job));
     entry

@@ -384,6 +384,7 @@ impl Model {
             Key::Uuid(uuid) => (1, uuid.to_string()),
             Key::Serial(text) => (2, text.trim().to_owned()),
             Key::Asset(text) => (3, text.trim().to_owned()),
+            Key::Job(id) => (4, id.to_string()),
         }
     }
 

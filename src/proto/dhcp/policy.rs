@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use crate::jobs::Identity;
 use crate::proto::firmware::Firmware;
+use crate::wire::MacAddr;
 use crate::wire::dhcp::FILE_LEN_MAX;
 
 /// Decides what a machine that asks by DHCP is told to boot. Implemented over the job table.
@@ -20,6 +21,12 @@ pub trait BootPolicy {
         server: Ipv4Addr,
         file: &mut BootFile,
     ) -> Answer;
+
+    /// True for a machine that is not to be answered in any mode, whatever it asks.
+    fn is_excluded(&mut self, mac: MacAddr) -> bool {
+        let _ = mac;
+        false
+    }
 
     /// True for a machine an operator has entered. The last fifth of every pool is kept for those.
     fn is_registered(&mut self, who: &Identity) -> bool {

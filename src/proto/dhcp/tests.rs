@@ -22,6 +22,9 @@ const BIOS: &[u8] = b"PXEClient:Arch:00000:UNDI:002001";
 const UEFI: &[u8] = b"PXEClient:Arch:00007:UNDI:003016";
 const HTTP: &[u8] = b"HTTPClient:Arch:00016:UNDI:003016";
 
+/// Last byte of the address that is never answered.
+const EXCLUDED: u8 = 0xee;
+
 /// Loaders to firmware, a script to iPXE, a URL to HTTP Boot.
 struct Policy(Answer);
 
@@ -43,6 +46,10 @@ impl BootPolicy for Policy {
         }
         .expect("short names fit");
         self.0
+    }
+
+    fn is_excluded(&mut self, mac: MacAddr) -> bool {
+        mac.0[5] == EXCLUDED
     }
 }
 
@@ -387,6 +394,16 @@ fn a_reservation_wins_and_is_given_to_nobody_else() {
     }
     let (_, offer) = lab.reply(&Client { mac: 9, ..uefi() }.bytes());
     assert_eq!(offer.yiaddr(), ip);
+}
+
+#[test]
+fn an_excluded_machine_is_answered_in_no_mode() {
+    for settings in [proxy(), full()] {
+        let mut lab = Lab::new(settings);
+        let excluded = Client { mac: EXCLUDED, ..uefi() };
+        assert_eq!(lab.broadcast(&excluded.bytes()), Verdict::Drop(DropReason::Excluded));
+        let (_, _) = lab.reply(&Client { mac: EXCLUDED - 1, ..uefi() }.bytes());
+    }
 }
 
 #[test]

@@ -239,6 +239,8 @@ drop_reasons! {
     OtherServer => "other-server",
     /// Policy: no answer at all to this machine.
     Silent => "silent",
+    /// Policy: this machine is never answered.
+    Excluded => "excluded",
     /// Policy: nothing to boot for this machine.
     NoBoot => "no-boot",
     /// Policy named no boot file, or one too long.

@@ -1,6 +1,7 @@
 //! Who a script request says it comes from.
 
 use crate::jobs::Identity;
+use crate::jobs::script::LocalStrategy;
 use crate::wire::Arch;
 use crate::wire::arch::Platform;
 use crate::wire::http::{Encoded, Field, Request};
@@ -33,6 +34,12 @@ pub fn reason(request: &Request<'_>, max: usize) -> String {
         Some(text) => text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(max).collect(),
         None => "no reason given".to_owned(),
     }
+}
+
+/// The way of leaving for the local disk that a script reports.
+pub fn strategy(request: &Request<'_>) -> Option<LocalStrategy> {
+    let field = request.query_fields().find(|field| field.name.is("strategy"))?;
+    LocalStrategy::of_word(&field.value.text(IDENTITY_TEXT_MAX)?)
 }
 
 fn take(identity: &mut Identity, Field { name, value }: Field<'_>) {
