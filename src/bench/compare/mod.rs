@@ -23,9 +23,11 @@ use contender::{Contender, IMAGE, Kind, LOADER, LOADER_LEN, NULL, Site};
 use place::{Folder, LoadFailure, Namespace, Process, inside, interrupted, run_load};
 pub use work::{Exchange, Load, What, Work};
 
+use super::hosts::LoadError;
 use super::impair::{Impairment, duration_text, share_text};
 use super::report::{Conditions, FORMAT, Missing, OURS, Report, Sample, Trial, median};
 use super::result::Point;
+use super::sink::Sink;
 use crate::sys::affinity::{allowed_cpus, pin_to};
 
 /// At both ends.
@@ -185,7 +187,17 @@ pub fn run(plan: &Plan, stop: &AtomicBool, say: &mut dyn FnMut(&str)) -> Result<
         ..Report::default()
     };
 
-    let cases = work::cases(&plan.works, plan.quick);
+    let mut cases = work::cases(&plan.works, plan.quick);
+    if plan.works.contains(&Work::Transmit)
+        && let Err(error) = Sink::check()
+    {
+        cases.retain(|case| !matches!(case.what, What::Transmit { .. }));
+        bench.missing.push(Missing {
+            server: Work::Transmit.word().into(),
+            why: LoadError::from(error).to_string(),
+            ..Missing::default()
+        });
+    }
     for (number, case) in (1..).zip(&cases) {
         let (work, settings, clients) = case.what.describe();
         let trial = Trial { work: work.into(), settings, clients, servers: Vec::new() };
@@ -243,6 +255,13 @@ fn notes(plan: &Plan, one_cpu: bool) -> Vec<String> {
     if plan.works.contains(&Work::Network) {
         notes.push(
             "The impaired wire is a process on the load's CPU: beyond some 100 000 packets a second it is the limit."
+                .to_owned(),
+        );
+    }
+    if plan.works.contains(&Work::Transmit) {
+        notes.push(
+            "Transmit: segments are acknowledged in the kernel and received by nobody, so this is the cost of sending alone, \
+             without a card's driver and IOMMU and without a network's pace of acknowledgements."
                 .to_owned(),
         );
     }
