@@ -464,6 +464,19 @@ mod tests {
     }
 
     #[test]
+    fn a_program_for_an_interface_that_is_not_there_is_not_attached() {
+        let mut asm = Assembler::default();
+        asm.number(Op::Move, R0, 0);
+        asm.exit();
+        let program =
+            Program::load("pass", &asm.finish()).expect("this test needs root and a kernel with BPF");
+        let error = program.attach_ingress(i32::MAX as u32).unwrap_err();
+        assert!(error.to_string().starts_with("attach BPF program to interface 2147483647"), "{error}");
+        let error = SysError::new("load BPF program pass", io::Error::from_raw_os_error(libc::EPERM));
+        assert!(error.advice().is_some_and(|advice| advice.contains("CAP_BPF")), "not the advice for ports");
+    }
+
+    #[test]
     fn a_program_counts_and_its_counters_are_read() {
         let counters = Counters::new(2).expect("this test needs root and a kernel with BPF");
         let mut asm = Assembler::default();

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant, SystemTime};
 use cgroup::{Group, Hierarchy};
 use contender::{Contender, IMAGE, Kind, LOADER, LOADER_LEN, NULL, Site};
 use place::{Folder, LoadFailure, Namespace, Process, inside, interrupted, run_load};
-pub use work::{Exchange, Load, What, Work};
+pub use work::{Exchange, Load, Sender, What, Work};
 
 use super::hosts::LoadError;
 use super::impair::{Impairment, duration_text, share_text};
@@ -29,6 +29,7 @@ use super::report::{Conditions, FORMAT, Missing, OURS, Report, Sample, Trial, me
 use super::result::Point;
 use super::sink::Sink;
 use crate::sys::affinity::{allowed_cpus, pin_to};
+use crate::sys::uring::SendRing;
 
 /// At both ends.
 const CONGESTION_CONTROL: &str = "reno";
@@ -188,15 +189,8 @@ pub fn run(plan: &Plan, stop: &AtomicBool, say: &mut dyn FnMut(&str)) -> Result<
     };
 
     let mut cases = work::cases(&plan.works, plan.quick);
-    if plan.works.contains(&Work::Transmit)
-        && let Err(error) = Sink::check()
-    {
-        cases.retain(|case| !matches!(case.what, What::Transmit { .. }));
-        bench.missing.push(Missing {
-            server: Work::Transmit.word().into(),
-            why: LoadError::from(error).to_string(),
-            ..Missing::default()
-        });
+    if plan.works.contains(&Work::Transmit) {
+        bench.missing.extend(drop_refused(&mut cases));
     }
     for (number, case) in (1..).zip(&cases) {
         let (work, settings, clients) = case.what.describe();
@@ -240,6 +234,20 @@ pub fn run(plan: &Plan, stop: &AtomicBool, say: &mut dyn FnMut(&str)) -> Result<
         seconds: began.elapsed().as_secs_f64(),
     };
     Ok(report)
+}
+
+/// Takes out the transmit-only loads that this kernel refuses; what is told instead.
+fn drop_refused(cases: &mut Vec<work::Case>) -> Option<Missing> {
+    let refused = |what: &str, why: String| Some(Missing { server: what.into(), why, ..Missing::default() });
+    if let Err(error) = Sink::check() {
+        cases.retain(|case| !matches!(case.what, What::Transmit { .. }));
+        return refused("transmit", LoadError::from(error).to_string());
+    }
+    if let Err(error) = SendRing::new(1) {
+        cases.retain(|case| !matches!(case.what, What::Transmit { sender: Sender::ZeroCopy, .. }));
+        return refused("transmit by SEND_ZC", format!("set up io_uring: {error}"));
+    }
+    None
 }
 
 /// What every reader has to know.

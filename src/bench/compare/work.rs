@@ -443,8 +443,11 @@ mod tests {
             time_ms: 100,
             what: What::Http { range: Some(1 << 20), connections: 3 },
         };
-        let text = serde_json::to_string(&load).unwrap();
-        assert_eq!(serde_json::from_str::<Load>(&text).unwrap(), load);
+        let sent = What::Transmit { connections: 16, requests: None, sender: Sender::ZeroCopy };
+        for load in [Load { what: sent, ..load.clone() }, load] {
+            let text = serde_json::to_string(&load).unwrap();
+            assert_eq!(serde_json::from_str::<Load>(&text).unwrap(), load);
+        }
     }
 
     #[test]
