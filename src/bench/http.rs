@@ -197,7 +197,7 @@ pub fn run(load: &HttpLoad) -> Result<Point, LoadError> {
 }
 
 /// What HEAD says of a file's length.
-fn file_len(server: SocketAddrV4, path: &str) -> Result<u64, LoadError> {
+pub(super) fn file_len(server: SocketAddrV4, path: &str) -> Result<u64, LoadError> {
     let fail =
         |error: std::io::Error| LoadError::io(&format!("ask {server} for the length of {path}"), &error);
     let mut stream = TcpStream::connect_timeout(&server.into(), SILENCE_MAX).map_err(fail)?;

@@ -17,8 +17,10 @@ pub mod null;
 pub mod relay;
 pub mod report;
 pub mod result;
+pub mod sink;
 pub mod storm;
 pub mod tftp;
+pub mod transmit;
 
 use std::time::{Duration, Instant};
 

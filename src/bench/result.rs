@@ -18,7 +18,7 @@ pub const CEILING_FACTOR: f64 = 1.2;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Point {
-    /// What was asked for: `tftp`, `http`, `dhcp`, `script`, `storm`.
+    /// What was asked for: `tftp`, `http`, `transmit`, `dhcp`, `script`, `storm`.
     pub work: String,
     /// How it was asked for: `blksize` → `1428`, `windowsize` → `16`, `mode` → `proxy`, …
     pub settings: BTreeMap<String, String>,
@@ -26,11 +26,11 @@ pub struct Point {
     pub clients: u32,
     /// Time measured over.
     pub seconds: f64,
-    /// Payload bytes received, all clients together.
+    /// Payload bytes received (for `transmit`: acknowledged), all clients together.
     pub bytes: u64,
     /// How many of `unit` were completed.
     pub units: u64,
-    /// What is counted: `blocks`, `requests`, `exchanges`, `boots`.
+    /// What is counted: `blocks`, `requests`, `segments`, `exchanges`, `boots`.
     pub unit: String,
     /// Clients, requests or boots that broke off.
     pub failures: u64,

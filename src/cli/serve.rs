@@ -83,6 +83,7 @@ fn engine_settings(plan: &Plan) -> EngineSettings {
             config::Driver::Auto => Driver::Auto,
             config::Driver::Uring => Driver::Uring,
             config::Driver::Mio => Driver::Mio,
+            config::Driver::UringAlways => Driver::UringAlways,
         },
         cores: plan.server.cores,
         interfaces: plan.server.interfaces.clone(),

@@ -24,6 +24,9 @@ pub enum Driver {
     Uring,
     /// Without.
     Mio,
+    /// io_uring, or no start, and for files also where a device copies what it sends: for measuring the sender alone.
+    #[serde(rename = "uring-always")]
+    UringAlways,
 }
 
 /// Whether TFTP may leave in frames of our own, past the host's IP stack and its packet filter.
@@ -421,7 +424,15 @@ pub(super) fn build(
     let server = ServerPlan {
         interfaces: taker.list("server.interfaces"),
         driver: taker
-            .word("server.driver", &[("auto", Driver::Auto), ("uring", Driver::Uring), ("mio", Driver::Mio)])
+            .word(
+                "server.driver",
+                &[
+                    ("auto", Driver::Auto),
+                    ("uring", Driver::Uring),
+                    ("mio", Driver::Mio),
+                    ("uring-always", Driver::UringAlways),
+                ],
+            )
             .unwrap_or(Driver::Auto),
         cores: taker.number("server.cores", 0, 1024) as usize,
         state_dir: state_dir.clone(),

@@ -157,6 +157,8 @@ pub(super) struct HttpSide {
     ready: VecDeque<Key>,
     pipes: PipePool,
     copying: CopyingDevices,
+    /// Devices that copy are not remembered.
+    zero_copy_always: bool,
     /// Reused for every head and small body.
     head: Vec<u8>,
     script: String,
@@ -171,6 +173,7 @@ impl HttpSide {
         listeners: Vec<std::net::TcpListener>,
         connections_max: usize,
         pipes_max: usize,
+        zero_copy_always: bool,
     ) -> Self {
         Self {
             acceptable: vec![false; listeners.len()],
@@ -180,6 +183,7 @@ impl HttpSide {
             ready: VecDeque::new(),
             pipes: PipePool::new(pipes_max),
             copying: CopyingDevices::default(),
+            zero_copy_always,
             head: Vec::with_capacity(4096),
             script: String::with_capacity(4096),
             busy: 0,
@@ -1198,7 +1202,7 @@ impl HttpSide {
                         self.pumped(key, pumped, turn);
                     }
                 }
-                Completion::Released { tag, copied: true } => {
+                Completion::Released { tag, copied: true } if !self.zero_copy_always => {
                     let Some(Owner::Connection(key)) = Owner::unpack(tag) else { continue };
                     let Some(connection) = self.connections.get_mut(key) else { continue };
                     let local = *connection.local.ip();

@@ -52,6 +52,8 @@ pub enum Driver {
     Uring,
     /// No ring.
     Mio,
+    /// The ring, or no start, and its zero-copy sends also where the device turns out to copy.
+    UringAlways,
 }
 
 /// Whether TFTP may leave in frames of our own, past the host's IP stack and its packet filter.
@@ -208,7 +210,7 @@ impl Engine {
             }
         }
         match (settings.driver, ring_refused) {
-            (Driver::Uring, Some(error)) => return Err(StartError::NoRing(error)),
+            (Driver::Uring | Driver::UringAlways, Some(error)) => return Err(StartError::NoRing(error)),
             (Driver::Auto, Some(error)) => {
                 rings.clear();
                 tracing::info!(rung = "io_uring", have = false, %error, "senders without the ring: {}", ring_advice(&error));
@@ -302,7 +304,12 @@ impl Engine {
                 tally,
                 if index == 0 { dhcp.take() } else { None },
                 tftp,
-                HttpSide::new(listeners, connections_max, (PIPES_TOTAL / count).max(1)),
+                HttpSide::new(
+                    listeners,
+                    connections_max,
+                    (PIPES_TOTAL / count).max(1),
+                    settings.driver == Driver::UringAlways,
+                ),
                 rings.pop(),
             );
             cores.push(core);

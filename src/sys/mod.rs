@@ -4,6 +4,7 @@
 #![allow(unsafe_code, reason = "this is where it lives; each block names its condition and who upholds it")]
 
 pub mod affinity;
+pub mod bpf;
 pub mod firewall;
 pub mod frames;
 pub mod interfaces;
@@ -41,6 +42,11 @@ impl SysError {
             libc::EACCES | libc::EPERM if self.what.starts_with("open packet socket") => Some(
                 "raw sockets need CAP_NET_RAW: run as root, or `setcap cap_net_raw,cap_net_bind_service+ep \
                  $(command -v bootstorm)`"
+                    .into(),
+            ),
+            libc::EACCES | libc::EPERM | libc::EINVAL | libc::ENOSYS if self.what.contains(" BPF ") => Some(
+                "BPF programs on an interface need CAP_BPF and CAP_NET_ADMIN (run as root), and Linux 6.6 with \
+                 CONFIG_BPF_SYSCALL"
                     .into(),
             ),
             libc::EACCES | libc::EPERM => Some(

@@ -4,10 +4,10 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use labkit::{Process, TempDir};
+use labkit::{Namespace, Process, TempDir};
 use serde_json::Value;
 
-use crate::server::{SOON, binary};
+use crate::server::{SOON, Site, binary};
 
 /// Nothing of a comparison with this process id is left on the machine.
 fn assert_nothing_is_left(pid: u32) {
@@ -145,5 +145,73 @@ fn reports_that_cannot_be_read_or_written_are_refused_before_anything_is_measure
     ] {
         let output = Command::new(binary()).args(words).output().expect("bootstorm runs");
         assert_eq!(output.status.code(), Some(2), "{words:?}");
+    }
+}
+
+/// A counter of a namespace's TCP, by its name in /proc/net/snmp.
+fn tcp_counter(namespace: &Namespace, name: &str) -> u64 {
+    let text = labkit::run(namespace.command("cat").arg("/proc/net/snmp"));
+    let lines: Vec<Vec<&str>> =
+        text.lines().filter(|line| line.starts_with("Tcp:")).map(|line| line.split(' ').collect()).collect();
+    let column = lines[0].iter().position(|word| *word == name).expect("the counter has a column");
+    lines[1][column].parse().expect("a counter is a number")
+}
+
+#[test]
+fn a_sink_acknowledges_all_that_is_sent_and_the_client_receives_nothing_of_it() {
+    const LEN: u64 = 64 << 20;
+    for (driver, sender, load_sender) in
+        [("mio", "splice", "Splice"), ("uring-always", "send_zc", "ZeroCopy")]
+    {
+        let (servers, clients) = (Namespace::new(), Namespace::new());
+        servers.wire("lan", &clients, "to-1");
+        servers.ip("addr add 10.77.0.1/24 dev lan");
+        clients.ip("addr add 10.77.0.2/24 dev to-1");
+        let site = Site::new("lan", driver, "");
+        fs::create_dir_all(site.dir.join("images/data")).expect("a folder");
+        let image = fs::File::create(site.dir.join("images/data/image.bin")).expect("a file");
+        image.set_len(LEN).expect("room for it");
+        let mut command = servers.command(binary());
+        command.arg("serve").arg("--config").arg(site.config());
+        let mut server = Process::spawn("bootstorm", &mut command, &site.dir.join("server.log"));
+        server.wait_for("bootstorm ready", SOON);
+
+        let load = serde_json::json!({
+            "server": "10.77.0.1", "interface": "to-1", "from": null, "time_ms": 20_000,
+            "what": { "Transmit": { "connections": 4, "requests": 1, "sender": load_sender } },
+        });
+        let output = clients
+            .command(binary())
+            .args(["bench", "one", &load.to_string()])
+            .output()
+            .expect("bootstorm runs");
+        let said = format!(
+            "{driver}: {}{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+            server.output()
+        );
+        assert!(output.status.success(), "{said}");
+        let point: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        // It ends once all four bodies are acknowledged, long before its time.
+        let bytes = point["bytes"].as_u64().expect("bytes");
+        assert!(bytes >= 4 * LEN, "{said}");
+        assert!(point["seconds"].as_f64().expect("seconds") < 10.0, "{said}");
+        assert_eq!(point["failures"], 0, "{said}");
+        // What the server did not take for acknowledged it would have sent again.
+        assert_eq!(tcp_counter(&servers, "RetransSegs"), 0, "{said}");
+        let received = tcp_counter(&clients, "InSegs");
+        assert!(received < 100, "handshakes, one HEAD and nothing more, not {received} segments");
+        let metrics = labkit::run(
+            servers.command(labkit::tool("curl", "curl")).args(["-sS", "http://127.0.0.1:8081/metrics"]),
+        );
+        let moved: u64 = metrics
+            .lines()
+            .find(|line| line.contains("http_bytes_total") && line.contains(&format!("\"{sender}\"")))
+            .and_then(|line| line.rsplit(' ').next()?.parse().ok())
+            .unwrap_or_else(|| panic!("no bytes by {sender} in\n{metrics}"));
+        assert!(moved >= 4 * LEN, "{moved} bytes by {sender}");
+        server.signal("TERM");
+        assert!(server.wait(SOON).success(), "{}", server.output());
     }
 }

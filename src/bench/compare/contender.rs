@@ -26,6 +26,9 @@ pub(super) enum Kind {
     Ours,
     /// This program beside another DHCP server.
     OursProxy,
+    /// This program with the ring switched off, and with its zero-copy sends whatever the device does with them.
+    OursSplice,
+    OursZeroCopy,
     Nginx,
     Dnsmasq,
     DnsmasqProxy,
@@ -43,9 +46,11 @@ pub(super) enum Kind {
 pub(super) const NULL: &str = "null";
 
 impl Kind {
-    pub(super) const ALL: [Self; 11] = [
+    pub(super) const ALL: [Self; 13] = [
         Self::Ours,
         Self::OursProxy,
+        Self::OursSplice,
+        Self::OursZeroCopy,
         Self::Nginx,
         Self::Dnsmasq,
         Self::DnsmasqProxy,
@@ -60,7 +65,7 @@ impl Kind {
     /// Name in rows. A proxy has its server's: it is another mode of the same program.
     pub(super) fn name(self) -> &'static str {
         match self {
-            Self::Ours | Self::OursProxy => OURS,
+            Self::Ours | Self::OursProxy | Self::OursSplice | Self::OursZeroCopy => OURS,
             Self::Nginx => "nginx",
             Self::Dnsmasq | Self::DnsmasqProxy => "dnsmasq",
             Self::TftpdHpa => "tftpd-hpa",
@@ -74,7 +79,12 @@ impl Kind {
     /// What `--peers` calls it; `None` for this program.
     pub(super) fn peer(self) -> Option<&'static str> {
         match self {
-            Self::Ours | Self::OursProxy | Self::Null | Self::NullProxy => None,
+            Self::Ours
+            | Self::OursProxy
+            | Self::OursSplice
+            | Self::OursZeroCopy
+            | Self::Null
+            | Self::NullProxy => None,
             Self::KeaPersist => Some("kea"),
             kind => Some(kind.name()),
         }
@@ -83,7 +93,12 @@ impl Kind {
     /// Program and Debian's package.
     fn program(self) -> (&'static str, &'static str) {
         match self {
-            Self::Ours | Self::OursProxy | Self::Null | Self::NullProxy => (OURS, OURS),
+            Self::Ours
+            | Self::OursProxy
+            | Self::OursSplice
+            | Self::OursZeroCopy
+            | Self::Null
+            | Self::NullProxy => (OURS, OURS),
             Self::Nginx => ("nginx", "nginx-light"),
             Self::Dnsmasq | Self::DnsmasqProxy => ("dnsmasq", "dnsmasq-base"),
             Self::TftpdHpa => ("in.tftpd", "tftpd-hpa"),
@@ -96,6 +111,8 @@ impl Kind {
     fn settings(self) -> &'static str {
         match self {
             Self::Ours | Self::OursProxy => "one core, defaults",
+            Self::OursSplice => "one core, driver mio",
+            Self::OursZeroCopy => "one core, driver uring-always",
             Self::Nginx => {
                 "1 worker, sendfile, sendfile_max_chunk 2m, tcp_nopush, open_file_cache, reuseport, no access log, \
                  keepalive_requests 10000000"
@@ -200,7 +217,12 @@ fn version(kind: Kind, site: &Site<'_>) -> String {
     };
     let path = kind.find().unwrap_or_default();
     let said = match kind {
-        Kind::Ours | Kind::OursProxy | Kind::Null | Kind::NullProxy => ask(site.program, "--version"),
+        Kind::Ours
+        | Kind::OursProxy
+        | Kind::OursSplice
+        | Kind::OursZeroCopy
+        | Kind::Null
+        | Kind::NullProxy => ask(site.program, "--version"),
         Kind::Nginx => ask(&path, "-v").replace("nginx version: ", ""),
         Kind::Dnsmasq | Kind::DnsmasqProxy => {
             ask(&path, "--version").split("Copyright").next().unwrap_or_default().trim().to_owned()
@@ -227,12 +249,17 @@ impl Recipe<'_> {
     fn command(&self) -> Result<(Command, &'static str), CompareError> {
         let (name, package) = self.kind.program();
         let program = match self.kind {
-            Kind::Ours | Kind::OursProxy | Kind::Null | Kind::NullProxy => self.site.program.to_owned(),
+            Kind::Ours
+            | Kind::OursProxy
+            | Kind::OursSplice
+            | Kind::OursZeroCopy
+            | Kind::Null
+            | Kind::NullProxy => self.site.program.to_owned(),
             kind => kind.find().ok_or_else(|| CompareError::new(format!("{name} of {package} is gone")))?,
         };
         let mut command = Command::new(program);
         let ready = match self.kind {
-            Kind::Ours | Kind::OursProxy => {
+            Kind::Ours | Kind::OursProxy | Kind::OursSplice | Kind::OursZeroCopy => {
                 let config = self.write("bootstorm.toml", &self.ours())?;
                 command.arg("serve").arg("--config").arg(config).args(["--log", "warn"]);
                 "bootstorm ready"
@@ -312,9 +339,14 @@ impl Recipe<'_> {
     fn ours(&self) -> String {
         let (first, last) = self.pool();
         let mode = if self.kind == Kind::OursProxy { "proxy" } else { "full" };
+        let driver = match self.kind {
+            Kind::OursSplice => "mio",
+            Kind::OursZeroCopy => "uring-always",
+            _ => "auto",
+        };
         let loaders = self.site.folder.join("loaders");
         format!(
-            "[server]\ninterfaces = [\"lan\"]\nstate_dir = \"{}\"\ncores = 1\n[images]\ndir = \"{}\"\n\
+            "[server]\ninterfaces = [\"lan\"]\nstate_dir = \"{}\"\ncores = 1\ndriver = \"{driver}\"\n[images]\ndir = \"{}\"\n\
              [loaders]\ndirs = [\"{}\"]\n[dhcp]\nmode = \"{mode}\"\n[[dhcp.subnet]]\nnetwork = \"10.{}.0.0/16\"\n\
              range = \"{first}-{last}\"\n[policy]\nmenu_default = \"tiny\"\nmenu_timeout = \"1s\"\n",
             self.own.display(),

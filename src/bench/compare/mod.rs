@@ -21,12 +21,15 @@ use std::time::{Duration, Instant, SystemTime};
 use cgroup::{Group, Hierarchy};
 use contender::{Contender, IMAGE, Kind, LOADER, LOADER_LEN, NULL, Site};
 use place::{Folder, LoadFailure, Namespace, Process, inside, interrupted, run_load};
-pub use work::{Exchange, Load, What, Work};
+pub use work::{Exchange, Load, Sender, What, Work};
 
+use super::hosts::LoadError;
 use super::impair::{Impairment, duration_text, share_text};
 use super::report::{Conditions, FORMAT, Missing, OURS, Report, Sample, Trial, median};
 use super::result::Point;
+use super::sink::Sink;
 use crate::sys::affinity::{allowed_cpus, pin_to};
+use crate::sys::uring::SendRing;
 
 /// At both ends.
 const CONGESTION_CONTROL: &str = "reno";
@@ -185,7 +188,10 @@ pub fn run(plan: &Plan, stop: &AtomicBool, say: &mut dyn FnMut(&str)) -> Result<
         ..Report::default()
     };
 
-    let cases = work::cases(&plan.works, plan.quick);
+    let mut cases = work::cases(&plan.works, plan.quick);
+    if plan.works.contains(&Work::Transmit) {
+        bench.missing.extend(drop_refused(&mut cases));
+    }
     for (number, case) in (1..).zip(&cases) {
         let (work, settings, clients) = case.what.describe();
         let trial = Trial { work: work.into(), settings, clients, servers: Vec::new() };
@@ -230,6 +236,20 @@ pub fn run(plan: &Plan, stop: &AtomicBool, say: &mut dyn FnMut(&str)) -> Result<
     Ok(report)
 }
 
+/// Takes out the transmit-only loads that this kernel refuses; what is told instead.
+fn drop_refused(cases: &mut Vec<work::Case>) -> Option<Missing> {
+    let refused = |what: &str, why: String| Some(Missing { server: what.into(), why, ..Missing::default() });
+    if let Err(error) = Sink::check() {
+        cases.retain(|case| !matches!(case.what, What::Transmit { .. }));
+        return refused("transmit", LoadError::from(error).to_string());
+    }
+    if let Err(error) = SendRing::new(1) {
+        cases.retain(|case| !matches!(case.what, What::Transmit { sender: Sender::ZeroCopy, .. }));
+        return refused("transmit by SEND_ZC", format!("set up io_uring: {error}"));
+    }
+    None
+}
+
 /// What every reader has to know.
 fn notes(plan: &Plan, one_cpu: bool) -> Vec<String> {
     let mut notes = vec![
@@ -243,6 +263,13 @@ fn notes(plan: &Plan, one_cpu: bool) -> Vec<String> {
     if plan.works.contains(&Work::Network) {
         notes.push(
             "The impaired wire is a process on the load's CPU: beyond some 100 000 packets a second it is the limit."
+                .to_owned(),
+        );
+    }
+    if plan.works.contains(&Work::Transmit) {
+        notes.push(
+            "Transmit: segments are acknowledged in the kernel and received by nobody, so this is the cost of sending alone, \
+             without a card's driver and IOMMU and without a network's pace of acknowledgements."
                 .to_owned(),
         );
     }

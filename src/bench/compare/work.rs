@@ -12,7 +12,8 @@ use crate::bench::http::{HttpLoad, Work as HttpWork};
 use crate::bench::result::Point;
 use crate::bench::storm::StormLoad;
 use crate::bench::tftp::TftpLoad;
-use crate::bench::{Way, dhcp, http, storm, tftp};
+use crate::bench::transmit::TransmitLoad;
+use crate::bench::{Way, dhcp, http, storm, tftp, transmit};
 use crate::client::{Kind as Firmware, Patience};
 
 /// Machines that scripts are asked for, and that DHCP serves in turn.
@@ -34,6 +35,8 @@ const SCRIPT_PATH: &str = "/ipxe?mac={mac}";
 pub enum Work {
     /// Large files over HTTP.
     Http,
+    /// The same with nobody receiving them: what sending alone costs.
+    Transmit,
     /// Files over TFTP.
     Tftp,
     /// Addresses and proxy offers.
@@ -48,12 +51,14 @@ pub enum Work {
 
 impl Work {
     /// All of them, in the order they are done.
-    pub const ALL: [Self; 6] = [Self::Http, Self::Tftp, Self::Dhcp, Self::Script, Self::Storm, Self::Network];
+    pub const ALL: [Self; 7] =
+        [Self::Http, Self::Transmit, Self::Tftp, Self::Dhcp, Self::Script, Self::Storm, Self::Network];
 
     /// As on the command line.
     pub fn word(self) -> &'static str {
         match self {
             Self::Http => "http",
+            Self::Transmit => "transmit",
             Self::Tftp => "tftp",
             Self::Dhcp => "dhcp",
             Self::Script => "script",
@@ -97,6 +102,15 @@ pub enum What {
         /// Connections at once.
         connections: u32,
     },
+    /// A file by HTTP that is acknowledged and not received.
+    Transmit {
+        /// Connections at once.
+        connections: u32,
+        /// Times that each asks for it; `None`: until the time is over.
+        requests: Option<u32>,
+        /// How this program sends it; the load is the same.
+        sender: Sender,
+    },
     /// Scripts of many machines.
     Script {
         /// Connections at once.
@@ -120,6 +134,15 @@ pub enum What {
         /// Waits for further DHCP offers are cut short.
         impatient: bool,
     },
+}
+
+/// How this program sends a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Sender {
+    /// Pages of the file through a pipe.
+    Splice,
+    /// The file's mapping by io_uring's SEND_ZC.
+    ZeroCopy,
 }
 
 /// What makes a DHCP exchange.
@@ -182,6 +205,14 @@ impl Load {
                 };
                 http::run(&http_load(work, connections, false))
             }
+            What::Transmit { connections, requests, sender: _ } => transmit::run(&TransmitLoad {
+                server: at(HTTP_PORT),
+                interface: self.interface.clone(),
+                path: format!("/images/{IMAGE}"),
+                connections,
+                time,
+                requests,
+            }),
             What::Script { connections, close } => {
                 let work = HttpWork::Script { path: SCRIPT_PATH.into(), machines: MACHINES };
                 http::run(&http_load(work, connections, close))
@@ -222,7 +253,9 @@ impl What {
         let mut what = self.clone();
         match &mut what {
             Self::Tftp { clients, .. } | Self::Dhcp { clients, .. } => *clients = count,
-            Self::Http { connections, .. } | Self::Script { connections, .. } => *connections = count,
+            Self::Http { connections, .. }
+            | Self::Transmit { connections, .. }
+            | Self::Script { connections, .. } => *connections = count,
             Self::Storm { machines, .. } => *machines = count,
         }
         what
@@ -243,7 +276,7 @@ impl What {
     }
 
     pub(super) fn is_http(&self) -> bool {
-        matches!(self, Self::Http { .. } | Self::Script { .. })
+        matches!(self, Self::Http { .. } | Self::Transmit { .. } | Self::Script { .. })
     }
 
     /// As rows name it: work, settings and clients.
@@ -261,6 +294,13 @@ impl What {
                 let request =
                     range.map_or_else(|| "whole file".into(), |len| format!("{} MiB ranges", len >> 20));
                 ("http", of(&[("request", request)]), *connections)
+            }
+            Self::Transmit { connections, sender, .. } => {
+                let sender = match sender {
+                    Sender::Splice => "splice",
+                    Sender::ZeroCopy => "SEND_ZC",
+                };
+                ("transmit", of(&[("sender", sender.into())]), *connections)
             }
             Self::Script { connections, close } => {
                 let kept = if *close { "new each time" } else { "kept alive" };
@@ -307,6 +347,17 @@ pub(super) fn cases(works: &[Work], quick: bool) -> Vec<Case> {
                 let ranges: &[(u64, u32)] = if quick { &[(16, 16)] } else { &[(16, 16), (1, 16), (1, 256)] };
                 for (mib, connections) in ranges.iter().copied() {
                     add(What::Http { range: Some(mib << 20), connections }, HTTP);
+                }
+            }
+            Work::Transmit => {
+                let senders: [(Sender, &[Kind]); 2] = [
+                    (Sender::Splice, &[Kind::OursSplice, Kind::Nginx]),
+                    (Sender::ZeroCopy, &[Kind::OursZeroCopy, Kind::Nginx]),
+                ];
+                for (sender, kinds) in senders {
+                    for connections in [1, 16, 256] {
+                        add(What::Transmit { connections, requests: None, sender }, kinds);
+                    }
                 }
             }
             Work::Tftp => {
@@ -392,8 +443,11 @@ mod tests {
             time_ms: 100,
             what: What::Http { range: Some(1 << 20), connections: 3 },
         };
-        let text = serde_json::to_string(&load).unwrap();
-        assert_eq!(serde_json::from_str::<Load>(&text).unwrap(), load);
+        let sent = What::Transmit { connections: 16, requests: None, sender: Sender::ZeroCopy };
+        for load in [Load { what: sent, ..load.clone() }, load] {
+            let text = serde_json::to_string(&load).unwrap();
+            assert_eq!(serde_json::from_str::<Load>(&text).unwrap(), load);
+        }
     }
 
     #[test]
