@@ -418,14 +418,15 @@ impl World {
             _ => None,
         })?;
         // A commit that failed in doubt is known after a restart.
-        let floor = |world: &Self, id| world.job(id).map(|job| job.floor);
+        // Not by its floor alone: re-armed before another boot began, it is where the last passage left it.
+        let state = |world: &Self, id| world.job(id).map(|job| (job.floor, job.generation));
         if let Some(id) = rearm {
-            let before = floor(self, id);
+            let before = state(self, id);
             if matches!(result, Err(bootstorm::jobs::book::Refusal::StoreUnavailable { .. })) {
                 self.kill();
                 self.start();
             }
-            if result.is_ok() || floor(self, id) != before {
+            if result.is_ok() || state(self, id) != before {
                 *self.rearms.entry(id).or_default() += 1;
                 self.log.push(format!("{id} re-armed"));
             }
