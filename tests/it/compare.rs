@@ -31,7 +31,7 @@ fn a_quick_comparison_gives_rows_ratios_and_a_page_and_leaves_nothing_behind() {
     let (json, html) = (dir.join("report.json"), dir.join("report.html"));
     let child = Command::new(binary())
         .args([
-            "bench", "compare", "--quick", "--work", "tftp", "--rounds", "1", "--time", "150ms", "--size",
+            "bench", "compare", "--quick", "--work", "tftp", "--rounds", "1", "--time", "1s", "--size",
             "16MiB",
         ])
         .arg("--json")
