@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::args::{Common, Dhcp, Driver as DriverArg, LogFormat as LogFormatArg, Serve};
 use super::reload::{Reloader, Source, Watch};
@@ -25,7 +25,7 @@ use crate::store::{SqliteStore, StoreError};
 use crate::sys::privileges::{self, Account};
 use crate::sys::sandbox::{self, Held};
 use crate::sys::{SysError, affinity};
-use crate::telemetry::{LogFormat, start_log};
+use crate::telemetry::{LogFormat, render_process, start_log};
 
 /// Evidence waiting for the recorder; beyond it evidence is lost and counted, never a core held up.
 const EVIDENCE_QUEUE: usize = 64 * 1024;
@@ -245,6 +245,7 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
         keeper: Some(keeper),
     };
     let cells = engine.cells();
+    let started = SystemTime::now();
     let lost = Arc::clone(&shared);
     let scripts = Arc::clone(&shared);
     let base = format!(
@@ -280,6 +281,7 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
         }),
         metrics: Box::new(move || {
             let mut text = Engine::metrics(&cells);
+            render_process(started, env!("CARGO_PKG_VERSION"), &mut text);
             let count = lost.evidence_lost.load(Ordering::Relaxed);
             text.push_str(&format!(
                 "# HELP bootstorm_evidence_lost_total Events the flight recorder had no room for.\n# TYPE \

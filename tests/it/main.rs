@@ -12,6 +12,8 @@ mod compare;
 mod demo;
 mod firmware;
 mod interlock;
+mod operations;
+mod package;
 mod scripts;
 mod server;
 mod winpe;
