@@ -35,8 +35,8 @@ use std::time::SystemTime;
 
 use tokio::sync::oneshot;
 
-pub use self::auth::Role;
 use self::auth::{Caller, Failures, Refused, SocketRule};
+pub use self::auth::{Role, user_name};
 use self::idempotency::Answers;
 use self::problem::Problem;
 pub use self::problem::RowError;
