@@ -29,6 +29,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 
 use std::time::SystemTime;
@@ -85,6 +86,8 @@ struct Admin {
     refused: Refused,
     answers: Answers,
     streams: Arc<tokio::sync::Semaphore>,
+    /// An image is being read again.
+    verifying: AtomicBool,
 }
 
 impl Admin {
@@ -101,6 +104,7 @@ impl Admin {
             refused: Refused::default(),
             answers: Answers::default(),
             streams: Arc::new(tokio::sync::Semaphore::new(routes::events::STREAMS_MAX)),
+            verifying: AtomicBool::new(false),
         })
     }
 

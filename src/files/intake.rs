@@ -23,6 +23,7 @@ use crate::sys::open_plain;
 const COPY_LEN: usize = 1 << 20;
 /// Runs of zeros from this length on become holes.
 const HOLE_LEN: usize = 64 << 10;
+static ZEROS: [u8; HOLE_LEN] = [0; HOLE_LEN];
 /// Files up to this length are copied into the next version that keeps them, so that editing one does not edit both;
 /// longer ones are linked.
 const LINK_LEN_MIN: u64 = 1 << 20;
@@ -549,7 +550,7 @@ fn copy(from: &File, to: &Path, progress: &mut dyn FnMut(Step<'_>)) -> io::Resul
         hasher.update(piece);
         let mut offset = at;
         for run in piece.chunks(HOLE_LEN) {
-            if run.len() < HOLE_LEN || run.iter().any(|byte| *byte != 0) {
+            if *run != ZEROS {
                 out.write_all_at(run, offset)?;
             }
             offset += run.len() as u64;
