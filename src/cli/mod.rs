@@ -13,6 +13,7 @@ mod job;
 mod listing;
 mod machine;
 mod output;
+mod progress;
 mod reload;
 mod script;
 mod serve;

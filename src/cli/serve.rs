@@ -13,6 +13,8 @@ use crate::config::{self, DhcpMode, Plan, Sandbox, Value};
 use crate::control::{Control, State};
 use crate::engine::{DRAIN, Driver, Engine, EngineSettings, Frames, Shared};
 use crate::files::library::{Library, Settings as LibrarySettings};
+use crate::files::versions::Versions;
+use crate::files::watch::watch;
 use crate::history::History;
 use crate::jobs::evidence::{Evidence, Seen};
 use crate::jobs::job::Job;
@@ -30,14 +32,18 @@ use crate::telemetry::{LogFormat, render_process, start_log};
 /// Evidence waiting for the recorder; beyond it evidence is lost and counted, never a core held up.
 const EVIDENCE_QUEUE: usize = 64 * 1024;
 /// The store's file in the state folder.
-const STORE: &str = "bootstorm.db";
+pub(super) const STORE: &str = "bootstorm.db";
 /// How long evidence is gathered before the recorder looks again.
 const GATHER: Duration = Duration::from_millis(5);
 /// How often folders are looked at for new images.
 const HOUSEKEEPING: Duration = Duration::from_secs(2);
+/// The same while a file is still being written.
+const SETTLING: Duration = Duration::from_millis(500);
+/// At least so long between two looks.
+const REST: Duration = Duration::from_millis(200);
 
 /// Where images and loaders are, in the library's words.
-fn library_settings(plan: &Plan) -> LibrarySettings {
+pub(super) fn library_settings(plan: &Plan) -> LibrarySettings {
     LibrarySettings {
         images_dir: plan.images_dir.clone(),
         loader_dirs: plan.loaders.dirs.clone(),
@@ -409,18 +415,40 @@ impl LogBudget {
     }
 }
 
-/// New images appear.
+/// New images appear: soon after the kernel tells that something moved, and every two seconds in any case.
 fn keep_house(library: &Library, stopping: &AtomicBool) {
+    match Versions::open(&library.settings().images_dir).and_then(|versions| versions.recover()) {
+        Ok(0) => {}
+        Ok(left) => tracing::info!(left, "removed what an interrupted command left in the images folder"),
+        // Images may well be on a disk that is not to be written.
+        Err(error) => tracing::debug!(%error, "cannot tidy the images folder"),
+    }
+    let me = std::thread::current();
+    let watch = watch(&library.settings().images_dir, move || me.unpark());
+    if let Err(why) = &watch {
+        tracing::info!(why, "not told of changes in the images folder: it is looked at every two seconds");
+    }
     let mut failed = false;
+    let mut wait = HOUSEKEEPING;
     while !stopping.load(Ordering::Acquire) {
-        std::thread::park_timeout(HOUSEKEEPING);
+        std::thread::park_timeout(wait);
+        wait = HOUSEKEEPING;
         match library.rescan() {
-            Ok(_) => failed = false,
+            Ok(report) => {
+                failed = false;
+                if report.settling > 0 {
+                    wait = SETTLING;
+                }
+            }
             // Said once, not every two seconds.
             Err(error) if !std::mem::replace(&mut failed, true) => {
                 tracing::warn!(%error, "cannot look for new images")
             }
             Err(_) => {}
+        }
+        // A file that is written tells so a thousand times a second: all that tell meanwhile are one.
+        if !stopping.load(Ordering::Acquire) {
+            std::thread::sleep(REST);
         }
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod affinity;
 pub mod bpf;
+pub mod disk;
 pub mod firewall;
 pub mod frames;
 pub mod interfaces;

@@ -11,6 +11,7 @@ mod clients;
 mod compare;
 mod demo;
 mod firmware;
+mod images;
 mod interlock;
 mod operations;
 mod package;
