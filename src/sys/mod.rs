@@ -7,6 +7,8 @@ pub mod affinity;
 pub mod bpf;
 pub mod firewall;
 pub mod frames;
+pub mod host;
+pub mod inject;
 pub mod interfaces;
 pub mod mmap;
 pub mod packet;
