@@ -210,10 +210,17 @@ impl Frames {
             });
             let until = Instant::now() + ARP_INTERVAL;
             while !self.neighbours.contains_key(&address) {
-                // What else is heard meanwhile is for later.
-                match self.next(until) {
-                    Some(heard) => self.waiting.push_back(heard),
-                    None => break,
+                let left = until.saturating_duration_since(Instant::now());
+                match self.take() {
+                    // What else is heard meanwhile is for later.
+                    Ok(heard) => self.waiting.extend(heard),
+                    Err(_) if left.is_zero() => break,
+                    Err(_) => {
+                        let _ = self.socket.wait(left);
+                    }
+                }
+                if left.is_zero() {
+                    break;
                 }
             }
         }

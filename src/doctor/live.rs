@@ -491,7 +491,7 @@ impl Session<'_> {
             ));
         }
         if let Some(server) = server.filter(|_| !beaten) {
-            self.judge_loader(server, &answerers, &mut findings);
+            self.judge_loader(server, &mut findings);
             self.judge_http(server, &mut findings);
         }
         if let (Some(server), Some(_)) = (server, &self.lease) {
@@ -519,7 +519,7 @@ impl Session<'_> {
         let whom = server.map_or_else(|| "the server".to_owned(), |server| server.to_string());
         let said = |reason: &str| reasons.iter().any(|said| said == reason);
         let ours = answerers.iter().find(|answerer| answerer.ours);
-        if said("pool-exhausted") || said("pool-reserved") {
+        if said("pool-exhausted") || said("pool-kept") {
             findings.push(Finding::wrong(
                 "full-pool",
                 format!("{whom} has no address left to give"),
@@ -598,12 +598,11 @@ impl Session<'_> {
     }
 
     /// Why the loader did not come, if it did not.
-    fn judge_loader(&mut self, server: Ipv4Addr, answerers: &[Answerer], findings: &mut Vec<Finding>) {
+    fn judge_loader(&mut self, server: Ipv4Addr, findings: &mut Vec<Finding>) {
         let Some((asked, name)) = self.loader.clone() else { return };
         if self.loaded {
             return;
         }
-        let _ = answerers;
         let why = match &self.outcome {
             Some(Outcome::Failed(why)) => why.clone(),
             _ => "no answer".to_owned(),

@@ -19,11 +19,11 @@ pub(super) struct Features {
 pub(super) fn features(bytes: &[u8], efi: Option<Cpu>) -> Features {
     let has = |text: &[u8]| bytes.windows(text.len()).any(|part| part == text);
     Features {
-        readable_ipxe: has(b"http://ipxe.org") && has(b"iPXE"),
+        readable_ipxe: has(b"iPXE") && has(b"ipxe.org"),
         // The request line iPXE sends, as a format.
-        http: has(b"%s %s HTTP/1.1\r\n"),
-        // The label of TLS 1.2's key derivation.
-        https: has(b"master secret") || has(b"key expansion"),
+        http: has(b" HTTP/1."),
+        // The label of TLS's key derivation.
+        https: has(b"master secret"),
         signed: efi.and_then(|_| is_signed(bytes)),
     }
 }
@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn an_ipxe_tells_what_it_fetches_by() {
-        let mut bytes = b"iPXE initialising devices http://ipxe.org %s %s HTTP/1.1\r\n".to_vec();
+        let mut bytes = b"iPXE initialising devices http://ipxe.org\0%s %s HTTP/1.1\0".to_vec();
         let full = features(&bytes, None);
         assert!(full.readable_ipxe && full.http && !full.https);
         bytes.truncate(42);
