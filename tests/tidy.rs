@@ -55,6 +55,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("config", &["wire", "jobs"]),
     ("control", &["wire", "jobs", "files", "config", "telemetry", "sys", "history", "store", "keeper"]),
     ("client", &["wire"]),
+    // Looks at everything the server stands on, and boots against it as a client; nothing of its engine.
+    ("doctor", &["wire", "jobs", "files", "config", "client", "sys"]),
     // Rings and batches: a load through ordinary sockets is slower than what it measures.
     ("bench", &["wire", "client", "sys"]),
     (
@@ -73,6 +75,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "keeper",
             "client",
             "bench",
+            "doctor",
             "sys",
         ],
     ),

@@ -7,6 +7,7 @@ mod bench;
 mod bench_compare;
 mod config;
 mod demo;
+mod doctor;
 mod explain;
 mod image;
 mod job;
@@ -107,6 +108,7 @@ pub fn main() -> ExitCode {
         Verb::Image(verb) => image::run(&args.common, &verb),
         Verb::Script(verb) => script::run(&args.common, &verb),
         Verb::Explain(explain) => explain::run(&args.common, &explain),
+        Verb::Doctor(doctor) => doctor::run(&args.common, &doctor),
         Verb::Bench(verb) => bench::run(&verb),
         Verb::Completions { shell } => {
             let mut text = Vec::new();

@@ -8,6 +8,8 @@ pub mod bpf;
 pub mod disk;
 pub mod firewall;
 pub mod frames;
+pub mod host;
+pub mod inject;
 pub mod interfaces;
 pub mod mmap;
 pub mod packet;

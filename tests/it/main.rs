@@ -10,6 +10,7 @@ mod bench;
 mod clients;
 mod compare;
 mod demo;
+mod faults;
 mod firmware;
 mod images;
 mod interlock;
