@@ -8,6 +8,7 @@ mod bench_compare;
 mod config;
 mod demo;
 mod explain;
+mod https;
 mod image;
 mod job;
 mod listing;
@@ -105,6 +106,7 @@ pub fn main() -> ExitCode {
         Verb::Image(verb) => image::run(&args.common, &verb),
         Verb::Script(verb) => script::run(&args.common, &verb),
         Verb::Explain(explain) => explain::run(&args.common, &explain),
+        Verb::Https(verb) => https::run(&args.common, &verb),
         Verb::Bench(verb) => bench::run(&verb),
         Verb::Completions { shell } => {
             let mut text = Vec::new();

@@ -20,7 +20,9 @@ use crate::keeper::{Keeper, Running as KeeperRunning};
 use crate::proto::dhcp::{Mode, Network, Reservation, Settings as DhcpSettings, Subnet};
 use crate::proto::tftp::Limits;
 use crate::store::{SqliteStore, StoreError};
+use crate::sys::interfaces;
 use crate::telemetry::{LogFormat, start_log};
+use crate::tls::{Certificates, OWN_FOLDER, Source};
 
 /// Evidence waiting for the recorder; beyond it evidence is lost and counted, never a core held up.
 const EVIDENCE_QUEUE: usize = 64 * 1024;
@@ -77,7 +79,7 @@ fn dhcp_settings(plan: &Plan) -> Option<DhcpSettings> {
     Some(DhcpSettings { mode, subnets, reservations, ..DhcpSettings::default() })
 }
 
-fn engine_settings(plan: &Plan) -> EngineSettings {
+fn engine_settings(plan: &Plan, certificates: Option<Arc<Certificates>>) -> EngineSettings {
     EngineSettings {
         driver: match plan.server.driver {
             config::Driver::Auto => Driver::Auto,
@@ -102,6 +104,7 @@ fn engine_settings(plan: &Plan) -> EngineSettings {
             config::Frames::Off => Frames::Off,
         },
         http: plan.http.listen.clone(),
+        https: certificates.map(|certificates| (plan.https.listen.clone(), certificates)),
     }
 }
 
@@ -148,9 +151,10 @@ pub(super) fn start(plan: &Plan) -> Result<Running, Failure> {
         DRAIN,
     ));
     let handle = keeper.keeper().clone();
-    let engine = Engine::start(&engine_settings(plan), Arc::clone(&shared)).map_err(|error| {
-        Failure::new(if error.is_permission() { Exit::Permission } else { Exit::Runtime }, error)
-    })?;
+    let certificates = open_certificates(plan)?;
+    let engine = Engine::start(&engine_settings(plan, certificates.clone()), Arc::clone(&shared)).map_err(
+        |error| Failure::new(if error.is_permission() { Exit::Permission } else { Exit::Runtime }, error),
+    )?;
     let mut running = Running {
         control: None,
         helpers: Vec::new(),
@@ -211,7 +215,8 @@ pub(super) fn start(plan: &Plan) -> Result<Running, Failure> {
     })?);
     running.helpers.push(spawn("housekeeping", {
         let stopping = Arc::clone(&running.stopping);
-        move || keep_house(&library, &stopping)
+        let interfaces = Arc::clone(&shared);
+        move || keep_house(&library, &stopping, || look_at_certificates(certificates.as_deref(), &interfaces))
     })?);
     Ok(running)
 }
@@ -221,6 +226,39 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
         .name(name.into())
         .spawn(work)
         .map_err(|error| Failure::new(Exit::Runtime, format!("start thread {name}: {error}")))
+}
+
+/// What HTTPS shows, if it is listened for.
+fn open_certificates(plan: &Plan) -> Result<Option<Arc<Certificates>>, Failure> {
+    if plan.https.listen.is_empty() {
+        return Ok(None);
+    }
+    let source = match &plan.https.files {
+        Some((certificate, key)) => Source::Files { certificate: certificate.clone(), key: key.clone() },
+        None => Source::Own { folder: plan.server.state_dir.join(OWN_FOLDER), host: host_name() },
+    };
+    let listed = interfaces::list().unwrap_or_default();
+    let addresses: Vec<_> = listed.iter().filter_map(|i| i.addr).collect();
+    let certificates = Certificates::open(source, &addresses)
+        .map_err(|error| Failure::new(Exit::Runtime, format!("[https]: {error}")))?;
+    Ok(Some(Arc::new(certificates)))
+}
+
+fn host_name() -> Option<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    let name = name.trim();
+    (!name.is_empty() && name != "(none)").then(|| name.to_owned())
+}
+
+/// A renewed certificate is taken, one that is no good is named once and the old one kept.
+fn look_at_certificates(certificates: Option<&Certificates>, shared: &Shared) {
+    let Some(certificates) = certificates else { return };
+    let addresses: Vec<_> = shared.interfaces.load().iter().filter_map(|i| i.addr).collect();
+    match certificates.look(&addresses) {
+        Ok(false) => {}
+        Ok(true) => tracing::info!("HTTPS shows a new certificate from now on"),
+        Err(error) => tracing::warn!("[https]: {error}; the certificate in force stays"),
+    }
 }
 
 fn own_address(shared: &Shared) -> std::net::Ipv4Addr {
@@ -324,11 +362,12 @@ impl LogBudget {
     }
 }
 
-/// New images appear.
-fn keep_house(library: &Library, stopping: &AtomicBool) {
+/// New images appear, certificates are renewed.
+fn keep_house(library: &Library, stopping: &AtomicBool, certificates: impl Fn()) {
     let mut failed = false;
     while !stopping.load(Ordering::Acquire) {
         std::thread::park_timeout(HOUSEKEEPING);
+        certificates();
         match library.rescan() {
             Ok(_) => failed = false,
             // Said once, not every two seconds.
@@ -432,9 +471,10 @@ fn announce(running: &Running) {
         running.control.as_ref().and_then(|c| c.tcp).map_or_else(|| "socket".into(), |tcp| tcp.to_string());
     let interfaces = if bound.interfaces.is_empty() { "none".into() } else { bound.interfaces.join(",") };
     output::remark(&format!(
-        "bootstorm ready dhcp={dhcp} tftp={} http={} admin={admin} driver={} cores={} interfaces={interfaces}",
+        "bootstorm ready dhcp={dhcp} tftp={} http={} https={} admin={admin} driver={} cores={} interfaces={interfaces}",
         list(&bound.tftp),
         list(&bound.http),
+        list(&bound.https),
         bound.driver,
         bound.cores,
     ));

@@ -30,6 +30,7 @@ use crate::sys::udp::{UdpOptions, UdpSocket};
 use crate::sys::uring::SendRing;
 use crate::sys::{SysError, affinity, tcp, udp};
 use crate::telemetry::Counters;
+use crate::tls::Certificates;
 use crate::wire::MacAddr;
 
 /// SEND_ZC operations one core has in flight.
@@ -90,6 +91,8 @@ pub struct EngineSettings {
     pub tftp_frames: Frames,
     /// HTTP listeners.
     pub http: Vec<SocketAddrV4>,
+    /// HTTPS listeners, and what they show.
+    pub https: Option<(Vec<SocketAddrV4>, Arc<Certificates>)>,
 }
 
 /// Why the engine did not start.
@@ -177,6 +180,8 @@ pub struct Bound {
     pub tftp: Vec<SocketAddrV4>,
     /// HTTP listeners with their real ports.
     pub http: Vec<SocketAddrV4>,
+    /// HTTPS listeners with their real ports.
+    pub https: Vec<SocketAddrV4>,
     /// `uring` or `mio`.
     pub driver: &'static str,
     /// Loops.
@@ -257,7 +262,11 @@ impl Engine {
         for addr in settings.tftp.iter().filter(|addr| addr.port() != 0) {
             drop(UdpSocket::bind(*addr, &UdpOptions::default())?);
         }
-        for addr in settings.http.iter().filter(|addr| addr.port() != 0) {
+        let (mut https_listen, certificates) = match &settings.https {
+            Some((listen, certificates)) => (listen.clone(), Some(Arc::clone(certificates))),
+            None => (Vec::new(), None),
+        };
+        for addr in settings.http.iter().chain(&https_listen).filter(|addr| addr.port() != 0) {
             tcp::check_free(*addr)?;
         }
 
@@ -285,15 +294,11 @@ impl Engine {
                 &mut data_ports,
             )?;
             tftp_listen = tftp.addresses();
-            let listeners = HttpSide::bind(&http_listen, congestion)?;
-            http_listen = listeners
-                .iter()
-                .zip(&http_listen)
-                .map(|(listener, wanted)| match listener.local_addr() {
-                    Ok(std::net::SocketAddr::V4(addr)) => addr,
-                    _ => *wanted,
-                })
-                .collect();
+            let mut listeners = HttpSide::bind(&http_listen, false, congestion)?;
+            http_listen = listeners.iter().zip(&http_listen).map(|(l, wanted)| l.address(*wanted)).collect();
+            let secure = HttpSide::bind(&https_listen, true, congestion)?;
+            https_listen = secure.iter().zip(&https_listen).map(|(l, wanted)| l.address(*wanted)).collect();
+            listeners.extend(secure);
             let tally = Tally::default();
             cells.push(tally.cells());
             let poll = Poll::new().map_err(|e| SysError::new("make an event queue", e))?;
@@ -306,6 +311,7 @@ impl Engine {
                 tftp,
                 HttpSide::new(
                     listeners,
+                    certificates.clone(),
                     connections_max,
                     (PIPES_TOTAL / count).max(1),
                     settings.driver == Driver::UringAlways,
@@ -348,6 +354,7 @@ impl Engine {
                 .map(|dhcp| (dhcp.mode, settings.dhcp_ports.0, settings.dhcp_ports.1)),
             tftp: tftp_listen,
             http: http_listen,
+            https: https_listen,
             driver,
             cores: count,
             interfaces: dhcp_interfaces,
