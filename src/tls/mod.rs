@@ -18,3 +18,8 @@ mod session;
 pub use authority::{AUTHORITY_FILE, OWN_FOLDER};
 pub use certificates::{Certificates, Source, TlsError};
 pub use session::{Refusal, Session};
+
+#[cfg(test)]
+pub(crate) mod client;
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,7 @@ mod clients;
 mod compare;
 mod demo;
 mod firmware;
+mod https;
 mod interlock;
 mod scripts;
 mod server;

@@ -8,7 +8,7 @@ use super::files::opens;
 use super::parked::{Parked, ParkedAnswer};
 use crate::engine::core::Turn;
 use crate::engine::counters::Count;
-use crate::engine::shared::unix_now;
+use crate::engine::shared::unix_seconds;
 use crate::engine::slab::Key;
 use crate::files::catalog::NotServed;
 use crate::jobs::Identity;
@@ -34,8 +34,13 @@ impl HttpSide {
     pub(super) fn answer(&mut self, key: Key, request: &Request<'_>, turn: &mut Turn<'_>) {
         turn.tally.add(Count::HttpRequests, 1);
         self.head.clear();
-        let now = SystemTime::now();
+        let now = turn.wall;
         let mut buffer = [0; PATH_MAX];
+        if !request.path.starts_with('/') {
+            // `OPTIONS *` and CONNECT ask about the server, not about something on it.
+            let answer = plan::answer_not_allowed(request, "GET, HEAD, POST", now, &mut self.head);
+            return self.respond(key, !answer.close, turn);
+        }
         let route = match decode_path(request.path, &mut buffer) {
             Ok(path) => plan::route(path),
             Err(_) => Route::NotFound,
@@ -59,7 +64,7 @@ impl HttpSide {
                 self.answer_once(key, request, now, turn);
             }
             Route::Boot { token, rest } => {
-                let Some(token) = turn.shared.key().verify(token, unix_now()) else {
+                let Some(token) = turn.shared.key().verify(token, unix_seconds(turn.wall)) else {
                     turn.tally.add(Count::BadTokens, 1);
                     return self.answer_error(key, request, Status::FORBIDDEN, now, turn);
                 };
@@ -92,6 +97,10 @@ impl HttpSide {
             }
             Route::Script(_) => self.answer_script(key, request, now, turn),
             Route::Autoexec => self.answer_ask(key, request, now, turn),
+            Route::Health if !matches!(request.method, Method::Get | Method::Head) => {
+                let answer = plan::answer_not_allowed(request, "GET, HEAD", now, &mut self.head);
+                self.respond(key, !answer.close, turn);
+            }
             Route::Health => {
                 let answer = plan::answer_text(request, Status::OK, TEXT, 3, &[], now, &mut self.head);
                 if answer.body == Body::Inline {
@@ -202,7 +211,7 @@ impl HttpSide {
             base_url: &base,
             boot: turn.shared.next_boot(),
             key: turn.shared.key(),
-            now_unix: unix_now(),
+            now_unix: unix_seconds(turn.wall),
             policy: &policy,
             hints: Hints::of(&view, &who),
         };

@@ -19,7 +19,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use mio::Registry;
 use mio::event::Event;
@@ -140,7 +140,7 @@ pub(super) struct HttpSide {
     /// File bytes on their way into TLS records.
     unsealed: Vec<u8>,
     /// The last URL prefix that was made, and for whom.
-    base: (SocketAddrV4, bool, String),
+    base: (SocketAddrV4, bool, Arc<str>),
     script: String,
     /// Connections with a response under way.
     busy: usize,
@@ -168,7 +168,7 @@ impl HttpSide {
             head: Vec::with_capacity(4096),
             received: Vec::with_capacity(READ_LEN),
             unsealed: Vec::new(),
-            base: (SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0), false, String::new()),
+            base: (SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0), false, Arc::from("")),
             script: String::with_capacity(4096),
             busy: 0,
             accepting: true,
@@ -232,14 +232,14 @@ impl HttpSide {
     }
 
     /// The URL prefix under which this connection's client reaches the server.
-    fn base_url(&mut self, key: Key) -> String {
-        let Some(connection) = self.connections.get_mut(key) else { return String::new() };
+    fn base_url(&mut self, key: Key) -> Arc<str> {
+        let Some(connection) = self.connections.get_mut(key) else { return Arc::from("") };
         let (local, secure) = (connection.local, connection.tls.is_some());
         if (self.base.0, self.base.1) != (local, secure) {
             let scheme = if secure { "https" } else { "http" };
-            self.base = (local, secure, format!("{scheme}://{}:{}", local.ip(), local.port()));
+            self.base = (local, secure, format!("{scheme}://{}:{}", local.ip(), local.port()).into());
         }
-        self.base.2.clone()
+        Arc::clone(&self.base.2)
     }
 
     fn list(&mut self, key: Key) {
@@ -695,7 +695,7 @@ impl HttpSide {
                 }
                 self.delivered(key, turn, false);
                 self.head.clear();
-                plan::answer_error(None, status, SystemTime::now(), &mut self.head);
+                plan::answer_error(None, status, turn.wall, &mut self.head);
                 self.respond(key, false, turn);
                 Taken::Refused
             }
@@ -709,8 +709,9 @@ impl HttpSide {
         connection.keep_alive = keep_alive && self.accepting;
         let mut sent = 0;
         if connection.tls.is_none() {
-            // What went wrong comes up again when the rest is sent.
-            sent = tcp::send(&connection.stream, &self.head, false).unwrap_or(0);
+            // What is the last anyway leaves in one segment with the end of the stream. What went wrong comes up again
+            // when the rest is sent.
+            sent = tcp::send(&connection.stream, &self.head, !connection.keep_alive).unwrap_or(0);
             turn.tally.add(Count::HttpText, sent as u64);
         }
         if sent == self.head.len() {
