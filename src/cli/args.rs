@@ -116,6 +116,9 @@ pub enum Verb {
         after_help = "Example: bootstorm bench http --server 10.0.0.1 --path /images/winpe/boot.wim"
     )]
     Bench(BenchVerb),
+    /// Look at what HTTPS shows
+    #[command(subcommand, after_help = "Example: bootstorm https ca > bootstorm-ca.pem")]
+    Https(HttpsVerb),
     /// Print shell completions
     #[command(after_help = "Example: bootstorm completions bash > /etc/bash_completion.d/bootstorm")]
     Completions {
@@ -125,6 +128,16 @@ pub enum Verb {
     /// Print the manual page
     #[command(after_help = "Example: bootstorm man | man -l -")]
     Man,
+}
+
+/// `https`.
+#[derive(Subcommand, Debug)]
+pub enum HttpsVerb {
+    /// Print the own CA's certificate, PEM: what machines, browsers and builds of iPXE (`TRUST=`) are to trust
+    #[command(
+        after_help = "Example: bootstorm https ca --state /var/lib/bootstorm | openssl x509 -noout -fingerprint"
+    )]
+    Ca,
 }
 
 /// `serve`.

@@ -9,6 +9,7 @@ mod config;
 mod demo;
 mod doctor;
 mod explain;
+mod https;
 mod image;
 mod job;
 mod listing;
@@ -109,6 +110,7 @@ pub fn main() -> ExitCode {
         Verb::Script(verb) => script::run(&args.common, &verb),
         Verb::Explain(explain) => explain::run(&args.common, &explain),
         Verb::Doctor(doctor) => doctor::run(&args.common, &doctor),
+        Verb::Https(verb) => https::run(&args.common, &verb),
         Verb::Bench(verb) => bench::run(&verb),
         Verb::Completions { shell } => {
             let mut text = Vec::new();

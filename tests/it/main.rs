@@ -13,6 +13,7 @@ mod demo;
 mod faults;
 mod firmware;
 mod images;
+mod https;
 mod interlock;
 mod operations;
 mod package;
