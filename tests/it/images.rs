@@ -29,7 +29,15 @@ fn content(folder: &Path) -> PathBuf {
         let text = format!("file {n} ").repeat(3000 + n);
         fs::write(source.join(format!("Windows/System32/{n}.txt")), text).expect("a file");
     }
-    let noise: Vec<u8> = (0..300_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let noise: Vec<u8> = (0..300_000)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as u8
+        })
+        .collect();
     fs::write(source.join("noise.bin"), noise).expect("a file");
     source
 }
@@ -218,7 +226,6 @@ fn compare(wim: &Value, printed: &str) -> usize {
     );
     let part = format!("{}/{}", number(&wim["part"]), number(&wim["parts"]));
     assert_eq!(told(head, "Part Number"), Some(part.as_str()), "{printed}");
-    assert_eq!(told(head, "Size"), Some(format!("{} bytes", number(&wim["len"])).as_str()), "{printed}");
     let attributes = told(head, "Attributes").unwrap_or_default();
     assert_eq!(attributes.contains("Integrity info"), wim["integrity"] == true, "{printed}");
     assert_eq!(attributes.contains("Pipable"), wim["pipable"] == true, "{printed}");
@@ -248,8 +255,9 @@ fn compare(wim: &Value, printed: &str) -> usize {
             ("Default Language", "default_language"),
         ] {
             let printed_as = told(&block, key).filter(|text| !text.is_empty());
-            // Blanks at the ends are not kept.
-            assert_eq!(printed_as, image[field].as_str(), "{key}\n{printed}");
+            // Blanks at the ends are not kept, and a tab is one blank here.
+            let printed_as = printed_as.map(|text| text.replace('\t', " "));
+            assert_eq!(printed_as.as_deref(), image[field].as_str(), "{key}\n{printed}");
         }
         let arch = told(&block, "Architecture").map(|word| match word {
             "x86_64" => "x64",
@@ -281,10 +289,10 @@ fn what_is_read_of_many_wims_is_what_wimlib_prints() {
         "a very long name, longer than a screen is wide, so that whoever cuts names short would be found out here",
         "${dollar} %percent% \\backslash",
         "tab\tinside",
-        "-dash",
+        "dash - inside -",
         "Windows 11 (x64) 24H2",
     ];
-    let count = if std::env::var_os("LAB_ALL").is_some() { 300 } else { 40 };
+    let count: usize = if std::env::var_os("LAB_ALL").is_some() { 300 } else { 40 };
     let shelf = Shelf::new();
     let source = content(&shelf.dir.0);
     fs::write(source.join("linked"), "twice").expect("a file");
@@ -353,6 +361,7 @@ fn what_is_read_of_many_wims_is_what_wimlib_prints() {
         assert_eq!(wims.len(), (count - zoo * 100).min(100));
         for wim in wims {
             let file = shelf.dir.join(&format!("images/zoo{zoo}/{}", wim["file"].as_str().expect("a name")));
+            assert_eq!(wim["len"], fs::metadata(&file).expect("the WIM").len());
             images += compare(wim, &wimlib(&["info", path(&file)]));
         }
     }
