@@ -11,6 +11,7 @@ pub mod frames;
 pub mod host;
 pub mod inject;
 pub mod interfaces;
+pub mod memory;
 pub mod mmap;
 pub mod packet;
 pub mod pages;
