@@ -339,7 +339,9 @@ fn open_certificates(plan: &Plan) -> Result<Option<Arc<Certificates>>, Failure> 
         return Ok(None);
     }
     let source = match &plan.https.files {
-        Some((certificate, key)) => CertificateSource::Files { certificate: certificate.clone(), key: key.clone() },
+        Some((certificate, key)) => {
+            CertificateSource::Files { certificate: certificate.clone(), key: key.clone() }
+        }
         None => CertificateSource::Own { folder: plan.server.state_dir.join(OWN_FOLDER), host: host_name() },
     };
     let listed = interfaces::list().unwrap_or_default();

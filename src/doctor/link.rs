@@ -303,12 +303,8 @@ impl Carrier for Frames {
             pause *= 2;
         };
         seq = seq.wrapping_add(1);
-        let asked = Segment {
-            seq,
-            ack: theirs,
-            flags: flag::ACK | flag::PSH,
-            payload: request.as_bytes().to_vec(),
-        };
+        let asked =
+            Segment { seq, ack: theirs, flags: flag::ACK | flag::PSH, payload: request.as_bytes().to_vec() };
         seq = seq.wrapping_add(request.len() as u32);
         self.send_segment(port, server, &asked);
         let mut reader = AnswerReader::new(head);
@@ -399,7 +395,9 @@ impl AnswerReader {
         self.bytes.extend_from_slice(bytes);
         if self.body_at.is_none() {
             let parsed = parse_response_head(&self.bytes);
-            let Some(head) = parsed.map_err(|_| "the answer is no HTTP".to_owned())? else { return Ok(false) };
+            let Some(head) = parsed.map_err(|_| "the answer is no HTTP".to_owned())? else {
+                return Ok(false);
+            };
             self.answer.status = head.status.code();
             self.answer.len = head.content_length;
             self.answer.content_type = head.header("Content-Type").unwrap_or_default().to_owned();
@@ -522,7 +520,10 @@ mod tests {
     #[test]
     fn an_answer_is_whole_when_its_length_is_there() {
         let mut reader = AnswerReader::new(false);
-        assert_eq!(reader.take(b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 4-6/9\r\nCont"), Ok(false));
+        assert_eq!(
+            reader.take(b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 4-6/9\r\nCont"),
+            Ok(false)
+        );
         assert_eq!(reader.take(b"ent-Length: 3\r\nContent-Type: text/plain\r\n\r\na"), Ok(false));
         assert_eq!(reader.take(b"bc"), Ok(true));
         assert_eq!(reader.answer.status, 206);

@@ -322,8 +322,7 @@ impl Session<'_> {
             && message.message_type() == Some(MessageType::Discover)
             && self.rounds.last().is_none_or(|round| round.xid != message.xid())
         {
-            let speaks =
-                if message.option(code::USER_CLASS).is_some() { Kind::Ipxe } else { self.ask.kind };
+            let speaks = if message.option(code::USER_CLASS).is_some() { Kind::Ipxe } else { self.ask.kind };
             let round = Round { speaks, xid: message.xid(), started: Instant::now(), offers: Vec::new() };
             self.rounds.push(round);
         }
@@ -370,9 +369,9 @@ impl Session<'_> {
             return;
         }
         if self.relay.is_some() {
-            let came_back = message.option(code::RELAY_AGENT).is_some_and(|agent| {
-                agent.windows(CIRCUIT.len()).any(|part| part == CIRCUIT)
-            });
+            let came_back = message
+                .option(code::RELAY_AGENT)
+                .is_some_and(|agent| agent.windows(CIRCUIT.len()).any(|part| part == CIRCUIT));
             self.circuit_came_back = Some(self.circuit_came_back.unwrap_or(true) && came_back);
             relayed = Relay::to_machine(payload);
             bytes = relayed.as_deref().unwrap_or(payload);
@@ -392,8 +391,7 @@ impl Session<'_> {
                 .map_or(24, |mask| u32::from(mask).leading_ones() as u8);
             let router = message.option_ipv4(code::ROUTER);
             self.carrier.settle(address, prefix, router);
-            self.lease =
-                Some(Lease { address, server: message.server_id().unwrap_or(*from.ip()) });
+            self.lease = Some(Lease { address, server: message.server_id().unwrap_or(*from.ip()) });
         }
         // Tests use other ports than 67 and 4011, which the machine does not know.
         let port = if from.port() == self.ask.dhcp.1 { 4011 } else { 67 };
@@ -408,7 +406,8 @@ impl Session<'_> {
         path: &str,
         user_agent: &str,
     ) {
-        let answer = self.carrier.http(server, &request(method, server, path, user_agent, ""), method == "HEAD");
+        let answer =
+            self.carrier.http(server, &request(method, server, path, user_agent, ""), method == "HEAD");
         let now = Instant::now();
         match answer {
             Ok(Answer { status, len, content_type, body, .. }) => {
@@ -713,7 +712,8 @@ impl Session<'_> {
             }
         }
         let has = |findings: &[Finding], names: &[&str]| findings.iter().any(|f| names.contains(&f.name));
-        let tftp_known = ["tftp-blocked", "tftp-refused", "mtu-hole", "loader-not-found", "wrong-next-server"];
+        let tftp_known =
+            ["tftp-blocked", "tftp-refused", "mtu-hole", "loader-not-found", "wrong-next-server"];
         let name = self.loader.as_ref().map(|(_, name)| name.clone()).or(self.ask.loaders.first().cloned());
         if let (Some(port), Some(name)) = (self.ask.tftp, name)
             && !has(findings, &tftp_known)
@@ -756,7 +756,10 @@ impl Session<'_> {
                 "tftp-blocked",
                 format!("UDP {} of {} does not answer (PXE-E32)", server.port(), server.ip()),
                 "a packet filter on the server's host or between drops TFTP",
-                format!("on the server: nft list ruleset; let UDP {} and answers to it through", server.port()),
+                format!(
+                    "on the server: nft list ruleset; let UDP {} and answers to it through",
+                    server.port()
+                ),
             )),
             Block::Refused => findings.push(Finding::wrong(
                 "tftp-refused",
@@ -840,7 +843,9 @@ fn request(method: &str, server: SocketAddrV4, path: &str, user_agent: &str, mor
 fn escaped(path: &str) -> String {
     path.bytes().fold(String::new(), |mut out, byte| {
         match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => out.push(byte as char),
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
+                out.push(byte as char)
+            }
             other => out.push_str(&format!("%{other:02X}")),
         }
         out

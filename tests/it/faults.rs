@@ -53,7 +53,10 @@ fn finds(name: &str, site: &Site, output: &Output) {
     assert_eq!(output.status.code(), Some(1), "{said}");
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/TROUBLESHOOTING.md");
     let document = fs::read_to_string(path).expect("the document is there");
-    assert!(document.contains(&block), "docs/TROUBLESHOOTING.md does not show this:\n{block}\n--- all:\n{said}");
+    assert!(
+        document.contains(&block),
+        "docs/TROUBLESHOOTING.md does not show this:\n{block}\n--- all:\n{said}"
+    );
 }
 
 /// Nothing but this one is wrong.
@@ -105,7 +108,14 @@ fn rival(net: &Net, addr: &str, folder: &Path, args: &[&str]) -> (Namespace, Pro
     net.server.ip(&format!("link set {port} master {BRIDGE}"));
     other.ip(&format!("addr add {addr}/24 dev eth0"));
     let mut command = other.command(tool("dnsmasq", "dnsmasq-base"));
-    command.args(["--no-daemon", "--conf-file=/dev/null", "--port=0", "--log-dhcp", "--user=root", "--no-ping"]);
+    command.args([
+        "--no-daemon",
+        "--conf-file=/dev/null",
+        "--port=0",
+        "--log-dhcp",
+        "--user=root",
+        "--no-ping",
+    ]);
     command.args(["--interface=eth0", "--bind-interfaces", "--dhcp-leasefile=/dev/null"]).args(args);
     let log = folder.join(format!("rival-{}.log", labkit::unique()));
     let mut dnsmasq = Process::spawn("dnsmasq", &mut command, &log);
@@ -199,8 +209,7 @@ fn a_second_pxe_answerer_is_found() {
 fn option_60_without_43_is_found() {
     let net = Net::flat();
     let site = site(net.interface, PROXY);
-    let _other =
-        rival(&net, "10.77.0.2", &site.dir.0, &[PLAIN_LEASES, "--dhcp-option-force=60,PXEClient"]);
+    let _other = rival(&net, "10.77.0.2", &site.dir.0, &[PLAIN_LEASES, "--dhcp-option-force=60,PXEClient"]);
     let server = site.serve(&net);
     finds_only("option-60-without-43", &site, &doctor(&net.server, &site, &["--as", "uefi"]));
     server.stop();
