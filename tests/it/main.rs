@@ -19,4 +19,5 @@ mod operations;
 mod package;
 mod scripts;
 mod server;
+mod soak;
 mod winpe;
