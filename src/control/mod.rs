@@ -60,6 +60,8 @@ pub struct State {
     pub history: Arc<History>,
     /// The script a machine would get now.
     pub script: Box<dyn Fn(&Identity) -> Explained + Send + Sync>,
+    /// Reads the configuration again; the tables that changed, or why it is refused.
+    pub reload: Box<dyn Fn() -> Result<Vec<&'static str>, String> + Send + Sync>,
     /// The metrics text.
     pub metrics: Box<dyn Fn() -> String + Send + Sync>,
 }

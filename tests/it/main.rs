@@ -13,6 +13,8 @@ mod demo;
 mod firmware;
 mod images;
 mod interlock;
+mod operations;
+mod package;
 mod scripts;
 mod server;
 mod winpe;
