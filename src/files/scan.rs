@@ -24,6 +24,8 @@ const FOLDERS_MAX: usize = 10_000;
 const WIMS_MAX: usize = 1_000;
 /// How long a file must have been left alone to count as whole.
 pub const SETTLE: Duration = Duration::from_secs(2);
+/// The same where it cannot be told whether somebody has it open for writing: a copy over a slow network pauses.
+pub const SETTLE_UNTOLD: Duration = Duration::from_secs(10);
 /// Links inside a loader folder are followed this often; one of them may leave it.
 const LOADER_LINKS_MAX: usize = 8;
 
@@ -109,8 +111,8 @@ impl Before {
 
     /// Judges a file that is there now. `vouched` says that its record describes it as it is.
     ///
-    /// It is whole once it has been left alone for [`SETTLE`], as this process saw it, or by its own times where it
-    /// is known that nobody has it open for writing. A rename into place, or the `utimensat` that a copying tool ends
+    /// It is whole once it has been left alone for [`SETTLE`], as this process saw it or by its own times, where it is
+    /// known that nobody has it open for writing; else once this process saw it rest for [`SETTLE_UNTOLD`]. A rename into place, or the `utimensat` that a copying tool ends
     /// with, is at once: it moves the inode's time alone, while a writer moves both together.
     fn judge(&self, path: &Path, identity: &FileIdentity, vouched: bool) -> Sighting {
         let before = self.memory.files.get(path);
@@ -126,7 +128,8 @@ impl Before {
         }
         let renamed = identity.modified_ns != identity.changed_ns
             && before.is_none_or(|before| before.identity.inode != identity.inode);
-        let rests = self.now.duration_since(since).is_ok_and(|rest| rest >= SETTLE);
+        let enough = if writers == Writers::None { SETTLE } else { SETTLE_UNTOLD };
+        let rests = self.now.duration_since(since).is_ok_and(|rest| rest >= enough);
         let now_ns =
             self.now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i128);
         let is_old = (now_ns - identity.modified_ns).abs() >= SETTLE.as_nanos() as i128;
