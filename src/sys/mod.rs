@@ -15,6 +15,7 @@ pub mod ring;
 pub mod runs;
 pub mod tap;
 pub mod tcp;
+pub mod timer;
 pub mod udp;
 pub mod uring;
 

@@ -14,4 +14,5 @@ mod firmware;
 mod interlock;
 mod scripts;
 mod server;
+mod tftp_clients;
 mod winpe;
