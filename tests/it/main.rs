@@ -20,4 +20,5 @@ mod package;
 mod scripts;
 mod server;
 mod soak;
+mod tftp_clients;
 mod winpe;
