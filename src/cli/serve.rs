@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::args::{Common, Dhcp, Driver as DriverArg, LogFormat as LogFormatArg, Serve};
 use super::{Done, Exit, Failure, load_config, output};
-use crate::config::{self, DhcpMode, Plan, Value};
+use crate::config::{self, DhcpMode, Plan, ReservationPlan, ReservedWho, Value};
 use crate::control::{Control, State};
 use crate::engine::{DRAIN, Driver, Engine, EngineSettings, Frames, Shared};
 use crate::files::library::{Library, Settings as LibrarySettings};
@@ -16,8 +16,11 @@ use crate::jobs::evidence::{Evidence, Seen};
 use crate::jobs::job::Job;
 use crate::jobs::script::{Context, Hints, compose_explained};
 use crate::jobs::token::BootId;
+use crate::keeper::journal::{Scribe, Writing};
 use crate::keeper::{Keeper, Running as KeeperRunning};
-use crate::proto::dhcp::{Mode, Network, Reservation, Settings as DhcpSettings, Subnet};
+use crate::proto::dhcp::{
+    Mode, Network, Reservation, ReservedFor, Settings as DhcpSettings, SiteOption, Subnet,
+};
 use crate::proto::tftp::Limits;
 use crate::store::{SqliteStore, StoreError};
 use crate::telemetry::{LogFormat, start_log};
@@ -26,6 +29,8 @@ use crate::telemetry::{LogFormat, start_log};
 const EVIDENCE_QUEUE: usize = 64 * 1024;
 /// The store's file in the state folder.
 const STORE: &str = "bootstorm.db";
+/// The folder of leases beside it.
+const LEASES: &str = "leases";
 /// How long evidence is gathered before the recorder looks again.
 const GATHER: Duration = Duration::from_millis(5);
 /// How often folders are looked at for new images.
@@ -70,14 +75,37 @@ fn dhcp_settings(plan: &Plan) -> Option<DhcpSettings> {
                 lease: subnet.lease,
                 next_server: subnet.next_server,
                 domain: subnet.domain.clone(),
+                options: plan.dhcp.options.iter().chain(&subnet.options).cloned().map(site_option).collect(),
+                loader: subnet.loader.clone(),
             })
         })
         .collect();
-    let reservations = plan.dhcp.reservations.iter().map(|r| Reservation { mac: r.mac, ip: r.ip }).collect();
-    Some(DhcpSettings { mode, subnets, reservations, ..DhcpSettings::default() })
+    let reservations = plan.dhcp.reservations.iter().map(reservation).collect();
+    Some(DhcpSettings {
+        mode,
+        subnets,
+        reservations,
+        authoritative: plan.dhcp.authoritative,
+        circuit_max: plan.dhcp.circuit_max,
+        ..DhcpSettings::default()
+    })
 }
 
-fn engine_settings(plan: &Plan) -> EngineSettings {
+fn site_option((code, body): (u8, Vec<u8>)) -> SiteOption {
+    SiteOption { code, body }
+}
+
+fn reservation(planned: &ReservationPlan) -> Reservation {
+    let who = match &planned.who {
+        ReservedWho::Mac(mac) => ReservedFor::Mac(*mac),
+        ReservedWho::Uuid(uuid) => ReservedFor::Uuid(*uuid),
+        ReservedWho::ClientId(bytes) => ReservedFor::ClientId(bytes.clone()),
+        ReservedWho::Circuit(bytes) => ReservedFor::Circuit(bytes.clone()),
+    };
+    Reservation { who, ip: planned.ip }
+}
+
+fn engine_settings(plan: &Plan, journal: Option<Scribe>) -> EngineSettings {
     EngineSettings {
         driver: match plan.server.driver {
             config::Driver::Auto => Driver::Auto,
@@ -89,6 +117,7 @@ fn engine_settings(plan: &Plan) -> EngineSettings {
         interfaces: plan.server.interfaces.clone(),
         dhcp: dhcp_settings(plan),
         dhcp_ports: (plan.dhcp.port, plan.dhcp.boot_server_port),
+        journal,
         tftp: plan.tftp.listen.clone(),
         tftp_limits: Limits {
             blksize_max: plan.tftp.max_blksize,
@@ -111,8 +140,9 @@ pub(super) struct Running {
     pub(super) control: Option<Control>,
     helpers: Vec<JoinHandle<()>>,
     stopping: Arc<AtomicBool>,
-    /// Ends last: what the cores still said is stored.
+    /// These end last: what the cores still said is stored.
     keeper: Option<KeeperRunning>,
+    leases: Option<Writing>,
 }
 
 /// Starts everything; returns once every listener is open.
@@ -148,15 +178,27 @@ pub(super) fn start(plan: &Plan) -> Result<Running, Failure> {
         DRAIN,
     ));
     let handle = keeper.keeper().clone();
-    let engine = Engine::start(&engine_settings(plan), Arc::clone(&shared)).map_err(|error| {
-        Failure::new(if error.is_permission() { Exit::Permission } else { Exit::Runtime }, error)
-    })?;
+    // The store's lock says that nobody else writes in this folder.
+    let (scribe, leases) = match plan.dhcp.mode {
+        DhcpMode::Off => (None, None),
+        DhcpMode::Proxy | DhcpMode::Full => {
+            let folder = plan.server.state_dir.join(LEASES);
+            let (scribe, writing) = Scribe::start(&folder)
+                .map_err(|error| runtime(&format_args!("leases in {}: {error}", folder.display())))?;
+            (Some(scribe), Some(writing))
+        }
+    };
+    let engine =
+        Engine::start(&engine_settings(plan, scribe.clone()), Arc::clone(&shared)).map_err(|error| {
+            Failure::new(if error.is_permission() { Exit::Permission } else { Exit::Runtime }, error)
+        })?;
     let mut running = Running {
         control: None,
         helpers: Vec::new(),
         stopping: Arc::new(AtomicBool::new(false)),
         engine: None,
         keeper: Some(keeper),
+        leases,
     };
     let cells = engine.cells();
     let lost = Arc::clone(&shared);
@@ -196,6 +238,7 @@ pub(super) fn start(plan: &Plan) -> Result<Running, Failure> {
                  bootstorm_evidence_lost_total counter\nbootstorm_evidence_lost_total {count}\n"
             ));
             text.push_str(&handle.metrics());
+            text.push_str(&scribe.as_ref().map(Scribe::metrics).unwrap_or_default());
             text
         }),
     };
@@ -355,6 +398,7 @@ impl Running {
         }
         self.control = None;
         self.keeper = None;
+        self.leases = None;
     }
 }
 

@@ -50,6 +50,8 @@ pub(super) enum Owner {
     DhcpUdp(u32),
     /// DHCP's own deadlines.
     DhcpTimer,
+    /// The journal of leases.
+    DhcpJournal,
     /// A TFTP socket: listeners first, then data ports.
     Tftp(u32),
     /// A ring of frames for TFTP.
@@ -76,6 +78,7 @@ impl Owner {
             Self::HttpListener(index) => (7, index, 0),
             Self::Connection(key) => (8, key.index, key.generation),
             Self::TftpFrames(index) => (9, index, 0),
+            Self::DhcpJournal => (10, 0, 0),
         };
         u64::from(kind as u8) << 56 | u64::from(index & 0x00ff_ffff) << 32 | u64::from(generation)
     }
@@ -95,6 +98,7 @@ impl Owner {
             7 => Self::HttpListener(index),
             8 => Self::Connection(key),
             9 => Self::TftpFrames(index),
+            10 => Self::DhcpJournal,
             _ => return None,
         })
     }
@@ -252,7 +256,8 @@ impl Core {
                     Some(Owner::TftpFrames(index)) => self.tftp.frames_readable(index),
                     Some(Owner::HttpListener(index)) => self.http.acceptable(index),
                     Some(Owner::Connection(key)) => self.http.event(key, event),
-                    Some(Owner::Wake | Owner::DhcpTimer | Owner::Transfer(_)) | None => {}
+                    Some(Owner::Wake | Owner::DhcpTimer | Owner::DhcpJournal | Owner::Transfer(_)) | None => {
+                    }
                 }
             }
             let mut turn = Turn {
@@ -271,6 +276,11 @@ impl Core {
                 match Owner::unpack(tag) {
                     Some(Owner::Connection(key)) => self.http.answered(key, answer),
                     Some(Owner::Transfer(key)) => self.tftp.answered(key, answer, &mut turn),
+                    Some(Owner::DhcpJournal) => {
+                        if let Some(dhcp) = &mut self.dhcp {
+                            dhcp.journalled(answer, &mut turn);
+                        }
+                    }
                     _ => {}
                 }
             }
@@ -338,6 +348,7 @@ mod tests {
             Owner::DhcpTimer,
             Owner::Tftp(9),
             Owner::TftpFrames(1),
+            Owner::DhcpJournal,
             Owner::Transfer(key),
             Owner::HttpListener(2),
             Owner::Connection(key),

@@ -8,6 +8,7 @@ pub mod bpf;
 pub mod firewall;
 pub mod frames;
 pub mod interfaces;
+pub mod links;
 pub mod mmap;
 pub mod packet;
 pub mod pages;

@@ -1,9 +1,9 @@
-//! AF_PACKET sockets: whole Ethernet frames in and out of one interface, filtered in the kernel.
+//! Classic BPF programs, which the kernel runs on what a socket would receive.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::RawFd;
 
-use super::{SysError, check, check_len};
+use super::check;
 
 /// One instruction of a classic BPF program (linux/filter.h `struct sock_filter`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,59 +17,6 @@ pub struct BpfInstruction {
     pub jf: u8,
     /// Operand.
     pub k: u32,
-}
-
-/// A raw socket on one interface.
-#[derive(Debug)]
-pub struct PacketSocket {
-    fd: OwnedFd,
-}
-
-impl PacketSocket {
-    /// Opens a non-blocking raw socket for IPv4 frames on `index` that receives what `filter` accepts.
-    /// The filter is attached before the socket is bound, so not one stray frame is ever queued.
-    pub fn open(name: &str, index: u32, filter: &[BpfInstruction]) -> Result<Self, SysError> {
-        let what = || format!("open packet socket on {name}");
-        // SAFETY: no pointers. Protocol 0 keeps the socket silent until `bind` below names one.
-        let raw = check(unsafe {
-            libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, 0)
-        })
-        .map_err(|e| SysError::new(what(), e))?;
-        // SAFETY: `raw` is a fresh descriptor that nobody else owns.
-        let fd = unsafe { OwnedFd::from_raw_fd(raw) };
-        attach_filter(raw, filter).map_err(|e| SysError::new(format!("{}: attach filter", what()), e))?;
-        // SAFETY: `sockaddr_ll` is plain old data; all-zero is valid.
-        let mut addr: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        addr.sll_family = libc::AF_PACKET as u16;
-        addr.sll_protocol = (libc::ETH_P_IP as u16).to_be();
-        addr.sll_ifindex = index as i32;
-        // SAFETY: the kernel reads `size_of::<sockaddr_ll>()` bytes from `addr`, which lives across the call.
-        check(unsafe {
-            libc::bind(raw, (&raw const addr).cast(), size_of::<libc::sockaddr_ll>() as libc::socklen_t)
-        })
-        .map_err(|e| SysError::new(what(), e))?;
-        // A storm of DISCOVERs must fit while the core is busy elsewhere; a refusal only means the default size.
-        let _ = super::set_int(raw, libc::SOL_SOCKET, libc::SO_RCVBUF, 4 << 20);
-        Ok(Self { fd })
-    }
-
-    /// One frame into `buffer`; `WouldBlock` when there is none.
-    pub fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        // SAFETY: the kernel writes at most `buffer.len()` bytes into `buffer`, borrowed for the call.
-        check_len(unsafe { libc::recv(self.fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) })
-    }
-
-    /// Sends one whole frame.
-    pub fn send(&self, frame: &[u8]) -> io::Result<usize> {
-        // SAFETY: the kernel reads `frame.len()` bytes from `frame`, borrowed for the call.
-        check_len(unsafe { libc::send(self.fd.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) })
-    }
-}
-
-impl AsRawFd for PacketSocket {
-    fn as_raw_fd(&self) -> RawFd {
-        self.fd.as_raw_fd()
-    }
 }
 
 /// Attaches a classic BPF program to any socket.

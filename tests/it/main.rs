@@ -10,6 +10,7 @@ mod bench;
 mod clients;
 mod compare;
 mod demo;
+mod dhcp;
 mod firmware;
 mod interlock;
 mod scripts;
