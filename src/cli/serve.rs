@@ -1,6 +1,6 @@
 //! `serve`: from a plan to a running server, and its end.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::args::{Common, Dhcp, Driver as DriverArg, LogFormat as LogFormatArg, Serve};
 use super::reload::{Reloader, Source, Watch};
 use super::{Done, Exit, Failure, config_file, load_config, output};
-use crate::config::{self, DhcpMode, Plan, Sandbox, Value};
+use crate::config::{self, DhcpMode, Plan, ReservationPlan, ReservedWho, Sandbox, Value};
 use crate::control::{Control, State};
 use crate::engine::{DRAIN, Driver, Engine, EngineSettings, Frames, Shared};
 use crate::files::library::{Library, Settings as LibrarySettings};
@@ -20,8 +20,11 @@ use crate::jobs::evidence::{Evidence, Seen};
 use crate::jobs::job::Job;
 use crate::jobs::script::{Context, Hints, compose_explained};
 use crate::jobs::token::BootId;
+use crate::keeper::journal::{Scribe, Writing};
 use crate::keeper::{Keeper, Running as KeeperRunning};
-use crate::proto::dhcp::{Mode, Network, Reservation, Settings as DhcpSettings, Subnet};
+use crate::proto::dhcp::{
+    Mode, Network, Reservation, ReservedFor, Settings as DhcpSettings, SiteOption, Subnet,
+};
 use crate::proto::tftp::Limits;
 use crate::store::{SqliteStore, StoreError};
 use crate::sys::privileges::{self, Account};
@@ -34,6 +37,8 @@ use crate::tls::{Certificates, OWN_FOLDER, Source as CertificateSource};
 const EVIDENCE_QUEUE: usize = 64 * 1024;
 /// The store's file in the state folder.
 pub(super) const STORE: &str = "bootstorm.db";
+/// The folder of leases beside it.
+const LEASES: &str = "leases";
 /// How long evidence is gathered before the recorder looks again.
 const GATHER: Duration = Duration::from_millis(5);
 /// How often folders are looked at for new images.
@@ -82,11 +87,20 @@ pub(super) fn dhcp_settings(plan: &Plan) -> Option<DhcpSettings> {
                 lease: subnet.lease,
                 next_server: subnet.next_server,
                 domain: subnet.domain.clone(),
+                options: plan.dhcp.options.iter().chain(&subnet.options).cloned().map(site_option).collect(),
+                loader: subnet.loader.clone(),
             })
         })
         .collect();
-    let reservations = plan.dhcp.reservations.iter().map(|r| Reservation { mac: r.mac, ip: r.ip }).collect();
-    Some(DhcpSettings { mode, subnets, reservations, ..DhcpSettings::default() })
+    let reservations = plan.dhcp.reservations.iter().map(reservation).collect();
+    Some(DhcpSettings {
+        mode,
+        subnets,
+        reservations,
+        authoritative: plan.dhcp.authoritative,
+        circuit_max: plan.dhcp.circuit_max,
+        ..DhcpSettings::default()
+    })
 }
 
 /// Bounds of TFTP's options.
@@ -98,7 +112,25 @@ pub(super) fn tftp_limits(plan: &Plan) -> Limits {
     }
 }
 
-fn engine_settings(plan: &Plan, certificates: Option<Arc<Certificates>>) -> EngineSettings {
+fn site_option((code, body): (u8, Vec<u8>)) -> SiteOption {
+    SiteOption { code, body }
+}
+
+fn reservation(planned: &ReservationPlan) -> Reservation {
+    let who = match &planned.who {
+        ReservedWho::Mac(mac) => ReservedFor::Mac(*mac),
+        ReservedWho::Uuid(uuid) => ReservedFor::Uuid(*uuid),
+        ReservedWho::ClientId(bytes) => ReservedFor::ClientId(bytes.clone()),
+        ReservedWho::Circuit(bytes) => ReservedFor::Circuit(bytes.clone()),
+    };
+    Reservation { who, ip: planned.ip }
+}
+
+fn engine_settings(
+    plan: &Plan,
+    journal: Option<Scribe>,
+    certificates: Option<Arc<Certificates>>,
+) -> EngineSettings {
     EngineSettings {
         driver: match plan.server.driver {
             config::Driver::Auto => Driver::Auto,
@@ -110,6 +142,7 @@ fn engine_settings(plan: &Plan, certificates: Option<Arc<Certificates>>) -> Engi
         interfaces: plan.server.interfaces.clone(),
         dhcp: dhcp_settings(plan),
         dhcp_ports: (plan.dhcp.port, plan.dhcp.boot_server_port),
+        journal,
         tftp: plan.tftp.listen.clone(),
         tftp_limits: tftp_limits(plan),
         single_port: plan.tftp.single_port,
@@ -130,9 +163,10 @@ pub(super) struct Running {
     pub(super) control: Option<Control>,
     helpers: Vec<JoinHandle<()>>,
     stopping: Arc<AtomicBool>,
-    /// Ends last: what the cores still said is stored.
+    /// These end last: what the cores still said is stored.
     keeper: Option<KeeperRunning>,
     reloader: Arc<Reloader>,
+    leases: Option<Writing>,
 }
 
 /// Makes the folders of our own, on the first start; one that somebody named must be there.
@@ -165,9 +199,8 @@ fn confine(common: &Common, plan: &Plan) -> Result<(), Failure> {
         && !account.is_current()
     {
         let state = &plan.server.state_dir;
-        let inside = std::fs::read_dir(state).into_iter().flatten().flatten().map(|entry| entry.path());
         // What an earlier run as another user left there, which this one could not write.
-        for path in inside.filter(|path| path.is_file()).chain([state.clone()]) {
+        for path in own_state(state, &plan.images_dir) {
             account.give(&path).map_err(system)?;
         }
         if plan.images_dir.starts_with(state) {
@@ -194,6 +227,20 @@ fn confine(common: &Common, plan: &Plan) -> Result<(), Failure> {
     }
     tracing::info!(rung = "landlock", held = word, "{text}");
     Ok(())
+}
+
+/// The state folder and what is in it and its folders, but for images: those may be somebody else's.
+fn own_state(state: &Path, images: &Path) -> Vec<PathBuf> {
+    let mut found = vec![state.to_owned()];
+    let mut next = 0;
+    while let Some(path) = found.get(next).cloned() {
+        next += 1;
+        let entries = std::fs::read_dir(&path).into_iter().flatten().flatten();
+        // A link would lead out of it.
+        let own = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir() || kind.is_file()));
+        found.extend(own.map(|entry| entry.path()).filter(|path| path != images));
+    }
+    found
 }
 
 /// What serving opens.
@@ -232,16 +279,7 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
     let mut secret = [0; 32];
     getrandom::fill(&mut secret).map_err(|error| runtime(&error))?;
     // Everything that is stored is loaded and published before any listener answers.
-    // In a thread that keeps no privilege, for the keeper's own inherits what its maker has.
-    let keeper = std::thread::scope(|scope| {
-        let begun = scope.spawn(|| {
-            if plan.server.sandbox != Sandbox::Off {
-                privileges::renounce();
-            }
-            start_keeper(plan, &library, secret)
-        });
-        begun.join().unwrap_or_else(|_| Err(Failure::new(Exit::Runtime, "the keeper's start panicked")))
-    })?;
+    let keeper = without_privileges(plan, || start_keeper(plan, &library, secret))??;
     let (evidence, recorder) = crossbeam_channel::bounded::<Evidence>(EVIDENCE_QUEUE);
     let shared = Arc::new(Shared::new(
         Arc::clone(&library),
@@ -251,10 +289,23 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
         DRAIN,
     ));
     let handle = keeper.keeper().clone();
+    // The store's lock says that nobody else writes in this folder.
+    let (scribe, leases) = match plan.dhcp.mode {
+        DhcpMode::Off => (None, None),
+        DhcpMode::Proxy | DhcpMode::Full => {
+            let folder = plan.server.state_dir.join(LEASES);
+            let begun = without_privileges(plan, || Scribe::start(&folder))?;
+            let (scribe, writing) =
+                begun.map_err(|error| runtime(&format_args!("leases in {}: {error}", folder.display())))?;
+            (Some(scribe), Some(writing))
+        }
+    };
     let certificates = open_certificates(plan)?;
-    let engine = Engine::start(&engine_settings(plan, certificates.clone()), Arc::clone(&shared)).map_err(
-        |error| Failure::new(if error.is_permission() { Exit::Permission } else { Exit::Runtime }, error),
-    )?;
+    let engine =
+        Engine::start(&engine_settings(plan, scribe.clone(), certificates.clone()), Arc::clone(&shared))
+            .map_err(|error| {
+                Failure::new(if error.is_permission() { Exit::Permission } else { Exit::Runtime }, error)
+            })?;
     let reloader = Arc::new(Reloader::new(plan.clone(), Arc::clone(&shared), source));
     let mut running = Running {
         reloader: Arc::clone(&reloader),
@@ -263,6 +314,7 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
         stopping: Arc::new(AtomicBool::new(false)),
         engine: None,
         keeper: Some(keeper),
+        leases,
     };
     let cells = engine.cells();
     let started = SystemTime::now();
@@ -308,6 +360,7 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
                  bootstorm_evidence_lost_total counter\nbootstorm_evidence_lost_total {count}\n"
             ));
             text.push_str(&handle.metrics());
+            text.push_str(&scribe.as_ref().map(Scribe::metrics).unwrap_or_default());
             text
         }),
     };
@@ -327,6 +380,19 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
         move || keep_house(&library, &stopping, || look_at_certificates(certificates.as_deref(), &interfaces))
     })?);
     Ok(running)
+}
+
+/// Begins something in a thread that keeps no privilege: the threads that are made there have none either.
+fn without_privileges<T: Send>(plan: &Plan, begin: impl FnOnce() -> T + Send) -> Result<T, Failure> {
+    std::thread::scope(|scope| {
+        let begun = scope.spawn(|| {
+            if plan.server.sandbox != Sandbox::Off {
+                privileges::renounce();
+            }
+            begin()
+        });
+        begun.join().map_err(|_| Failure::new(Exit::Runtime, "a start panicked"))
+    })
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Failure> {
@@ -520,6 +586,7 @@ impl Running {
         }
         self.control = None;
         self.keeper = None;
+        self.leases = None;
     }
 }
 

@@ -55,6 +55,8 @@ pub(super) enum Owner {
     DhcpUdp(u32),
     /// DHCP's own deadlines.
     DhcpTimer,
+    /// The journal of leases.
+    DhcpJournal,
     /// A TFTP socket: listeners first, then data ports.
     Tftp(u32),
     /// A ring of frames for TFTP.
@@ -84,6 +86,7 @@ impl Owner {
             Self::Connection(key) => (8, key.index, key.generation),
             Self::TftpFrames(index) => (9, index, 0),
             Self::Near => (10, 0, 0),
+            Self::DhcpJournal => (11, 0, 0),
         };
         u64::from(kind as u8) << 56 | u64::from(index & 0x00ff_ffff) << 32 | u64::from(generation)
     }
@@ -104,6 +107,7 @@ impl Owner {
             8 => Self::Connection(key),
             9 => Self::TftpFrames(index),
             10 => Self::Near,
+            11 => Self::DhcpJournal,
             _ => return None,
         })
     }
@@ -284,7 +288,14 @@ impl Core {
                     Some(Owner::TftpFrames(index)) => self.tftp.frames_readable(index),
                     Some(Owner::HttpListener(index)) => self.http.acceptable(index),
                     Some(Owner::Connection(key)) => self.http.event(key, event),
-                    Some(Owner::Wake | Owner::Near | Owner::DhcpTimer | Owner::Transfer(_)) | None => {}
+                    Some(
+                        Owner::Wake
+                        | Owner::Near
+                        | Owner::DhcpTimer
+                        | Owner::DhcpJournal
+                        | Owner::Transfer(_),
+                    )
+                    | None => {}
                 }
             }
             let mut turn = Turn {
@@ -304,6 +315,11 @@ impl Core {
                 match Owner::unpack(tag) {
                     Some(Owner::Connection(key)) => self.http.answered(key, answer),
                     Some(Owner::Transfer(key)) => self.tftp.answered(key, answer, &mut turn),
+                    Some(Owner::DhcpJournal) => {
+                        if let Some(dhcp) = &mut self.dhcp {
+                            dhcp.journalled(answer, &mut turn);
+                        }
+                    }
                     _ => {}
                 }
             }
@@ -372,6 +388,7 @@ mod tests {
             Owner::Tftp(9),
             Owner::TftpFrames(1),
             Owner::Near,
+            Owner::DhcpJournal,
             Owner::Transfer(key),
             Owner::HttpListener(2),
             Owner::Connection(key),

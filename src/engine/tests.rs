@@ -96,6 +96,7 @@ impl Lab {
             interfaces: Vec::new(),
             dhcp: None,
             dhcp_ports: (67, 4011),
+            journal: None,
             tftp: vec![any],
             tftp_limits: Limits::default(),
             single_port: false,

@@ -15,6 +15,7 @@
 //! Start with [`Keeper::start`]; it returns once everything stored is published.
 #![forbid(unsafe_code)]
 
+pub mod journal;
 mod ledger;
 mod records;
 #[cfg(test)]

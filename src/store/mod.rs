@@ -13,6 +13,7 @@ mod chain;
 mod conformance;
 #[cfg(test)]
 mod crash;
+pub mod journal;
 mod memory;
 mod sqlite;
 

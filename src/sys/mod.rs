@@ -11,6 +11,7 @@ pub mod frames;
 pub mod host;
 pub mod inject;
 pub mod interfaces;
+pub mod links;
 pub mod memory;
 pub mod mmap;
 pub mod packet;

@@ -34,6 +34,8 @@ pub struct RingUse {
     /// Every frame of the link, whoever it is addressed to, as hosts with hardware addresses of their own need it.
     /// Otherwise IPv4 for this machine alone.
     pub all: bool,
+    /// What this host itself sends, too; never what the ring's own [`FrameRing::sender`] does.
+    pub outgoing: bool,
 }
 
 /// Rings that share an interface: the kernel gives every frame to exactly one of them.
@@ -92,7 +94,7 @@ impl FrameRing {
         set_int(raw, libc::SOL_PACKET, libc::PACKET_VERSION, libc::tpacket_versions::TPACKET_V2 as i32)
             .map_err(fail)?;
         // Old kernels know neither; what is lost is speed, and our own frames are told by their source.
-        let _ = set_int(raw, libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, 1);
+        let _ = set_int(raw, libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, i32::from(!taken.outgoing));
         let _ = set_int(raw, libc::SOL_PACKET, PACKET_QDISC_BYPASS, 1);
         let snapshot = taken.snapshot;
         let ring_len = taken.len.next_multiple_of(BLOCK_LEN);
@@ -402,7 +404,7 @@ impl FrameBatch {
 mod tests {
     use super::*;
 
-    const WHOLE_LINK: RingUse = RingUse { snapshot: 100, len: 1 << 20, all: true };
+    const WHOLE_LINK: RingUse = RingUse { snapshot: 100, len: 1 << 20, all: true, outgoing: false };
     use std::net::UdpSocket;
 
     const ACCEPT_ALL: [BpfInstruction; 1] = [BpfInstruction { code: 6, jt: 0, jf: 0, k: 0x4_0000 }];

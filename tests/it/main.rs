@@ -10,6 +10,7 @@ mod bench;
 mod clients;
 mod compare;
 mod demo;
+mod dhcp;
 mod faults;
 mod firmware;
 mod https;
