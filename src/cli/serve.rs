@@ -281,13 +281,10 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
     // Everything that is stored is loaded and published before any listener answers.
     let keeper = without_privileges(plan, || start_keeper(plan, &library, secret))??;
     let (evidence, recorder) = crossbeam_channel::bounded::<Evidence>(EVIDENCE_QUEUE);
-    let shared = Arc::new(Shared::new(
-        Arc::clone(&library),
-        keeper.keeper().clone(),
-        plan.policy.clone(),
-        evidence,
-        DRAIN,
-    ));
+    let shared =
+        Shared::new(Arc::clone(&library), keeper.keeper().clone(), plan.policy.clone(), evidence, DRAIN);
+    let networks = plan.dhcp.subnets.iter().map(|subnet| subnet.network).collect();
+    let shared = Arc::new(shared.with_admission(plan.admission, networks));
     let handle = keeper.keeper().clone();
     // The store's lock says that nobody else writes in this folder.
     let (scribe, leases) = match plan.dhcp.mode {
@@ -358,6 +355,13 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
             text.push_str(&format!(
                 "# HELP bootstorm_evidence_lost_total Events the flight recorder had no room for.\n# TYPE \
                  bootstorm_evidence_lost_total counter\nbootstorm_evidence_lost_total {count}\n"
+            ));
+            let (admitted, waiting) = lost.admission_counts();
+            text.push_str(&format!(
+                "# HELP bootstorm_admission_admitted Boots that hold a place to fetch.\n# TYPE \
+                 bootstorm_admission_admitted gauge\nbootstorm_admission_admitted {admitted}\n# HELP \
+                 bootstorm_admission_waiting Machines in line.\n# TYPE bootstorm_admission_waiting \
+                 gauge\nbootstorm_admission_waiting {waiting}\n"
             ));
             text.push_str(&handle.metrics());
             text.push_str(&scribe.as_ref().map(Scribe::metrics).unwrap_or_default());
