@@ -59,7 +59,8 @@ pub(super) fn run(common: &Common, doctor: &Doctor) -> Done {
                 })?;
                 // What is seen standing says it better than what came of it.
                 for finding in &done.findings {
-                    if !findings.iter().any(|known| known.name == finding.name && known.level == Level::Wrong) {
+                    if !findings.iter().any(|known| known.name == finding.name && known.level == Level::Wrong)
+                    {
                         findings.push(finding.clone());
                     }
                 }
@@ -86,7 +87,10 @@ pub(super) fn run(common: &Common, doctor: &Doctor) -> Done {
                 machine(story.kind),
                 story.hops.len()
             ),
-            (0, None) => format!("nothing is wrong with the set-up, as far as it can be seen without a packet; {}", further()),
+            (0, None) => format!(
+                "nothing is wrong with the set-up, as far as it can be seen without a packet; {}",
+                further()
+            ),
             (1, _) => "1 thing is wrong".to_owned(),
             (count, _) => format!("{count} things are wrong"),
         });
@@ -142,10 +146,8 @@ fn ask(
             let Some(interface) = standing::way_to(relay) else {
                 let subnets = plan.dhcp.subnets.iter().map(|subnet| subnet.network);
                 let network = subnets.into_iter().find(|network| values::contains(*network, relay));
-                let network = network.map_or_else(
-                    || format!("{relay}/32"),
-                    |network| format!("{}/{}", network.0, network.1),
-                );
+                let network = network
+                    .map_or_else(|| format!("{relay}/32"), |network| format!("{}/{}", network.0, network.1));
                 return Ok(Err(Finding::wrong(
                     "no-route-to-relay",
                     format!("this host knows no way to the relay {relay}"),
@@ -162,8 +164,7 @@ fn ask(
             )));
         }
         None => {
-            let interface =
-                standing::interface(plan, doctor.interface.as_deref()).map_err(usage)?;
+            let interface = standing::interface(plan, doctor.interface.as_deref()).map_err(usage)?;
             let server = doctor.server.or(interface.addr.filter(|_| here));
             (Way::Frames { interface, here }, server)
         }
@@ -218,14 +219,24 @@ fn print(findings: &[Finding], story: Option<&Story>, verbose: bool) {
     if let Some(story) = story {
         output::line(format!("as {}, {}:", story.kind.word(), story.mac));
         for hop in &story.hops {
-            output::line(format!("{:>9.3} s  {:<12} {}", hop.at_ms as f64 / 1000.0, hop.name, output::plain(&hop.note)));
+            output::line(format!(
+                "{:>9.3} s  {:<12} {}",
+                hop.at_ms as f64 / 1000.0,
+                hop.name,
+                output::plain(&hop.note)
+            ));
         }
         for answerer in &story.answerers {
             output::line(offered(answerer));
         }
     }
     for finding in findings.iter().filter(|finding| verbose || finding.level != Level::Fine) {
-        output::line(format!("{:<6} {}: {}", finding.level.word(), finding.name, output::plain(&finding.what)));
+        output::line(format!(
+            "{:<6} {}: {}",
+            finding.level.word(),
+            finding.name,
+            output::plain(&finding.what)
+        ));
         if !finding.cause.is_empty() {
             output::line(format!("       likely: {}", output::plain(&finding.cause)));
         }

@@ -263,8 +263,7 @@ pub fn pick(speaks: Kind, offers: &[(SocketAddrV4, &[u8])]) -> Option<Pick> {
         })
         .collect();
     let all: Vec<Offer> = read.iter().map(|(_, offer)| offer.clone()).collect();
-    let place =
-        |wanted: &Offer| read.iter().find(|(_, offer)| offer == wanted).map(|(place, _)| *place);
+    let place = |wanted: &Offer| read.iter().find(|(_, offer)| offer == wanted).map(|(place, _)| *place);
     let choice = choose(speaks, &all)?;
     Some(Pick {
         lease: place(&choice.lease)?,

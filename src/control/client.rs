@@ -235,8 +235,9 @@ impl Client {
         }
         let document = match raw.bytes.is_empty() {
             true => Value::Null,
-            false => serde_json::from_slice(&raw.bytes)
-                .map_err(|error| ClientError::Broken(error.to_string()))?,
+            false => {
+                serde_json::from_slice(&raw.bytes).map_err(|error| ClientError::Broken(error.to_string()))?
+            }
         };
         Ok(Answer { document, etag: raw.etag })
     }

@@ -25,9 +25,8 @@ pub fn check(file: &str, pem: &[u8], addresses: &[IpAddr], now: SystemTime) -> V
             format!("openssl x509 -in {file} -noout -text"),
         )]
     };
-    let first = Pem::iter_from_buffer(pem).find(|pem| {
-        pem.as_ref().is_ok_and(|pem| pem.label == "CERTIFICATE")
-    });
+    let first =
+        Pem::iter_from_buffer(pem).find(|pem| pem.as_ref().is_ok_and(|pem| pem.label == "CERTIFICATE"));
     let pem = match first {
         Some(Ok(pem)) => pem,
         Some(Err(error)) => return unreadable(error.to_string()),

@@ -330,7 +330,8 @@ impl Carrier for Frames {
     /// A connection of the machine's own, from its own address: one request, segments in order, acknowledged one by one.
     fn http(&mut self, server: SocketAddrV4, request: &str, head: bool) -> Result<Answer, HttpFault> {
         // Another port and another beginning each time: the server may remember a connection of the visitor before.
-        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.random =
+            self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let port = 32_768 + (self.random >> 40) as u16 % 30_000;
         let mut seq = (self.random >> 32) as u32;
         let syn = Segment { seq, ack: 0, flags: flag::SYN, payload: Vec::new() };
@@ -350,12 +351,8 @@ impl Carrier for Frames {
             pause *= 2;
         };
         seq = seq.wrapping_add(1);
-        let asked = Segment {
-            seq,
-            ack: theirs,
-            flags: flag::ACK | flag::PSH,
-            payload: request.as_bytes().to_vec(),
-        };
+        let asked =
+            Segment { seq, ack: theirs, flags: flag::ACK | flag::PSH, payload: request.as_bytes().to_vec() };
         seq = seq.wrapping_add(request.len() as u32);
         self.send_segment(port, server, &asked);
         let mut reader = AnswerReader::new(head);
@@ -455,7 +452,9 @@ impl AnswerReader {
         self.bytes.extend_from_slice(bytes);
         if self.body_at.is_none() {
             let parsed = parse_response_head(&self.bytes);
-            let Some(head) = parsed.map_err(|_| "the answer is no HTTP".to_owned())? else { return Ok(false) };
+            let Some(head) = parsed.map_err(|_| "the answer is no HTTP".to_owned())? else {
+                return Ok(false);
+            };
             self.answer.status = head.status.code();
             self.answer.len = head.content_length;
             self.answer.content_type = head.header("Content-Type").unwrap_or_default().to_owned();
@@ -578,7 +577,10 @@ mod tests {
     #[test]
     fn an_answer_is_whole_when_its_length_is_there() {
         let mut reader = AnswerReader::new(false);
-        assert_eq!(reader.take(b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 4-6/9\r\nCont"), Ok(false));
+        assert_eq!(
+            reader.take(b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 4-6/9\r\nCont"),
+            Ok(false)
+        );
         assert_eq!(reader.take(b"ent-Length: 3\r\nContent-Type: text/plain\r\n\r\na"), Ok(false));
         assert_eq!(reader.take(b"bc"), Ok(true));
         assert_eq!(reader.answer.status, 206);

@@ -195,7 +195,9 @@ pub fn run(ask: &Ask, drops: &dyn Fn() -> BTreeMap<String, u64>) -> Result<Story
     let mac = MacAddr([a, b, c, random[0], random[1], random[2]]);
     let relay = |giaddr| Relay { giaddr, circuit: CIRCUIT.to_vec() };
     let (carrier, relay): (Box<dyn Carrier>, Option<Relay>) = match &ask.way {
-        Way::Frames { interface, here } => (Box::new(Frames::open(interface.clone(), mac, *here, seed)?), None),
+        Way::Frames { interface, here } => {
+            (Box::new(Frames::open(interface.clone(), mac, *here, seed)?), None)
+        }
         Way::RelayFromServer { interface, relay: giaddr } => {
             let mut frames = Frames::open(interface.clone(), mac, true, seed)?;
             frames.settle(*giaddr, 32, None);
@@ -213,14 +215,8 @@ pub fn run(ask: &Ask, drops: &dyn Fn() -> BTreeMap<String, u64>) -> Result<Story
         tftp: Duration::from_millis(500),
         tftp_ipxe: Duration::from_millis(50),
     };
-    let config = Config {
-        kind: ask.kind,
-        mac,
-        uuid: Uuid([0; 16]),
-        serial: String::new(),
-        patience: quick,
-        seed,
-    };
+    let config =
+        Config { kind: ask.kind, mac, uuid: Uuid([0; 16]), serial: String::new(), patience: quick, seed };
     let before = drops();
     let mut session = Session {
         ask,
@@ -323,8 +319,7 @@ impl Session<'_> {
             && message.message_type() == Some(MessageType::Discover)
             && self.rounds.last().is_none_or(|round| round.xid != message.xid())
         {
-            let speaks =
-                if message.option(code::USER_CLASS).is_some() { Kind::Ipxe } else { self.ask.kind };
+            let speaks = if message.option(code::USER_CLASS).is_some() { Kind::Ipxe } else { self.ask.kind };
             let round = Round { speaks, xid: message.xid(), started: Instant::now(), offers: Vec::new() };
             self.rounds.push(round);
         }
@@ -371,9 +366,9 @@ impl Session<'_> {
             return;
         }
         if self.relay.is_some() {
-            let came_back = message.option(code::RELAY_AGENT).is_some_and(|agent| {
-                agent.windows(CIRCUIT.len()).any(|part| part == CIRCUIT)
-            });
+            let came_back = message
+                .option(code::RELAY_AGENT)
+                .is_some_and(|agent| agent.windows(CIRCUIT.len()).any(|part| part == CIRCUIT));
             self.circuit_came_back = Some(self.circuit_came_back.unwrap_or(true) && came_back);
             relayed = Relay::to_machine(payload);
             bytes = relayed.as_deref().unwrap_or(payload);
@@ -393,8 +388,7 @@ impl Session<'_> {
                 .map_or(24, |mask| u32::from(mask).leading_ones() as u8);
             let router = message.option_ipv4(code::ROUTER);
             self.carrier.settle(address, prefix, router);
-            self.lease =
-                Some(Lease { address, server: message.server_id().unwrap_or(*from.ip()) });
+            self.lease = Some(Lease { address, server: message.server_id().unwrap_or(*from.ip()) });
         }
         // Tests use other ports than 67 and 4011, which the machine does not know.
         let port = if from.port() == self.ask.dhcp.1 { 4011 } else { 67 };
@@ -409,7 +403,8 @@ impl Session<'_> {
         path: &str,
         user_agent: &str,
     ) {
-        let answer = self.carrier.http(server, &request(method, server, path, user_agent, ""), method == "HEAD");
+        let answer =
+            self.carrier.http(server, &request(method, server, path, user_agent, ""), method == "HEAD");
         let now = Instant::now();
         match answer {
             Ok(Answer { status, len, content_type, body, .. }) => {
@@ -714,7 +709,8 @@ impl Session<'_> {
             }
         }
         let has = |findings: &[Finding], names: &[&str]| findings.iter().any(|f| names.contains(&f.name));
-        let tftp_known = ["tftp-blocked", "tftp-refused", "mtu-hole", "loader-not-found", "wrong-next-server"];
+        let tftp_known =
+            ["tftp-blocked", "tftp-refused", "mtu-hole", "loader-not-found", "wrong-next-server"];
         let name = self.ask.loaders.first().cloned();
         if let (Some(port), Some(name)) = (self.ask.tftp, name)
             && !has(findings, &tftp_known)
@@ -757,7 +753,10 @@ impl Session<'_> {
                 "tftp-blocked",
                 format!("UDP {} of {} does not answer (PXE-E32)", server.port(), server.ip()),
                 "a packet filter on the server's host or between drops TFTP",
-                format!("on the server: nft list ruleset; let UDP {} and answers to it through", server.port()),
+                format!(
+                    "on the server: nft list ruleset; let UDP {} and answers to it through",
+                    server.port()
+                ),
             )),
             Block::Refused => findings.push(Finding::wrong(
                 "tftp-refused",
@@ -841,7 +840,9 @@ fn request(method: &str, server: SocketAddrV4, path: &str, user_agent: &str, mor
 fn escaped(path: &str) -> String {
     path.bytes().fold(String::new(), |mut out, byte| {
         match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => out.push(byte as char),
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
+                out.push(byte as char)
+            }
             other => out.push_str(&format!("%{other:02X}")),
         }
         out

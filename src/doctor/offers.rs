@@ -137,7 +137,9 @@ pub(super) fn judge(kind: Kind, answerers: &[Answerer]) -> Vec<Finding> {
                 "filename-in-lease",
                 format!("{server} names the boot file {file} in its lease; {outcome}"),
                 "iPXE boots the file in the lease and never looks at ours",
-                format!("take options 66 and 67, or next-server and filename, out of the DHCP server {server}"),
+                format!(
+                    "take options 66 and 67, or next-server and filename, out of the DHCP server {server}"
+                ),
             ));
         }
     }
@@ -206,10 +208,7 @@ mod tests {
         );
         assert_eq!(names(Kind::Uefi, &[plain, ours.clone(), rival]), (vec!["second-pxe-answerer"], true));
         let class_only = offer(2, 100, "PXEClient", &[], "");
-        assert_eq!(
-            names(Kind::Bios, &[class_only, ours.clone()]),
-            (vec!["option-60-without-43"], false)
-        );
+        assert_eq!(names(Kind::Bios, &[class_only, ours.clone()]), (vec!["option-60-without-43"], false));
         let named = offer(2, 100, "", &[], "grub.efi");
         assert_eq!(names(Kind::Ipxe, &[named.clone(), ours.clone()]), (vec!["filename-in-lease"], false));
         assert_eq!(names(Kind::Uefi, &[named, ours]), (vec!["filename-in-lease"], true));

@@ -32,13 +32,29 @@ pub(super) struct Segment {
 /// What was heard.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Heard {
-    Udp { from: SocketAddrV4, to: SocketAddrV4, payload: Vec<u8> },
-    Tcp { from: SocketAddrV4, to: SocketAddrV4, segment: Segment },
+    Udp {
+        from: SocketAddrV4,
+        to: SocketAddrV4,
+        payload: Vec<u8>,
+    },
+    Tcp {
+        from: SocketAddrV4,
+        to: SocketAddrV4,
+        segment: Segment,
+    },
     /// Part of a UDP datagram that was cut on its way: how many bytes of it, and whether they are its last.
-    Fragment { from: Ipv4Addr, offset: usize, len: usize, last: bool },
+    Fragment {
+        from: Ipv4Addr,
+        offset: usize,
+        len: usize,
+        last: bool,
+    },
     /// ICMP says that nobody can be reached there, with its code: 3 is a port nobody has, 9, 10 and 13 are a filter's
     /// words.
-    Unreachable { code: u8, to: SocketAddrV4 },
+    Unreachable {
+        code: u8,
+        to: SocketAddrV4,
+    },
 }
 
 fn sum(start: u32, bytes: &[u8]) -> u32 {

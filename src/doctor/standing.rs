@@ -148,9 +148,9 @@ fn server(setup: &Setup<'_>, listening: &[Listening]) -> Vec<Finding> {
         )],
         Ok(_) => vec![Finding::fine("server", "it runs and is ready")],
         Err(why) => {
-            let ours = listening.iter().any(|port| {
-                setup.plan.http.listen.iter().any(|addr| port.tcp && port.port == addr.port())
-            });
+            let ours = listening
+                .iter()
+                .any(|port| setup.plan.http.listen.iter().any(|addr| port.tcp && port.port == addr.port()));
             // Ports that are taken by somebody else say it better.
             match ours {
                 true => Vec::new(),
@@ -176,22 +176,18 @@ fn ports(setup: &Setup<'_>, listening: &[Listening]) -> Vec<Finding> {
         let port = plan.dhcp.boot_server_port;
         needed.push(Needed { tcp: false, port, key: "[dhcp] boot_server_port", what: "PXE" });
     }
-    needed.extend(
-        plan.tftp.listen.iter().map(|addr| Needed {
-            tcp: false,
-            port: addr.port(),
-            key: "[tftp] listen",
-            what: "TFTP",
-        }),
-    );
-    needed.extend(
-        plan.http.listen.iter().map(|addr| Needed {
-            tcp: true,
-            port: addr.port(),
-            key: "[http] listen",
-            what: "HTTP",
-        }),
-    );
+    needed.extend(plan.tftp.listen.iter().map(|addr| Needed {
+        tcp: false,
+        port: addr.port(),
+        key: "[tftp] listen",
+        what: "TFTP",
+    }));
+    needed.extend(plan.http.listen.iter().map(|addr| Needed {
+        tcp: true,
+        port: addr.port(),
+        key: "[http] listen",
+        what: "HTTP",
+    }));
     let taken: Vec<Listening> = listening
         .iter()
         .filter(|held| needed.iter().any(|need| need.tcp == held.tcp && need.port == held.port))
@@ -336,7 +332,10 @@ fn disk(plan: &Plan) -> Vec<Finding> {
         // A folder of our own is made with the first start.
         let Some(room) = nearest(path).and_then(|path| host::room(path).ok()) else { continue };
         let path = path.display();
-        let mend = format!("df -h {path}; free some, or move [{}]", if what == "state" { "server] state_dir" } else { "images] dir" });
+        let mend = format!(
+            "df -h {path}; free some, or move [{}]",
+            if what == "state" { "server] state_dir" } else { "images] dir" }
+        );
         let mend = mend.replace("dir]", "dir");
         if room.bytes < ROOM_MIN {
             found.push(Finding::wrong(
@@ -353,7 +352,11 @@ fn disk(plan: &Plan) -> Vec<Finding> {
                 mend,
             ));
         } else if room.bytes < ROOM_LOW {
-            found.push(Finding::note("low-disk", format!("{path} ({what}) has {} MiB left", room.bytes >> 20), mend));
+            found.push(Finding::note(
+                "low-disk",
+                format!("{path} ({what}) has {} MiB left", room.bytes >> 20),
+                mend,
+            ));
         } else {
             found.push(Finding::fine("disk", format!("{what}: {} MiB left", room.bytes >> 20)));
         }
@@ -368,8 +371,7 @@ fn nearest(path: &Path) -> Option<&Path> {
 fn loaders(setup: &Setup<'_>, catalog: &Catalog) -> Vec<Finding> {
     let mut found = Vec::new();
     let table = catalog.loaders();
-    let folders: Vec<String> =
-        setup.plan.loaders.dirs.iter().map(|dir| dir.display().to_string()).collect();
+    let folders: Vec<String> = setup.plan.loaders.dirs.iter().map(|dir| dir.display().to_string()).collect();
     let wanted = &setup.plan.loaders;
     for (family, names, machines, needed) in [
         (Family::Bios, &wanted.bios, "BIOS", true),
@@ -381,7 +383,11 @@ fn loaders(setup: &Setup<'_>, catalog: &Catalog) -> Vec<Finding> {
             if needed {
                 found.push(Finding::wrong(
                     "missing-loader",
-                    format!("{machines} machines get no loader (PXE-E53): none of {} is in {}", names.join(", "), folders.join(", ")),
+                    format!(
+                        "{machines} machines get no loader (PXE-E53): none of {} is in {}",
+                        names.join(", "),
+                        folders.join(", ")
+                    ),
                     "iPXE is not installed, or is in another folder",
                     "apt-get install ipxe, or [loaders] dirs",
                 ));
@@ -461,7 +467,11 @@ fn own_loaders(plan: &Plan, catalog: &Catalog, image: &Image) -> Vec<Finding> {
         if read_loader(other.served.path()).is_ok_and(|bytes| bytes != own) {
             found.push(Finding::note(
                 "loader-differs",
-                format!("image {} has a {base} of its own, other than {}", image.name, other.served.path().display()),
+                format!(
+                    "image {} has a {base} of its own, other than {}",
+                    image.name,
+                    other.served.path().display()
+                ),
                 format!("cp {} {}, unless it is meant", other.served.path().display(), path.display()),
             ));
         }
@@ -503,7 +513,9 @@ fn unbootable(plan: &Plan, image: &Image, reason: &str) -> Finding {
             "missing-wimboot",
             format!("image {name} cannot boot: {reason}"),
             "iPXE starts Windows PE through wimboot",
-            format!("cp wimboot {folder}/, or into a folder of [loaders] dirs (github.com/ipxe/wimboot has it)"),
+            format!(
+                "cp wimboot {folder}/, or into a folder of [loaders] dirs (github.com/ipxe/wimboot has it)"
+            ),
         );
     }
     if reason.contains("truncated") {
@@ -511,7 +523,9 @@ fn unbootable(plan: &Plan, image: &Image, reason: &str) -> Finding {
             "truncated-wim",
             format!("image {name} cannot boot: {reason}"),
             "copying it broke off, or is still under way",
-            format!("copy it again into {folder} under another name, then mv; wimlib-imagex verify shows whether it is whole"),
+            format!(
+                "copy it again into {folder} under another name, then mv; wimlib-imagex verify shows whether it is whole"
+            ),
         );
     }
     Finding::wrong(
@@ -556,7 +570,9 @@ fn certificates(setup: &Setup<'_>, all: &[Interface]) -> Vec<Finding> {
     let shown = file.display().to_string();
     let addresses: Vec<IpAddr> = all
         .iter()
-        .filter(|link| setup.plan.server.interfaces.is_empty() || setup.plan.server.interfaces.contains(&link.name))
+        .filter(|link| {
+            setup.plan.server.interfaces.is_empty() || setup.plan.server.interfaces.contains(&link.name)
+        })
         .filter_map(|link| link.addr)
         .filter(|addr| !addr.is_loopback())
         .map(IpAddr::V4)
@@ -575,9 +591,8 @@ fn certificates(setup: &Setup<'_>, all: &[Interface]) -> Vec<Finding> {
 /// Whether the server of this configuration listens in this network namespace.
 pub fn is_here(plan: &Plan) -> bool {
     let listening = host::listening();
-    let has = |tcp: bool, port: u16| {
-        listening.iter().any(|held| held.tcp == tcp && held.port == port && port != 0)
-    };
+    let has =
+        |tcp: bool, port: u16| listening.iter().any(|held| held.tcp == tcp && held.port == port && port != 0);
     plan.http.listen.iter().any(|addr| has(true, addr.port()))
         || plan.tftp.listen.iter().any(|addr| has(false, addr.port()))
         || plan.dhcp.mode != DhcpMode::Off && has(false, plan.dhcp.boot_server_port)
@@ -592,11 +607,12 @@ pub fn interface(plan: &Plan, named: Option<&str>) -> Result<Interface, String> 
     let have = || all.iter().map(|link| link.name.clone()).collect::<Vec<_>>().join(", ");
     if let Some(name) = named {
         let found = all.iter().find(|link| link.name == name);
-        return found.cloned().ok_or_else(|| format!("there is no interface {name} here; there are {}", have()));
+        return found
+            .cloned()
+            .ok_or_else(|| format!("there is no interface {name} here; there are {}", have()));
     }
     let usable = |link: &&Interface| link.running && link.device != interfaces::Device::Loopback;
-    let of_plan =
-        all.iter().filter(usable).find(|link| plan.server.interfaces.contains(&link.name));
+    let of_plan = all.iter().filter(usable).find(|link| plan.server.interfaces.contains(&link.name));
     if let Some(link) = of_plan {
         return Ok(link.clone());
     }

@@ -139,7 +139,9 @@ fn listening_of(line: &str, tcp: bool) -> Option<Listening> {
 pub fn owners(ports: &[Listening]) -> HashMap<(bool, u16), Owner> {
     let mut found = HashMap::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
         let links = fs::read_dir(entry.path().join("fd")).into_iter().flatten().flatten();
         for link in links.filter_map(|fd| fs::read_link(fd.path()).ok()) {
             let Some(inode) = link
