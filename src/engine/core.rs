@@ -13,14 +13,14 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token, Waker};
 use std::os::fd::RawFd;
 
-use super::counters::Tally;
+use super::counters::{Count, Tally};
 use super::dhcp::DhcpSide;
 use super::http::HttpSide;
 use super::shared::Shared;
@@ -133,6 +133,8 @@ pub(super) fn watch_both(registry: &Registry, fd: RawFd, owner: Owner) -> io::Re
 pub(super) struct Turn<'a> {
     /// Read once per turn.
     pub now: Instant,
+    /// The calendar's, read once per turn.
+    pub wall: SystemTime,
     /// This core's number.
     pub core: usize,
     /// What all cores read.
@@ -269,17 +271,15 @@ impl Core {
         }
         let mut unasked = 0;
         loop {
+            self.tally.add(Count::LoopTurns, 1);
             events.clear();
-            let http_busy = self.http.is_busy();
-            if self.tftp.has_frames() && !http_busy && unasked < TURNS_UNASKED {
+            let others_busy = self.http.is_busy() || self.dhcp.as_ref().is_some_and(DhcpSide::is_busy);
+            let may_go_on = !others_busy && unasked < TURNS_UNASKED;
+            if may_go_on && (self.tftp.has_frames() || (!self.tftp.is_busy() && self.more_frames_come())) {
                 unasked += 1;
             } else {
+                let busy = others_busy || self.tftp.is_busy() || unasked == TURNS_UNASKED;
                 unasked = 0;
-                let busy =
-                    http_busy || self.tftp.is_busy() || self.dhcp.as_ref().is_some_and(DhcpSide::is_busy);
-                if !busy && self.more_frames_come() {
-                    continue;
-                }
                 let wait = if busy { Duration::ZERO } else { self.wait(&wheel, drain_until) };
                 if let Err(error) = self.poll.poll(&mut events, Some(wait))
                     && error.kind() != io::ErrorKind::Interrupted
@@ -311,6 +311,7 @@ impl Core {
             }
             let mut turn = Turn {
                 now: Instant::now(),
+                wall: SystemTime::now(),
                 core: self.index,
                 shared: &self.shared,
                 tally: &self.tally,
