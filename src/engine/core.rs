@@ -41,6 +41,12 @@ const SLEEP_MAX: Duration = Duration::from_secs(5);
 /// other events again.
 const TURNS_UNASKED: u32 = 8;
 
+/// After a turn with this many frames the core looks out for more before it sleeps, ...
+const STORM: usize = 32;
+/// ... for so long a frame: a quarter of what it takes to serve one. Waking a sleeping core up takes longer than a batch, and
+/// clients in lockstep, who are all waited for by then, would from that time on be served in turns with the network.
+const LOOK_OUT: Duration = Duration::from_nanos(200);
+
 /// What a readiness event, a deadline or a ring completion belongs to, packed into 64 bits:
 /// kind (8), index (24), generation (32).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -223,6 +229,22 @@ impl Core {
         Ok(waker)
     }
 
+    /// Looks out for frames, in a storm, for a moment; true when there are any.
+    fn more_frames_come(&mut self) -> bool {
+        let taken = self.tftp.take_frame_count();
+        if taken < STORM {
+            return false;
+        }
+        let until = Instant::now() + LOOK_OUT * taken as u32;
+        while Instant::now() < until {
+            std::hint::spin_loop();
+            if self.tftp.has_frames() {
+                return true;
+            }
+        }
+        false
+    }
+
     /// How long to wait for events; the timer is set where the wait itself is too coarse.
     fn wait(&self, wheel: &Wheel, drain_until: Option<Instant>) -> Duration {
         let now = Instant::now();
@@ -255,13 +277,13 @@ impl Core {
         loop {
             self.tally.add(Count::LoopTurns, 1);
             events.clear();
-            let http_busy = self.http.is_busy();
-            if self.tftp.has_frames() && !http_busy && unasked < TURNS_UNASKED {
+            let others_busy = self.http.is_busy() || self.dhcp.as_ref().is_some_and(DhcpSide::is_busy);
+            let may_go_on = !others_busy && unasked < TURNS_UNASKED;
+            if may_go_on && (self.tftp.has_frames() || (!self.tftp.is_busy() && self.more_frames_come())) {
                 unasked += 1;
             } else {
+                let busy = others_busy || self.tftp.is_busy() || unasked == TURNS_UNASKED;
                 unasked = 0;
-                let busy =
-                    http_busy || self.tftp.is_busy() || self.dhcp.as_ref().is_some_and(DhcpSide::is_busy);
                 let wait = if busy { Duration::ZERO } else { self.wait(&wheel, drain_until) };
                 if let Err(error) = self.poll.poll(&mut events, Some(wait))
                     && error.kind() != io::ErrorKind::Interrupted

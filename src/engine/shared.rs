@@ -19,7 +19,7 @@ use crate::jobs::script::Policy;
 use crate::jobs::token::{BootId, TokenKey};
 use crate::keeper::Keeper;
 use crate::proto::dhcp::Settings;
-use crate::proto::tftp::Limits;
+use crate::proto::tftp;
 use crate::sys::interfaces::Interface;
 
 /// Addresses remembered as refusing segmented sends; one per local address, and hosts have few.
@@ -31,7 +31,7 @@ pub struct Tuning {
     /// DHCP's settings; `None` where DHCP is off.
     pub dhcp: Option<Settings>,
     /// Bounds of TFTP's options.
-    pub tftp_limits: Limits,
+    pub tftp_limits: tftp::Limits,
 }
 
 /// State all cores share.

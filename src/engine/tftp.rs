@@ -182,6 +182,8 @@ pub(super) struct TftpSide {
     /// Interfaces served by frames.
     links: Vec<Link>,
     ready_links: Vec<bool>,
+    /// Frames taken since [`TftpSide::take_frame_count`].
+    frame_count: usize,
     /// Sockets with datagrams waiting.
     ready: VecDeque<u32>,
     is_ready: Vec<bool>,
@@ -235,6 +237,7 @@ impl TftpSide {
             listeners,
             links: Vec::new(),
             ready_links: Vec::new(),
+            frame_count: 0,
             ready: VecDeque::new(),
             transfers: Slab::new(TRANSFERS_MAX),
             by_client: HashTable::new(),
@@ -304,6 +307,11 @@ impl TftpSide {
             *ready |= link.ring.as_ref().is_some_and(FrameRing::has_frames);
         }
         self.ready_links.contains(&true)
+    }
+
+    /// Frames taken since this was asked last.
+    pub(super) fn take_frame_count(&mut self) -> usize {
+        std::mem::take(&mut self.frame_count)
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -386,6 +394,7 @@ impl TftpSide {
             Err(_) => turn.tally.add(Count::TftpMalformed, 1),
         });
         self.links[index].ring = Some(ring);
+        self.frame_count += taken;
         taken == FRAMES_PER_TURN
     }
 
