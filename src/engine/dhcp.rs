@@ -27,6 +27,7 @@ use super::core::{Owner, Turn, watch};
 use super::counters::Count;
 use super::filters;
 use super::policy::Decider;
+use super::shared::Tuning;
 use super::sightings::Sighting;
 use crate::jobs::evidence::{Asker, Evidence, Seen};
 use crate::keeper::Answer;
@@ -269,6 +270,8 @@ pub(super) struct DhcpSide {
     /// Pools said to be nearly empty.
     low: Vec<Network>,
     armed_at: Option<Instant>,
+    /// What the server was told last.
+    tuning: Arc<Tuning>,
 }
 
 impl DhcpSide {
@@ -317,6 +320,18 @@ impl DhcpSide {
             pools_at: now,
             low: Vec::new(),
             armed_at: None,
+            tuning: Arc::default(),
+        }
+    }
+
+    /// Takes up what a reload changed.
+    fn take_up(&mut self, turn: &Turn<'_>) {
+        let now = turn.shared.tuning.load();
+        if !Arc::ptr_eq(&now, &self.tuning) {
+            self.tuning = Arc::clone(&now);
+            if let Some(settings) = &now.dhcp {
+                self.server.replace_settings(settings.clone());
+            }
         }
     }
 
@@ -353,6 +368,7 @@ impl DhcpSide {
     }
 
     pub(super) fn turn(&mut self, turn: &mut Turn<'_>) {
+        self.take_up(turn);
         while let Ok(arrival) = self.arrivals.try_recv() {
             self.welcome(arrival, turn);
         }
