@@ -6,6 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
 use super::args::{Common, Dhcp, Driver as DriverArg, LogFormat as LogFormatArg, Serve};
 use super::reload::{Reloader, Source, Watch};
 use super::{Done, Exit, Failure, config_file, load_config, output};
@@ -27,6 +30,7 @@ use crate::proto::dhcp::{
 };
 use crate::proto::tftp::Limits;
 use crate::store::{SqliteStore, StoreError};
+use crate::sys::links::LinkWatch;
 use crate::sys::privileges::{self, Account};
 use crate::sys::sandbox::{self, Held};
 use crate::sys::{SysError, affinity, interfaces};
@@ -103,15 +107,6 @@ pub(super) fn dhcp_settings(plan: &Plan) -> Option<DhcpSettings> {
     })
 }
 
-/// Bounds of TFTP's options.
-pub(super) fn tftp_limits(plan: &Plan) -> Limits {
-    Limits {
-        blksize_max: plan.tftp.max_blksize,
-        windowsize_max: plan.tftp.max_windowsize,
-        ..Limits::default()
-    }
-}
-
 fn site_option((code, body): (u8, Vec<u8>)) -> SiteOption {
     SiteOption { code, body }
 }
@@ -126,10 +121,19 @@ fn reservation(planned: &ReservationPlan) -> Reservation {
     Reservation { who, ip: planned.ip }
 }
 
+/// Bounds of TFTP's options.
+pub(super) fn tftp_limits(plan: &Plan) -> Limits {
+    Limits {
+        blksize_max: plan.tftp.max_blksize,
+        windowsize_max: plan.tftp.max_windowsize,
+        ..Limits::default()
+    }
+}
+
 fn engine_settings(
     plan: &Plan,
-    journal: Option<Scribe>,
     certificates: Option<Arc<Certificates>>,
+    journal: Option<Scribe>,
 ) -> EngineSettings {
     EngineSettings {
         driver: match plan.server.driver {
@@ -279,30 +283,23 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
     let mut secret = [0; 32];
     getrandom::fill(&mut secret).map_err(|error| runtime(&error))?;
     // Everything that is stored is loaded and published before any listener answers.
-    let keeper = without_privileges(plan, || start_keeper(plan, &library, secret))??;
+    let (keeper, leases) = without_privileges(plan, || {
+        let keeper = start_keeper(plan, &library, secret)?;
+        // The store's lock, taken by now, says that nobody else writes in this folder.
+        Ok::<_, Failure>((keeper, start_journal(plan)?))
+    })??;
     let (evidence, recorder) = crossbeam_channel::bounded::<Evidence>(EVIDENCE_QUEUE);
     let shared =
         Shared::new(Arc::clone(&library), keeper.keeper().clone(), plan.policy.clone(), evidence, DRAIN);
     let networks = plan.dhcp.subnets.iter().map(|subnet| subnet.network).collect();
     let shared = Arc::new(shared.with_admission(plan.admission, networks));
     let handle = keeper.keeper().clone();
-    // The store's lock says that nobody else writes in this folder.
-    let (scribe, leases) = match plan.dhcp.mode {
-        DhcpMode::Off => (None, None),
-        DhcpMode::Proxy | DhcpMode::Full => {
-            let folder = plan.server.state_dir.join(LEASES);
-            let begun = without_privileges(plan, || Scribe::start(&folder))?;
-            let (scribe, writing) =
-                begun.map_err(|error| runtime(&format_args!("leases in {}: {error}", folder.display())))?;
-            (Some(scribe), Some(writing))
-        }
-    };
+    let (scribe, leases) = leases.unzip();
     let certificates = open_certificates(plan)?;
-    let engine =
-        Engine::start(&engine_settings(plan, scribe.clone(), certificates.clone()), Arc::clone(&shared))
-            .map_err(|error| {
-                Failure::new(if error.is_permission() { Exit::Permission } else { Exit::Runtime }, error)
-            })?;
+    let settings = engine_settings(plan, certificates.clone(), scribe.clone());
+    let engine = Engine::start(&settings, Arc::clone(&shared)).map_err(|error| {
+        Failure::new(if error.is_permission() { Exit::Permission } else { Exit::Runtime }, error)
+    })?;
     let reloader = Arc::new(Reloader::new(plan.clone(), Arc::clone(&shared), source));
     let mut running = Running {
         reloader: Arc::clone(&reloader),
@@ -445,6 +442,18 @@ fn own_address(shared: &Shared) -> std::net::Ipv4Addr {
     let interfaces = shared.interfaces.load();
     let outside = interfaces.iter().filter_map(|i| i.addr).find(|addr| !addr.is_loopback());
     outside.unwrap_or(std::net::Ipv4Addr::LOCALHOST)
+}
+
+/// Opens the journal of leases and starts its thread.
+fn start_journal(plan: &Plan) -> Result<Option<(Scribe, Writing)>, Failure> {
+    if plan.dhcp.mode == DhcpMode::Off {
+        return Ok(None);
+    }
+    let folder = plan.server.state_dir.join(LEASES);
+    let started = Scribe::start(&folder);
+    started
+        .map(Some)
+        .map_err(|error| Failure::new(Exit::Runtime, format_args!("leases in {}: {error}", folder.display())))
 }
 
 /// Opens the store and starts the keeper on it.
@@ -736,6 +745,8 @@ struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
     hangup: tokio::signal::unix::Signal,
+    /// Says when an interface comes or changes; where that cannot be had, they are looked at every few seconds only.
+    links: Option<AsyncFd<LinkWatch>>,
 }
 
 impl Signals {
@@ -743,19 +754,20 @@ impl Signals {
         use tokio::signal::unix::{SignalKind, signal};
         let fail = |error: std::io::Error| Failure::new(Exit::Runtime, format!("take over signals: {error}"));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(fail)?;
-        let (terminate, interrupt, hangup) = {
+        let (terminate, interrupt, hangup, links) = {
             let _inside = runtime.enter();
             (
                 signal(SignalKind::terminate()).map_err(fail)?,
                 signal(SignalKind::interrupt()).map_err(fail)?,
                 signal(SignalKind::hangup()).map_err(fail)?,
+                watched_links(),
             )
         };
-        Ok(Self { runtime, terminate, interrupt, hangup })
+        Ok(Self { runtime, terminate, interrupt, hangup, links })
     }
 
     /// Until the first SIGTERM or SIGINT.
-    /// `tick` is called every few seconds until then.
+    /// `tick` is called every few seconds until then, and soon after an interface has changed.
     fn wait(mut self, mut hup: impl FnMut(), mut tick: impl FnMut()) {
         self.runtime.block_on(async {
             loop {
@@ -763,11 +775,27 @@ impl Signals {
                     _ = self.terminate.recv() => return,
                     _ = self.interrupt.recv() => return,
                     _ = self.hangup.recv() => hup(),
+                    () = changed(&self.links) => tick(),
                     () = tokio::time::sleep(HOUSEKEEPING) => tick(),
                 }
             }
         });
     }
+}
+
+#[allow(deprecated, reason = "what replaces it is unsafe code; a LinkWatch owns its descriptor and keeps it")]
+fn watched_links() -> Option<AsyncFd<LinkWatch>> {
+    AsyncFd::with_interest(LinkWatch::open().ok()?, Interest::READABLE).ok()
+}
+
+/// Until something about the interfaces has changed, and what belongs to it as well.
+async fn changed(links: &Option<AsyncFd<LinkWatch>>) {
+    const GATHERED: Duration = Duration::from_millis(50);
+    let Some(links) = links else { return std::future::pending().await };
+    let Ok(mut ready) = links.readable().await else { return std::future::pending().await };
+    tokio::time::sleep(GATHERED).await;
+    links.get_ref().drain();
+    ready.clear_ready();
 }
 
 /// Until SIGTERM or SIGINT.

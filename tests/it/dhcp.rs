@@ -273,10 +273,9 @@ fn udhcpc(place: &Namespace) -> String {
 
 fn dhcpcd(place: &Namespace) -> String {
     // A test of the client alone: it asks, says what it was offered, and changes nothing.
-    let words =
-        ["60", &tool("dhcpcd", "dhcpcd5").display().to_string(), "-4", "-T", "--noarp", "-t", "20", "eth0"]
-            .map(ToOwned::to_owned);
-    client(place.command("timeout").args(words))
+    let mut command = place.command("timeout");
+    command.arg("60").arg(tool("dhcpcd", "dhcpcd5")).args(["-4", "-T", "--noarp", "-t", "20", "eth0"]);
+    client(&mut command)
 }
 
 #[test]
