@@ -849,6 +849,32 @@ fn answer_files_go_to_the_machine_whose_exchange_was_seen_and_once_if_so_marked(
 }
 
 #[test]
+fn a_choice_from_the_menu_gets_the_answer_files_that_are_not_once_only() {
+    let lab = Lab::with_jobs(Driver::Mio, 1_000);
+    let path = "/ipxe?mac=02:00:00:00:00:01&platform=efi&buildarch=x86_64&serial=S-1&product=Box";
+    let menu = String::from_utf8(get(&mut lab.http(), path, "User-Agent: iPXE/1.21\r\n").1).unwrap();
+    let boot = boot_url(&menu);
+    let answers = format!("{boot}/answers/closed");
+    assert!(menu.contains(" bootstorm.answers=http://") && menu.contains(&answers), "{menu}");
+    let status = |rest: &str| lab.status(&format!("{boot}/answers/{rest}"));
+    assert_eq!(status("closed/ks.cfg"), "403", "no exchange seen");
+    let mac = crate::wire::MacAddr([2, 0, 0, 0, 0, 1]);
+    let seen = crate::engine::sightings::Sighting { mac, arch: crate::wire::Arch(7) };
+    lab.shared.sightings.record(Ipv4Addr::LOCALHOST, seen);
+    let (_, body) = get(&mut lab.http(), &format!("{answers}/ks.cfg"), "");
+    assert_eq!(String::from_utf8(body).unwrap(), "host  serial S-1 Box\n");
+    assert_eq!(status("closed/unattend.xml"), "403", "given once, and to jobs");
+    assert_eq!(status("ks.cfg"), "403", "of which image?");
+    assert_eq!(status("nothing/ks.cfg"), "404");
+    assert_eq!(status("linux/ks.cfg"), "404", "that image has none");
+    let id = lab.add("linux");
+    let own = String::from_utf8(get(&mut lab.http(), path, "User-Agent: iPXE/1.21\r\n").1).unwrap();
+    let own = boot_url(&own);
+    assert_eq!(lab.status(&format!("{own}/answers/closed/ks.cfg")), "403", "another image's job");
+    lab.order(crate::keeper::Order::Cancel { id, expected: None });
+}
+
+#[test]
 fn a_local_boot_that_came_back_begins_one_further_next_time() {
     use crate::jobs::job::{Action, JobSpec, Selector};
     let lab = Lab::with_jobs(Driver::Mio, 1_000);

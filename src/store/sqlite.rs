@@ -55,11 +55,12 @@ const SCHEMA: u32 = STEPS.len() as u32;
 /// How long opening waits for a server that is just stopping.
 const OPEN_WAIT: Duration = Duration::from_secs(2);
 /// Pages of the log (4 KiB each) at which it is folded into the file whoever waits. Before that, [`Store::rest`] does it.
-const LOG_PAGES_MAX: i64 = 64 * 1_024;
+const LOG_PAGES_MAX: i64 = 16 * 1_024;
 /// Records and entries in the log that are worth folding when nobody waits.
 const REST_WRITES: u64 = 1_000;
-/// The log's file is cut to this when it begins anew.
-const LOG_KEPT: i64 = 32 << 20;
+/// The log's file is cut to this when it begins anew. To write again where it was written before is cheaper for the file
+/// system than to grow.
+const LOG_KEPT: i64 = LOG_PAGES_MAX * 4_096;
 /// Memory for pages. A storm's transitions are scattered over all jobs, and a page that is not here is read anew.
 const CACHE_KIB: i64 = 64 << 10;
 /// Pages that a backup copies in one step.

@@ -222,7 +222,8 @@ impl HttpSide {
         let mut composed = script::compose(decision, &**catalog, &who, &context, &mut self.script);
         turn.tally.add(Count::HttpScripts, 1);
         let image = composed.image.as_deref().and_then(|name| catalog.image(name));
-        if image.is_some_and(|image| !image.answers.is_empty()) {
+        let any = || catalog.list().iter().any(|image| !image.answers.is_empty());
+        if image.is_some_and(|image| !image.answers.is_empty()) || composed.what == Offer::Menu && any() {
             turn.shared.presented.record(composed.boot, &who);
         }
         match self.place_in_line(request, &composed, &who, peer, local, turn) {
@@ -347,7 +348,7 @@ impl HttpSide {
         self.connections.get_mut(key).is_some_and(|connection| connection.parked.is_some())
     }
 
-    /// `/s/TOKEN/answers/NAME`.
+    /// `/s/TOKEN/answers/IMAGE/NAME`; the image may be left out where the boot has one.
     pub(super) fn answer_answers(
         &mut self,
         key: Key,
@@ -368,11 +369,18 @@ impl HttpSide {
         let mut who = Identity { mac: token.mac, ..Identity::default() };
         let standing = view.standing(&who);
         let job = token.job.and_then(|job| view.job(job));
-        let image = match job {
-            _ if standing.is_some_and(|standing| standing.rejected) => Err(Shut::Rejected),
-            _ if token.mac.is_some_and(|mac| shared.policy.load().excludes(mac)) => Err(Shut::Rejected),
-            Some(job) => reach::image_of(job, token.boot),
-            None => Err(Shut::NoJob),
+        let catalog = shared.library.load();
+        let (asked, name) = match name.split_once('/') {
+            Some((asked, name)) => match catalog.image(asked) {
+                Some(image) => (Some(image), name),
+                None => return self.answer_error(key, request, Status::NOT_FOUND, now, turn),
+            },
+            None => (None, name),
+        };
+        let image = match () {
+            () if standing.is_some_and(|standing| standing.rejected) => Err(Shut::Rejected),
+            () if token.mac.is_some_and(|mac| shared.policy.load().excludes(mac)) => Err(Shut::Rejected),
+            () => reach::answers_of(token, job, asked),
         };
         let image = match image {
             Ok(image) => image,
@@ -381,7 +389,6 @@ impl HttpSide {
                 return self.withhold(key, request, token, name, &why, now, turn);
             }
         };
-        let catalog = shared.library.load();
         let answer =
             catalog.image(image).and_then(|image| image.answers.iter().find(|answer| answer.name == name));
         let Some(answer) = answer else {
