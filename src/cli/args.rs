@@ -101,12 +101,24 @@ pub enum Verb {
     /// Show the last boots of a machine as timelines
     #[command(after_help = "Example: bootstorm explain 52:54:00:00:00:01")]
     Explain(Explain),
+    /// Find what keeps machines from booting: look at the set-up, and boot as one against the running server
+    #[command(
+        after_help = "Without --as or --relay the set-up is looked at and nothing is sent.\n\nExample: sudo bootstorm \
+                      doctor\n         sudo bootstorm doctor --as uefi\n         sudo bootstorm doctor --as bios \
+                      --interface eth0 --server 10.0.0.1    (from another host)\n         sudo bootstorm doctor --relay \
+                      10.9.0.1    (on the server: as a machine behind that relay)\n\nIt leaves no lease, no machine and no \
+                      job behind. Faults and their mending: docs/TROUBLESHOOTING.md."
+    )]
+    Doctor(Doctor),
     /// Load a server and see what it gives
     #[command(
         subcommand,
         after_help = "Example: bootstorm bench http --server 10.0.0.1 --path /images/winpe/boot.wim"
     )]
     Bench(BenchVerb),
+    /// Look at what HTTPS shows
+    #[command(subcommand, after_help = "Example: bootstorm https ca > bootstorm-ca.pem")]
+    Https(HttpsVerb),
     /// Print shell completions
     #[command(after_help = "Example: bootstorm completions bash > /etc/bash_completion.d/bootstorm")]
     Completions {
@@ -116,6 +128,16 @@ pub enum Verb {
     /// Print the manual page
     #[command(after_help = "Example: bootstorm man | man -l -")]
     Man,
+}
+
+/// `https`.
+#[derive(Subcommand, Debug)]
+pub enum HttpsVerb {
+    /// Print the own CA's certificate, PEM: what machines, browsers and builds of iPXE (`TRUST=`) are to trust
+    #[command(
+        after_help = "Example: bootstorm https ca --state /var/lib/bootstorm | openssl x509 -noout -fingerprint"
+    )]
+    Ca,
 }
 
 /// `serve`.
@@ -782,6 +804,45 @@ pub struct Explain {
     /// As JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `doctor`.
+#[derive(clap::Args, Debug, Clone)]
+pub struct Doctor {
+    /// Boot as such a machine, hop by hop
+    #[arg(long = "as", value_enum, value_name = "FIRMWARE")]
+    pub as_kind: Option<FirmwareKind>,
+    /// Boot as a machine behind the relay with this address: on the server's host, or on the relay itself
+    #[arg(long, value_name = "IP")]
+    pub relay: Option<std::net::Ipv4Addr>,
+    /// Interface of the machine [default: the server's]
+    #[arg(long, value_name = "IF")]
+    pub interface: Option<String>,
+    /// The server's address, from another host [default: this host's, or whoever answers]
+    #[arg(long, value_name = "IP")]
+    pub server: Option<std::net::Ipv4Addr>,
+    /// Machines have Secure Boot on: unsigned loaders are faults
+    #[arg(long)]
+    pub secure_boot: bool,
+    /// Judge this certificate (PEM) as iPXE would
+    #[arg(long, value_name = "FILE")]
+    pub certificate: Option<PathBuf>,
+    /// Also what is as it should be
+    #[arg(long)]
+    pub verbose: bool,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `--as`.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "shown as they are")]
+pub enum FirmwareKind {
+    Bios,
+    Uefi,
+    Http,
+    Ipxe,
 }
 
 #[cfg(test)]

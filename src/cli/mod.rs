@@ -7,7 +7,9 @@ mod bench;
 mod bench_compare;
 mod config;
 mod demo;
+mod doctor;
 mod explain;
+mod https;
 mod image;
 mod job;
 mod listing;
@@ -107,6 +109,8 @@ pub fn main() -> ExitCode {
         Verb::Image(verb) => image::run(&args.common, &verb),
         Verb::Script(verb) => script::run(&args.common, &verb),
         Verb::Explain(explain) => explain::run(&args.common, &explain),
+        Verb::Doctor(doctor) => doctor::run(&args.common, &doctor),
+        Verb::Https(verb) => https::run(&args.common, &verb),
         Verb::Bench(verb) => bench::run(&verb),
         Verb::Completions { shell } => {
             let mut text = Vec::new();

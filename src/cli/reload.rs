@@ -135,6 +135,7 @@ fn needs_restart(now: &Plan, next: &Plan) -> Vec<String> {
         "tftp.single_port" tftp.single_port;
         "tftp.frames" tftp.frames;
         "http.listen" http.listen;
+        "https" https;
         "images.dir" images_dir;
         "loaders" loaders;
         "admin.listen" admin.listen;

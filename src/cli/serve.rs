@@ -26,8 +26,9 @@ use crate::proto::tftp::Limits;
 use crate::store::{SqliteStore, StoreError};
 use crate::sys::privileges::{self, Account};
 use crate::sys::sandbox::{self, Held};
-use crate::sys::{SysError, affinity};
+use crate::sys::{SysError, affinity, interfaces};
 use crate::telemetry::{LogFormat, render_process, start_log};
+use crate::tls::{Certificates, OWN_FOLDER, Source as CertificateSource};
 
 /// Evidence waiting for the recorder; beyond it evidence is lost and counted, never a core held up.
 const EVIDENCE_QUEUE: usize = 64 * 1024;
@@ -97,7 +98,7 @@ pub(super) fn tftp_limits(plan: &Plan) -> Limits {
     }
 }
 
-fn engine_settings(plan: &Plan) -> EngineSettings {
+fn engine_settings(plan: &Plan, certificates: Option<Arc<Certificates>>) -> EngineSettings {
     EngineSettings {
         driver: match plan.server.driver {
             config::Driver::Auto => Driver::Auto,
@@ -119,6 +120,7 @@ fn engine_settings(plan: &Plan) -> EngineSettings {
         },
         http: plan.http.listen.clone(),
         settle: plan.server.sandbox != Sandbox::Off,
+        https: certificates.map(|certificates| (plan.https.listen.clone(), certificates)),
     }
 }
 
@@ -197,15 +199,26 @@ fn confine(common: &Common, plan: &Plan) -> Result<(), Failure> {
 /// What serving opens.
 fn own_files(common: &Common, plan: &Plan) -> sandbox::Files {
     // Counters, sysctls and limits of the kernel; the folder of the configuration, which is read again.
+    // Who is who on the admin socket: its peers have names and groups.
+    let names = ["/etc/passwd", "/etc/group", "/etc/nsswitch.conf"];
     let mut read: Vec<PathBuf> = vec!["/proc".into(), "/sys/class/net".into()];
+    read.extend(names.map(PathBuf::from));
     let config = config_file(common).and_then(|file| std::path::absolute(file).ok());
     read.extend(config.and_then(|file| file.parent().map(PathBuf::from)));
     for folder in &plan.loaders.dirs {
         read.push(folder.clone());
         read.extend(sandbox::link_targets(folder));
     }
+    // Certificates are renewed in place, or by a link that is changed.
+    if let Some((certificate, key)) = &plan.https.files {
+        for file in [certificate, key] {
+            read.extend(std::path::absolute(file).ok().and_then(|file| file.parent().map(PathBuf::from)));
+            read.extend(std::fs::canonicalize(file).ok().and_then(|file| file.parent().map(PathBuf::from)));
+        }
+    }
     let write = vec![plan.server.state_dir.clone(), plan.images_dir.clone()];
-    let mut tcp_ports: Vec<u16> = plan.http.listen.iter().map(|addr| addr.port()).collect();
+    let listen = plan.http.listen.iter().chain(&plan.https.listen);
+    let mut tcp_ports: Vec<u16> = listen.map(|addr| addr.port()).collect();
     tcp_ports.extend(plan.admin.listen.map(|addr| addr.port()));
     sandbox::Files { read, write, tcp_ports }
 }
@@ -238,9 +251,10 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
         DRAIN,
     ));
     let handle = keeper.keeper().clone();
-    let engine = Engine::start(&engine_settings(plan), Arc::clone(&shared)).map_err(|error| {
-        Failure::new(if error.is_permission() { Exit::Permission } else { Exit::Runtime }, error)
-    })?;
+    let certificates = open_certificates(plan)?;
+    let engine = Engine::start(&engine_settings(plan, certificates.clone()), Arc::clone(&shared)).map_err(
+        |error| Failure::new(if error.is_permission() { Exit::Permission } else { Exit::Runtime }, error),
+    )?;
     let reloader = Arc::new(Reloader::new(plan.clone(), Arc::clone(&shared), source));
     let mut running = Running {
         reloader: Arc::clone(&reloader),
@@ -309,7 +323,8 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
     })?);
     running.helpers.push(spawn("housekeeping", {
         let stopping = Arc::clone(&running.stopping);
-        move || keep_house(&library, &stopping)
+        let interfaces = Arc::clone(&shared);
+        move || keep_house(&library, &stopping, || look_at_certificates(certificates.as_deref(), &interfaces))
     })?);
     Ok(running)
 }
@@ -319,6 +334,41 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
         .name(name.into())
         .spawn(work)
         .map_err(|error| Failure::new(Exit::Runtime, format!("start thread {name}: {error}")))
+}
+
+/// What HTTPS shows, if it is listened for.
+fn open_certificates(plan: &Plan) -> Result<Option<Arc<Certificates>>, Failure> {
+    if plan.https.listen.is_empty() {
+        return Ok(None);
+    }
+    let source = match &plan.https.files {
+        Some((certificate, key)) => {
+            CertificateSource::Files { certificate: certificate.clone(), key: key.clone() }
+        }
+        None => CertificateSource::Own { folder: plan.server.state_dir.join(OWN_FOLDER), host: host_name() },
+    };
+    let listed = interfaces::list().unwrap_or_default();
+    let addresses: Vec<_> = listed.iter().filter_map(|i| i.addr).collect();
+    let certificates = Certificates::open(source, &addresses)
+        .map_err(|error| Failure::new(Exit::Runtime, format!("[https]: {error}")))?;
+    Ok(Some(Arc::new(certificates)))
+}
+
+fn host_name() -> Option<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    let name = name.trim();
+    (!name.is_empty() && name != "(none)").then(|| name.to_owned())
+}
+
+/// A renewed certificate is taken, one that is no good is named once and the old one kept.
+fn look_at_certificates(certificates: Option<&Certificates>, shared: &Shared) {
+    let Some(certificates) = certificates else { return };
+    let addresses: Vec<_> = shared.interfaces.load().iter().filter_map(|i| i.addr).collect();
+    match certificates.look(&addresses) {
+        Ok(false) => {}
+        Ok(true) => tracing::info!("HTTPS shows a new certificate from now on"),
+        Err(error) => tracing::warn!("[https]: {error}; the certificate in force stays"),
+    }
 }
 
 fn own_address(shared: &Shared) -> std::net::Ipv4Addr {
@@ -415,8 +465,9 @@ impl LogBudget {
     }
 }
 
-/// New images appear: soon after the kernel tells that something moved, and every two seconds in any case.
-fn keep_house(library: &Library, stopping: &AtomicBool) {
+/// New images appear: soon after the kernel tells that something moved, and every two seconds in any case;
+/// certificates are renewed.
+fn keep_house(library: &Library, stopping: &AtomicBool, certificates: impl Fn()) {
     match Versions::open(&library.settings().images_dir).and_then(|versions| versions.recover()) {
         Ok(0) => {}
         Ok(left) => tracing::info!(left, "removed what an interrupted command left in the images folder"),
@@ -433,6 +484,7 @@ fn keep_house(library: &Library, stopping: &AtomicBool) {
     while !stopping.load(Ordering::Acquire) {
         std::thread::park_timeout(wait);
         wait = HOUSEKEEPING;
+        certificates();
         match library.rescan() {
             Ok(report) => {
                 failed = false;
@@ -598,9 +650,10 @@ fn announce(running: &Running) {
         running.control.as_ref().and_then(|c| c.tcp).map_or_else(|| "socket".into(), |tcp| tcp.to_string());
     let interfaces = if bound.interfaces.is_empty() { "none".into() } else { bound.interfaces.join(",") };
     output::remark(&format!(
-        "bootstorm ready dhcp={dhcp} tftp={} http={} admin={admin} driver={} cores={} interfaces={interfaces}",
+        "bootstorm ready dhcp={dhcp} tftp={} http={} https={} admin={admin} driver={} cores={} interfaces={interfaces}",
         list(&bound.tftp),
         list(&bound.http),
+        list(&bound.https),
         bound.driver,
         bound.cores,
     ));

@@ -208,10 +208,10 @@ frames = "auto"              # small windows past the IP stack: auto (where no p
 listen = ["0.0.0.0:4433"]    # 4433 because GSS/DS clients expect it; add 80 or 8080 at will
 
 [https]
-listen = []                  # not built yet: leave empty
-certificate = ""             # PEM file
-key = ""                     # PEM file
-auto = false                 # an own CA in state_dir
+listen = []                  # such as ["0.0.0.0:4434"]; empty = no HTTPS
+certificate = ""             # PEM file, the server's own certificate first; read again when it changes
+key = ""                     # PEM file, its key
+auto = false                 # an own CA instead, made on first use; machines are to trust state_dir/https/ca.pem
 
 [images]
 dir = ""                     # empty = images below state_dir

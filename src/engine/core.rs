@@ -13,7 +13,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender};
 use mio::unix::SourceFd;
@@ -118,6 +118,8 @@ pub(super) fn watch_both(registry: &Registry, fd: RawFd, owner: Owner) -> io::Re
 pub(super) struct Turn<'a> {
     /// Read once per turn.
     pub now: Instant,
+    /// The calendar's, read once per turn.
+    pub wall: SystemTime,
     /// This core's number.
     pub core: usize,
     /// What all cores read.
@@ -258,6 +260,7 @@ impl Core {
             }
             let mut turn = Turn {
                 now: Instant::now(),
+                wall: SystemTime::now(),
                 core: self.index,
                 shared: &self.shared,
                 tally: &self.tally,

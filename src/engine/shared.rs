@@ -165,7 +165,7 @@ impl Shared {
 }
 
 /// Seconds since 1970, as tokens and jobs count.
-pub(super) fn unix_now() -> u32 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+pub(super) fn unix_seconds(at: SystemTime) -> u32 {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u32::try_from(since.as_secs()).unwrap_or(u32::MAX)
 }

@@ -30,6 +30,7 @@ use crate::sys::udp::{UdpOptions, UdpSocket};
 use crate::sys::uring::SendRing;
 use crate::sys::{SysError, affinity, privileges, tcp, udp};
 use crate::telemetry::Counters;
+use crate::tls::Certificates;
 use crate::wire::MacAddr;
 
 /// SEND_ZC operations one core has in flight.
@@ -93,6 +94,8 @@ pub struct EngineSettings {
     /// Give up, once the sockets are open, every privilege that serving does not need. The calling thread's, and with it
     /// those of the threads it makes.
     pub settle: bool,
+    /// HTTPS listeners, and what they show.
+    pub https: Option<(Vec<SocketAddrV4>, Arc<Certificates>)>,
 }
 
 /// Why the engine did not start.
@@ -180,6 +183,8 @@ pub struct Bound {
     pub tftp: Vec<SocketAddrV4>,
     /// HTTP listeners with their real ports.
     pub http: Vec<SocketAddrV4>,
+    /// HTTPS listeners with their real ports.
+    pub https: Vec<SocketAddrV4>,
     /// `uring` or `mio`.
     pub driver: &'static str,
     /// Loops.
@@ -262,7 +267,11 @@ impl Engine {
         for addr in settings.tftp.iter().filter(|addr| addr.port() != 0) {
             drop(UdpSocket::bind(*addr, &UdpOptions::default())?);
         }
-        for addr in settings.http.iter().filter(|addr| addr.port() != 0) {
+        let (mut https_listen, certificates) = match &settings.https {
+            Some((listen, certificates)) => (listen.clone(), Some(Arc::clone(certificates))),
+            None => (Vec::new(), None),
+        };
+        for addr in settings.http.iter().chain(&https_listen).filter(|addr| addr.port() != 0) {
             tcp::check_free(*addr)?;
         }
 
@@ -283,15 +292,11 @@ impl Engine {
             let tftp =
                 TftpSide::bind(&tftp_listen, settings.single_port, segmentation, &readers, &mut data_ports)?;
             tftp_listen = tftp.addresses();
-            let listeners = HttpSide::bind(&http_listen, congestion)?;
-            http_listen = listeners
-                .iter()
-                .zip(&http_listen)
-                .map(|(listener, wanted)| match listener.local_addr() {
-                    Ok(std::net::SocketAddr::V4(addr)) => addr,
-                    _ => *wanted,
-                })
-                .collect();
+            let mut listeners = HttpSide::bind(&http_listen, false, congestion)?;
+            http_listen = listeners.iter().zip(&http_listen).map(|(l, wanted)| l.address(*wanted)).collect();
+            let secure = HttpSide::bind(&https_listen, true, congestion)?;
+            https_listen = secure.iter().zip(&https_listen).map(|(l, wanted)| l.address(*wanted)).collect();
+            listeners.extend(secure);
             let tally = Tally::default();
             cells.push(tally.cells());
             let poll = Poll::new().map_err(|e| SysError::new("make an event queue", e))?;
@@ -304,6 +309,7 @@ impl Engine {
                 tftp,
                 HttpSide::new(
                     listeners,
+                    certificates.clone(),
                     connections_max,
                     (PIPES_TOTAL / count).max(1),
                     settings.driver == Driver::UringAlways,
@@ -349,6 +355,7 @@ impl Engine {
                 .map(|dhcp| (dhcp.mode, settings.dhcp_ports.0, settings.dhcp_ports.1)),
             tftp: tftp_listen,
             http: http_listen,
+            https: https_listen,
             driver,
             cores: count,
             interfaces: dhcp_interfaces,
