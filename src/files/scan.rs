@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::files::names;
-use crate::files::record::Record;
+use crate::files::record::{RECORD_NAME, Record};
 use crate::files::served::FileIdentity;
 use crate::files::wim::{self, WimReport};
 use crate::sys::disk::{self, Writers};
@@ -55,10 +55,18 @@ pub struct Walk {
     /// What is in those of `files` that are WIMs by their name.
     pub wims: BTreeMap<String, WimLook>,
     /// Which version this is, if its record says so.
-    pub record: Option<Record>,
+    pub record: Option<Arc<Record>>,
     /// Every file seen, also those left out for now, for the next scan to compare with.
     pub memory: Memory,
     folder_count: usize,
+}
+
+impl Walk {
+    /// A file that can be served, by its name as on disk.
+    pub fn file(&self, name: &str) -> Option<&Found> {
+        let at = self.files.binary_search_by(|found| found.name.as_str().cmp(name)).ok()?;
+        self.files.get(at)
+    }
 }
 
 /// A file as a scan saw it.
@@ -75,6 +83,7 @@ struct Sighting {
 pub struct Memory {
     files: HashMap<PathBuf, Sighting>,
     wims: HashMap<PathBuf, (FileIdentity, WimLook)>,
+    records: HashMap<PathBuf, (FileIdentity, Arc<Record>)>,
 }
 
 impl Memory {
@@ -82,6 +91,7 @@ impl Memory {
     pub fn extend(&mut self, other: Self) {
         self.files.extend(other.files);
         self.wims.extend(other.wims);
+        self.records.extend(other.records);
     }
 }
 
@@ -136,6 +146,15 @@ impl Before {
         sighting(self.first || renamed || rests || (is_old && writers == Writers::None))
     }
 
+    /// The record of a folder, with the version of the file that it was read from.
+    fn record_of(&self, folder: &Path) -> Option<(FileIdentity, Arc<Record>)> {
+        let identity = FileIdentity::of(&fs::symlink_metadata(folder.join(RECORD_NAME)).ok()?);
+        match self.memory.records.get(folder) {
+            Some((known, record)) if *known == identity => Some((identity, Arc::clone(record))),
+            _ => Some((identity, Arc::new(Record::read(folder).ok()??))),
+        }
+    }
+
     fn look_into(&self, found: &Found) -> WimLook {
         match self.memory.wims.get(&found.path) {
             Some((identity, look)) if *identity == found.identity => look.clone(),
@@ -177,7 +196,10 @@ pub fn walk_image(root: &Path, folder: &Path, before: &Before) -> Walk {
             return walk;
         }
     }
-    walk.record = Record::read(&real).ok().flatten();
+    if let Some((identity, record)) = before.record_of(&real) {
+        walk.record = Some(Arc::clone(&record));
+        walk.memory.records.insert(real.clone(), (identity, record));
+    }
     let mut open = vec![real];
     walk_images_in(root, "", &mut open, before, &mut walk);
     walk.files.sort_by(|a, b| a.name.cmp(&b.name));
