@@ -263,16 +263,16 @@ fn client(command: &mut Command) -> String {
 }
 
 fn dhclient(place: &Namespace, dir: &Path) -> String {
-    let _ = fs::remove_file(dir.join("leases"));
-    client(
-        place
-            .command("timeout")
-            .args(["60"])
-            .arg(tool("dhclient", "isc-dhcp-client"))
-            .args(["-4", "-1", "-v", "-sf", "/bin/true", "-cf", "/dev/null", "-pf", "/dev/null", "-lf"])
-            .arg(dir.join("leases"))
-            .arg("eth0"),
-    )
+    // It goes on in the background with its output open, so that is a file, and it is ended by its own number.
+    let script = r#"
+rm -f "$1/leases" "$1/pid"
+timeout 60 "$0" -4 -1 -v -sf /bin/true -cf /dev/null -pf "$1/pid" -lf "$1/leases" eth0 >"$1/said" 2>&1 </dev/null
+status=$?
+cat "$1/said"
+[ -s "$1/pid" ] && kill "$(cat "$1/pid")"
+exit $status"#;
+    let tool = tool("dhclient", "isc-dhcp-client");
+    client(place.command("bash").arg("-c").arg(script).arg(tool).arg(dir))
 }
 
 fn udhcpc(place: &Namespace) -> String {
