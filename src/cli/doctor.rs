@@ -13,11 +13,11 @@ use super::args::{Common, Doctor, FirmwareKind};
 use super::serve::open_library;
 use super::{Done, Exit, Failure, client, load_config, output};
 use crate::client::Kind;
-use crate::config::Plan;
+use crate::config::{Plan, values};
 use crate::control::client::{Client, ClientError};
 use crate::doctor::live::{self, Ask, IMAGE_PART, ImageFile, Story, Way};
 use crate::doctor::standing::{self, Running, Setup};
-use crate::doctor::{Answerer, Finding, Level};
+use crate::doctor::{Answerer, Finding, Level, machine};
 use crate::files::catalog::Catalog;
 use crate::jobs::image::{Access, Images};
 use crate::sys::interfaces;
@@ -83,8 +83,8 @@ pub(super) fn run(common: &Common, doctor: &Doctor) -> Done {
         let seconds = start.elapsed().as_secs_f64();
         output::line(match (wrong, &story) {
             (0, Some(story)) => format!(
-                "everything answers a {} machine: {} hops in {seconds:.1} s",
-                story.kind.word(),
+                "everything answers {}: {} hops in {seconds:.1} s",
+                machine(story.kind),
                 story.hops.len()
             ),
             (0, None) => format!(
@@ -144,11 +144,15 @@ fn ask(
         }
         Some(relay) if here => {
             let Some(interface) = standing::way_to(relay) else {
+                let subnets = plan.dhcp.subnets.iter().map(|subnet| subnet.network);
+                let network = subnets.into_iter().find(|network| values::contains(*network, relay));
+                let network = network
+                    .map_or_else(|| format!("{relay}/32"), |network| format!("{}/{}", network.0, network.1));
                 return Ok(Err(Finding::wrong(
                     "no-route-to-relay",
                     format!("this host knows no way to the relay {relay}"),
-                    "answers to machines behind it go there and get lost",
-                    format!("ip route add NETWORK-OF-{relay}/LENGTH via ROUTER, or a default route"),
+                    "the server's answers to machines behind that relay are lost here",
+                    format!("ip route add {network} via ROUTER, or a default route"),
                 )));
             };
             let server = doctor.server.or(interface.addr);

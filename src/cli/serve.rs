@@ -1,6 +1,6 @@
 //! `serve`: from a plan to a running server, and its end.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -169,8 +169,8 @@ pub(super) struct Running {
     stopping: Arc<AtomicBool>,
     /// These end last: what the cores still said is stored.
     keeper: Option<KeeperRunning>,
-    leases: Option<Writing>,
     reloader: Arc<Reloader>,
+    leases: Option<Writing>,
 }
 
 /// Makes the folders of our own, on the first start; one that somebody named must be there.
@@ -203,12 +203,8 @@ fn confine(common: &Common, plan: &Plan) -> Result<(), Failure> {
         && !account.is_current()
     {
         let state = &plan.server.state_dir;
-        let inside =
-            |folder| std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-        let leases = state.join(LEASES);
-        let files = inside(state).chain(inside(&leases)).filter(|path| path.is_file());
         // What an earlier run as another user left there, which this one could not write.
-        for path in files.chain(leases.exists().then(|| leases.clone())).chain([state.clone()]) {
+        for path in own_state(state, &plan.images_dir) {
             account.give(&path).map_err(system)?;
         }
         if plan.images_dir.starts_with(state) {
@@ -235,6 +231,20 @@ fn confine(common: &Common, plan: &Plan) -> Result<(), Failure> {
     }
     tracing::info!(rung = "landlock", held = word, "{text}");
     Ok(())
+}
+
+/// The state folder and what is in it and its folders, but for images: those may be somebody else's.
+fn own_state(state: &Path, images: &Path) -> Vec<PathBuf> {
+    let mut found = vec![state.to_owned()];
+    let mut next = 0;
+    while let Some(path) = found.get(next).cloned() {
+        next += 1;
+        let entries = std::fs::read_dir(&path).into_iter().flatten().flatten();
+        // A link would lead out of it.
+        let own = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir() || kind.is_file()));
+        found.extend(own.map(|entry| entry.path()).filter(|path| path != images));
+    }
+    found
 }
 
 /// What serving opens.
@@ -273,26 +283,16 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
     let mut secret = [0; 32];
     getrandom::fill(&mut secret).map_err(|error| runtime(&error))?;
     // Everything that is stored is loaded and published before any listener answers.
-    // In a thread that keeps no privilege, for the keeper's own inherits what its maker has.
-    let (keeper, leases) = std::thread::scope(|scope| {
-        let begun = scope.spawn(|| {
-            if plan.server.sandbox != Sandbox::Off {
-                privileges::renounce();
-            }
-            let keeper = start_keeper(plan, &library, secret)?;
-            // The store's lock, taken by now, says that nobody else writes in this folder.
-            Ok((keeper, start_journal(plan)?))
-        });
-        begun.join().unwrap_or_else(|_| Err(Failure::new(Exit::Runtime, "the keeper's start panicked")))
-    })?;
+    let (keeper, leases) = without_privileges(plan, || {
+        let keeper = start_keeper(plan, &library, secret)?;
+        // The store's lock, taken by now, says that nobody else writes in this folder.
+        Ok::<_, Failure>((keeper, start_journal(plan)?))
+    })??;
     let (evidence, recorder) = crossbeam_channel::bounded::<Evidence>(EVIDENCE_QUEUE);
-    let shared = Arc::new(Shared::new(
-        Arc::clone(&library),
-        keeper.keeper().clone(),
-        plan.policy.clone(),
-        evidence,
-        DRAIN,
-    ));
+    let shared =
+        Shared::new(Arc::clone(&library), keeper.keeper().clone(), plan.policy.clone(), evidence, DRAIN);
+    let networks = plan.dhcp.subnets.iter().map(|subnet| subnet.network).collect();
+    let shared = Arc::new(shared.with_admission(plan.admission, networks));
     let handle = keeper.keeper().clone();
     let (scribe, leases) = leases.unzip();
     let certificates = open_certificates(plan)?;
@@ -353,6 +353,13 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
                 "# HELP bootstorm_evidence_lost_total Events the flight recorder had no room for.\n# TYPE \
                  bootstorm_evidence_lost_total counter\nbootstorm_evidence_lost_total {count}\n"
             ));
+            let (admitted, waiting) = lost.admission_counts();
+            text.push_str(&format!(
+                "# HELP bootstorm_admission_admitted Boots that hold a place to fetch.\n# TYPE \
+                 bootstorm_admission_admitted gauge\nbootstorm_admission_admitted {admitted}\n# HELP \
+                 bootstorm_admission_waiting Machines in line.\n# TYPE bootstorm_admission_waiting \
+                 gauge\nbootstorm_admission_waiting {waiting}\n"
+            ));
             text.push_str(&handle.metrics());
             text.push_str(&scribe.as_ref().map(Scribe::metrics).unwrap_or_default());
             text
@@ -374,6 +381,19 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
         move || keep_house(&library, &stopping, || look_at_certificates(certificates.as_deref(), &interfaces))
     })?);
     Ok(running)
+}
+
+/// Begins something in a thread that keeps no privilege: the threads that are made there have none either.
+fn without_privileges<T: Send>(plan: &Plan, begin: impl FnOnce() -> T + Send) -> Result<T, Failure> {
+    std::thread::scope(|scope| {
+        let begun = scope.spawn(|| {
+            if plan.server.sandbox != Sandbox::Off {
+                privileges::renounce();
+            }
+            begin()
+        });
+        begun.join().map_err(|_| Failure::new(Exit::Runtime, "a start panicked"))
+    })
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Failure> {

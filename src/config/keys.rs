@@ -40,6 +40,9 @@ pub const KEYS: &[Key] = &[
     key("https.certificate", "\"\""),
     key("https.key", "\"\""),
     key("https.auto", "false"),
+    key("admission.per_image", "0"),
+    key("admission.per_subnet", "0"),
+    key("admission.per_link", "0"),
     key("images.dir", "\"\""),
     key("loaders.dirs", "[]"),
     key("loaders.bios", "[\"undionly.kpxe\"]"),
@@ -223,6 +226,11 @@ listen = []                  # such as ["0.0.0.0:4434"]; empty = no HTTPS
 certificate = ""             # PEM file, the server's own certificate first; read again when it changes
 key = ""                     # PEM file, its key
 auto = false                 # an own CA instead, made on first use; machines are to trust state_dir/https/ca.pem
+
+[admission]                  # boots that may fetch at once, the others wait in line at their script; 0 = any number
+per_image = 0                # of the same image
+per_subnet = 0               # in the same [[dhcp.subnet]], or in the same /24 where there is none
+per_link = 0                 # from the same address of this server
 
 [images]
 dir = ""                     # empty = images below state_dir

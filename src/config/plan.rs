@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::keys::KEYS;
 use super::read::{Entry, Origin, Problem, Value};
 use super::values;
+use crate::jobs::admission::Limits;
 use crate::jobs::script::{MenuDefault, Policy, Unknown};
 use crate::wire::{MacAddr, MacPattern, Uuid};
 
@@ -223,6 +224,8 @@ pub struct Plan {
     pub http: HttpPlan,
     /// `[https]`.
     pub https: HttpsPlan,
+    /// `[admission]`.
+    pub admission: Limits,
     /// `images.dir`.
     pub images_dir: PathBuf,
     /// `[loaders]`.
@@ -416,6 +419,12 @@ pub(super) fn build(
     };
     let http = HttpPlan { listen: taker.listen("http.listen") };
     let https = https(&mut taker, &http, &mut notes);
+    let mut boots = |path| taker.number(path, 0, 100_000) as u32;
+    let admission = Limits {
+        per_image: boots("admission.per_image"),
+        per_subnet: boots("admission.per_subnet"),
+        per_link: boots("admission.per_link"),
+    };
     let images_dir = match taker.text("images.dir") {
         text if text.is_empty() => state_dir.join("images"),
         text => PathBuf::from(text),
@@ -514,6 +523,7 @@ pub(super) fn build(
         tftp,
         http,
         https,
+        admission,
         images_dir,
         loaders,
         policy: Policy { unknown, menu_timeout, menu_default, exclude },

@@ -21,6 +21,8 @@ const ARP_INTERVAL: Duration = Duration::from_millis(300);
 /// How long a connection may take, and how long an answer may stand still.
 const CONNECT_PATIENCE: Duration = Duration::from_millis(2000);
 const ANSWER_PATIENCE: Duration = Duration::from_millis(2500);
+/// How long the other end of a connection may take to hang up as well.
+const GOODBYE_PATIENCE: Duration = Duration::from_millis(100);
 const FIRST_RESEND: Duration = Duration::from_millis(300);
 /// A segment still to be cut by the card is as long as this.
 const FRAME_LEN_MAX: usize = 70_000;
@@ -67,6 +69,14 @@ pub(super) trait Carrier {
     fn is_there(&mut self, address: Ipv4Addr) -> Option<bool>;
 }
 
+/// How a connection is to be ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum End {
+    Broken,
+    Whole,
+    WholeAndOver,
+}
+
 /// Frames of its own on an interface.
 pub(super) struct Frames {
     socket: PacketSocket,
@@ -81,13 +91,13 @@ pub(super) struct Frames {
     /// Heard while something else was waited for.
     waiting: VecDeque<Heard>,
     id: u16,
-    next_port: u16,
+    random: u64,
     buffer: Vec<u8>,
 }
 
 impl Frames {
-    /// `here`: the server is on this host.
-    pub(super) fn open(interface: Interface, mac: MacAddr, here: bool) -> Result<Self, SysError> {
+    /// `here`: the server is on this host. `seed`: for ports and sequence numbers.
+    pub(super) fn open(interface: Interface, mac: MacAddr, here: bool, seed: u64) -> Result<Self, SysError> {
         let socket = PacketSocket::open_all(&interface.name, interface.index)?;
         let injector = match here {
             true => Some(Injector::new(interface.index)?),
@@ -104,7 +114,7 @@ impl Frames {
             neighbours: HashMap::new(),
             waiting: VecDeque::new(),
             id: 1,
-            next_port: 40_000,
+            random: seed,
             buffer: vec![0; FRAME_LEN_MAX],
         })
     }
@@ -235,6 +245,42 @@ impl Frames {
         self.put(&frame);
     }
 
+    /// Ends a connection: with what was asked for in hand the usual way, so that the server sees no broken download and
+    /// keeps nothing of it. `theirs` counts their FIN once it has come.
+    fn hang_up(&mut self, port: u16, server: SocketAddrV4, mut seq: u32, mut theirs: u32, end: End) {
+        let plain = |flags, seq, ack| Segment { seq, ack, flags, payload: Vec::new() };
+        let mut over = match end {
+            End::Broken => {
+                return self.send_segment(port, server, &plain(flag::RST | flag::ACK, seq, theirs));
+            }
+            End::Whole => false,
+            End::WholeAndOver => true,
+        };
+        let until = Instant::now() + GOODBYE_PATIENCE;
+        if !over {
+            // It was asked to close, and does: what it sent is acknowledged to the last before this end says goodbye.
+            self.send_segment(port, server, &plain(flag::ACK, seq, theirs));
+            while let Some(Ok(segment)) = self.hear_segment(port, server, until) {
+                if segment.flags & (flag::FIN | flag::RST) != 0 {
+                    theirs = segment.seq.wrapping_add(segment.payload.len() as u32 + 1);
+                    over = segment.flags & flag::RST == 0;
+                    break;
+                }
+            }
+        }
+        if over {
+            self.send_segment(port, server, &plain(flag::FIN | flag::ACK, seq, theirs));
+            seq = seq.wrapping_add(1);
+            while let Some(Ok(segment)) = self.hear_segment(port, server, until) {
+                if segment.flags & flag::RST != 0 || segment.ack == seq {
+                    return;
+                }
+            }
+        }
+        // It does not answer the goodbye: nothing is to be left of it all the same.
+        self.send_segment(port, server, &plain(flag::RST | flag::ACK, seq, theirs));
+    }
+
     /// The next segment of one connection, or that its port refuses.
     fn hear_segment(
         &mut self,
@@ -283,9 +329,11 @@ impl Carrier for Frames {
 
     /// A connection of the machine's own, from its own address: one request, segments in order, acknowledged one by one.
     fn http(&mut self, server: SocketAddrV4, request: &str, head: bool) -> Result<Answer, HttpFault> {
-        self.next_port = self.next_port.wrapping_add(1).max(40_000);
-        let port = self.next_port;
-        let mut seq = 0x0d0c_0000u32 | u32::from(port);
+        // Another port and another beginning each time: the server may remember a connection of the visitor before.
+        self.random =
+            self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let port = 32_768 + (self.random >> 40) as u16 % 30_000;
+        let mut seq = (self.random >> 32) as u32;
         let syn = Segment { seq, ack: 0, flags: flag::SYN, payload: Vec::new() };
         let start = Instant::now();
         let mut pause = FIRST_RESEND;
@@ -308,6 +356,7 @@ impl Carrier for Frames {
         seq = seq.wrapping_add(request.len() as u32);
         self.send_segment(port, server, &asked);
         let mut reader = AnswerReader::new(head);
+        let mut over = false;
         let mut moved = Instant::now();
         let mut resend = moved + FIRST_RESEND;
         let answer = loop {
@@ -320,8 +369,13 @@ impl Carrier for Frames {
                     let ahead = theirs.wrapping_sub(segment.seq) as usize;
                     let fin = segment.flags & flag::FIN != 0;
                     // What was received before is passed over; what comes too early comes again.
-                    if let Some(news) = segment.payload.get(ahead..).filter(|news| !news.is_empty()) {
-                        theirs = theirs.wrapping_add(news.len() as u32);
+                    let news = segment.payload.get(ahead..).unwrap_or_default();
+                    theirs = theirs.wrapping_add(news.len() as u32);
+                    if fin && segment.seq.wrapping_add(segment.payload.len() as u32) == theirs {
+                        theirs = theirs.wrapping_add(1);
+                        over = true;
+                    }
+                    if !news.is_empty() {
                         moved = Instant::now();
                         match reader.take(news) {
                             Ok(false) => {}
@@ -329,8 +383,7 @@ impl Carrier for Frames {
                             Err(why) => break Err(HttpFault::Broken(why)),
                         }
                     }
-                    if fin && segment.seq.wrapping_add(segment.payload.len() as u32) == theirs {
-                        theirs = theirs.wrapping_add(1);
+                    if over {
                         break reader.end().map_err(HttpFault::Broken);
                     }
                     if !segment.payload.is_empty() {
@@ -351,8 +404,12 @@ impl Carrier for Frames {
                 }
             }
         };
-        let reset = Segment { seq, ack: theirs, flags: flag::RST | flag::ACK, payload: Vec::new() };
-        self.send_segment(port, server, &reset);
+        let end = match (answer.is_ok(), over) {
+            (false, _) => End::Broken,
+            (true, false) => End::Whole,
+            (true, true) => End::WholeAndOver,
+        };
+        self.hang_up(port, server, seq, theirs, end);
         answer.map(|()| reader.answer)
     }
 

@@ -11,7 +11,7 @@ use super::link::{Answer, Carrier, Frames, HttpFault, Sockets};
 use super::offers::{self, Answerer, Offered};
 use super::packet::Heard;
 use super::probe::{self, Block};
-use super::{Finding, Hop};
+use super::{Finding, Hop, machine};
 use crate::client::{Command, Config, Input, Kind, Machine, Outcome, Patience, Relay};
 use crate::jobs::machine::VISITOR_PREFIX;
 use crate::sys::SysError;
@@ -188,15 +188,18 @@ struct Session<'a> {
 /// # Errors
 /// When there is no way to the network; everything else is a finding.
 pub fn run(ask: &Ask, drops: &dyn Fn() -> BTreeMap<String, u64>) -> Result<Story, LiveError> {
-    let mut tail = [0; 3];
-    getrandom::fill(&mut tail).map_err(|error| LiveError::Io(io::Error::other(error.to_string())))?;
+    let mut random = [0; 8];
+    getrandom::fill(&mut random).map_err(|error| LiveError::Io(io::Error::other(error.to_string())))?;
+    let seed = u64::from_ne_bytes(random);
     let [a, b, c] = VISITOR_PREFIX;
-    let mac = MacAddr([a, b, c, tail[0], tail[1], tail[2]]);
+    let mac = MacAddr([a, b, c, random[0], random[1], random[2]]);
     let relay = |giaddr| Relay { giaddr, circuit: CIRCUIT.to_vec() };
     let (carrier, relay): (Box<dyn Carrier>, Option<Relay>) = match &ask.way {
-        Way::Frames { interface, here } => (Box::new(Frames::open(interface.clone(), mac, *here)?), None),
+        Way::Frames { interface, here } => {
+            (Box::new(Frames::open(interface.clone(), mac, *here, seed)?), None)
+        }
         Way::RelayFromServer { interface, relay: giaddr } => {
-            let mut frames = Frames::open(interface.clone(), mac, true)?;
+            let mut frames = Frames::open(interface.clone(), mac, true, seed)?;
             frames.settle(*giaddr, 32, None);
             (Box::new(frames), Some(relay(*giaddr)))
         }
@@ -210,16 +213,10 @@ pub fn run(ask: &Ask, drops: &dyn Fn() -> BTreeMap<String, u64>) -> Result<Story
         proxy_ipxe: Duration::from_secs(2),
         request: Duration::from_millis(400),
         tftp: Duration::from_millis(500),
-        tftp_ipxe: Duration::from_millis(150),
+        tftp_ipxe: Duration::from_millis(50),
     };
-    let config = Config {
-        kind: ask.kind,
-        mac,
-        uuid: Uuid([0; 16]),
-        serial: String::new(),
-        patience: quick,
-        seed: u64::from(u32::from_be_bytes([1, tail[0], tail[1], tail[2]])),
-    };
+    let config =
+        Config { kind: ask.kind, mac, uuid: Uuid([0; 16]), serial: String::new(), patience: quick, seed };
     let before = drops();
     let mut session = Session {
         ask,
@@ -240,7 +237,7 @@ pub fn run(ask: &Ask, drops: &dyn Fn() -> BTreeMap<String, u64>) -> Result<Story
         http_fault: None,
         last_status: 0,
         outcome: None,
-        next_port: 30_000,
+        next_port: 30_000 + u16::from(random[3]) * 64,
     };
     session.act();
     let reasons = drops().into_iter().filter(|(reason, count)| before.get(reason).unwrap_or(&0) < count);
@@ -342,7 +339,7 @@ impl Session<'_> {
             Heard::Udp { from, to, payload } if [67, 68, 4011].contains(&to.port()) => {
                 self.take_dhcp(now, *from, payload);
             }
-            Heard::Udp { from, to, payload } if to.port() >= FIRST_PORT => {
+            Heard::Udp { from, to, payload } if (FIRST_PORT..FIRST_PORT + 5_000).contains(&to.port()) => {
                 let socket = u32::from(to.port() - FIRST_PORT);
                 if let Ok(Packet::Oack(options)) = Packet::parse(payload) {
                     self.blksize = options.blksize.map_or(512, usize::from);
@@ -514,7 +511,7 @@ impl Session<'_> {
         beaten: bool,
         findings: &mut Vec<Finding>,
     ) {
-        let kind = self.ask.kind.word();
+        let kind = machine(self.ask.kind);
         let whom = server.map_or_else(|| "the server".to_owned(), |server| server.to_string());
         let said = |reason: &str| reasons.iter().any(|said| said == reason);
         let ours = answerers.iter().find(|answerer| answerer.ours);
@@ -561,7 +558,7 @@ impl Session<'_> {
             };
             findings.push(Finding::wrong(
                 "dhcp-silent",
-                format!("nobody answers the DISCOVER of a {kind} machine (PXE-E51)"),
+                format!("nobody answers the DISCOVER of {kind} (PXE-E51)"),
                 cause,
                 mend,
             ));
@@ -582,13 +579,13 @@ impl Session<'_> {
             findings.push(match no_loader {
                 true => Finding::wrong(
                     "missing-loader",
-                    format!("{whom} names no boot file for a {kind} machine (PXE-E53)"),
+                    format!("{whom} names no boot file for {kind} (PXE-E53)"),
                     "no loader for this firmware is in the loader folders",
                     "apt-get install ipxe, or put one into a folder of [loaders] dirs",
                 ),
                 false => Finding::wrong(
                     "dhcp-silent",
-                    format!("{whom} does not answer the DISCOVER of a {kind} machine; others do"),
+                    format!("{whom} does not answer the DISCOVER of {kind}; others do"),
                     "the server does not run, answers on another interface, or UDP 67 is filtered on its host",
                     "on the server: bootstorm doctor",
                 ),
@@ -714,7 +711,7 @@ impl Session<'_> {
         let has = |findings: &[Finding], names: &[&str]| findings.iter().any(|f| names.contains(&f.name));
         let tftp_known =
             ["tftp-blocked", "tftp-refused", "mtu-hole", "loader-not-found", "wrong-next-server"];
-        let name = self.loader.as_ref().map(|(_, name)| name.clone()).or(self.ask.loaders.first().cloned());
+        let name = self.ask.loaders.first().cloned();
         if let (Some(port), Some(name)) = (self.ask.tftp, name)
             && !has(findings, &tftp_known)
         {

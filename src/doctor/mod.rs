@@ -19,6 +19,8 @@ pub mod standing;
 
 use serde::Serialize;
 
+use crate::client::Kind;
+
 pub use offers::Answerer;
 
 /// How bad something is.
@@ -92,4 +94,14 @@ pub struct Hop {
     pub at_ms: u64,
     /// More about it.
     pub note: String,
+}
+
+/// A kind of machine in a sentence.
+pub fn machine(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Bios => "a BIOS machine",
+        Kind::Uefi => "a UEFI machine",
+        Kind::Http => "a machine with UEFI HTTP Boot",
+        Kind::Ipxe => "an iPXE",
+    }
 }

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use serde::Serialize;
 
-use super::Finding;
+use super::{Finding, machine};
 use crate::client::{Kind, pick};
 use crate::wire::dhcp::{Message, MessageType, SubOptions, code, pxe};
 
@@ -76,15 +76,16 @@ pub(super) fn answerers(kind: Kind, offers: &[Offered], us: &dyn Fn(Ipv4Addr) ->
         let specified = |ip: Ipv4Addr| Some(ip).filter(|ip| !ip.is_unspecified());
         let answerer = Answerer {
             server,
-            ours: us(server),
+            // One that sends machines here, whoever gives the addresses.
+            ours: us(server) || !file.is_empty() && us(message.siaddr()),
             after_ms: offer.after_ms,
             address: specified(message.yiaddr()),
             next_server: specified(message.siaddr()).filter(|_| !file.is_empty()),
-            file,
             boots: class.starts_with(b"PXEClient") || class.starts_with(b"HTTPClient"),
             direct: discovery,
             wins: picked.is_some_and(|pick| pick.boot == Some(place)),
             wins_address: picked.is_some_and(|pick| pick.lease == place),
+            file,
         };
         // A server repeats itself when it is asked again; one that offers both with and without an address is two.
         match found.iter_mut().find(|known| {
@@ -106,9 +107,9 @@ pub(super) fn judge(kind: Kind, answerers: &[Answerer]) -> Vec<Finding> {
     let ours_wins = answerers.iter().any(|answerer| answerer.ours && answerer.wins);
     for other in answerers.iter().filter(|answerer| !answerer.ours) {
         let outcome = match (other.wins, ours_wins) {
-            (true, _) => format!("a {} machine takes it", kind.word()),
-            (false, true) => format!("a {} machine takes ours this time", kind.word()),
-            (false, false) => format!("a {} machine takes neither", kind.word()),
+            (true, _) => format!("{} takes it", machine(kind)),
+            (false, true) => format!("{} takes ours this time", machine(kind)),
+            (false, false) => format!("{} takes neither", machine(kind)),
         };
         let server = other.server;
         let file = match other.file.as_str() {
@@ -211,6 +212,13 @@ mod tests {
         let named = offer(2, 100, "", &[], "grub.efi");
         assert_eq!(names(Kind::Ipxe, &[named.clone(), ours.clone()]), (vec!["filename-in-lease"], false));
         assert_eq!(names(Kind::Uefi, &[named, ours]), (vec!["filename-in-lease"], true));
+    }
+
+    #[test]
+    fn a_dhcp_server_that_sends_machines_here_is_no_meddler() {
+        let mut pointed = offer(2, 100, "", &[], "snponly.efi");
+        pointed.bytes[20..24].copy_from_slice(&US.octets());
+        assert_eq!(names(Kind::Uefi, &[pointed]), (vec![], true));
     }
 
     #[test]

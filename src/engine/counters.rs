@@ -85,6 +85,7 @@ counts! {
     HttpsIncompatible => "https_handshakes_total" {"outcome" = "incompatible"}, "TLS handshakes ended, by outcome.";
     HttpsAlerts => "https_handshakes_total" {"outcome" = "peer-alert"}, "TLS handshakes ended, by outcome.";
     HttpsBroken => "https_handshakes_total" {"outcome" = "broken"}, "TLS handshakes ended, by outcome.";
+    ScriptsQueued => "admission_waits_total", "Scripts asked for by machines that others come before.";
     BadTokens => "http_bad_tokens_total", "Boot URLs whose token is forged or expired.";
     TokensShut => "http_tokens_shut_total", "Boot URLs whose token does not open what was asked for.";
     AnswersWithheld => "http_answers_withheld_total", "Answer files asked for and not given.";

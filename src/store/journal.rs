@@ -81,7 +81,8 @@ type Live = HashMap<u64, (Entry, u64), foldhash::fast::RandomState>;
 #[derive(Debug)]
 pub struct Journal {
     folder: PathBuf,
-    file: File,
+    /// None while no segment could be begun because the disk is full: every commit tries again.
+    file: Option<File>,
     /// Number of the segment written to.
     number: u64,
     at: u64,
@@ -106,9 +107,14 @@ impl Journal {
     }
 
     fn open_with(folder: &Path, segment_len: u64) -> io::Result<Self> {
-        fs::create_dir_all(folder)?;
+        let made = fs::create_dir_all(folder);
         let mut old = Vec::new();
-        for entry in fs::read_dir(folder)? {
+        let listed = match &made {
+            Ok(()) => Some(fs::read_dir(folder)?),
+            // What cannot be made was not there.
+            Err(_) => None,
+        };
+        for entry in listed.into_iter().flatten() {
             let name = entry?.file_name();
             let number = name.to_str().and_then(|name| name.strip_prefix(NAME)?.parse::<u64>().ok());
             old.extend(number);
@@ -129,20 +135,28 @@ impl Journal {
         old.retain(|number| !empty.contains(number));
         live.retain(|_, (entry, _)| entry.len > 0);
         // What follows a torn batch would never be read, so every start begins a segment.
-        let (file, at) = begin(folder, next, segment_len)?;
+        let begun = match made.and_then(|()| begin(folder, next, segment_len)) {
+            Ok((file, at)) => Some((file, at, next)),
+            // What is stored holds, and what cannot be is refused until there is room.
+            Err(error) if is_full(&error) => None,
+            Err(error) => return Err(error),
+        };
+        let torn = begun.is_none();
+        let (file, at, number) =
+            begun.map_or((None, 0, next - 1), |(file, at, number)| (Some(file), at, number));
         let to_move = live.keys().copied().collect();
         let buffer = Vec::new();
         Ok(Self {
             folder: folder.into(),
             file,
-            number: next,
+            number,
             at,
             live,
             old,
             to_move,
             buffer,
             segment_len,
-            torn: false,
+            torn,
         })
     }
 
@@ -194,13 +208,14 @@ impl Journal {
             let hash = hash(self.number, self.at, &self.buffer[BATCH_HEAD_LEN..]);
             self.buffer[..16].copy_from_slice(&hash);
             self.buffer[16..BATCH_HEAD_LEN].copy_from_slice(&len.to_le_bytes());
-            let written = self.file.write_all(&self.buffer).and_then(|()| self.file.sync_data());
+            let Some(file) = &mut self.file else { return Err(io::ErrorKind::StorageFull.into()) };
+            let written = file.write_all(&self.buffer).and_then(|()| file.sync_data());
             if let Err(error) = written {
                 self.to_move.append(&mut moving);
                 self.torn = true;
                 // Cut off what may be there, so that a restart does not find a batch that was refused. If that fails
                 // as well, the disk is gone, and the next segment says so.
-                let _ = self.file.set_len(self.at).and_then(|()| self.file.sync_data());
+                let _ = file.set_len(self.at).and_then(|()| file.sync_data());
                 return Err(error);
             }
             self.at += self.buffer.len() as u64;
@@ -225,9 +240,12 @@ impl Journal {
     /// Begins the next segment.
     fn roll(&mut self) -> io::Result<()> {
         let next = self.number + 1;
+        fs::create_dir_all(&self.folder)?;
         let (file, at) = begin(&self.folder, next, self.segment_len)?;
-        self.old.push(self.number);
-        (self.file, self.at, self.number, self.torn) = (file, at, next, false);
+        if self.file.is_some() {
+            self.old.push(self.number);
+        }
+        (self.file, self.at, self.number, self.torn) = (Some(file), at, next, false);
         // A key removed meanwhile is removed by its own entry in a segment that is newer than its value.
         self.to_move = self.live.keys().copied().collect();
         Ok(())
@@ -247,6 +265,12 @@ impl Journal {
             }
         }
     }
+}
+
+/// True for an error that goes when somebody makes room.
+fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded)
 }
 
 fn path(folder: &Path, number: u64) -> PathBuf {

@@ -22,6 +22,7 @@ pub mod runs;
 pub mod sandbox;
 pub mod tap;
 pub mod tcp;
+pub mod timer;
 pub mod udp;
 pub mod uring;
 

@@ -189,6 +189,19 @@ impl FrameRing {
         set_int(self.fd.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_FANOUT, value as i32)
     }
 
+    /// The status word of the slot that is filled next.
+    fn status(&self) -> &AtomicU32 {
+        // SAFETY: `next` is below `slots`, so the slot lies inside the mapping of `slots * slot_len` bytes, which lives as
+        // long as `self`. It begins with `tpacket2_hdr`, whose first word is the status; slots are aligned to 256 bytes,
+        // and both sides touch the word only atomically.
+        unsafe { AtomicU32::from_ptr(self.map.add(self.next * self.slot_len).cast().as_ptr()) }
+    }
+
+    /// True when a frame is waiting. Asks the memory that is shared with the kernel, not the kernel.
+    pub fn has_frames(&self) -> bool {
+        self.status().load(Ordering::Acquire) & libc::TP_STATUS_USER != 0
+    }
+
     /// Hands at most `max` waiting frames to `take` and gives their slots back; how many there were.
     pub fn receive(&mut self, max: usize, mut take: impl FnMut(Frame<'_>)) -> usize {
         let mut taken = 0;

@@ -20,4 +20,6 @@ mod operations;
 mod package;
 mod scripts;
 mod server;
+mod soak;
+mod tftp_clients;
 mod winpe;
