@@ -49,8 +49,8 @@ use crate::wire::frame::{UDP_PAYLOAD_OFFSET, UdpHeader, emit_udp_frame, parse_ud
 const MESSAGES_PER_TURN: usize = 1024;
 /// DISCOVERs answered per turn as they come, and as many again of those that wait.
 const DISCOVERS_PER_TURN: usize = 128;
-/// DISCOVERs that wait; at 200,000 a second they wait 5 ms.
-const WAITING_MAX: usize = 1024;
+/// Relayed DISCOVERs that wait; at 200,000 a second they wait 40 ms.
+const WAITING_MAX: usize = 8192;
 /// One that waited longer is not answered: iPXE repeats itself after a second, ROMs after four.
 const STALE: Duration = Duration::from_millis(900);
 /// Longest frame taken: an Ethernet frame with a VLAN tag.
@@ -982,7 +982,7 @@ mod tests {
                 pushed += 1;
             }
             assert!(!waiting.push(&came, now, &[]));
-            for _ in 0..round * 25 {
+            for _ in 0..round * 200 {
                 let (_, _, len) = waiting.pop(&mut bytes).unwrap();
                 assert_eq!(bytes[..len], popped.to_be_bytes());
                 popped += 1;

@@ -18,6 +18,7 @@ use crate::sys::packet::BpfInstruction;
 const LD_H_ABS: u16 = 0x28;
 const LD_B_ABS: u16 = 0x30;
 const LD_W_ABS: u16 = 0x20;
+const LD_W_LEN: u16 = 0x80;
 const LD_H_IND: u16 = 0x48;
 const LD_W_IND: u16 = 0x40;
 const LDX_IP_HEADER_LEN: u16 = 0xb1;
@@ -56,6 +57,9 @@ const fn load(code: u16, k: u32) -> BpfInstruction {
 const fn jump(code: u16, k: u32, jt: u8, jf: u8) -> BpfInstruction {
     BpfInstruction { code, jt, jf, k }
 }
+
+/// Longest frame of a DISCOVER that goes to the ring of its own; firmware's have 300 to 600 bytes.
+pub const DISCOVER_LEN_MAX: u32 = 900;
 
 /// Which messages a raw socket is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -107,6 +111,8 @@ pub fn raw(port: u16, everything: bool, part: Part) -> Vec<BpfInstruction> {
         Part::Rest => (DROP, ACCEPT),
     };
     program.extend([
+        load(LD_W_LEN, 0),
+        jump(JUMP_GE, DISCOVER_LEN_MAX + 1, 4, 0),
         load(LD_H_IND, DHCP + 240),
         jump(JUMP_EQ, 0x3501, 0, 2),
         load(LD_H_IND, DHCP + 241),
@@ -248,6 +254,7 @@ mod tests {
                 LD_W_ABS if i.k == PACKET_TYPE => Some(meta.packet_type),
                 LD_W_ABS if i.k == INTERFACE_INDEX => Some(meta.interface),
                 LD_W_ABS if i.k == VLAN_TAG_PRESENT => Some(meta.tagged),
+                LD_W_LEN => Some(packet.len() as u32),
                 LD_H_ABS => number(place(i.k), 2),
                 LD_B_ABS => number(place(i.k), 1),
                 LD_W_ABS => number(place(i.k), 4),
@@ -440,6 +447,12 @@ mod tests {
             assert!(!discovers(options), "{options:?}");
             assert!(raw_takes(&Case { options, ..DISCOVER }, false), "{options:?}");
         }
+        let mut long = frame(&DISCOVER);
+        long.resize(DISCOVER_LEN_MAX as usize + 1, 0);
+        assert!(
+            !accepts(&raw(67, false, Part::Discovers), &long, 14)
+                && accepts(&raw(67, false, Part::Rest), &long, 14)
+        );
         let offer = Case { src_port: 67, dst_port: 68, ..DISCOVER };
         assert!(!accepts(&raw(67, false, Part::Discovers), &frame(&offer), 14));
     }
