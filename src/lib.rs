@@ -34,4 +34,5 @@ pub mod proto;
 pub mod store;
 pub mod sys;
 pub mod telemetry;
+pub mod tls;
 pub mod wire;

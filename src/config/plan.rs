@@ -41,6 +41,18 @@ pub enum Frames {
     Off,
 }
 
+/// Whether the server is held to its own folders, ports and system calls.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sandbox {
+    /// As far as the kernel can.
+    Auto,
+    /// All of it, or no start.
+    On,
+    /// Not at all.
+    Off,
+}
+
 /// What DHCP does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -64,6 +76,12 @@ pub struct ServerPlan {
     pub driver: Driver,
     /// Loops; 0 is one per core.
     pub cores: usize,
+    /// User to become; empty stays.
+    pub user: String,
+    /// Held to its own.
+    pub sandbox: Sandbox,
+    /// Reload when the file changes.
+    pub watch_config: bool,
 }
 
 /// One `[[dhcp.subnet]]`.
@@ -131,6 +149,15 @@ pub struct HttpPlan {
     pub listen: Vec<SocketAddrV4>,
 }
 
+/// `[https]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HttpsPlan {
+    /// Listeners.
+    pub listen: Vec<SocketAddrV4>,
+    /// Chain and key, PEM; `None` is an own authority in the state folder.
+    pub files: Option<(PathBuf, PathBuf)>,
+}
+
 /// `[loaders]`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LoaderPlan {
@@ -168,6 +195,8 @@ pub struct Plan {
     pub tftp: TftpPlan,
     /// `[http]`.
     pub http: HttpPlan,
+    /// `[https]`.
+    pub https: HttpsPlan,
     /// `images.dir`.
     pub images_dir: PathBuf,
     /// `[loaders]`.
@@ -360,14 +389,7 @@ pub(super) fn build(
             .unwrap_or(Frames::Auto),
     };
     let http = HttpPlan { listen: taker.listen("http.listen") };
-    if !taker.list("https.listen").is_empty() {
-        taker.wrong("https.listen", "an empty list: HTTPS is not built yet");
-    }
-    let (certificate, key, _) =
-        (taker.text("https.certificate"), taker.text("https.key"), taker.flag("https.auto"));
-    if certificate.is_empty() != key.is_empty() {
-        taker.wrong("https.certificate", "certificate and key together, or neither");
-    }
+    let https = https(&mut taker, &http, &mut notes);
     let images_dir = match taker.text("images.dir") {
         text if text.is_empty() => state_dir.join("images"),
         text => PathBuf::from(text),
@@ -435,14 +457,20 @@ pub(super) fn build(
             )
             .unwrap_or(Driver::Auto),
         cores: taker.number("server.cores", 0, 1024) as usize,
+        user: taker.text("server.user"),
+        sandbox: taker
+            .word("server.sandbox", &[("auto", Sandbox::Auto), ("on", Sandbox::On), ("off", Sandbox::Off)])
+            .unwrap_or(Sandbox::Auto),
+        watch_config: taker.flag("server.watch_config"),
         state_dir: state_dir.clone(),
     };
-    clashes(&mut taker, &tftp, &http, listen, mode, (port, boot_server_port));
+    clashes(&mut taker, &tftp, &http, &https, listen, mode, (port, boot_server_port));
     Plan {
         server,
         dhcp: DhcpPlan { mode, port, boot_server_port, subnets, reservations },
         tftp,
         http,
+        https,
         images_dir,
         loaders,
         policy: Policy { unknown, menu_timeout, menu_default, exclude },
@@ -451,11 +479,38 @@ pub(super) fn build(
     }
 }
 
+fn https(taker: &mut Taker<'_>, http: &HttpPlan, notes: &mut Vec<String>) -> HttpsPlan {
+    let listen = taker.listen("https.listen");
+    let (certificate, key) = (taker.text("https.certificate"), taker.text("https.key"));
+    let auto = taker.flag("https.auto");
+    match (certificate.is_empty(), key.is_empty()) {
+        (false, true) => taker.wrong("https.key", "the key of https.certificate, a PEM file"),
+        (true, false) => taker.wrong("https.certificate", "the certificate of https.key, a PEM file"),
+        (false, false) if auto => {
+            taker.wrong("https.auto", "false where certificate and key are given: an own CA makes its own");
+        }
+        (true, true) if !auto && !listen.is_empty() => {
+            taker.wrong("https.certificate", "a PEM file with its key, or auto = true for an own CA");
+        }
+        _ => {}
+    }
+    if http.listen.is_empty() && !listen.is_empty() {
+        notes.push(
+            "only HTTPS is listened on: DHCP has no URL to hand out, since no firmware trusts a certificate by \
+             itself"
+                .into(),
+        );
+    }
+    let files = (!certificate.is_empty()).then(|| (PathBuf::from(certificate), PathBuf::from(key)));
+    HttpsPlan { listen, files }
+}
+
 /// Two listeners on one port.
 fn clashes(
     taker: &mut Taker<'_>,
     tftp: &TftpPlan,
     http: &HttpPlan,
+    https: &HttpsPlan,
     admin: Option<SocketAddr>,
     mode: DhcpMode,
     dhcp: (u16, u16),
@@ -471,13 +526,19 @@ fn clashes(
     if twice(&http.listen) {
         taker.wrong("http.listen", "each port once");
     }
+    if twice(&https.listen) {
+        taker.wrong("https.listen", "each port once");
+    }
+    if http.listen.iter().any(|http| https.listen.iter().any(|https| overlap(*http, *https))) {
+        taker.wrong("https.listen", "another port than [http] listen has");
+    }
     if twice(&tftp.listen) {
         taker.wrong("tftp.listen", "each port once");
     }
     if let Some(SocketAddr::V4(admin)) = admin
-        && http.listen.iter().any(|http| overlap(*http, admin))
+        && http.listen.iter().chain(&https.listen).any(|data| overlap(*data, admin))
     {
-        taker.wrong("admin.listen", "another port than [http] listen has");
+        taker.wrong("admin.listen", "another port than [http] and [https] listen have");
     }
     if mode != DhcpMode::Off {
         if dhcp.0 == dhcp.1 {

@@ -13,14 +13,14 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token, Waker};
 use std::os::fd::RawFd;
 
-use super::counters::Tally;
+use super::counters::{Count, Tally};
 use super::dhcp::DhcpSide;
 use super::http::HttpSide;
 use super::shared::Shared;
@@ -118,6 +118,8 @@ pub(super) fn watch_both(registry: &Registry, fd: RawFd, owner: Owner) -> io::Re
 pub(super) struct Turn<'a> {
     /// Read once per turn.
     pub now: Instant,
+    /// The calendar's, read once per turn.
+    pub wall: SystemTime,
     /// This core's number.
     pub core: usize,
     /// What all cores read.
@@ -216,6 +218,7 @@ impl Core {
             dhcp.ready_all();
         }
         loop {
+            self.tally.add(Count::LoopTurns, 1);
             let now = Instant::now();
             let busy = self.tftp.is_busy()
                 || self.http.is_busy()
@@ -257,6 +260,7 @@ impl Core {
             }
             let mut turn = Turn {
                 now: Instant::now(),
+                wall: SystemTime::now(),
                 core: self.index,
                 shared: &self.shared,
                 tally: &self.tally,

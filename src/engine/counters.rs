@@ -28,6 +28,7 @@ macro_rules! counts {
 }
 
 counts! {
+    LoopTurns => "loop_turns_total", "Times the loops of all cores went round.";
     DhcpPackets => "dhcp_packets_total", "DHCP messages received, by raw socket and UDP.";
     DhcpReplies => "dhcp_replies_total", "DHCP messages sent.";
     DhcpMalformedFrames => "dhcp_malformed_frames_total", "Frames on the raw socket that are no whole UDP datagram.";
@@ -68,6 +69,13 @@ counts! {
     HttpSplice => "http_bytes_total" {"sender" = "splice"}, "HTTP bytes handed to the kernel, by sender.";
     HttpSendfile => "http_bytes_total" {"sender" = "sendfile"}, "HTTP bytes handed to the kernel, by sender.";
     HttpRing => "http_bytes_total" {"sender" = "send_zc"}, "HTTP bytes handed to the kernel, by sender.";
+    HttpSealed => "http_bytes_total" {"sender" = "tls"}, "HTTP bytes handed to the kernel, by sender.";
+    HttpsHandshakes12 => "https_handshakes_total" {"outcome" = "tls-1.2"}, "TLS handshakes ended, by outcome.";
+    HttpsHandshakes13 => "https_handshakes_total" {"outcome" = "tls-1.3"}, "TLS handshakes ended, by outcome.";
+    HttpsNotTls => "https_handshakes_total" {"outcome" = "not-tls"}, "TLS handshakes ended, by outcome.";
+    HttpsIncompatible => "https_handshakes_total" {"outcome" = "incompatible"}, "TLS handshakes ended, by outcome.";
+    HttpsAlerts => "https_handshakes_total" {"outcome" = "peer-alert"}, "TLS handshakes ended, by outcome.";
+    HttpsBroken => "https_handshakes_total" {"outcome" = "broken"}, "TLS handshakes ended, by outcome.";
     BadTokens => "http_bad_tokens_total", "Boot URLs whose token is forged or expired.";
     TokensShut => "http_tokens_shut_total", "Boot URLs whose token does not open what was asked for.";
     AnswersWithheld => "http_answers_withheld_total", "Answer files asked for and not given.";

@@ -16,7 +16,7 @@ use super::counters::Tally;
 use super::dhcp::{Arrival, DhcpSide, RawPort, UdpPort};
 use super::http::HttpSide;
 use super::readers::Readers;
-use super::shared::Shared;
+use super::shared::{Shared, Tuning};
 use super::tftp::{DataPorts, Link, TftpSide};
 use super::{counters, filters};
 use crate::proto::dhcp::{Interface, Mode, Network, ServerPort, Settings};
@@ -28,8 +28,9 @@ use crate::sys::packet::PacketSocket;
 use crate::sys::ring::{FrameRing, RingUse};
 use crate::sys::udp::{UdpOptions, UdpSocket};
 use crate::sys::uring::SendRing;
-use crate::sys::{SysError, affinity, tcp, udp};
+use crate::sys::{SysError, affinity, privileges, tcp, udp};
 use crate::telemetry::Counters;
+use crate::tls::Certificates;
 use crate::wire::MacAddr;
 
 /// SEND_ZC operations one core has in flight.
@@ -90,6 +91,11 @@ pub struct EngineSettings {
     pub tftp_frames: Frames,
     /// HTTP listeners.
     pub http: Vec<SocketAddrV4>,
+    /// Give up, once the sockets are open, every privilege that serving does not need. The calling thread's, and with it
+    /// those of the threads it makes.
+    pub settle: bool,
+    /// HTTPS listeners, and what they show.
+    pub https: Option<(Vec<SocketAddrV4>, Arc<Certificates>)>,
 }
 
 /// Why the engine did not start.
@@ -177,6 +183,8 @@ pub struct Bound {
     pub tftp: Vec<SocketAddrV4>,
     /// HTTP listeners with their real ports.
     pub http: Vec<SocketAddrV4>,
+    /// HTTPS listeners with their real ports.
+    pub https: Vec<SocketAddrV4>,
     /// `uring` or `mio`.
     pub driver: &'static str,
     /// Loops.
@@ -193,6 +201,8 @@ impl Engine {
         let count = if settings.cores == 0 { cpus.len() } else { settings.cores }.max(1);
         let all = interfaces::list().map_err(|e| SysError::new("list interfaces", e))?;
         shared.interfaces.store(Arc::new(all.clone()));
+        let tuning = Tuning { dhcp: settings.dhcp.clone(), tftp_limits: settings.tftp_limits };
+        shared.tuning.store(Arc::new(tuning));
 
         let segmentation = udp::has_segmentation();
         let congestion = tcp::lan_congestion();
@@ -257,7 +267,11 @@ impl Engine {
         for addr in settings.tftp.iter().filter(|addr| addr.port() != 0) {
             drop(UdpSocket::bind(*addr, &UdpOptions::default())?);
         }
-        for addr in settings.http.iter().filter(|addr| addr.port() != 0) {
+        let (mut https_listen, certificates) = match &settings.https {
+            Some((listen, certificates)) => (listen.clone(), Some(Arc::clone(certificates))),
+            None => (Vec::new(), None),
+        };
+        for addr in settings.http.iter().chain(&https_listen).filter(|addr| addr.port() != 0) {
             tcp::check_free(*addr)?;
         }
 
@@ -275,25 +289,14 @@ impl Engine {
         let mut wakers = Vec::new();
         let mut cells = Vec::new();
         for index in 0..count {
-            let limits = Limits { ..settings.tftp_limits };
-            let tftp = TftpSide::bind(
-                &tftp_listen,
-                limits,
-                settings.single_port,
-                segmentation,
-                &readers,
-                &mut data_ports,
-            )?;
+            let tftp =
+                TftpSide::bind(&tftp_listen, settings.single_port, segmentation, &readers, &mut data_ports)?;
             tftp_listen = tftp.addresses();
-            let listeners = HttpSide::bind(&http_listen, congestion)?;
-            http_listen = listeners
-                .iter()
-                .zip(&http_listen)
-                .map(|(listener, wanted)| match listener.local_addr() {
-                    Ok(std::net::SocketAddr::V4(addr)) => addr,
-                    _ => *wanted,
-                })
-                .collect();
+            let mut listeners = HttpSide::bind(&http_listen, false, congestion)?;
+            http_listen = listeners.iter().zip(&http_listen).map(|(l, wanted)| l.address(*wanted)).collect();
+            let secure = HttpSide::bind(&https_listen, true, congestion)?;
+            https_listen = secure.iter().zip(&https_listen).map(|(l, wanted)| l.address(*wanted)).collect();
+            listeners.extend(secure);
             let tally = Tally::default();
             cells.push(tally.cells());
             let poll = Poll::new().map_err(|e| SysError::new("make an event queue", e))?;
@@ -306,6 +309,7 @@ impl Engine {
                 tftp,
                 HttpSide::new(
                     listeners,
+                    certificates.clone(),
                     connections_max,
                     (PIPES_TOTAL / count).max(1),
                     settings.driver == Driver::UringAlways,
@@ -319,6 +323,9 @@ impl Engine {
         }
         for core in &mut cores {
             wakers.push(core.register().map_err(|e| SysError::new("watch a core's sockets", e))?);
+        }
+        if settings.settle {
+            tracing::info!(rung = "privileges", kept = %privileges::settle()?, "what serving needs");
         }
         shared.set_http(http_listen.clone());
         shared.cores_running.store(count, Ordering::Release);
@@ -348,6 +355,7 @@ impl Engine {
                 .map(|dhcp| (dhcp.mode, settings.dhcp_ports.0, settings.dhcp_ports.1)),
             tftp: tftp_listen,
             http: http_listen,
+            https: https_listen,
             driver,
             cores: count,
             interfaces: dhcp_interfaces,
@@ -371,9 +379,19 @@ impl Engine {
         }
     }
 
+    /// True while an interface is waited for: its socket is opened when it comes.
+    pub fn is_waiting(&self) -> bool {
+        self.waiting.as_ref().is_some_and(|waiting| !waiting.names.is_empty())
+    }
+
     /// Where the cores' counters can be read.
     pub fn cells(&self) -> Vec<Arc<Counters>> {
         self.cells.clone()
+    }
+
+    /// How often each core has been around its loop. One that is well goes round at least every few seconds.
+    pub fn turns(&self) -> Vec<u64> {
+        self.cells.iter().map(|cells| cells.read(counters::Count::LoopTurns as usize)).collect()
     }
 
     /// The `/metrics` text of these cells.

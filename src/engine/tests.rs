@@ -17,6 +17,8 @@ use crate::proto::tftp::Limits;
 use crate::store::SharedStore;
 use crate::wire::tftp::{self, Mode, Options, Packet};
 
+mod http_cases;
+mod https;
 mod tftp_cases;
 
 /// A running server with one image folder, removed at the end.
@@ -99,6 +101,8 @@ impl Lab {
             single_port: false,
             tftp_frames: Frames::Auto,
             http: vec![any],
+            settle: false,
+            https: Some((vec![any], https::certificates())),
         };
         let engine = Engine::start(&settings, Arc::clone(&shared)).unwrap();
         Self { engine: Some(engine), dir, content, evidence, keeper, library, store, shared }
@@ -128,7 +132,7 @@ impl Drop for Lab {
 }
 
 /// Reads one response: head and body.
-fn response(stream: &mut TcpStream) -> (String, Vec<u8>) {
+fn response(stream: &mut impl Read) -> (String, Vec<u8>) {
     let mut head = Vec::new();
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") {
@@ -142,7 +146,7 @@ fn response(stream: &mut TcpStream) -> (String, Vec<u8>) {
     (head, body)
 }
 
-fn get(stream: &mut TcpStream, path: &str, extra: &str) -> (String, Vec<u8>) {
+fn get(stream: &mut (impl Read + Write), path: &str, extra: &str) -> (String, Vec<u8>) {
     write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n{extra}\r\n").unwrap();
     response(stream)
 }
