@@ -143,7 +143,7 @@ pub(super) fn tcp_frame(
     body.extend_from_slice(&dst.port().to_be_bytes());
     body.extend_from_slice(&segment.seq.to_be_bytes());
     body.extend_from_slice(&segment.ack.to_be_bytes());
-    body.extend_from_slice(&[header_len / 4 << 4, segment.flags, 0xff, 0xff, 0, 0, 0, 0]);
+    body.extend_from_slice(&[(header_len / 4) << 4, segment.flags, 0xff, 0xff, 0, 0, 0, 0]);
     if options {
         body.extend_from_slice(&[2, 4]);
         body.extend_from_slice(&mss.to_be_bytes());

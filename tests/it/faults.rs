@@ -79,7 +79,7 @@ fn site(interface: &str, rest: &str) -> Site {
     kernel[0x206..0x208].copy_from_slice(&0x020fu16.to_le_bytes());
     kernel[0x236] = 1;
     for (at, byte) in kernel.iter_mut().enumerate().skip(4096) {
-        *byte = (at * 31 >> 5) as u8;
+        *byte = ((at * 31) >> 5) as u8;
     }
     fs::write(folder.join("vmlinuz"), kernel).expect("a kernel");
     fs::write(folder.join("initrd.gz"), vec![7; 70_000]).expect("an initrd");
