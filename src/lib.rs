@@ -24,6 +24,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod control;
+pub mod doctor;
 pub mod engine;
 pub mod files;
 pub mod history;

@@ -7,6 +7,7 @@ mod bench;
 mod bench_compare;
 mod config;
 mod demo;
+mod doctor;
 mod explain;
 mod https;
 mod image;
@@ -14,6 +15,8 @@ mod job;
 mod listing;
 mod machine;
 mod output;
+mod progress;
+mod reload;
 mod script;
 mod serve;
 mod token;
@@ -106,6 +109,7 @@ pub fn main() -> ExitCode {
         Verb::Image(verb) => image::run(&args.common, &verb),
         Verb::Script(verb) => script::run(&args.common, &verb),
         Verb::Explain(explain) => explain::run(&args.common, &explain),
+        Verb::Doctor(doctor) => doctor::run(&args.common, &doctor),
         Verb::Https(verb) => https::run(&args.common, &verb),
         Verb::Bench(verb) => bench::run(&verb),
         Verb::Completions { shell } => {
@@ -132,15 +136,14 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// The file that is named, or the usual one if it is there.
+fn config_file(common: &Common) -> Option<PathBuf> {
+    common.config.clone().or_else(|| Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.exists()))
+}
+
 /// The configuration as flags, environment and file give it.
 fn load_config(common: &Common, flags: &[(&'static str, &'static str, Value)]) -> Result<Loaded, Problems> {
-    let file = match &common.config {
-        Some(path) => Some(read_file(path)?),
-        None => Some(PathBuf::from(DEFAULT_FILE))
-            .filter(|path| path.exists())
-            .map(|path| read_file(&path))
-            .transpose()?,
-    };
+    let file = config_file(common).map(|path| read_file(&path)).transpose()?;
     let mut all = Vec::new();
     if let Some(state) = &common.state {
         all.push(("server.state_dir", "--state", Value::Text(state.display().to_string())));

@@ -1,16 +1,20 @@
 //! `serve`: from a plan to a running server, and its end.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::args::{Common, Dhcp, Driver as DriverArg, LogFormat as LogFormatArg, Serve};
-use super::{Done, Exit, Failure, load_config, output};
-use crate::config::{self, DhcpMode, Plan, Value};
+use super::reload::{Reloader, Source, Watch};
+use super::{Done, Exit, Failure, config_file, load_config, output};
+use crate::config::{self, DhcpMode, Plan, Sandbox, Value};
 use crate::control::{Control, State};
 use crate::engine::{DRAIN, Driver, Engine, EngineSettings, Frames, Shared};
 use crate::files::library::{Library, Settings as LibrarySettings};
+use crate::files::versions::Versions;
+use crate::files::watch::watch;
 use crate::history::History;
 use crate::jobs::evidence::{Evidence, Seen};
 use crate::jobs::job::Job;
@@ -20,21 +24,27 @@ use crate::keeper::{Keeper, Running as KeeperRunning};
 use crate::proto::dhcp::{Mode, Network, Reservation, Settings as DhcpSettings, Subnet};
 use crate::proto::tftp::Limits;
 use crate::store::{SqliteStore, StoreError};
-use crate::sys::interfaces;
-use crate::telemetry::{LogFormat, start_log};
-use crate::tls::{Certificates, OWN_FOLDER, Source};
+use crate::sys::privileges::{self, Account};
+use crate::sys::sandbox::{self, Held};
+use crate::sys::{SysError, affinity, interfaces};
+use crate::telemetry::{LogFormat, render_process, start_log};
+use crate::tls::{Certificates, OWN_FOLDER, Source as CertificateSource};
 
 /// Evidence waiting for the recorder; beyond it evidence is lost and counted, never a core held up.
 const EVIDENCE_QUEUE: usize = 64 * 1024;
 /// The store's file in the state folder.
-const STORE: &str = "bootstorm.db";
+pub(super) const STORE: &str = "bootstorm.db";
 /// How long evidence is gathered before the recorder looks again.
 const GATHER: Duration = Duration::from_millis(5);
 /// How often folders are looked at for new images.
 const HOUSEKEEPING: Duration = Duration::from_secs(2);
+/// The same while a file is still being written.
+const SETTLING: Duration = Duration::from_millis(500);
+/// At least so long between two looks.
+const REST: Duration = Duration::from_millis(200);
 
 /// Where images and loaders are, in the library's words.
-fn library_settings(plan: &Plan) -> LibrarySettings {
+pub(super) fn library_settings(plan: &Plan) -> LibrarySettings {
     LibrarySettings {
         images_dir: plan.images_dir.clone(),
         loader_dirs: plan.loaders.dirs.clone(),
@@ -53,7 +63,7 @@ pub(super) fn open_library(plan: &Plan) -> Result<Library, Failure> {
     })
 }
 
-fn dhcp_settings(plan: &Plan) -> Option<DhcpSettings> {
+pub(super) fn dhcp_settings(plan: &Plan) -> Option<DhcpSettings> {
     let mode = match plan.dhcp.mode {
         DhcpMode::Proxy => Mode::Proxy,
         DhcpMode::Full => Mode::Full,
@@ -79,6 +89,15 @@ fn dhcp_settings(plan: &Plan) -> Option<DhcpSettings> {
     Some(DhcpSettings { mode, subnets, reservations, ..DhcpSettings::default() })
 }
 
+/// Bounds of TFTP's options.
+pub(super) fn tftp_limits(plan: &Plan) -> Limits {
+    Limits {
+        blksize_max: plan.tftp.max_blksize,
+        windowsize_max: plan.tftp.max_windowsize,
+        ..Limits::default()
+    }
+}
+
 fn engine_settings(plan: &Plan, certificates: Option<Arc<Certificates>>) -> EngineSettings {
     EngineSettings {
         driver: match plan.server.driver {
@@ -92,11 +111,7 @@ fn engine_settings(plan: &Plan, certificates: Option<Arc<Certificates>>) -> Engi
         dhcp: dhcp_settings(plan),
         dhcp_ports: (plan.dhcp.port, plan.dhcp.boot_server_port),
         tftp: plan.tftp.listen.clone(),
-        tftp_limits: Limits {
-            blksize_max: plan.tftp.max_blksize,
-            windowsize_max: plan.tftp.max_windowsize,
-            rollover_to: 0,
-        },
+        tftp_limits: tftp_limits(plan),
         single_port: plan.tftp.single_port,
         tftp_frames: match plan.tftp.frames {
             config::Frames::Auto => Frames::Auto,
@@ -104,6 +119,7 @@ fn engine_settings(plan: &Plan, certificates: Option<Arc<Certificates>>) -> Engi
             config::Frames::Off => Frames::Off,
         },
         http: plan.http.listen.clone(),
+        settle: plan.server.sandbox != Sandbox::Off,
         https: certificates.map(|certificates| (plan.https.listen.clone(), certificates)),
     }
 }
@@ -116,43 +132,129 @@ pub(super) struct Running {
     stopping: Arc<AtomicBool>,
     /// Ends last: what the cores still said is stored.
     keeper: Option<KeeperRunning>,
+    reloader: Arc<Reloader>,
 }
 
-/// Starts everything; returns once every listener is open.
-pub(super) fn start(plan: &Plan) -> Result<Running, Failure> {
-    let runtime = |error: &dyn std::fmt::Display| Failure::new(Exit::Runtime, error);
-    // Folders of our own are made on the first start; one that somebody named must be there.
-    if plan.images_dir.starts_with(&plan.server.state_dir) {
-        std::fs::create_dir_all(&plan.images_dir).map_err(|error| {
-            let exit = if error.kind() == std::io::ErrorKind::PermissionDenied {
-                Exit::Permission
-            } else {
-                Exit::Runtime
-            };
-            let message = format!(
-                "make {}: {error}; --state names a folder this user may write to",
-                plan.images_dir.display()
-            );
-            Failure::new(exit, message)
+/// Makes the folders of our own, on the first start; one that somebody named must be there.
+fn make_folders(plan: &Plan) -> Result<(), Failure> {
+    let own_images = plan.images_dir.starts_with(&plan.server.state_dir).then_some(plan.images_dir.as_path());
+    for folder in std::iter::once(plan.server.state_dir.as_path()).chain(own_images) {
+        std::fs::create_dir_all(folder).map_err(|error| {
+            let denied = error.kind() == std::io::ErrorKind::PermissionDenied;
+            let message =
+                format!("make {}: {error}; --state names a folder this user may write to", folder.display());
+            Failure::new(if denied { Exit::Permission } else { Exit::Runtime }, message)
         })?;
     }
+    Ok(())
+}
+
+fn system(error: SysError) -> Failure {
+    Failure::new(if error.is_permission() { Exit::Permission } else { Exit::Runtime }, error)
+}
+
+/// Gives up what starting does not need, and holds this process to its own files. With one thread only: those that come
+/// after it are held by what is done here.
+fn confine(common: &Common, plan: &Plan) -> Result<(), Failure> {
+    affinity::raise_open_files();
+    let account = match plan.server.user.as_str() {
+        "" => None,
+        name => Some(Account::find(name).map_err(system)?),
+    };
+    if let Some(account) = &account
+        && !account.is_current()
+    {
+        let state = &plan.server.state_dir;
+        let inside = std::fs::read_dir(state).into_iter().flatten().flatten().map(|entry| entry.path());
+        // What an earlier run as another user left there, which this one could not write.
+        for path in inside.filter(|path| path.is_file()).chain([state.clone()]) {
+            account.give(&path).map_err(system)?;
+        }
+        if plan.images_dir.starts_with(state) {
+            account.give(&plan.images_dir).map_err(system)?;
+        }
+    }
+    if plan.server.sandbox == Sandbox::Off {
+        if account.is_some() {
+            privileges::prepare(account.as_ref()).map_err(system)?;
+        }
+        tracing::info!(rung = "sandbox", held = "off", "switched off by the configuration");
+        return Ok(());
+    }
+    let kept = privileges::prepare(account.as_ref()).map_err(system)?;
+    tracing::debug!(%kept, user = plan.server.user, "privileges to start with");
+    let held = sandbox::hold_files(&own_files(common, plan)).map_err(system)?;
+    let (word, text) = match held {
+        Held::Whole => ("whole", "only its own folders and ports can be opened"),
+        Held::Partly => ("partly", "this kernel's landlock is older and knows a part of it"),
+        Held::Not => ("not", "this kernel has no landlock, or it is switched off (`lsm=` at boot)"),
+    };
+    if held != Held::Whole && plan.server.sandbox == Sandbox::On {
+        return Err(Failure::new(Exit::Runtime, format!("server.sandbox = \"on\": {text}")));
+    }
+    tracing::info!(rung = "landlock", held = word, "{text}");
+    Ok(())
+}
+
+/// What serving opens.
+fn own_files(common: &Common, plan: &Plan) -> sandbox::Files {
+    // Counters, sysctls and limits of the kernel; the folder of the configuration, which is read again.
+    // Who is who on the admin socket: its peers have names and groups.
+    let names = ["/etc/passwd", "/etc/group", "/etc/nsswitch.conf"];
+    let mut read: Vec<PathBuf> = vec!["/proc".into(), "/sys/class/net".into()];
+    read.extend(names.map(PathBuf::from));
+    let config = config_file(common).and_then(|file| std::path::absolute(file).ok());
+    read.extend(config.and_then(|file| file.parent().map(PathBuf::from)));
+    for folder in &plan.loaders.dirs {
+        read.push(folder.clone());
+        read.extend(sandbox::link_targets(folder));
+    }
+    // Certificates are renewed in place, or by a link that is changed.
+    if let Some((certificate, key)) = &plan.https.files {
+        for file in [certificate, key] {
+            read.extend(std::path::absolute(file).ok().and_then(|file| file.parent().map(PathBuf::from)));
+            read.extend(std::fs::canonicalize(file).ok().and_then(|file| file.parent().map(PathBuf::from)));
+        }
+    }
+    let write = vec![plan.server.state_dir.clone(), plan.images_dir.clone()];
+    let listen = plan.http.listen.iter().chain(&plan.https.listen);
+    let mut tcp_ports: Vec<u16> = listen.map(|addr| addr.port()).collect();
+    tcp_ports.extend(plan.admin.listen.map(|addr| addr.port()));
+    sandbox::Files { read, write, tcp_ports }
+}
+
+/// Starts everything; returns once every listener is open. `source` is asked for a reload.
+pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
+    let runtime = |error: &dyn std::fmt::Display| Failure::new(Exit::Runtime, error);
+    make_folders(plan)?;
     let library = Arc::new(open_library(plan)?);
     let history = Arc::new(History::default());
     let mut secret = [0; 32];
     getrandom::fill(&mut secret).map_err(|error| runtime(&error))?;
     // Everything that is stored is loaded and published before any listener answers.
-    let keeper = start_keeper(plan, &library, secret)?;
+    // In a thread that keeps no privilege, for the keeper's own inherits what its maker has.
+    let keeper = std::thread::scope(|scope| {
+        let begun = scope.spawn(|| {
+            if plan.server.sandbox != Sandbox::Off {
+                privileges::renounce();
+            }
+            start_keeper(plan, &library, secret)
+        });
+        begun.join().unwrap_or_else(|_| Err(Failure::new(Exit::Runtime, "the keeper's start panicked")))
+    })?;
     let (evidence, recorder) = crossbeam_channel::bounded::<Evidence>(EVIDENCE_QUEUE);
     let shared =
         Shared::new(Arc::clone(&library), keeper.keeper().clone(), plan.policy.clone(), evidence, DRAIN);
-    let networks = plan.dhcp.subnets.iter().map(|subnet| subnet.network).collect();
-    let shared = Arc::new(shared.with_admission(plan.admission, networks));
+    shared.limit_boots(plan.admission, networks(plan));
+    let shared = Arc::new(shared);
     let handle = keeper.keeper().clone();
     let certificates = open_certificates(plan)?;
     let engine = Engine::start(&engine_settings(plan, certificates.clone()), Arc::clone(&shared)).map_err(
         |error| Failure::new(if error.is_permission() { Exit::Permission } else { Exit::Runtime }, error),
     )?;
+    let reloader = Arc::new(Reloader::new(plan.clone(), Arc::clone(&shared), source));
     let mut running = Running {
+        reloader: Arc::clone(&reloader),
         control: None,
         helpers: Vec::new(),
         stopping: Arc::new(AtomicBool::new(false)),
@@ -160,6 +262,7 @@ pub(super) fn start(plan: &Plan) -> Result<Running, Failure> {
         keeper: Some(keeper),
     };
     let cells = engine.cells();
+    let started = SystemTime::now();
     let lost = Arc::clone(&shared);
     let scripts = Arc::clone(&shared);
     let base = format!(
@@ -189,8 +292,13 @@ pub(super) fn start(plan: &Plan) -> Result<Running, Failure> {
             };
             compose_explained(&scripts.keeper.table().view(), &**scripts.library.load(), who, &context)
         }),
+        reload: Box::new(move || {
+            let changed = reloader.reload_and_tell("asked for by the API");
+            changed.map_err(|refused| refused.to_string())
+        }),
         metrics: Box::new(move || {
             let mut text = Engine::metrics(&cells);
+            render_process(started, env!("CARGO_PKG_VERSION"), &mut text);
             let count = lost.evidence_lost.load(Ordering::Relaxed);
             text.push_str(&format!(
                 "# HELP bootstorm_evidence_lost_total Events the flight recorder had no room for.\n# TYPE \
@@ -232,14 +340,21 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
         .map_err(|error| Failure::new(Exit::Runtime, format!("start thread {name}: {error}")))
 }
 
+/// The site's subnets, for `[admission]`.
+pub(super) fn networks(plan: &Plan) -> Vec<(std::net::Ipv4Addr, u8)> {
+    plan.dhcp.subnets.iter().map(|subnet| subnet.network).collect()
+}
+
 /// What HTTPS shows, if it is listened for.
 fn open_certificates(plan: &Plan) -> Result<Option<Arc<Certificates>>, Failure> {
     if plan.https.listen.is_empty() {
         return Ok(None);
     }
     let source = match &plan.https.files {
-        Some((certificate, key)) => Source::Files { certificate: certificate.clone(), key: key.clone() },
-        None => Source::Own { folder: plan.server.state_dir.join(OWN_FOLDER), host: host_name() },
+        Some((certificate, key)) => {
+            CertificateSource::Files { certificate: certificate.clone(), key: key.clone() }
+        }
+        None => CertificateSource::Own { folder: plan.server.state_dir.join(OWN_FOLDER), host: host_name() },
     };
     let listed = interfaces::list().unwrap_or_default();
     let addresses: Vec<_> = listed.iter().filter_map(|i| i.addr).collect();
@@ -274,14 +389,7 @@ fn own_address(shared: &Shared) -> std::net::Ipv4Addr {
 /// Opens the store and starts the keeper on it.
 fn start_keeper(plan: &Plan, library: &Arc<Library>, secret: [u8; 32]) -> Result<KeeperRunning, Failure> {
     let failure = |error: StoreError| Failure::new(Exit::Runtime, error);
-    let folder = &plan.server.state_dir;
-    std::fs::create_dir_all(folder).map_err(|error| {
-        let denied = error.kind() == std::io::ErrorKind::PermissionDenied;
-        let message =
-            format!("make {}: {error}; --state names a folder this user may write to", folder.display());
-        Failure::new(if denied { Exit::Permission } else { Exit::Runtime }, message)
-    })?;
-    let store = SqliteStore::open(&folder.join(STORE)).map_err(failure)?;
+    let store = SqliteStore::open(&plan.server.state_dir.join(STORE)).map_err(failure)?;
     let images = Arc::clone(library);
     let observer =
         |job: &Job| tracing::info!(job = %job.id, stage = job.stage.word(), reason = job.reason, "job moved");
@@ -366,19 +474,42 @@ impl LogBudget {
     }
 }
 
-/// New images appear, certificates are renewed.
+/// New images appear: soon after the kernel tells that something moved, and every two seconds in any case;
+/// certificates are renewed.
 fn keep_house(library: &Library, stopping: &AtomicBool, certificates: impl Fn()) {
+    match Versions::open(&library.settings().images_dir).and_then(|versions| versions.recover()) {
+        Ok(0) => {}
+        Ok(left) => tracing::info!(left, "removed what an interrupted command left in the images folder"),
+        // Images may well be on a disk that is not to be written.
+        Err(error) => tracing::debug!(%error, "cannot tidy the images folder"),
+    }
+    let me = std::thread::current();
+    let watch = watch(&library.settings().images_dir, move || me.unpark());
+    if let Err(why) = &watch {
+        tracing::info!(why, "not told of changes in the images folder: it is looked at every two seconds");
+    }
     let mut failed = false;
+    let mut wait = HOUSEKEEPING;
     while !stopping.load(Ordering::Acquire) {
-        std::thread::park_timeout(HOUSEKEEPING);
+        std::thread::park_timeout(wait);
+        wait = HOUSEKEEPING;
         certificates();
         match library.rescan() {
-            Ok(_) => failed = false,
+            Ok(report) => {
+                failed = false;
+                if report.settling > 0 {
+                    wait = SETTLING;
+                }
+            }
             // Said once, not every two seconds.
             Err(error) if !std::mem::replace(&mut failed, true) => {
                 tracing::warn!(%error, "cannot look for new images")
             }
             Err(_) => {}
+        }
+        // A file that is written tells so a thousand times a second: all that tell meanwhile are one.
+        if !stopping.load(Ordering::Acquire) {
+            std::thread::sleep(REST);
         }
     }
 }
@@ -431,7 +562,9 @@ pub(super) fn run(common: &Common, serve: &Serve) -> Done {
     if let Some(cores) = serve.cores {
         flags.push(("server.cores", "--cores", Value::Integer(cores.into())));
     }
-    let plan = load_config(common, &flags)?.plan;
+    let (outer, common) = (common.clone(), common.clone());
+    let source = move || load_config(&common, &flags).map(|loaded| loaded.plan);
+    let plan = source()?;
     let format = match serve.log_format {
         LogFormatArg::Text => LogFormat::Text,
         LogFormatArg::Json => LogFormat::Json,
@@ -441,15 +574,33 @@ pub(super) fn run(common: &Common, serve: &Serve) -> Done {
         tracing::info!("{note}");
     }
     let signals = Signals::watch()?;
-    let mut running = start(&plan)?;
+    make_folders(&plan)?;
+    confine(&outer, &plan)?;
+    let mut running = start(&plan, Box::new(source))?;
+    if plan.server.sandbox != Sandbox::Off {
+        // An interface that is waited for gets its socket when it comes.
+        let packet_sockets = running.engine.as_ref().is_some_and(Engine::is_waiting);
+        match sandbox::hold_calls(packet_sockets) {
+            Ok(()) => tracing::info!(rung = "seccomp", packet_sockets, "only the system calls of serving"),
+            Err(error) if plan.server.sandbox == Sandbox::On => return Err(system(error)),
+            Err(error) => tracing::warn!(rung = "seccomp", %error, "every system call stays possible"),
+        }
+    }
     announce(&running);
     // No service manager, no notification.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    let mut watch = config_file(&outer).filter(|_| plan.server.watch_config).map(Watch::new);
+    let mut pulse = Pulse::new();
+    let reloader = Arc::clone(&running.reloader);
     signals.wait(
-        || tracing::warn!("SIGHUP: reloading is not built yet; the configuration is as it was"),
+        || reload(&reloader, "SIGHUP"),
         || {
             if let Some(engine) = &mut running.engine {
                 engine.look_at_interfaces();
+                pulse.beat(engine);
+            }
+            if watch.as_mut().is_some_and(Watch::changed) {
+                reload(&reloader, "the file changed");
             }
         },
     );
@@ -457,6 +608,39 @@ pub(super) fn run(common: &Common, serve: &Serve) -> Done {
     tracing::info!("stopping: running transfers have {} s to end", DRAIN.as_secs());
     running.stop();
     Ok(Exit::Fine)
+}
+
+/// A reload that the service manager sees.
+fn reload(reloader: &Reloader, why: &str) {
+    use sd_notify::NotifyState;
+    let begun = NotifyState::monotonic_usec_now();
+    // Without a manager nobody listens.
+    let _ = sd_notify::notify(&[NotifyState::Reloading, begun.unwrap_or(NotifyState::Status("reloading"))]);
+    // It is in the log either way.
+    let _ = reloader.reload_and_tell(why);
+    let _ = sd_notify::notify(&[NotifyState::Ready]);
+}
+
+/// Tells the service manager that this server lives: every core has been around its loop since the last time.
+struct Pulse {
+    turns: Vec<u64>,
+}
+
+impl Pulse {
+    fn new() -> Self {
+        Self { turns: Vec::new() }
+    }
+
+    fn beat(&mut self, engine: &Engine) {
+        let turns = engine.turns();
+        let alive =
+            turns.len() != self.turns.len() || turns.iter().zip(&self.turns).all(|(now, was)| now > was);
+        if alive {
+            // No watchdog, nobody listens.
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+            self.turns = turns;
+        }
+    }
 }
 
 /// The one line that says every listener answers.

@@ -365,11 +365,13 @@ impl Outgoing {
             self.corked = true;
         }
         let in_pipe = self.pipe.as_ref().map_or(0, Pipe::held);
+        // The rest goes out now or with the next calls: the last chances to see that the file is still the one promised.
+        // Also what waits in the pipe is looked at again, since its pages are the file's own, and show what is written
+        // to it while a slow receiver lets them wait.
+        if left <= SENDFILE_LEN && !file.still_same() {
+            return Ok(0);
+        }
         if in_pipe == 0 {
-            // The next call takes the rest: the last chance to see that the file is still the one promised.
-            if left <= SENDFILE_LEN && !file.still_same() {
-                return Ok(0);
-            }
             if left >= ZERO_COPY_MIN
                 && !self.zero_copy_refused
                 && !means.copying.knows(means.local)

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
+use crate::files::details::{Details, Shown};
 use crate::files::loaders::{Family, LoaderTable, NameTable};
 use crate::files::names::{self, BadName};
 use crate::files::served::Served;
@@ -54,17 +55,24 @@ pub enum TftpTarget {
 #[derive(Debug)]
 pub struct Catalog {
     images: Vec<Arc<Image>>,
+    /// In the order of `images`.
+    details: Vec<Details>,
     by_name: HashMap<String, usize>,
     payload: NameTable<Arc<Served>>,
     loaders: LoaderTable,
 }
 
 impl Catalog {
-    /// From images and payload, both in name order, and the loader table.
-    pub(crate) fn new(images: Vec<Arc<Image>>, payload: Vec<Arc<Served>>, loaders: LoaderTable) -> Self {
+    /// From images, what is known of each, and payload, all in name order, and the loader table.
+    pub(crate) fn new(
+        images: Vec<Arc<Image>>,
+        details: Vec<Details>,
+        payload: Vec<Arc<Served>>,
+        loaders: LoaderTable,
+    ) -> Self {
         let by_name = images.iter().enumerate().map(|(index, image)| (image.name.clone(), index)).collect();
         let payload = NameTable::new(payload.into_iter().map(|served| (served.name.clone(), served)));
-        Self { images, by_name, payload, loaders }
+        Self { images, details, by_name, payload, loaders }
     }
 
     /// A payload file by `NAME/FILE`: the part after `/images/`, percent-decoding done. Case, backslashes and doubled
@@ -133,6 +141,17 @@ impl Catalog {
             .filter(|_| plain.contains('/') || crate::files::loaders::family_of_name(plain).is_none());
         let loader = exact.or_else(|| self.loaders.for_name(&name, arch_hint)).ok_or(NotServed::NotFound)?;
         Ok(TftpTarget::Loader(Arc::clone(&loader.served)))
+    }
+
+    /// An image with all that lists show of it.
+    pub fn shown(&self, name: &str) -> Option<Shown<'_>> {
+        let index = *self.by_name.get(name)?;
+        Some(Shown { image: self.images.get(index)?, details: self.details.get(index)? })
+    }
+
+    /// Every image in name order, with all that lists show of it.
+    pub fn shown_list(&self) -> impl Iterator<Item = Shown<'_>> {
+        self.images.iter().zip(&self.details).map(|(image, details)| Shown { image, details })
     }
 
     /// The loader table.

@@ -18,6 +18,49 @@ use crate::wire::wim::{
 /// From this length on a WIM does not fit the memory a 32-bit boot program can reach, twice over.
 pub const LARGE_LEN: u64 = 2 << 30;
 
+/// Longest blob table read, bytes: one and a quarter million blobs, ten times what the largest install media have.
+pub const BLOB_TABLE_LEN_MAX: u64 = 64 << 20;
+
+/// Bytes to read by offset: a file, or a piece of memory.
+pub trait Source {
+    /// Bytes in all.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn byte_len(&self) -> io::Result<u64>;
+
+    /// Reads some bytes from `offset` on; 0 at the end.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn read_piece(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+}
+
+impl Source for File {
+    fn byte_len(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn read_piece(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.read_at(buffer, offset)
+    }
+}
+
+impl Source for [u8] {
+    fn byte_len(&self) -> io::Result<u64> {
+        Ok(self.len() as u64)
+    }
+
+    fn read_piece(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let rest = usize::try_from(offset).ok().and_then(|offset| self.get(offset..)).unwrap_or_default();
+        let have = rest.len().min(buffer.len());
+        for (to, from) in buffer.iter_mut().zip(rest) {
+            *to = *from;
+        }
+        Ok(have)
+    }
+}
+
 /// What a finding means for the file.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Severity {
@@ -38,6 +81,8 @@ pub enum Finding {
     WriteInProgress,
     /// The XML cannot be read.
     Xml(XmlError),
+    /// A blob table of more than [`BLOB_TABLE_LEN_MAX`] bytes.
+    BlobTableTooLong(u64),
     /// Header and blob table disagree on how many images there are.
     Metadata {
         /// By the header.
@@ -87,6 +132,7 @@ impl Finding {
             Self::Format(_)
             | Self::WriteInProgress
             | Self::Xml(_)
+            | Self::BlobTableTooLong(_)
             | Self::Metadata { .. }
             | Self::BootIndexBeyond { .. }
             | Self::Integrity { .. } => Severity::Damaged,
@@ -116,6 +162,9 @@ impl fmt::Display for Finding {
                 write!(f, "marked as being written: copying or capturing it did not finish")
             }
             Self::Xml(error) => write!(f, "damaged WIM: {error}"),
+            Self::BlobTableTooLong(len) => {
+                write!(f, "damaged WIM: a blob table of {len} bytes, more than {BLOB_TABLE_LEN_MAX}")
+            }
             Self::Metadata { images, found } => {
                 write!(f, "damaged WIM: {images} images by its header, metadata of {found}")
             }
@@ -219,8 +268,8 @@ impl WimReport {
 ///
 /// # Errors
 /// Only what reading says; whatever is wrong with the content is a finding.
-pub fn inspect(file: &File) -> io::Result<WimReport> {
-    let len = file.metadata()?.len();
+pub fn inspect(file: &(impl Source + ?Sized)) -> io::Result<WimReport> {
+    let len = file.byte_len()?;
     let mut findings = Vec::new();
     let info = match read_header(file, len)? {
         Ok(header) => Some(inspect_parts(file, len, header, &mut findings)?),
@@ -233,7 +282,7 @@ pub fn inspect(file: &File) -> io::Result<WimReport> {
     Ok(WimReport { info, findings })
 }
 
-fn read_header(file: &File, len: u64) -> io::Result<Result<Header, WimError>> {
+fn read_header(file: &(impl Source + ?Sized), len: u64) -> io::Result<Result<Header, WimError>> {
     let front = read_part(file, 0, len.min(HEADER_LEN as u64))?;
     let header = match Header::parse(&front) {
         Ok(header) => header,
@@ -247,7 +296,12 @@ fn read_header(file: &File, len: u64) -> io::Result<Result<Header, WimError>> {
     Ok(Ok(header))
 }
 
-fn inspect_parts(file: &File, len: u64, header: Header, findings: &mut Vec<Finding>) -> io::Result<WimInfo> {
+fn inspect_parts(
+    file: &(impl Source + ?Sized),
+    len: u64,
+    header: Header,
+    findings: &mut Vec<Finding>,
+) -> io::Result<WimInfo> {
     if header.flags & Header::WRITE_IN_PROGRESS != 0 {
         findings.push(Finding::WriteInProgress);
     }
@@ -293,10 +347,18 @@ fn inspect_parts(file: &File, len: u64, header: Header, findings: &mut Vec<Findi
     Ok(info)
 }
 
-fn inspect_blobs(file: &File, info: &mut WimInfo, findings: &mut Vec<Finding>) -> io::Result<()> {
+fn inspect_blobs(
+    file: &(impl Source + ?Sized),
+    info: &mut WimInfo,
+    findings: &mut Vec<Finding>,
+) -> io::Result<()> {
     let table = info.header.blob_table;
     if table.has(ResourceHeader::COMPRESSED) {
         // No writer compresses the table; what it holds is then seen by whoever reads the WIM, not by us.
+        return Ok(());
+    }
+    if table.len_in_file > BLOB_TABLE_LEN_MAX {
+        findings.push(Finding::BlobTableTooLong(table.len_in_file));
         return Ok(());
     }
     if !table.len_in_file.is_multiple_of(BLOB_ENTRY_LEN as u64) {
@@ -332,7 +394,7 @@ fn inspect_blobs(file: &File, info: &mut WimInfo, findings: &mut Vec<Finding>) -
     Ok(())
 }
 
-fn read_xml(file: &File, header: &Header) -> io::Result<Result<WimXml, XmlError>> {
+fn read_xml(file: &(impl Source + ?Sized), header: &Header) -> io::Result<Result<WimXml, XmlError>> {
     if header.xml.len_in_file > XML_LEN_MAX as u64 {
         return Ok(Err(XmlError::TooLong(header.xml.len_in_file)));
     }
@@ -341,17 +403,17 @@ fn read_xml(file: &File, header: &Header) -> io::Result<Result<WimXml, XmlError>
 }
 
 /// Reads `len` bytes, or fewer when the file ends. The caller bounds `len`.
-fn read_part(file: &File, offset: u64, len: u64) -> io::Result<Vec<u8>> {
+fn read_part(file: &(impl Source + ?Sized), offset: u64, len: u64) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; usize::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?];
     let have = read_full(file, &mut bytes, offset)?;
     bytes.truncate(have);
     Ok(bytes)
 }
 
-fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+fn read_full(file: &(impl Source + ?Sized), buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     let mut have = 0;
     while let Some(rest) = buffer.get_mut(have..).filter(|rest| !rest.is_empty()) {
-        match file.read_at(rest, offset + have as u64) {
+        match file.read_piece(rest, offset + have as u64) {
             Ok(0) => break,
             Ok(more) => have += more,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -380,11 +442,11 @@ pub enum Integrity {
 /// # Errors
 /// What reading says.
 pub fn verify_integrity(
-    file: &File,
+    file: &(impl Source + ?Sized),
     header: &Header,
     mut progress: impl FnMut(u64),
 ) -> io::Result<Integrity> {
-    let len = file.metadata()?.len();
+    let len = file.byte_len()?;
     if header.integrity.is_absent() {
         return Ok(Integrity::Absent);
     }
@@ -420,6 +482,18 @@ pub fn verify_integrity(
         }
     }
     Ok(Integrity::Good { chunks: table.entry_count })
+}
+
+/// Takes any bytes for a WIM file and reads all that can be read of it. For fuzzing: must return, soon, and without
+/// taking more memory than a few times [`XML_LEN_MAX`].
+pub fn fuzz_file(bytes: &[u8]) {
+    let report = inspect(bytes).expect("memory can be read");
+    let words: usize = report.findings.iter().map(|finding| finding.to_string().len()).sum();
+    assert!(words < 4096, "findings are a few lines");
+    if let Some(info) = &report.info {
+        let _ = verify_integrity(bytes, &info.header, |_| ()).expect("memory can be read");
+        let _ = info.cpu(None);
+    }
 }
 
 #[cfg(test)]
@@ -540,6 +614,17 @@ mod tests {
         }
         std::fs::write(&path, TWO_IMAGES).unwrap();
         assert_eq!(look(path.to_str().unwrap()).findings, []);
+    }
+
+    #[test]
+    fn a_blob_table_longer_than_any_is_not_read() {
+        let mut header = Header::parse(TWO_IMAGES).unwrap();
+        header.blob_table.len_in_file = BLOB_TABLE_LEN_MAX + 50;
+        let folder = TestFolder::new("wim-blobs");
+        let path = folder.write("long.wim", &header.emit());
+        File::options().write(true).open(&path).unwrap().set_len(BLOB_TABLE_LEN_MAX * 2).unwrap();
+        let report = look(path.to_str().unwrap());
+        assert!(report.findings.contains(&Finding::BlobTableTooLong(BLOB_TABLE_LEN_MAX + 50)), "{report:?}");
     }
 
     #[test]

@@ -5,14 +5,20 @@
 
 pub mod affinity;
 pub mod bpf;
+pub mod disk;
 pub mod firewall;
 pub mod frames;
+pub mod host;
+pub mod inject;
 pub mod interfaces;
+pub mod memory;
 pub mod mmap;
 pub mod packet;
 pub mod pages;
+pub mod privileges;
 pub mod ring;
 pub mod runs;
+pub mod sandbox;
 pub mod tap;
 pub mod tcp;
 pub mod udp;
