@@ -464,14 +464,20 @@ struct Waiting {
 
 /// One core's ring on one interface: 8,192 requests of a hall, or acknowledgements. No request is longer than the
 /// snapshot (RFC 2347 §2 ends them at 512 bytes).
-const RING: RingUse = RingUse { snapshot: 900, len: 8 << 20, all: false, outgoing: false };
+const RING: RingUse = RingUse { snapshot: 900, len: 8 << 20, all: false, outgoing: false, captured: false };
 
 /// DHCP's rings on one interface: 2,048 messages of up to an Ethernet frame, and 16,384 DISCOVERs, so that a hall that is
 /// switched on at once waits there and is not dropped: firmware asks four times, and all of it in step. Another DHCP
-/// server on this very host is heard by what it sends.
-const DHCP_RING: RingUse = RingUse { snapshot: 1518, len: 4 << 20, all: false, outgoing: true };
-const DISCOVER_RING: RingUse =
-    RingUse { snapshot: filters::DISCOVER_LEN_MAX as usize, len: 16 << 20, all: false, outgoing: false };
+/// server on this very host is heard by what it sends. Whoever looks for an answer with a capture on this host has to see it.
+const DHCP_RING: RingUse =
+    RingUse { snapshot: 1518, len: 4 << 20, all: false, outgoing: true, captured: true };
+const DISCOVER_RING: RingUse = RingUse {
+    snapshot: filters::DISCOVER_LEN_MAX as usize,
+    len: 16 << 20,
+    all: false,
+    outgoing: false,
+    captured: true,
+};
 
 /// Puts TFTP on frames where that serves the same machines for less: rings first, then the filters that keep the
 /// same packets from the sockets. What cannot be had is said, and the sockets serve on.

@@ -36,6 +36,9 @@ pub struct RingUse {
     pub all: bool,
     /// What this host itself sends, too; never what the ring's own [`FrameRing::sender`] does.
     pub outgoing: bool,
+    /// What is sent through it goes the way of other packets: past the interface's queueing discipline, where captures on this
+    /// host see it. Otherwise straight to the driver, unseen.
+    pub captured: bool,
 }
 
 /// Rings that share an interface: the kernel gives every frame to exactly one of them.
@@ -95,7 +98,7 @@ impl FrameRing {
             .map_err(fail)?;
         // Old kernels know neither; what is lost is speed, and our own frames are told by their source.
         let _ = set_int(raw, libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, i32::from(!taken.outgoing));
-        let _ = set_int(raw, libc::SOL_PACKET, PACKET_QDISC_BYPASS, 1);
+        let _ = set_int(raw, libc::SOL_PACKET, PACKET_QDISC_BYPASS, i32::from(!taken.captured));
         let snapshot = taken.snapshot;
         let ring_len = taken.len.next_multiple_of(BLOCK_LEN);
         let slot_len = (snapshot + SLOT_HEAD_LEN).next_power_of_two().clamp(256, BLOCK_LEN);
@@ -404,7 +407,8 @@ impl FrameBatch {
 mod tests {
     use super::*;
 
-    const WHOLE_LINK: RingUse = RingUse { snapshot: 100, len: 1 << 20, all: true, outgoing: false };
+    const WHOLE_LINK: RingUse =
+        RingUse { snapshot: 100, len: 1 << 20, all: true, outgoing: false, captured: false };
     use std::net::UdpSocket;
 
     const ACCEPT_ALL: [BpfInstruction; 1] = [BpfInstruction { code: 6, jt: 0, jf: 0, k: 0x4_0000 }];
