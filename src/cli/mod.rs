@@ -13,6 +13,7 @@ mod job;
 mod listing;
 mod machine;
 mod output;
+mod recorder;
 mod script;
 mod serve;
 mod token;

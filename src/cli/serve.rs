@@ -1,18 +1,20 @@
 //! `serve`: from a plan to a running server, and its end.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::args::{Common, Dhcp, Driver as DriverArg, LogFormat as LogFormatArg, Serve};
+use super::recorder::Recorder;
 use super::{Done, Exit, Failure, load_config, output};
 use crate::config::{self, DhcpMode, Plan, Value};
 use crate::control::{Control, State};
 use crate::engine::{DRAIN, Driver, Engine, EngineSettings, Frames, Shared};
 use crate::files::library::{Library, Settings as LibrarySettings};
 use crate::history::History;
-use crate::jobs::evidence::{Evidence, Seen};
+use crate::history::alarms::{Alarms, Terms};
+use crate::jobs::evidence::Evidence;
 use crate::jobs::job::Job;
 use crate::jobs::script::{Context, Hints, compose_explained};
 use crate::jobs::token::BootId;
@@ -25,9 +27,7 @@ use crate::telemetry::{LogFormat, start_log};
 /// Evidence waiting for the recorder; beyond it evidence is lost and counted, never a core held up.
 const EVIDENCE_QUEUE: usize = 64 * 1024;
 /// The store's file in the state folder.
-const STORE: &str = "bootstorm.db";
-/// How long evidence is gathered before the recorder looks again.
-const GATHER: Duration = Duration::from_millis(5);
+pub(super) const STORE: &str = "bootstorm.db";
 /// How often folders are looked at for new images.
 const HOUSEKEEPING: Duration = Duration::from_secs(2);
 
@@ -109,6 +109,7 @@ fn engine_settings(plan: &Plan) -> EngineSettings {
 pub(super) struct Running {
     pub(super) engine: Option<Engine>,
     pub(super) control: Option<Control>,
+    shared: Arc<Shared>,
     helpers: Vec<JoinHandle<()>>,
     stopping: Arc<AtomicBool>,
     /// Ends last: what the cores still said is stored.
@@ -135,6 +136,8 @@ pub(super) fn start(plan: &Plan) -> Result<Running, Failure> {
     }
     let library = Arc::new(open_library(plan)?);
     let history = Arc::new(History::default());
+    let terms = Terms { never_seen: plan.admin.expect_within, ..Terms::default() };
+    let alarms = Arc::new(Mutex::new(Alarms::new(terms)));
     let mut secret = [0; 32];
     getrandom::fill(&mut secret).map_err(|error| runtime(&error))?;
     // Everything that is stored is loaded and published before any listener answers.
@@ -153,12 +156,20 @@ pub(super) fn start(plan: &Plan) -> Result<Running, Failure> {
     })?;
     let mut running = Running {
         control: None,
+        shared: Arc::clone(&shared),
         helpers: Vec::new(),
         stopping: Arc::new(AtomicBool::new(false)),
         engine: None,
         keeper: Some(keeper),
     };
     let cells = engine.cells();
+    let recording = Recorder {
+        history: Arc::clone(&history),
+        alarms: Arc::clone(&alarms),
+        keeper: handle.clone(),
+        stopping: Arc::clone(&running.stopping),
+    };
+    let (sizes, raised) = (Arc::clone(&history), Arc::clone(&alarms));
     let lost = Arc::clone(&shared);
     let scripts = Arc::clone(&shared);
     let base = format!(
@@ -174,7 +185,8 @@ pub(super) fn start(plan: &Plan) -> Result<Running, Failure> {
     let state = State {
         keeper: handle.clone(),
         library: Arc::clone(&library),
-        history: Arc::clone(&history),
+        history,
+        alarms,
         script: Box::new(move |who| {
             let policy = scripts.policy.load();
             // Number 0 is no boot's: a token rendered here for show moves nothing.
@@ -196,6 +208,7 @@ pub(super) fn start(plan: &Plan) -> Result<Running, Failure> {
                  bootstorm_evidence_lost_total counter\nbootstorm_evidence_lost_total {count}\n"
             ));
             text.push_str(&handle.metrics());
+            text.push_str(&super::recorder::metrics(&sizes, &raised));
             text
         }),
     };
@@ -205,10 +218,7 @@ pub(super) fn start(plan: &Plan) -> Result<Running, Failure> {
             Failure::new(if error.is_permission() { Exit::Permission } else { Exit::Runtime }, error)
         })?;
     running.control = Some(control);
-    running.helpers.push(spawn("recorder", {
-        let stopping = Arc::clone(&running.stopping);
-        move || record(&recorder, &history, &stopping)
-    })?);
+    running.helpers.push(spawn("recorder", move || recording.run(&recorder))?);
     running.helpers.push(spawn("housekeeping", {
         let stopping = Arc::clone(&running.stopping);
         move || keep_house(&library, &stopping)
@@ -245,83 +255,6 @@ fn start_keeper(plan: &Plan, library: &Arc<Library>, secret: [u8; 32]) -> Result
         |job: &Job| tracing::info!(job = %job.id, stage = job.stage.word(), reason = job.reason, "job moved");
     Keeper::start(Box::new(store), Box::new(move || images.snapshot()), secret, Box::new(observer))
         .map_err(failure)
-}
-
-/// Everything that was seen becomes timelines.
-fn record(evidence: &crossbeam_channel::Receiver<Evidence>, history: &History, stopping: &AtomicBool) {
-    let mut budget = LogBudget::new();
-    let mut gathering = false;
-    while !stopping.load(Ordering::Acquire) {
-        // Waking a thread that waits costs the core that wakes it more than the evidence does. So while evidence
-        // comes, it is gathered for a moment instead of being waited for.
-        let seen = if gathering {
-            let Ok(seen) = evidence.try_recv() else {
-                std::thread::park_timeout(GATHER);
-                gathering = !evidence.is_empty();
-                continue;
-            };
-            seen
-        } else {
-            let Ok(seen) = evidence.recv_timeout(Duration::from_millis(200)) else { continue };
-            gathering = true;
-            seen
-        };
-        budget.refill();
-        // A DISCOVER is anybody's packet; what follows it costs a stranger more, but is anybody's still. Whatever
-        // the network says, the log grows only so fast; the timelines have it all.
-        let loud =
-            !matches!(seen.seen, Seen::DhcpOffered { .. } | Seen::FileProgress { .. }) && budget.take();
-        macro_rules! say {
-            ($level:ident) => {
-                tracing::$level!(
-                    mac = seen.mac.map(tracing::field::display),
-                    uuid = seen.uuid.map(tracing::field::display),
-                    session = seen.boot.map(tracing::field::display),
-                    address = seen.address.map(tracing::field::display),
-                    job = seen.job().map(tracing::field::display),
-                    stage = seen.seen.word(),
-                    "{}",
-                    seen.seen
-                )
-            };
-        }
-        if loud {
-            say!(info)
-        } else {
-            say!(debug)
-        }
-        history.note(&seen);
-    }
-}
-
-/// Stage lines the log takes: a burst, then so many a second.
-struct LogBudget {
-    left: f64,
-    at: Instant,
-}
-
-impl LogBudget {
-    const BURST: f64 = 1000.0;
-    const PER_SECOND: f64 = 100.0;
-
-    fn new() -> Self {
-        Self { left: Self::BURST, at: Instant::now() }
-    }
-
-    fn refill(&mut self) {
-        let now = Instant::now();
-        self.left =
-            (self.left + now.duration_since(self.at).as_secs_f64() * Self::PER_SECOND).min(Self::BURST);
-        self.at = now;
-    }
-
-    fn take(&mut self) -> bool {
-        let may = self.left >= 1.0;
-        if may {
-            self.left -= 1.0;
-        }
-        may
-    }
 }
 
 /// New images appear.
@@ -399,6 +332,10 @@ pub(super) fn run(common: &Common, serve: &Serve) -> Done {
     }
     let signals = Signals::watch()?;
     let mut running = start(&plan)?;
+    if serve.without_recorder {
+        tracing::warn!("the flight recorder is off: explain knows nothing, and no alarm is raised");
+        running.shared.records.store(false, Ordering::Relaxed);
+    }
     announce(&running);
     // No service manager, no notification.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);

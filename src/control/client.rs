@@ -189,6 +189,15 @@ impl Client {
         self.ask("GET", path, &[], String::new()).map(|answer| answer.document)
     }
 
+    /// GET of what is no JSON.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`]; every status but 2xx is a refusal.
+    pub fn bytes(&self, path: &str) -> Result<Vec<u8>, ClientError> {
+        self.ask_raw("GET", path, &[], String::new()).map(|(bytes, _)| bytes)
+    }
+
     /// POST.
     pub fn post(&self, path: &str, body: &Value) -> Result<Value, ClientError> {
         self.ask("POST", path, &[], body.to_string()).map(|answer| answer.document)
@@ -216,6 +225,21 @@ impl Client {
         headers: &[(&str, &str)],
         body: String,
     ) -> Result<Answer, ClientError> {
+        let (bytes, etag) = self.ask_raw(method, path, headers, body)?;
+        let document = match bytes.is_empty() {
+            true => Value::Null,
+            false => serde_json::from_slice(&bytes).map_err(|e| ClientError::Broken(e.to_string()))?,
+        };
+        Ok(Answer { document, etag })
+    }
+
+    fn ask_raw(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: String,
+    ) -> Result<(Vec<u8>, Option<String>), ClientError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -259,7 +283,7 @@ async fn converse<S>(
     stream: S,
     request: hyper::http::request::Builder,
     body: String,
-) -> Result<Answer, ClientError>
+) -> Result<(Vec<u8>, Option<String>), ClientError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -274,13 +298,13 @@ where
         let status = response.status();
         let etag = response.headers().get("etag").and_then(|tag| tag.to_str().ok()).map(str::to_owned);
         let bytes = response.into_body().collect().await.map_err(|e| broken(&e))?.to_bytes();
+        if status.is_success() {
+            return Ok((bytes.into(), etag));
+        }
         let document: Value = match bytes.is_empty() {
             true => Value::Null,
             false => serde_json::from_slice(&bytes).map_err(|e| broken(&e))?,
         };
-        if status.is_success() {
-            return Ok(Answer { document, etag });
-        }
         let text = |key: &str| document[key].as_str().unwrap_or_default().to_owned();
         Err(ClientError::Refused {
             status: status.as_u16(),

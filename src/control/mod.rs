@@ -14,6 +14,7 @@ mod auth;
 pub mod client;
 pub mod csv;
 mod door;
+pub mod explain;
 mod idempotency;
 mod openapi;
 mod problem;
@@ -28,7 +29,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use std::time::SystemTime;
@@ -43,6 +44,7 @@ pub use self::problem::RowError;
 use self::tokens::Tokens;
 use crate::files::library::Library;
 use crate::history::History;
+use crate::history::alarms::Alarms;
 use crate::jobs::Identity;
 use crate::jobs::book::{Book, Refusal};
 use crate::jobs::script::Explained;
@@ -57,6 +59,8 @@ pub struct State {
     pub library: Arc<Library>,
     /// Timelines.
     pub history: Arc<History>,
+    /// What someone should look at.
+    pub alarms: Arc<Mutex<Alarms>>,
     /// The script a machine would get now.
     pub script: Box<dyn Fn(&Identity) -> Explained + Send + Sync>,
     /// The metrics text.

@@ -26,7 +26,7 @@ use crate::files::catalog::NotServed;
 use crate::files::served::Served;
 use crate::jobs::Identity;
 use crate::jobs::answers::{self, Asking};
-use crate::jobs::evidence::{Evidence, Over, Seen};
+use crate::jobs::evidence::{Cause, Evidence, Over, Seen, Why};
 use crate::jobs::image::{Access, Images};
 use crate::jobs::reach::{self, Shut};
 use crate::jobs::script::{self, Barrier, Context, Hints, Offer, barrier, last_file};
@@ -37,6 +37,7 @@ use crate::keeper::{Answer, AtTheLine};
 use crate::proto::http::{self as plan, Body, FileMeta, Route};
 use crate::sys::uring::Completion;
 use crate::sys::{SysError, tcp};
+use crate::wire::capture::Packet;
 use crate::wire::http::{Method, Next, PATH_MAX, Request, Status, decode_path, next_request};
 
 /// Connections one core holds.
@@ -71,6 +72,12 @@ const HELD_LEN: u64 = 64 * 1024;
 /// A boot that cannot be recorded asks again this often, and waits this long for it.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 const HELD_PATIENCE: Duration = Duration::from_secs(30);
+/// Requests of one connection kept for a capture file, and bytes of each.
+const KEPT_PER_CONNECTION: u8 = 24;
+const KEPT_LEN: usize = 2048;
+/// Longest path kept of what was refused.
+const PATH_SHOWN_MAX: usize = 160;
+const NOT_THERE: &str = "the library has no such file";
 /// Longest reason kept of a call-back.
 const REASON_MAX: usize = 160;
 /// Longest name kept of an answer file that was withheld.
@@ -144,6 +151,8 @@ struct Connection {
     parked: Option<Box<Parked>>,
     /// The boot that a body with a held piece belongs to.
     line: Option<Box<AtTheLine>>,
+    /// Requests kept for a capture file.
+    kept: u8,
 }
 
 /// One core's HTTP.
@@ -161,6 +170,8 @@ pub(super) struct HttpSide {
     zero_copy_always: bool,
     /// Reused for every head and small body.
     head: Vec<u8>,
+    /// The request that is being answered, for a capture file; empty where none is kept.
+    asked: Vec<u8>,
     script: String,
     /// Connections with a response under way.
     busy: usize,
@@ -185,6 +196,7 @@ impl HttpSide {
             copying: CopyingDevices::default(),
             zero_copy_always,
             head: Vec::with_capacity(4096),
+            asked: Vec::new(),
             script: String::with_capacity(4096),
             busy: 0,
             accepting: true,
@@ -313,6 +325,7 @@ impl HttpSide {
                 ack_checks: 0,
                 parked: None,
                 line: None,
+                kept: 0,
             };
             if self.connections.is_full() {
                 self.evict(turn);
@@ -490,6 +503,7 @@ impl HttpSide {
             match next {
                 Next::Request { request, len } => {
                     self.delivered(key, turn, false);
+                    self.remember(key, &input[..len], turn);
                     self.answer(key, &request, turn);
                     let Some(connection) = self.connections.get_mut(key) else { return false };
                     if connection.parked.is_some() {
@@ -563,6 +577,29 @@ impl HttpSide {
                 }
             }
         }
+    }
+
+    /// Keeps a request's bytes at hand until its answer is made: of a connection's first ones, since a disk is read in
+    /// thousands.
+    fn remember(&mut self, key: Key, request: &[u8], turn: &Turn<'_>) {
+        self.asked.clear();
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        if turn.shared.is_recording() && connection.kept < KEPT_PER_CONNECTION {
+            connection.kept += 1;
+            self.asked.extend_from_slice(&request[..request.len().min(KEPT_LEN)]);
+        }
+    }
+
+    /// The request and the head of its answer, which stands in the head buffer, for a capture file.
+    fn packets(&mut self, key: Key, body_len: u64) -> Vec<Packet> {
+        let Some(connection) = self.connections.get_mut(key) else { return Vec::new() };
+        if self.asked.is_empty() {
+            return Vec::new();
+        }
+        let (peer, local) = (connection.peer, connection.local);
+        let asked = Packet::http(peer, local, false, &self.asked, 0);
+        let answer = (!self.head.is_empty()).then(|| Packet::http(local, peer, true, &self.head, body_len));
+        std::iter::once(asked).chain(answer).collect()
     }
 
     /// Asks the keeper whether what is parked may leave.
@@ -643,13 +680,19 @@ impl HttpSide {
                     Ok(served) if served.access == Access::Open => {
                         self.answer_file(key, request, &served, None, now, turn)
                     }
-                    Ok(_) => self.answer_error(key, request, Status::FORBIDDEN, now, turn),
-                    Err(_) => self.answer_error(key, request, Status::NOT_FOUND, now, turn),
+                    Ok(_) => {
+                        let why = "this image is given only to a boot with a token";
+                        self.refuse(key, request, None, path, Status::FORBIDDEN, why, now, turn)
+                    }
+                    Err(_) => self.refuse(key, request, None, path, Status::NOT_FOUND, NOT_THERE, now, turn),
                 }
             }
             Route::Loader { name } => match turn.shared.library.load().loader(name) {
                 Ok(served) => self.answer_file(key, request, &served, None, now, turn),
-                Err(_) => self.answer_error(key, request, Status::NOT_FOUND, now, turn),
+                Err(_) => {
+                    let why = "no such loader";
+                    self.refuse(key, request, None, name, Status::NOT_FOUND, why, now, turn)
+                }
             },
             Route::Boot { rest, .. } if rest.starts_with("answers/") && self.is_parked(key) => {
                 self.answer_once(key, request, now, turn);
@@ -657,7 +700,11 @@ impl HttpSide {
             Route::Boot { token, rest } => {
                 let Some(token) = turn.shared.key().verify(token, unix_now()) else {
                     turn.tally.add(Count::BadTokens, 1);
-                    return self.answer_error(key, request, Status::FORBIDDEN, now, turn);
+                    // Of a token that was good once it is known whose it was.
+                    let old = turn.shared.key().verify(token, 0);
+                    let why =
+                        if old.is_some() { "the token has expired" } else { "it is no token of this server" };
+                    return self.refuse(key, request, old, rest, Status::FORBIDDEN, why, now, turn);
                 };
                 if matches!(rest, "confirm" | "failed") {
                     return self.answer_call_back(key, request, &token, rest == "failed", now, turn);
@@ -679,11 +726,23 @@ impl HttpSide {
                         if let Err(why) = opens(&token, &served, turn.shared) {
                             turn.tally.add(Count::TokensShut, 1);
                             tracing::debug!(boot = %token.boot, name = served.name, %why, "not opened");
-                            return self.answer_error(key, request, Status::FORBIDDEN, now, turn);
+                            let why = why.to_string();
+                            return self.refuse(
+                                key,
+                                request,
+                                Some(token),
+                                rest,
+                                Status::FORBIDDEN,
+                                &why,
+                                now,
+                                turn,
+                            );
                         }
                         self.answer_file(key, request, &served, Some(token), now, turn)
                     }
-                    Err(_) => self.answer_error(key, request, Status::NOT_FOUND, now, turn),
+                    Err(_) => {
+                        self.refuse(key, request, Some(token), rest, Status::NOT_FOUND, NOT_THERE, now, turn)
+                    }
                 }
             }
             Route::Script(_) => self.answer_script(key, request, now, turn),
@@ -709,6 +768,33 @@ impl HttpSide {
     ) {
         let answer = plan::answer_error(Some(request), status, now, &mut self.head);
         self.respond(key, !answer.close, turn);
+    }
+
+    /// Answers with an error, and tells the flight recorder what was asked for and why it is not given: of a boot's token,
+    /// or of an address where a machine was seen. What others ask for is no boot's business.
+    #[allow(clippy::too_many_arguments, reason = "what is asked, by whom, and why it is not given")]
+    fn refuse(
+        &mut self,
+        key: Key,
+        request: &Request<'_>,
+        token: Option<BootToken>,
+        path: &str,
+        status: Status,
+        why: &str,
+        now: SystemTime,
+        turn: &mut Turn<'_>,
+    ) {
+        self.answer_error(key, request, status, now, turn);
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let peer = *connection.peer.ip();
+        if token.is_none() && turn.shared.sightings.at(peer).is_none() {
+            return;
+        }
+        let path = path.strip_prefix("images/").unwrap_or(path);
+        let path = path.chars().take(PATH_SHOWN_MAX).collect();
+        let seen = Seen::HttpRefused { path, status: status.code(), reason: why.to_owned() };
+        let packets = self.packets(key, 0);
+        note_with(turn.shared, token, peer, seen, packets);
     }
 
     /// Sends `self.script` as the body.
@@ -742,8 +828,9 @@ impl HttpSide {
         let mut evidence = Evidence::new(now, Seen::IdentityAsked);
         evidence.mac = turn.shared.sightings.at(peer).map(|seen| seen.mac);
         evidence.address = Some(peer);
-        turn.shared.note(evidence);
         self.answer_rendered(key, request, TEXT, now, turn);
+        evidence.packets = self.packets(key, self.script.len() as u64);
+        turn.shared.note(evidence);
     }
 
     fn answer_script(&mut self, key: Key, request: &Request<'_>, now: SystemTime, turn: &mut Turn<'_>) {
@@ -808,7 +895,8 @@ impl HttpSide {
         evidence.asset.clone_from(&who.asset);
         evidence.boot = Some(composed.boot);
         evidence.address = Some(peer);
-        turn.shared.note(evidence);
+        let excluded = who.mac.is_some_and(|mac| policy.excludes(mac));
+        evidence.why = Some(why_of(&decision, excluded));
         // What such a script starts fetches the rest as it likes: the script itself is what must not leave too soon.
         if let (Offer::Image, Some(job), Some(image)) = (composed.what, once, composed.image)
             && catalog.image(&image).and_then(barrier) == Some(Barrier::Script)
@@ -816,10 +904,14 @@ impl HttpSide {
         {
             let what = "the script".to_owned();
             let line = AtTheLine { boot: composed.boot, job, image, what, idents: Vec::new(), once: None };
+            evidence.packets = self.packets(key, 0);
+            turn.shared.note(evidence);
             let script = std::mem::take(&mut self.script);
             return self.park(key, line, ParkedAnswer::Script { script, who: Box::new(who) }, turn);
         }
         self.answer_rendered(key, request, TEXT, now, turn);
+        evidence.packets = self.packets(key, self.script.len() as u64);
+        turn.shared.note(evidence);
     }
 
     /// Answers a script's request once the keeper has.
@@ -1117,8 +1209,10 @@ impl HttpSide {
         if let Subject::File { boot, image, file, .. } = &subject {
             let job = boot.and_then(|token| token.job);
             let seen = Seen::FileStarted { job, image: image.clone(), file: file.clone(), over: Over::Http };
-            note(turn.shared, *boot, peer, seen);
+            let packets = self.packets(key, body_len);
+            note_with(turn.shared, *boot, peer, seen, packets);
         }
+        let Some(connection) = self.connections.get_mut(key) else { return };
         connection.delivery = Some(Box::new(Delivery {
             subject,
             bytes: body_len,
@@ -1375,12 +1469,31 @@ fn push_file(pieces: &mut VecDeque<Piece>, at: u64, end: u64, held_from: u64) ->
     true
 }
 
+/// Why a machine gets the script that it gets.
+fn why_of(decision: &Decision<'_>, excluded: bool) -> Why {
+    let (cause, job) = match decision {
+        _ if excluded => (Cause::Excluded, None),
+        Decision::Job(job) => (Cause::Job, Some(job)),
+        Decision::Done(job) => (Cause::of_done(job), Some(job)),
+        Decision::Rejected => (Cause::Rejected, None),
+        Decision::NoJob => (Cause::Policy, None),
+    };
+    // A live job's own words say where it stood before this script, which would only confuse.
+    let said = job.filter(|_| cause != Cause::Job).map(|job| job.reason.clone()).unwrap_or_default();
+    Why { cause, said }
+}
+
 fn note(shared: &Shared, boot: Option<BootToken>, peer: Ipv4Addr, seen: Seen) {
+    note_with(shared, boot, peer, seen, Vec::new());
+}
+
+fn note_with(shared: &Shared, boot: Option<BootToken>, peer: Ipv4Addr, seen: Seen, packets: Vec<Packet>) {
     let mut evidence = Evidence::new(SystemTime::now(), seen);
     evidence.mac =
         boot.and_then(|token| token.mac).or_else(|| shared.sightings.at(peer).map(|seen| seen.mac));
     evidence.boot = boot.map(|token| token.boot);
     evidence.address = Some(peer);
+    evidence.packets = packets;
     shared.note(evidence);
 }
 
