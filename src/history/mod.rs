@@ -649,14 +649,36 @@ fn begins_another(last: &Timeline, evidence: &Evidence) -> bool {
         Seen::DhcpOffered { asker: Asker::Firmware | Asker::Http, .. }
         | Seen::BootServerAnswered { .. }
         | Seen::DhcpIgnored { .. } => {
-            !matches!(last.outcome, Outcome::Answered | Outcome::Ignored) || pause > DHCP_PAUSE_MAX
+            !matches!(last.outcome, Outcome::Answered | Outcome::Ignored)
+                || pause > DHCP_PAUSE_MAX
+                // It has an address and asks for one again: it started over.
+                || matches!(&evidence.seen, Seen::DhcpOffered { .. }) && has_address(last)
         }
         // A loader asks DHCP again in the middle of a boot, before it asks for its script; a ROM begins with it.
-        Seen::DhcpOffered { asker: Asker::Ipxe, .. } => last.boot.is_some(),
+        Seen::DhcpOffered { asker: Asker::Ipxe, .. } => {
+            let is_rom = last.steps.iter().find_map(|step| match step.seen {
+                Seen::DhcpOffered { asker, .. } => Some(asker == Asker::Ipxe),
+                _ => None,
+            });
+            last.boot.is_some()
+                || is_rom == Some(true) && last.outcome == Outcome::Answered && has_address(last)
+        }
         // Waiting machines and those whose answer got lost ask again and again in one boot.
         Seen::ScriptAsked { .. } => matches!(last.outcome, Outcome::Running | Outcome::Confirmed),
         _ => false,
     }
+}
+
+fn has_address(boot: &Timeline) -> bool {
+    boot.steps.iter().any(|step| {
+        matches!(
+            step.seen,
+            Seen::AddressGiven { .. }
+                | Seen::OtherAcked { .. }
+                | Seen::ServerChosen { .. }
+                | Seen::BootServerAnswered { .. }
+        )
+    })
 }
 
 /// A moment as timelines keep it, so that what is packed or stored and read back is the same.

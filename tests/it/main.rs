@@ -10,6 +10,7 @@ mod bench;
 mod clients;
 mod compare;
 mod demo;
+mod explain;
 mod firmware;
 mod interlock;
 mod scripts;
