@@ -215,6 +215,13 @@ pub enum ConfigVerb {
         #[arg(long)]
         json: bool,
     },
+    /// Have the running server read its configuration again: whole, or not at all
+    #[command(after_help = "Example: bootstorm config reload")]
+    Reload {
+        /// What changed, as JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Print a commented example with every key
     #[command(after_help = "Example: bootstorm config example > bootstorm.toml")]
     Example,

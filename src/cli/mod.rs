@@ -14,6 +14,7 @@ mod listing;
 mod machine;
 mod output;
 mod recorder;
+mod reload;
 mod script;
 mod serve;
 mod token;
@@ -131,15 +132,14 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// The file that is named, or the usual one if it is there.
+fn config_file(common: &Common) -> Option<PathBuf> {
+    common.config.clone().or_else(|| Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.exists()))
+}
+
 /// The configuration as flags, environment and file give it.
 fn load_config(common: &Common, flags: &[(&'static str, &'static str, Value)]) -> Result<Loaded, Problems> {
-    let file = match &common.config {
-        Some(path) => Some(read_file(path)?),
-        None => Some(PathBuf::from(DEFAULT_FILE))
-            .filter(|path| path.exists())
-            .map(|path| read_file(&path))
-            .transpose()?,
-    };
+    let file = config_file(common).map(|path| read_file(&path)).transpose()?;
     let mut all = Vec::new();
     if let Some(state) = &common.state {
         all.push(("server.state_dir", "--state", Value::Text(state.display().to_string())));

@@ -1,14 +1,16 @@
 //! `serve`: from a plan to a running server, and its end.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::args::{Common, Dhcp, Driver as DriverArg, LogFormat as LogFormatArg, Serve};
 use super::recorder::Recorder;
-use super::{Done, Exit, Failure, load_config, output};
-use crate::config::{self, DhcpMode, Plan, Value};
+use super::reload::{Reloader, Source, Watch};
+use super::{Done, Exit, Failure, config_file, load_config, output};
+use crate::config::{self, DhcpMode, Plan, Sandbox, Value};
 use crate::control::{Control, State};
 use crate::engine::{DRAIN, Driver, Engine, EngineSettings, Frames, Shared};
 use crate::files::library::{Library, Settings as LibrarySettings};
@@ -22,7 +24,10 @@ use crate::keeper::{Keeper, Running as KeeperRunning};
 use crate::proto::dhcp::{Mode, Network, Reservation, Settings as DhcpSettings, Subnet};
 use crate::proto::tftp::Limits;
 use crate::store::{SqliteStore, StoreError};
-use crate::telemetry::{LogFormat, start_log};
+use crate::sys::privileges::{self, Account};
+use crate::sys::sandbox::{self, Held};
+use crate::sys::{SysError, affinity};
+use crate::telemetry::{LogFormat, render_process, start_log};
 
 /// Evidence waiting for the recorder; beyond it evidence is lost and counted, never a core held up.
 const EVIDENCE_QUEUE: usize = 64 * 1024;
@@ -51,7 +56,7 @@ pub(super) fn open_library(plan: &Plan) -> Result<Library, Failure> {
     })
 }
 
-fn dhcp_settings(plan: &Plan) -> Option<DhcpSettings> {
+pub(super) fn dhcp_settings(plan: &Plan) -> Option<DhcpSettings> {
     let mode = match plan.dhcp.mode {
         DhcpMode::Proxy => Mode::Proxy,
         DhcpMode::Full => Mode::Full,
@@ -77,6 +82,15 @@ fn dhcp_settings(plan: &Plan) -> Option<DhcpSettings> {
     Some(DhcpSettings { mode, subnets, reservations, ..DhcpSettings::default() })
 }
 
+/// Bounds of TFTP's options.
+pub(super) fn tftp_limits(plan: &Plan) -> Limits {
+    Limits {
+        blksize_max: plan.tftp.max_blksize,
+        windowsize_max: plan.tftp.max_windowsize,
+        ..Limits::default()
+    }
+}
+
 fn engine_settings(plan: &Plan) -> EngineSettings {
     EngineSettings {
         driver: match plan.server.driver {
@@ -90,11 +104,7 @@ fn engine_settings(plan: &Plan) -> EngineSettings {
         dhcp: dhcp_settings(plan),
         dhcp_ports: (plan.dhcp.port, plan.dhcp.boot_server_port),
         tftp: plan.tftp.listen.clone(),
-        tftp_limits: Limits {
-            blksize_max: plan.tftp.max_blksize,
-            windowsize_max: plan.tftp.max_windowsize,
-            rollover_to: 0,
-        },
+        tftp_limits: tftp_limits(plan),
         single_port: plan.tftp.single_port,
         tftp_frames: match plan.tftp.frames {
             config::Frames::Auto => Frames::Auto,
@@ -102,6 +112,7 @@ fn engine_settings(plan: &Plan) -> EngineSettings {
             config::Frames::Off => Frames::Off,
         },
         http: plan.http.listen.clone(),
+        settle: plan.server.sandbox != Sandbox::Off,
     }
 }
 
@@ -114,26 +125,90 @@ pub(super) struct Running {
     stopping: Arc<AtomicBool>,
     /// Ends last: what the cores still said is stored.
     keeper: Option<KeeperRunning>,
+    reloader: Arc<Reloader>,
 }
 
-/// Starts everything; returns once every listener is open.
-pub(super) fn start(plan: &Plan) -> Result<Running, Failure> {
-    let runtime = |error: &dyn std::fmt::Display| Failure::new(Exit::Runtime, error);
-    // Folders of our own are made on the first start; one that somebody named must be there.
-    if plan.images_dir.starts_with(&plan.server.state_dir) {
-        std::fs::create_dir_all(&plan.images_dir).map_err(|error| {
-            let exit = if error.kind() == std::io::ErrorKind::PermissionDenied {
-                Exit::Permission
-            } else {
-                Exit::Runtime
-            };
-            let message = format!(
-                "make {}: {error}; --state names a folder this user may write to",
-                plan.images_dir.display()
-            );
-            Failure::new(exit, message)
+/// Makes the folders of our own, on the first start; one that somebody named must be there.
+fn make_folders(plan: &Plan) -> Result<(), Failure> {
+    let own_images = plan.images_dir.starts_with(&plan.server.state_dir).then_some(plan.images_dir.as_path());
+    for folder in std::iter::once(plan.server.state_dir.as_path()).chain(own_images) {
+        std::fs::create_dir_all(folder).map_err(|error| {
+            let denied = error.kind() == std::io::ErrorKind::PermissionDenied;
+            let message =
+                format!("make {}: {error}; --state names a folder this user may write to", folder.display());
+            Failure::new(if denied { Exit::Permission } else { Exit::Runtime }, message)
         })?;
     }
+    Ok(())
+}
+
+fn system(error: SysError) -> Failure {
+    Failure::new(if error.is_permission() { Exit::Permission } else { Exit::Runtime }, error)
+}
+
+/// Gives up what starting does not need, and holds this process to its own files. With one thread only: those that come
+/// after it are held by what is done here.
+fn confine(common: &Common, plan: &Plan) -> Result<(), Failure> {
+    affinity::raise_open_files();
+    let account = match plan.server.user.as_str() {
+        "" => None,
+        name => Some(Account::find(name).map_err(system)?),
+    };
+    if let Some(account) = &account
+        && !account.is_current()
+    {
+        let state = &plan.server.state_dir;
+        let inside = std::fs::read_dir(state).into_iter().flatten().flatten().map(|entry| entry.path());
+        // What an earlier run as another user left there, which this one could not write.
+        for path in inside.filter(|path| path.is_file()).chain([state.clone()]) {
+            account.give(&path).map_err(system)?;
+        }
+        if plan.images_dir.starts_with(state) {
+            account.give(&plan.images_dir).map_err(system)?;
+        }
+    }
+    if plan.server.sandbox == Sandbox::Off {
+        if account.is_some() {
+            privileges::prepare(account.as_ref()).map_err(system)?;
+        }
+        tracing::info!(rung = "sandbox", held = "off", "switched off by the configuration");
+        return Ok(());
+    }
+    let kept = privileges::prepare(account.as_ref()).map_err(system)?;
+    tracing::debug!(%kept, user = plan.server.user, "privileges to start with");
+    let held = sandbox::hold_files(&own_files(common, plan)).map_err(system)?;
+    let (word, text) = match held {
+        Held::Whole => ("whole", "only its own folders and ports can be opened"),
+        Held::Partly => ("partly", "this kernel's landlock is older and knows a part of it"),
+        Held::Not => ("not", "this kernel has no landlock, or it is switched off (`lsm=` at boot)"),
+    };
+    if held != Held::Whole && plan.server.sandbox == Sandbox::On {
+        return Err(Failure::new(Exit::Runtime, format!("server.sandbox = \"on\": {text}")));
+    }
+    tracing::info!(rung = "landlock", held = word, "{text}");
+    Ok(())
+}
+
+/// What serving opens.
+fn own_files(common: &Common, plan: &Plan) -> sandbox::Files {
+    // Counters, sysctls and limits of the kernel; the folder of the configuration, which is read again.
+    let mut read: Vec<PathBuf> = vec!["/proc".into(), "/sys/class/net".into()];
+    let config = config_file(common).and_then(|file| std::path::absolute(file).ok());
+    read.extend(config.and_then(|file| file.parent().map(PathBuf::from)));
+    for folder in &plan.loaders.dirs {
+        read.push(folder.clone());
+        read.extend(sandbox::link_targets(folder));
+    }
+    let write = vec![plan.server.state_dir.clone(), plan.images_dir.clone()];
+    let mut tcp_ports: Vec<u16> = plan.http.listen.iter().map(|addr| addr.port()).collect();
+    tcp_ports.extend(plan.admin.listen.map(|addr| addr.port()));
+    sandbox::Files { read, write, tcp_ports }
+}
+
+/// Starts everything; returns once every listener is open. `source` is asked for a reload.
+pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
+    let runtime = |error: &dyn std::fmt::Display| Failure::new(Exit::Runtime, error);
+    make_folders(plan)?;
     let library = Arc::new(open_library(plan)?);
     let history = Arc::new(History::default());
     let terms = Terms { never_seen: plan.admin.expect_within, ..Terms::default() };
@@ -141,7 +216,16 @@ pub(super) fn start(plan: &Plan) -> Result<Running, Failure> {
     let mut secret = [0; 32];
     getrandom::fill(&mut secret).map_err(|error| runtime(&error))?;
     // Everything that is stored is loaded and published before any listener answers.
-    let keeper = start_keeper(plan, &library, secret)?;
+    // In a thread that keeps no privilege, for the keeper's own inherits what its maker has.
+    let keeper = std::thread::scope(|scope| {
+        let begun = scope.spawn(|| {
+            if plan.server.sandbox != Sandbox::Off {
+                privileges::renounce();
+            }
+            start_keeper(plan, &library, secret)
+        });
+        begun.join().unwrap_or_else(|_| Err(Failure::new(Exit::Runtime, "the keeper's start panicked")))
+    })?;
     let (evidence, recorder) = crossbeam_channel::bounded::<Evidence>(EVIDENCE_QUEUE);
     let shared = Arc::new(Shared::new(
         Arc::clone(&library),
@@ -154,7 +238,9 @@ pub(super) fn start(plan: &Plan) -> Result<Running, Failure> {
     let engine = Engine::start(&engine_settings(plan), Arc::clone(&shared)).map_err(|error| {
         Failure::new(if error.is_permission() { Exit::Permission } else { Exit::Runtime }, error)
     })?;
+    let reloader = Arc::new(Reloader::new(plan.clone(), Arc::clone(&shared), source));
     let mut running = Running {
+        reloader: Arc::clone(&reloader),
         control: None,
         shared: Arc::clone(&shared),
         helpers: Vec::new(),
@@ -170,6 +256,7 @@ pub(super) fn start(plan: &Plan) -> Result<Running, Failure> {
         stopping: Arc::clone(&running.stopping),
     };
     let (sizes, raised) = (Arc::clone(&history), Arc::clone(&alarms));
+    let started = SystemTime::now();
     let lost = Arc::clone(&shared);
     let scripts = Arc::clone(&shared);
     let base = format!(
@@ -200,8 +287,13 @@ pub(super) fn start(plan: &Plan) -> Result<Running, Failure> {
             };
             compose_explained(&scripts.keeper.table().view(), &**scripts.library.load(), who, &context)
         }),
+        reload: Box::new(move || {
+            let changed = reloader.reload_and_tell("asked for by the API");
+            changed.map_err(|refused| refused.to_string())
+        }),
         metrics: Box::new(move || {
             let mut text = Engine::metrics(&cells);
+            render_process(started, env!("CARGO_PKG_VERSION"), &mut text);
             let count = lost.evidence_lost.load(Ordering::Relaxed);
             text.push_str(&format!(
                 "# HELP bootstorm_evidence_lost_total Events the flight recorder had no room for.\n# TYPE \
@@ -242,14 +334,7 @@ fn own_address(shared: &Shared) -> std::net::Ipv4Addr {
 /// Opens the store and starts the keeper on it.
 fn start_keeper(plan: &Plan, library: &Arc<Library>, secret: [u8; 32]) -> Result<KeeperRunning, Failure> {
     let failure = |error: StoreError| Failure::new(Exit::Runtime, error);
-    let folder = &plan.server.state_dir;
-    std::fs::create_dir_all(folder).map_err(|error| {
-        let denied = error.kind() == std::io::ErrorKind::PermissionDenied;
-        let message =
-            format!("make {}: {error}; --state names a folder this user may write to", folder.display());
-        Failure::new(if denied { Exit::Permission } else { Exit::Runtime }, message)
-    })?;
-    let store = SqliteStore::open(&folder.join(STORE)).map_err(failure)?;
+    let store = SqliteStore::open(&plan.server.state_dir.join(STORE)).map_err(failure)?;
     let images = Arc::clone(library);
     let observer =
         |job: &Job| tracing::info!(job = %job.id, stage = job.stage.word(), reason = job.reason, "job moved");
@@ -321,7 +406,9 @@ pub(super) fn run(common: &Common, serve: &Serve) -> Done {
     if let Some(cores) = serve.cores {
         flags.push(("server.cores", "--cores", Value::Integer(cores.into())));
     }
-    let plan = load_config(common, &flags)?.plan;
+    let (outer, common) = (common.clone(), common.clone());
+    let source = move || load_config(&common, &flags).map(|loaded| loaded.plan);
+    let plan = source()?;
     let format = match serve.log_format {
         LogFormatArg::Text => LogFormat::Text,
         LogFormatArg::Json => LogFormat::Json,
@@ -331,19 +418,37 @@ pub(super) fn run(common: &Common, serve: &Serve) -> Done {
         tracing::info!("{note}");
     }
     let signals = Signals::watch()?;
-    let mut running = start(&plan)?;
+    make_folders(&plan)?;
+    confine(&outer, &plan)?;
+    let mut running = start(&plan, Box::new(source))?;
     if serve.without_recorder {
         tracing::warn!("the flight recorder is off: explain knows nothing, and no alarm is raised");
         running.shared.records.store(false, Ordering::Relaxed);
     }
+    if plan.server.sandbox != Sandbox::Off {
+        // An interface that is waited for gets its socket when it comes.
+        let packet_sockets = running.engine.as_ref().is_some_and(Engine::is_waiting);
+        match sandbox::hold_calls(packet_sockets) {
+            Ok(()) => tracing::info!(rung = "seccomp", packet_sockets, "only the system calls of serving"),
+            Err(error) if plan.server.sandbox == Sandbox::On => return Err(system(error)),
+            Err(error) => tracing::warn!(rung = "seccomp", %error, "every system call stays possible"),
+        }
+    }
     announce(&running);
     // No service manager, no notification.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    let mut watch = config_file(&outer).filter(|_| plan.server.watch_config).map(Watch::new);
+    let mut pulse = Pulse::new();
+    let reloader = Arc::clone(&running.reloader);
     signals.wait(
-        || tracing::warn!("SIGHUP: reloading is not built yet; the configuration is as it was"),
+        || reload(&reloader, "SIGHUP"),
         || {
             if let Some(engine) = &mut running.engine {
                 engine.look_at_interfaces();
+                pulse.beat(engine);
+            }
+            if watch.as_mut().is_some_and(Watch::changed) {
+                reload(&reloader, "the file changed");
             }
         },
     );
@@ -351,6 +456,39 @@ pub(super) fn run(common: &Common, serve: &Serve) -> Done {
     tracing::info!("stopping: running transfers have {} s to end", DRAIN.as_secs());
     running.stop();
     Ok(Exit::Fine)
+}
+
+/// A reload that the service manager sees.
+fn reload(reloader: &Reloader, why: &str) {
+    use sd_notify::NotifyState;
+    let begun = NotifyState::monotonic_usec_now();
+    // Without a manager nobody listens.
+    let _ = sd_notify::notify(&[NotifyState::Reloading, begun.unwrap_or(NotifyState::Status("reloading"))]);
+    // It is in the log either way.
+    let _ = reloader.reload_and_tell(why);
+    let _ = sd_notify::notify(&[NotifyState::Ready]);
+}
+
+/// Tells the service manager that this server lives: every core has been around its loop since the last time.
+struct Pulse {
+    turns: Vec<u64>,
+}
+
+impl Pulse {
+    fn new() -> Self {
+        Self { turns: Vec::new() }
+    }
+
+    fn beat(&mut self, engine: &Engine) {
+        let turns = engine.turns();
+        let alive =
+            turns.len() != self.turns.len() || turns.iter().zip(&self.turns).all(|(now, was)| now > was);
+        if alive {
+            // No watchdog, nobody listens.
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+            self.turns = turns;
+        }
+    }
 }
 
 /// The one line that says every listener answers.

@@ -21,6 +21,9 @@ pub const KEYS: &[Key] = &[
     key("server.state_dir", "\"/var/lib/bootstorm\""),
     key("server.driver", "\"auto\""),
     key("server.cores", "0"),
+    key("server.user", "\"\""),
+    key("server.sandbox", "\"auto\""),
+    key("server.watch_config", "false"),
     key("dhcp.mode", "\"proxy\""),
     key("dhcp.port", "67"),
     key("dhcp.boot_server_port", "0"),
@@ -172,6 +175,9 @@ interfaces = []              # where DHCP is answered; empty = every physical in
 state_dir = "/var/lib/bootstorm"
 driver = "auto"              # auto | uring | mio: whether io_uring is used as a sender
 cores = 0                    # loops; 0 = one per available core
+user = ""                    # started as root, become this user; "" = stay, with the few privileges that serving needs
+sandbox = "auto"             # auto: as far as this kernel can | on: all of it, or no start | off
+watch_config = false         # reload when this file changes, not only on SIGHUP and `bootstorm config reload`
 
 [dhcp]
 mode = "proxy"               # proxy: beside another DHCP server | full: gives addresses too | off

@@ -41,6 +41,18 @@ pub enum Frames {
     Off,
 }
 
+/// Whether the server is held to its own folders, ports and system calls.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sandbox {
+    /// As far as the kernel can.
+    Auto,
+    /// All of it, or no start.
+    On,
+    /// Not at all.
+    Off,
+}
+
 /// What DHCP does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -64,6 +76,12 @@ pub struct ServerPlan {
     pub driver: Driver,
     /// Loops; 0 is one per core.
     pub cores: usize,
+    /// User to become; empty stays.
+    pub user: String,
+    /// Held to its own.
+    pub sandbox: Sandbox,
+    /// Reload when the file changes.
+    pub watch_config: bool,
 }
 
 /// One `[[dhcp.subnet]]`.
@@ -443,6 +461,11 @@ pub(super) fn build(
             )
             .unwrap_or(Driver::Auto),
         cores: taker.number("server.cores", 0, 1024) as usize,
+        user: taker.text("server.user"),
+        sandbox: taker
+            .word("server.sandbox", &[("auto", Sandbox::Auto), ("on", Sandbox::On), ("off", Sandbox::Off)])
+            .unwrap_or(Sandbox::Auto),
+        watch_config: taker.flag("server.watch_config"),
         state_dir: state_dir.clone(),
     };
     clashes(&mut taker, &tftp, &http, listen, mode, (port, boot_server_port));

@@ -63,6 +63,8 @@ pub struct State {
     pub alarms: Arc<Mutex<Alarms>>,
     /// The script a machine would get now.
     pub script: Box<dyn Fn(&Identity) -> Explained + Send + Sync>,
+    /// Reads the configuration again; the tables that changed, or why it is refused.
+    pub reload: Box<dyn Fn() -> Result<Vec<&'static str>, String> + Send + Sync>,
     /// The metrics text.
     pub metrics: Box<dyn Fn() -> String + Send + Sync>,
 }

@@ -122,6 +122,7 @@ impl Lab {
                 };
                 compose_explained(&handle.table().view(), &**images.load(), who, &context)
             }),
+            reload: Box::new(|| Ok(vec!["policy"])),
             metrics: Box::new(|| "bootstorm_x 1\n".into()),
         });
         let admin = Arc::new(Admin::new(Arc::clone(&state)).unwrap());

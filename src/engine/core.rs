@@ -20,7 +20,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token, Waker};
 use std::os::fd::RawFd;
 
-use super::counters::Tally;
+use super::counters::{Count, Tally};
 use super::dhcp::DhcpSide;
 use super::http::HttpSide;
 use super::shared::Shared;
@@ -216,6 +216,7 @@ impl Core {
             dhcp.ready_all();
         }
         loop {
+            self.tally.add(Count::LoopTurns, 1);
             let now = Instant::now();
             let busy = self.tftp.is_busy()
                 || self.http.is_busy()

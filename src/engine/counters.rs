@@ -28,6 +28,7 @@ macro_rules! counts {
 }
 
 counts! {
+    LoopTurns => "loop_turns_total", "Times the loops of all cores went round.";
     DhcpPackets => "dhcp_packets_total", "DHCP messages received, by raw socket and UDP.";
     DhcpReplies => "dhcp_replies_total", "DHCP messages sent.";
     DhcpMalformedFrames => "dhcp_malformed_frames_total", "Frames on the raw socket that are no whole UDP datagram.";

@@ -17,6 +17,7 @@ use super::core::{Owner, Turn, watch};
 use super::counters::Count;
 use super::filters;
 use super::policy::Decider;
+use super::shared::Tuning;
 use super::sightings::Sighting;
 use crate::jobs::evidence::{Asker, Evidence, Seen};
 use crate::proto::dhcp::{
@@ -78,6 +79,8 @@ pub(super) struct DhcpSide {
     reply: Box<[u8; FRAME_LEN]>,
     ip_id: u16,
     armed_at: Option<Instant>,
+    /// What the server was told last.
+    tuning: Arc<Tuning>,
 }
 
 impl DhcpSide {
@@ -104,6 +107,18 @@ impl DhcpSide {
             reply: Box::new([0; FRAME_LEN]),
             ip_id: 0,
             armed_at: None,
+            tuning: Arc::default(),
+        }
+    }
+
+    /// Takes up what a reload changed.
+    fn take_up(&mut self, turn: &Turn<'_>) {
+        let now = turn.shared.tuning.load();
+        if !Arc::ptr_eq(&now, &self.tuning) {
+            self.tuning = Arc::clone(&now);
+            if let Some(settings) = &now.dhcp {
+                self.server.replace_settings(settings.clone());
+            }
         }
     }
 
@@ -140,6 +155,7 @@ impl DhcpSide {
     }
 
     pub(super) fn turn(&mut self, turn: &mut Turn<'_>) {
+        self.take_up(turn);
         while let Ok(arrival) = self.arrivals.try_recv() {
             self.welcome(arrival, turn);
         }

@@ -17,10 +17,21 @@ use crate::jobs::evidence::{Evidence, Seen};
 use crate::jobs::script::Policy;
 use crate::jobs::token::{BootId, TokenKey};
 use crate::keeper::Keeper;
+use crate::proto::dhcp::Settings;
+use crate::proto::tftp::Limits;
 use crate::sys::interfaces::Interface;
 
 /// Addresses remembered as refusing segmented sends; one per local address, and hosts have few.
 const REFUSING_MAX: usize = 32;
+
+/// What a reload may change, taken up by each core at its next packet.
+#[derive(Clone, Debug, Default)]
+pub struct Tuning {
+    /// DHCP's settings; `None` where DHCP is off.
+    pub dhcp: Option<Settings>,
+    /// Bounds of TFTP's options.
+    pub tftp_limits: Limits,
+}
 
 /// State all cores share.
 #[derive(Debug)]
@@ -31,6 +42,8 @@ pub struct Shared {
     pub keeper: Keeper,
     /// What machines without a job get.
     pub policy: ArcSwap<Policy>,
+    /// What DHCP and TFTP are told.
+    pub tuning: ArcSwap<Tuning>,
     /// Who is at which address.
     pub sightings: Sightings,
     /// Machines that fragments do not reach.
@@ -67,6 +80,7 @@ impl Shared {
             library,
             keeper,
             policy: ArcSwap::from_pointee(policy),
+            tuning: ArcSwap::default(),
             sightings: Sightings::new(),
             fragments_lost: FragmentsLost::new(Instant::now()),
             presented: Presented::new(),

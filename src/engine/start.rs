@@ -16,7 +16,7 @@ use super::counters::Tally;
 use super::dhcp::{Arrival, DhcpSide, RawPort, UdpPort};
 use super::http::HttpSide;
 use super::readers::Readers;
-use super::shared::Shared;
+use super::shared::{Shared, Tuning};
 use super::tftp::{DataPorts, Link, TftpSide};
 use super::{counters, filters};
 use crate::proto::dhcp::{Interface, Mode, Network, ServerPort, Settings};
@@ -28,7 +28,7 @@ use crate::sys::packet::PacketSocket;
 use crate::sys::ring::{FrameRing, RingUse};
 use crate::sys::udp::{UdpOptions, UdpSocket};
 use crate::sys::uring::SendRing;
-use crate::sys::{SysError, affinity, tcp, udp};
+use crate::sys::{SysError, affinity, privileges, tcp, udp};
 use crate::telemetry::Counters;
 use crate::wire::MacAddr;
 
@@ -90,6 +90,9 @@ pub struct EngineSettings {
     pub tftp_frames: Frames,
     /// HTTP listeners.
     pub http: Vec<SocketAddrV4>,
+    /// Give up, once the sockets are open, every privilege that serving does not need. The calling thread's, and with it
+    /// those of the threads it makes.
+    pub settle: bool,
 }
 
 /// Why the engine did not start.
@@ -193,6 +196,8 @@ impl Engine {
         let count = if settings.cores == 0 { cpus.len() } else { settings.cores }.max(1);
         let all = interfaces::list().map_err(|e| SysError::new("list interfaces", e))?;
         shared.interfaces.store(Arc::new(all.clone()));
+        let tuning = Tuning { dhcp: settings.dhcp.clone(), tftp_limits: settings.tftp_limits };
+        shared.tuning.store(Arc::new(tuning));
 
         let segmentation = udp::has_segmentation();
         let congestion = tcp::lan_congestion();
@@ -275,15 +280,8 @@ impl Engine {
         let mut wakers = Vec::new();
         let mut cells = Vec::new();
         for index in 0..count {
-            let limits = Limits { ..settings.tftp_limits };
-            let tftp = TftpSide::bind(
-                &tftp_listen,
-                limits,
-                settings.single_port,
-                segmentation,
-                &readers,
-                &mut data_ports,
-            )?;
+            let tftp =
+                TftpSide::bind(&tftp_listen, settings.single_port, segmentation, &readers, &mut data_ports)?;
             tftp_listen = tftp.addresses();
             let listeners = HttpSide::bind(&http_listen, congestion)?;
             http_listen = listeners
@@ -319,6 +317,9 @@ impl Engine {
         }
         for core in &mut cores {
             wakers.push(core.register().map_err(|e| SysError::new("watch a core's sockets", e))?);
+        }
+        if settings.settle {
+            tracing::info!(rung = "privileges", kept = %privileges::settle()?, "what serving needs");
         }
         shared.set_http(http_listen.clone());
         shared.cores_running.store(count, Ordering::Release);
@@ -371,9 +372,19 @@ impl Engine {
         }
     }
 
+    /// True while an interface is waited for: its socket is opened when it comes.
+    pub fn is_waiting(&self) -> bool {
+        self.waiting.as_ref().is_some_and(|waiting| !waiting.names.is_empty())
+    }
+
     /// Where the cores' counters can be read.
     pub fn cells(&self) -> Vec<Arc<Counters>> {
         self.cells.clone()
+    }
+
+    /// How often each core has been around its loop. One that is well goes round at least every few seconds.
+    pub fn turns(&self) -> Vec<u64> {
+        self.cells.iter().map(|cells| cells.read(counters::Count::LoopTurns as usize)).collect()
     }
 
     /// The `/metrics` text of these cells.

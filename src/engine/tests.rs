@@ -99,6 +99,7 @@ impl Lab {
             single_port: false,
             tftp_frames: Frames::Auto,
             http: vec![any],
+            settle: false,
         };
         let engine = Engine::start(&settings, Arc::clone(&shared)).unwrap();
         Self { engine: Some(engine), dir, content, evidence, keeper, library, store, shared }

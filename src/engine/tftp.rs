@@ -192,7 +192,6 @@ pub(super) struct TftpSide {
     /// Transfers in the order they came, those that have not been acknowledged yet among them.
     unanswered: VecDeque<Key>,
     next_port: usize,
-    limits: Limits,
     single_port: bool,
     segmentation: bool,
     accepting: bool,
@@ -206,7 +205,6 @@ impl TftpSide {
     /// Binds this core's sockets.
     pub(super) fn bind(
         listen: &[SocketAddrV4],
-        limits: Limits,
         single_port: bool,
         segmentation: bool,
         readers: &Arc<Readers>,
@@ -240,7 +238,6 @@ impl TftpSide {
             readers: Arc::clone(readers),
             unanswered: VecDeque::new(),
             next_port: 0,
-            limits,
             single_port,
             segmentation,
             accepting: true,
@@ -583,7 +580,7 @@ impl TftpSide {
 
     /// What is granted to this client: smaller blocks, if fragments do not reach it.
     fn limits_for(&self, client: SocketAddrV4, source: Source, turn: &Turn<'_>) -> Limits {
-        let mut limits = self.limits;
+        let mut limits = turn.shared.tuning.load().tftp_limits;
         let whole = turn.shared.mtu(source.addr).saturating_sub(HEADERS_LEN + 4);
         if u32::from(limits.blksize_max) > whole
             && turn.shared.fragments_lost.contains(turn.now, *client.ip())

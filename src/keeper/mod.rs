@@ -242,6 +242,13 @@ impl Keeper {
             ),
             ("keeper_evidence_lost_total", "Evidence the keeper had no room for.", &counts.evidence_lost),
         ];
+        let waiting = format!(
+            "# HELP bootstorm_keeper_waiting Inputs waiting for the one writer, by queue.\n# TYPE \
+             bootstorm_keeper_waiting gauge\nbootstorm_keeper_waiting{{queue=\"urgent\"}} \
+             {}\nbootstorm_keeper_waiting{{queue=\"evidence\"}} {}\n",
+            self.urgent.len(),
+            self.evidence.len()
+        );
         rows.iter()
             .map(|(name, help, value)| {
                 format!(
@@ -249,6 +256,7 @@ impl Keeper {
                     value.load(Ordering::Relaxed)
                 )
             })
+            .chain([waiting])
             .collect()
     }
 }

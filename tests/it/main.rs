@@ -13,6 +13,8 @@ mod demo;
 mod explain;
 mod firmware;
 mod interlock;
+mod operations;
+mod package;
 mod scripts;
 mod server;
 mod winpe;

@@ -64,6 +64,7 @@ fn documented() -> OpenApiRouter<Arc<Admin>> {
         .routes(routes!(tokens::list, tokens::add))
         .routes(routes!(tokens::revoke))
         .routes(routes!(system::document))
+        .routes(routes!(system::reload))
         .routes(routes!(system::healthz))
         .routes(routes!(system::readyz))
         .routes(routes!(system::metrics))
