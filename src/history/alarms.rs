@@ -246,3 +246,86 @@ impl Alarms {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jobs::evidence::{Asker, Evidence, Seen};
+    use crate::jobs::job::{Action, JobSpec};
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000 + seconds)
+    }
+
+    fn mac(n: u8) -> MacAddr {
+        MacAddr([2, 0, 0, 0, 0, n])
+    }
+
+    fn tell(history: &History, n: u8, seconds: u64, seen: Seen) {
+        let mut evidence = Evidence::new(at(seconds), seen);
+        evidence.mac = Some(mac(n));
+        history.note(evidence);
+    }
+
+    fn boots(history: &History, n: u8, seconds: u64, relay: Option<Ipv4Addr>) {
+        let file = "undionly.kpxe".to_owned();
+        tell(history, n, seconds, Seen::DhcpOffered { asker: Asker::Firmware, arch: None, relay, file });
+        tell(history, n, seconds + 1, Seen::AddressGiven { relay });
+    }
+
+    #[test]
+    fn a_machine_that_was_expected_and_never_came_is_told_once_until_it_comes() {
+        let history = History::default();
+        let mut alarms = Alarms::new(Terms::default());
+        let mut job = Job::new(JobId(7), &JobSpec::new(Action::Local, Selector::Mac(mac(1))), false, at(0));
+        let expected = [Expected::of(&job).unwrap()];
+        assert!(alarms.look(at(1_799), &history, &expected).is_empty(), "not yet");
+        let new = alarms.look(at(1_800), &history, &expected);
+        assert_eq!((new.len(), new[0].kind, new[0].subject.as_str()), (1, Kind::NeverSeen, "j7"));
+        assert!(new[0].sentence.contains("30 min") && new[0].machines == [mac(1)], "{new:?}");
+        assert!(alarms.look(at(1_810), &history, &expected).is_empty(), "once");
+        assert_eq!(alarms.active().len(), 1);
+        assert!(alarms.metrics().contains("bootstorm_alarms{kind=\"never-seen\"} 1\n"));
+        boots(&history, 1, 1_815, None);
+        assert!(alarms.look(at(1_820), &history, &expected).is_empty());
+        assert!(alarms.active().is_empty(), "it came");
+        assert!(alarms.metrics().contains("bootstorm_alarms_raised_total{kind=\"never-seen\"} 1\n"));
+        job.attempts_used = 1;
+        assert_eq!(Expected::of(&job), None, "it was here");
+        let mut never = Alarms::new(Terms { never_seen: Duration::ZERO, ..Terms::default() });
+        assert!(never.look(at(9_999), &History::default(), &expected).is_empty(), "switched off");
+    }
+
+    #[test]
+    fn a_machine_that_starts_over_and_over_is_told_and_one_that_runs_something_is_not() {
+        let history = History::default();
+        let mut alarms = Alarms::new(Terms::default());
+        for n in 0..4 {
+            boots(&history, 1, n * 60, None);
+        }
+        assert!(alarms.look(at(240), &history, &[]).is_empty());
+        boots(&history, 1, 300, None);
+        let new = alarms.look(at(310), &history, &[]);
+        assert_eq!((new.len(), new[0].kind), (1, Kind::Loop), "{new:?}");
+        assert!(new[0].sentence.contains("5 times"), "{new:?}");
+        assert!(alarms.look(at(3_000), &history, &[]).is_empty() && alarms.active().is_empty(), "long ago");
+    }
+
+    #[test]
+    fn machines_that_stop_at_one_point_behind_one_relay_have_one_alarm() {
+        let history = History::default();
+        let mut alarms = Alarms::new(Terms::default());
+        let relay = Some(Ipv4Addr::new(10, 9, 0, 1));
+        for n in 1..=2 {
+            boots(&history, n, 0, relay);
+        }
+        // The same stop elsewhere is another place.
+        boots(&history, 3, 0, None);
+        assert!(alarms.look(at(200), &history, &[]).is_empty());
+        boots(&history, 4, 100, relay);
+        assert!(alarms.look(at(150), &history, &[]).is_empty(), "the last may be under way");
+        let new = alarms.look(at(300), &history, &[]);
+        assert_eq!((new.len(), new[0].kind, new[0].machines.len()), (1, Kind::SameStop, 3), "{new:?}");
+        assert!(new[0].sentence.contains("behind the relay 10.9.0.1"), "{new:?}");
+    }
+}

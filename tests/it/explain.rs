@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::Command as Program;
 use std::time::{Duration, Instant};
@@ -34,10 +34,13 @@ fn free_port() -> u16 {
 impl Local {
     fn start(policy: &str) -> Self {
         let (dhcp, boot_server) = (free_port(), free_port());
+        // The sandbox holds the server to the TCP ports that its configuration names.
+        let http = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let http = http.local_addr().expect("an address").port();
         let rest = format!(
             "[dhcp]\nmode = \"full\"\nport = {dhcp}\nboot_server_port = {boot_server}\n\
              [[dhcp.subnet]]\nnetwork = \"127.0.0.0/8\"\nrange = \"127.0.1.10-127.0.1.250\"\nnext_server = \"127.0.0.1\"\n\
-             [tftp]\nlisten = [\"127.0.0.1:0\"]\n[http]\nlisten = [\"127.0.0.1:0\"]\n{policy}[admin]\nlisten = \"\"\n"
+             [tftp]\nlisten = [\"127.0.0.1:0\"]\n[http]\nlisten = [\"127.0.0.1:{http}\"]\n{policy}[admin]\nlisten = \"\"\n"
         );
         let site = Site::new("lo", "auto", &rest);
         site.add_linux();
