@@ -217,16 +217,16 @@ fn write(due: &[Due], store: &mut dyn Store) -> Result<(), StoreError> {
 }
 
 fn look_for_alarms(recorder: &Recorder) {
-    let (history, alarms) = (Arc::clone(&recorder.history), Arc::clone(&recorder.alarms));
-    // On the keeper's thread, which has the jobs; what is new goes to the event log at once.
-    recorder.keeper.look(move |book, store| {
-        let expected: Vec<Expected> = book.jobs().filter_map(|job| Expected::of(job)).collect();
-        let now = SystemTime::now();
-        let new = lock(&alarms).look(now, &history, &expected);
-        if !new.is_empty() {
-            raise(&new, now, store);
-        }
-    });
+    // The keeper has better things to do than to look at timelines: it only says for whom jobs wait.
+    let waiting = recorder
+        .keeper
+        .look_and_wait(|book, _| book.jobs().filter_map(|job| Expected::of(job)).collect::<Vec<_>>());
+    let Ok(expected) = waiting else { return };
+    let now = SystemTime::now();
+    let new = lock(&recorder.alarms).look(now, &recorder.history, &expected);
+    if !new.is_empty() {
+        recorder.keeper.look(move |_, store| raise(&new, now, store));
+    }
 }
 
 fn raise(alarms: &[Alarm], now: SystemTime, store: &mut dyn Store) {

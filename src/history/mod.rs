@@ -445,6 +445,7 @@ impl Records {
                     self.bytes -= last.footprint();
                     last.open();
                     self.bytes += last.footprint();
+                    machine.is_open = true;
                 }
                 let begins = match machine.boots.back() {
                     Some(Kept::Open(last)) if !goes_on(last, &evidence) => return,

@@ -490,3 +490,19 @@ fn a_record_is_read_back_and_a_boot_goes_on_across_a_restart() {
     let body = record(&many);
     assert!(body.len() <= 16 << 10 && !read_record(&body).is_empty(), "{}", body.len());
 }
+
+#[test]
+fn what_others_make_up_does_not_push_out_a_machines_own_story() {
+    let history = History::default();
+    history.note(of(MAC, 0.0, dhcp(Asker::Firmware, "snponly.efi")));
+    for n in 0..200u8 {
+        history.note(of(MAC, 1.0, heard(n, Some("evil"))));
+        history.note(of(MAC, 1.0, Seen::TftpRefused { file: format!("evil-{n}"), reason: "x".into() }));
+    }
+    history.note(of(MAC, 2.0, heard(3, Some("evil"))));
+    history.note(of(MAC, 2.0, loader()));
+    let boot = &history.boots(MAC)[0];
+    assert_eq!((boot.steps.len(), boot.left_out), (18, 2 * 192));
+    assert!(matches!(boot.steps[0].seen, Seen::DhcpOffered { .. }));
+    assert!(matches!(boot.steps[17].seen, Seen::LoaderFetched { .. }));
+}

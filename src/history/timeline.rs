@@ -16,6 +16,8 @@ use crate::wire::{MacAddr, Uuid};
 const TEXT_MAX: usize = 200;
 /// A silence from this length on is shown between two steps.
 const PAUSE_SHOWN: std::time::Duration = std::time::Duration::from_secs(10);
+/// Different steps of one sort that a boot keeps, of the sorts that anybody can make up.
+const ALIKE_MAX: usize = 8;
 /// A step repeats one of the last so many if it is the same thing about the same file.
 const REPEATS_LOOK_BACK: usize = 4;
 
@@ -197,6 +199,14 @@ impl Timeline {
             self.image = Some(image.clone());
         }
         let bytes = bytes(&seen);
+        let alike = |step: &&Step| std::mem::discriminant(&step.seen) == std::mem::discriminant(&seen);
+        if is_anybodys(&seen)
+            && self.steps.iter().filter(alike).count() >= ALIKE_MAX
+            && !self.steps.iter().any(|step| is_same(&step.seen, &seen))
+        {
+            self.left_out = self.left_out.saturating_add(1);
+            return;
+        }
         let repeated =
             self.steps.iter_mut().rev().take(REPEATS_LOOK_BACK).find(|step| is_same(&step.seen, &seen));
         if let Some(step) = repeated {
@@ -475,6 +485,19 @@ impl fmt::Display for Span {
             seconds => write!(f, "{} days", seconds / 86_400),
         }
     }
+}
+
+/// What others on the network can make up in a machine's name: too much of it must not push out the rest of its story.
+fn is_anybodys(seen: &Seen) -> bool {
+    matches!(
+        seen,
+        Seen::OtherOffered { .. }
+            | Seen::OtherAcked { .. }
+            | Seen::ServerChosen { .. }
+            | Seen::TftpAsked { .. }
+            | Seen::TftpRefused { .. }
+            | Seen::HttpRefused { .. }
+    )
 }
 
 fn over_word(over: Over) -> &'static str {
