@@ -20,7 +20,7 @@ pub(super) enum Kept {
     Sealed(Sealed),
 }
 
-/// A packed boot: its JSON, compressed. A usual boot takes some 600 bytes so, and five times as much ready for evidence.
+/// A packed boot: its JSON, compressed. A usual boot takes some 800 bytes so, and five times as much ready for evidence.
 #[derive(Debug)]
 pub(super) struct Sealed {
     bytes: Box<[u8]>,

@@ -31,12 +31,16 @@ fn free_port() -> u16 {
     socket.local_addr().expect("an address").port()
 }
 
+fn free_tcp_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    listener.local_addr().expect("an address").port()
+}
+
 impl Local {
     fn start(policy: &str) -> Self {
         let (dhcp, boot_server) = (free_port(), free_port());
         // The sandbox holds the server to the TCP ports that its configuration names.
-        let http = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-        let http = http.local_addr().expect("an address").port();
+        let http = free_tcp_port();
         let rest = format!(
             "[dhcp]\nmode = \"full\"\nport = {dhcp}\nboot_server_port = {boot_server}\n\
              [[dhcp.subnet]]\nnetwork = \"127.0.0.0/8\"\nrange = \"127.0.1.10-127.0.1.250\"\nnext_server = \"127.0.0.1\"\n\
