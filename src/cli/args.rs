@@ -98,8 +98,14 @@ pub enum Verb {
     /// Look at the scripts machines get
     #[command(subcommand, after_help = "Example: bootstorm script render --mac 52:54:00:00:00:01 --explain")]
     Script(ScriptVerb),
-    /// Show the last boots of a machine as timelines
-    #[command(after_help = "Example: bootstorm explain 52:54:00:00:00:01")]
+    /// Say where a machine's last boots stand or stopped, and what to do
+    #[command(
+        long_about = "Say where a machine's last boots stand or stopped, step by step, in one sentence, with the next step \
+                      and what its screen is likely to say. Without a machine: the alarms that are on and the last boots of \
+                      all. Works without a running server too, from what that stored. Exit code 0 when there is a boot to \
+                      show, 1 when the machine was never seen, 2 when nobody is called so.",
+        after_help = "Example: bootstorm explain 52:54:00:00:00:01 --last 3\n         bootstorm explain j17 --pcap boot.pcapng"
+    )]
     Explain(Explain),
     /// Find what keeps machines from booting: look at the set-up, and boot as one against the running server
     #[command(
@@ -161,6 +167,9 @@ pub struct Serve {
     /// Log level or filter: error, warn, info, debug, trace
     #[arg(long, value_name = "LEVEL", default_value = "info", env = "BOOTSTORM_LOG")]
     pub log: String,
+    /// Run without the flight recorder, to measure what it costs
+    #[arg(long, hide = true)]
+    pub without_recorder: bool,
 }
 
 /// `--dhcp`.
@@ -799,8 +808,14 @@ pub struct Render {
 /// `explain`.
 #[derive(clap::Args, Debug)]
 pub struct Explain {
-    /// MAC address or UUID
-    pub machine: String,
+    /// MAC address in any form, UUID, job number (j17) or name of a machine; without one: the alarms and the last boots
+    pub machine: Option<String>,
+    /// Boots at most, newest first
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1000))]
+    pub last: usize,
+    /// Write the control packets of the last boot (--last 2: of two) to this file, for Wireshark; - is standard output
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    pub pcap: Option<PathBuf>,
     /// As JSON
     #[arg(long)]
     pub json: bool,

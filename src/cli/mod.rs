@@ -16,6 +16,7 @@ mod listing;
 mod machine;
 mod output;
 mod progress;
+mod recorder;
 mod reload;
 mod script;
 mod serve;

@@ -145,6 +145,7 @@ fn needs_restart(now: &Plan, next: &Plan) -> Vec<String> {
         "images.dir" images_dir;
         "loaders" loaders;
         "admin.listen" admin.listen;
+        "admin.expect_within" admin.expect_within;
     }
     use crate::config::DhcpMode::Off;
     let (was, is) = (now.dhcp.mode, next.dhcp.mode);

@@ -1,15 +1,16 @@
 //! `serve`: from a plan to a running server, and its end.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::args::{Common, Dhcp, Driver as DriverArg, LogFormat as LogFormatArg, Serve};
+use super::recorder::Recorder;
 use super::reload::{Reloader, Source, Watch};
 use super::{Done, Exit, Failure, config_file, load_config, output};
 use crate::config::{self, DhcpMode, Plan, ReservationPlan, ReservedWho, Sandbox, Value};
@@ -19,7 +20,8 @@ use crate::files::library::{Library, Settings as LibrarySettings};
 use crate::files::versions::Versions;
 use crate::files::watch::watch;
 use crate::history::History;
-use crate::jobs::evidence::{Evidence, Seen};
+use crate::history::alarms::{Alarms, Terms};
+use crate::jobs::evidence::Evidence;
 use crate::jobs::job::Job;
 use crate::jobs::script::{Context, Hints, compose_explained};
 use crate::jobs::token::BootId;
@@ -43,8 +45,6 @@ const EVIDENCE_QUEUE: usize = 64 * 1024;
 pub(super) const STORE: &str = "bootstorm.db";
 /// The folder of leases beside it.
 const LEASES: &str = "leases";
-/// How long evidence is gathered before the recorder looks again.
-const GATHER: Duration = Duration::from_millis(5);
 /// How often folders are looked at for new images.
 const HOUSEKEEPING: Duration = Duration::from_secs(2);
 /// The same while a file is still being written.
@@ -165,6 +165,7 @@ fn engine_settings(
 pub(super) struct Running {
     pub(super) engine: Option<Engine>,
     pub(super) control: Option<Control>,
+    shared: Arc<Shared>,
     helpers: Vec<JoinHandle<()>>,
     stopping: Arc<AtomicBool>,
     /// These end last: what the cores still said is stored.
@@ -280,6 +281,8 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
     make_folders(plan)?;
     let library = Arc::new(open_library(plan)?);
     let history = Arc::new(History::default());
+    let terms = Terms { never_seen: plan.admin.expect_within, ..Terms::default() };
+    let alarms = Arc::new(Mutex::new(Alarms::new(terms)));
     let mut secret = [0; 32];
     getrandom::fill(&mut secret).map_err(|error| runtime(&error))?;
     // Everything that is stored is loaded and published before any listener answers.
@@ -304,6 +307,7 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
     let mut running = Running {
         reloader: Arc::clone(&reloader),
         control: None,
+        shared: Arc::clone(&shared),
         helpers: Vec::new(),
         stopping: Arc::new(AtomicBool::new(false)),
         engine: None,
@@ -311,6 +315,13 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
         leases,
     };
     let cells = engine.cells();
+    let recording = Recorder {
+        history: Arc::clone(&history),
+        alarms: Arc::clone(&alarms),
+        keeper: handle.clone(),
+        stopping: Arc::clone(&running.stopping),
+    };
+    let (sizes, raised) = (Arc::clone(&history), Arc::clone(&alarms));
     let started = SystemTime::now();
     let lost = Arc::clone(&shared);
     let scripts = Arc::clone(&shared);
@@ -327,7 +338,8 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
     let state = State {
         keeper: handle.clone(),
         library: Arc::clone(&library),
-        history: Arc::clone(&history),
+        history,
+        alarms,
         script: Box::new(move |who| {
             let policy = scripts.policy.load();
             // Number 0 is no boot's: a token rendered here for show moves nothing.
@@ -361,6 +373,7 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
                  gauge\nbootstorm_admission_waiting {waiting}\n"
             ));
             text.push_str(&handle.metrics());
+            text.push_str(&super::recorder::metrics(&sizes, &raised));
             text.push_str(&scribe.as_ref().map(Scribe::metrics).unwrap_or_default());
             text
         }),
@@ -371,10 +384,7 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
             Failure::new(if error.is_permission() { Exit::Permission } else { Exit::Runtime }, error)
         })?;
     running.control = Some(control);
-    running.helpers.push(spawn("recorder", {
-        let stopping = Arc::clone(&running.stopping);
-        move || record(&recorder, &history, &stopping)
-    })?);
+    running.helpers.push(spawn("recorder", move || recording.run(&recorder))?);
     running.helpers.push(spawn("housekeeping", {
         let stopping = Arc::clone(&running.stopping);
         let interfaces = Arc::clone(&shared);
@@ -470,83 +480,6 @@ fn start_keeper(plan: &Plan, library: &Arc<Library>, secret: [u8; 32]) -> Result
         |job: &Job| tracing::info!(job = %job.id, stage = job.stage.word(), reason = job.reason, "job moved");
     Keeper::start(Box::new(store), Box::new(move || images.snapshot()), secret, Box::new(observer))
         .map_err(failure)
-}
-
-/// Everything that was seen becomes timelines.
-fn record(evidence: &crossbeam_channel::Receiver<Evidence>, history: &History, stopping: &AtomicBool) {
-    let mut budget = LogBudget::new();
-    let mut gathering = false;
-    while !stopping.load(Ordering::Acquire) {
-        // Waking a thread that waits costs the core that wakes it more than the evidence does. So while evidence
-        // comes, it is gathered for a moment instead of being waited for.
-        let seen = if gathering {
-            let Ok(seen) = evidence.try_recv() else {
-                std::thread::park_timeout(GATHER);
-                gathering = !evidence.is_empty();
-                continue;
-            };
-            seen
-        } else {
-            let Ok(seen) = evidence.recv_timeout(Duration::from_millis(200)) else { continue };
-            gathering = true;
-            seen
-        };
-        budget.refill();
-        // A DISCOVER is anybody's packet; what follows it costs a stranger more, but is anybody's still. Whatever
-        // the network says, the log grows only so fast; the timelines have it all.
-        let loud =
-            !matches!(seen.seen, Seen::DhcpOffered { .. } | Seen::FileProgress { .. }) && budget.take();
-        macro_rules! say {
-            ($level:ident) => {
-                tracing::$level!(
-                    mac = seen.mac.map(tracing::field::display),
-                    uuid = seen.uuid.map(tracing::field::display),
-                    session = seen.boot.map(tracing::field::display),
-                    address = seen.address.map(tracing::field::display),
-                    job = seen.job().map(tracing::field::display),
-                    stage = seen.seen.word(),
-                    "{}",
-                    seen.seen
-                )
-            };
-        }
-        if loud {
-            say!(info)
-        } else {
-            say!(debug)
-        }
-        history.note(&seen);
-    }
-}
-
-/// Stage lines the log takes: a burst, then so many a second.
-struct LogBudget {
-    left: f64,
-    at: Instant,
-}
-
-impl LogBudget {
-    const BURST: f64 = 1000.0;
-    const PER_SECOND: f64 = 100.0;
-
-    fn new() -> Self {
-        Self { left: Self::BURST, at: Instant::now() }
-    }
-
-    fn refill(&mut self) {
-        let now = Instant::now();
-        self.left =
-            (self.left + now.duration_since(self.at).as_secs_f64() * Self::PER_SECOND).min(Self::BURST);
-        self.at = now;
-    }
-
-    fn take(&mut self) -> bool {
-        let may = self.left >= 1.0;
-        if may {
-            self.left -= 1.0;
-        }
-        may
-    }
 }
 
 /// New images appear: soon after the kernel tells that something moved, and every two seconds in any case;
@@ -653,6 +586,10 @@ pub(super) fn run(common: &Common, serve: &Serve) -> Done {
     make_folders(&plan)?;
     confine(&outer, &plan)?;
     let mut running = start(&plan, Box::new(source))?;
+    if serve.without_recorder {
+        tracing::warn!("the flight recorder is off: explain knows nothing, and no alarm is raised");
+        running.shared.records.store(false, Ordering::Relaxed);
+    }
     if plan.server.sandbox != Sandbox::Off {
         // An interface that is waited for gets its socket when it comes.
         let packet_sockets = running.engine.as_ref().is_some_and(Engine::is_waiting);

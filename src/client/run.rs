@@ -71,6 +71,7 @@ struct Runner<'a> {
     boot_server: Option<UdpSocket>,
     tftp: Option<(u32, UdpSocket)>,
     progress: &'a dyn Fn(u64),
+    may: &'a dyn Fn(&Command) -> bool,
     started: Instant,
     report: BootReport,
     over: bool,
@@ -85,6 +86,20 @@ pub fn boot(
     endpoints: &Endpoints,
     deadline: Duration,
     progress: &dyn Fn(u64),
+) -> io::Result<BootReport> {
+    boot_while(config, endpoints, deadline, progress, &|_| true)
+}
+
+/// [`boot`], cut off at the first command that `may` refuses, as if the machine lost power there.
+///
+/// # Errors
+/// When a socket cannot be opened; a boot that fails is a report.
+pub fn boot_while(
+    config: Config,
+    endpoints: &Endpoints,
+    deadline: Duration,
+    progress: &dyn Fn(u64),
+    may: &dyn Fn(&Command) -> bool,
 ) -> io::Result<BootReport> {
     let report = BootReport {
         kind: config.kind,
@@ -103,6 +118,7 @@ pub fn boot(
         boot_server: None,
         tftp: None,
         progress,
+        may,
         started: Instant::now(),
         report,
         over: false,
@@ -123,6 +139,14 @@ pub fn boot(
 impl Runner<'_> {
     fn carry_out(&mut self) -> io::Result<()> {
         while let Some(command) = self.machine.poll_command() {
+            if self.over {
+                return Ok(());
+            }
+            if !(self.may)(&command) {
+                self.over = true;
+                self.report.outcome = "cut off".into();
+                return Ok(());
+            }
             match command {
                 Command::Dhcp { to, bytes } if to.ip().is_broadcast() => {
                     if let Some(relayed) = self.endpoints.relay.to_server(&bytes) {

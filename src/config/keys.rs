@@ -55,6 +55,7 @@ pub const KEYS: &[Key] = &[
     key("policy.menu_default", "\"local\""),
     key("policy.exclude", "[]"),
     key("admin.listen", "\"127.0.0.1:8081\""),
+    key("admin.expect_within", "\"30m\""),
 ];
 
 /// Keys of the lists of tables.
@@ -251,4 +252,5 @@ exclude = []                 # never answered, job or not: MAC addresses, or the
 
 [admin]
 listen = "127.0.0.1:8081"    # API by token, /healthz, /readyz, /metrics; "" = none. Local commands use state_dir/admin.sock
+expect_within = "30m"        # a machine with a job that is not seen for so long raises an alarm; 0s = never
 "#;

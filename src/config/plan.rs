@@ -207,6 +207,8 @@ pub struct LoaderPlan {
 pub struct AdminPlan {
     /// TCP listener.
     pub listen: Option<SocketAddr>,
+    /// A machine with a job that is not seen within this raises an alarm; zero never.
+    pub expect_within: Duration,
     /// Unix socket of the local commands.
     pub socket: PathBuf,
 }
@@ -478,6 +480,12 @@ pub(super) fn build(
             }
         })
         .flatten();
+    let expect_within = taker
+        .take("admin.expect_within", "a time such as \"30m\", or \"0s\"", |value| match value {
+            Value::Text(text) => values::duration(text),
+            _ => None,
+        })
+        .unwrap_or_default();
     let authoritative = taker.flag("dhcp.authoritative");
     let circuit_max = taker.number("dhcp.per_circuit", 0, 65_536) as u32;
     let options: Vec<_> =
@@ -527,7 +535,7 @@ pub(super) fn build(
         images_dir,
         loaders,
         policy: Policy { unknown, menu_timeout, menu_default, exclude },
-        admin: AdminPlan { listen, socket: state_dir.join("admin.sock") },
+        admin: AdminPlan { listen, expect_within, socket: state_dir.join("admin.sock") },
         notes,
     }
 }

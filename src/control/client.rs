@@ -189,6 +189,19 @@ impl Client {
         self.ask("GET", path, &[], String::new()).map(|answer| answer.document)
     }
 
+    /// GET of what is neither JSON nor text.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`]; every status but 2xx is a refusal.
+    pub fn bytes(&self, path: &str) -> Result<Vec<u8>, ClientError> {
+        let raw = self.ask_raw("GET", path, &[], String::new())?;
+        if !raw.status.is_success() {
+            return Err(raw.refused());
+        }
+        Ok(raw.bytes.to_vec())
+    }
+
     /// GET of a text, such as `/metrics`.
     ///
     /// # Errors

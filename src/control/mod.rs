@@ -14,6 +14,7 @@ mod auth;
 pub mod client;
 pub mod csv;
 mod door;
+pub mod explain;
 mod idempotency;
 mod openapi;
 mod problem;
@@ -28,8 +29,8 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use std::time::SystemTime;
@@ -44,6 +45,7 @@ pub use self::problem::RowError;
 use self::tokens::Tokens;
 use crate::files::library::Library;
 use crate::history::History;
+use crate::history::alarms::Alarms;
 use crate::jobs::Identity;
 use crate::jobs::book::{Book, Refusal};
 use crate::jobs::script::Explained;
@@ -58,6 +60,8 @@ pub struct State {
     pub library: Arc<Library>,
     /// Timelines.
     pub history: Arc<History>,
+    /// What someone should look at.
+    pub alarms: Arc<Mutex<Alarms>>,
     /// The script a machine would get now.
     pub script: Box<dyn Fn(&Identity) -> Explained + Send + Sync>,
     /// Reads the configuration again; the tables that changed, or why it is refused.

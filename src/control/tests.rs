@@ -110,6 +110,7 @@ impl Lab {
             keeper: keeper.keeper().clone(),
             library,
             history: Arc::new(History::default()),
+            alarms: Arc::default(),
             script: Box::new(move |who| {
                 let context = Context {
                     base_url: "http://192.0.2.1:4433",
@@ -297,6 +298,9 @@ fn what_makes_no_sense_is_refused_with_a_word_and_a_reason() {
         ("GET", "/v1/machines/m7", 404, "machine-not-found"),
         ("GET", "/v1/images/nothere", 404, "unknown-image"),
         ("GET", "/v1/boots?machine=x", 400, "not-a-machine"),
+        ("GET", "/v1/explain?machine=x", 400, "not-a-machine"),
+        ("GET", "/v1/explain?machine=52:54:00:00:00:01&last=0", 400, "not-a-limit"),
+        ("GET", "/v1/boots/pcap?machine=52:54:00:00:00:01", 404, "no-packets"),
         ("DELETE", "/v1/jobs/j1/claims/x", 400, "not-a-claim-id"),
         ("DELETE", "/v1/jobs/j1/claims/c1", 404, "claim-not-found"),
         ("DELETE", "/v1/tokens/00000000", 404, "token-not-found"),
@@ -663,7 +667,10 @@ fn images_boots_health_and_metrics_answer() {
     assert_eq!(images["images"].as_array().unwrap().len(), 3);
     assert_eq!(lab.local("GET", "/v1/images/wipe", Value::Null).must(200)["destructive"], true);
     assert_eq!(lab.local("POST", "/v1/images/rescan", Value::Null).must(200)["images"], 3);
-    assert_eq!(lab.local("GET", "/v1/boots", Value::Null).must(200), json!({ "boots": [], "text": [] }));
+    assert_eq!(
+        lab.local("GET", "/v1/boots", Value::Null).must(200),
+        json!({ "boots": [], "text": [], "verdicts": [] })
+    );
     assert_eq!(lab.local("GET", "/healthz", Value::Null).must(200), "ok\n");
     assert_eq!(lab.local("GET", "/readyz", Value::Null).must(200), "ready\n");
     lab.ask(remote(), "GET", "/v1/jobs", &[], String::new()).refused(401, "token-needed");
@@ -842,6 +849,8 @@ fn answers_are_what_the_document_says() {
         ("GET", "/v1/images", Value::Null),
         ("GET", "/v1/images/wipe", Value::Null),
         ("GET", "/v1/boots", Value::Null),
+        ("GET", "/v1/explain?machine=j1&last=3", Value::Null),
+        ("GET", "/v1/alarms", Value::Null),
         ("GET", "/v1/events", Value::Null),
         ("GET", "/v1/audit", Value::Null),
         ("GET", "/v1/audit/verify", Value::Null),
@@ -857,7 +866,8 @@ fn answers_are_what_the_document_says() {
             .replace("/jobs/j99", "/jobs/{id}")
             .replace("/machines/m1", "/machines/{id}")
             .replace("/images/wipe", "/images/{name}");
-        let operation = &document["paths"][&pattern][method.to_lowercase()];
+        let pattern = pattern.split('?').next().unwrap_or_default();
+        let operation = &document["paths"][pattern][method.to_lowercase()];
         assert!(operation.is_object(), "{method} {pattern} is not documented");
         if let Some(schema) = operation.pointer("/requestBody/content/application~1json/schema") {
             fits(&body, schema, &document).unwrap_or_else(|why| panic!("{method} {path} asks {body}: {why}"));

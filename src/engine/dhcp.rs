@@ -33,16 +33,17 @@ use crate::jobs::evidence::{Asker, Evidence, Seen};
 use crate::keeper::Answer;
 use crate::keeper::journal::{Entry, Scribe};
 use crate::proto::dhcp::{
-    Change, DhcpEvent, DhcpStep, DropReason, Input, Interface, LeaseRecord, LeaseTerm, Network, Notice,
-    Output, Rival, Server, ServerPort, Settings, To, Verdict,
+    CLIENT_PORT, Change, DhcpEvent, DhcpStep, DropReason, Input, Interface, LeaseRecord, LeaseTerm, Network,
+    Notice, Output, Rival, Server, ServerPort, Settings, To, Verdict,
 };
-use crate::proto::firmware::FirmwareKind;
+use crate::proto::firmware::{Firmware, FirmwareKind};
 use crate::sys::SysError;
 use crate::sys::packet::BpfInstruction;
 use crate::sys::ring::{FrameBatch, FrameRing, RingUse};
 use crate::sys::udp::{BATCH, Source, UdpSocket};
 use crate::wire::MacAddr;
-use crate::wire::dhcp::{MessageType, OPTIONS_OFFSET, code};
+use crate::wire::capture::Packet;
+use crate::wire::dhcp::{Message, MessageType, OP_REQUEST, OPTIONS_OFFSET, code};
 use crate::wire::frame::{UDP_PAYLOAD_OFFSET, UdpHeader, emit_udp_frame, parse_udp_frame};
 
 /// Messages taken from one socket per turn.
@@ -556,11 +557,19 @@ impl DhcpSide {
         let reply = &mut self.reply[UDP_PAYLOAD_OFFSET..];
         match self.server.handle(turn.now, &input, &mut decider, reply) {
             Verdict::Reply(output, event) => {
-                self.note(&event, turn);
+                let reply = &self.reply[UDP_PAYLOAD_OFFSET..][..output.len];
+                let (seen, packets) = told(&event, &input, Some((&output, reply)), turn);
+                self.note(&event, seen, packets, turn);
                 self.reply(&output, &input, came.raw, turn);
             }
-            Verdict::Heard(event) => self.note(&event, turn),
-            Verdict::Drop(reason) => turn.tally.drop_dhcp(reason),
+            Verdict::Heard(event) => {
+                let (seen, packets) = told(&event, &input, None, turn);
+                self.note(&event, seen, packets, turn);
+            }
+            Verdict::Drop(reason) => {
+                turn.tally.drop_dhcp(reason);
+                note_ignored(reason, &input, turn);
+            }
         }
     }
 
@@ -765,7 +774,7 @@ impl DhcpSide {
     }
 
     /// Passes on what a message told: to the other cores who is where, to the flight recorder what happened.
-    fn note(&mut self, event: &DhcpEvent, turn: &Turn<'_>) {
+    fn note(&mut self, event: &DhcpEvent, seen: Option<Seen>, packets: Vec<Packet>, turn: &Turn<'_>) {
         let told_address = matches!(
             event.what,
             DhcpStep::Offered
@@ -778,22 +787,15 @@ impl DhcpSide {
         {
             turn.shared.sightings.record(addr, Sighting { mac, arch });
         }
-        let offers_boot = matches!(event.what, DhcpStep::Offered | DhcpStep::BootServerAnswered);
-        let Some(kind) = event.kind.filter(|_| offers_boot && !event.file.is_empty()) else { return };
+        let Some(seen) = seen else { return };
         if !self.recorded.take(turn.now) {
             return turn.tally.add(Count::DhcpUnrecorded, 1);
         }
-        let asker = match kind {
-            FirmwareKind::Pxe => Asker::Firmware,
-            FirmwareKind::HttpBoot => Asker::Http,
-            FirmwareKind::Ipxe(_) => Asker::Ipxe,
-        };
-        let file = event.file.as_str().to_owned();
-        let seen = Seen::DhcpOffered { asker, arch: event.arch, relay: event.relay, file };
         let mut evidence = Evidence::new(SystemTime::now(), seen);
         evidence.mac = event.mac;
         evidence.uuid = event.uuid;
         evidence.address = event.ip;
+        evidence.packets = packets;
         turn.shared.note(evidence);
     }
 }
@@ -922,6 +924,114 @@ fn decode(entry: &Entry, epoch: (Instant, SystemTime)) -> Option<Change> {
         _ => return None,
     };
     Some(Change::Lease(LeaseRecord { ip, htype, hlen: hlen.min(16), hardware, term }))
+}
+
+/// What an event means for a boot, and the packets that show it.
+fn told(
+    event: &DhcpEvent,
+    input: &Input<'_>,
+    reply: Option<(&Output, &[u8])>,
+    turn: &Turn<'_>,
+) -> (Option<Seen>, Vec<Packet>) {
+    let seen = seen(event);
+    let kept = seen.is_some() && turn.shared.is_recording();
+    let packets = if kept { packets(input, reply) } else { Vec::new() };
+    (seen, packets)
+}
+
+/// What an event means for a boot; nothing for who is not booting.
+fn seen(event: &DhcpEvent) -> Option<Seen> {
+    let file = || event.file.as_str().to_owned();
+    let named = !event.file.is_empty();
+    Some(match event.what {
+        DhcpStep::Offered if named => {
+            let asker = match event.kind? {
+                FirmwareKind::Pxe => Asker::Firmware,
+                FirmwareKind::HttpBoot => Asker::Http,
+                FirmwareKind::Ipxe(_) => Asker::Ipxe,
+            };
+            Seen::DhcpOffered { asker, arch: event.arch, relay: event.relay, file: file() }
+        }
+        // An address and nothing to boot: what the screen says is that there is no boot file.
+        DhcpStep::Offered => {
+            event.kind?;
+            Seen::DhcpIgnored {
+                reason: DropReason::NoBoot.word().into(),
+                arch: event.arch,
+                relay: event.relay,
+                boot_server: false,
+            }
+        }
+        DhcpStep::BootServerAnswered if named => Seen::BootServerAnswered { arch: event.arch, file: file() },
+        DhcpStep::Acked => {
+            event.kind?;
+            Seen::AddressGiven { relay: event.relay }
+        }
+        DhcpStep::OverheardRequest { server } => {
+            event.kind?;
+            Seen::ServerChosen { server }
+        }
+        DhcpStep::OtherServerOffer { server, next_server, has_file, pxe, sends_to_4011, leases } => {
+            let file = (has_file && named).then(file);
+            Seen::OtherOffered { server, file, next_server, leases, pxe, sends_to_4011 }
+        }
+        DhcpStep::OtherServerAck { server } => Seen::OtherAcked { server },
+        DhcpStep::BootServerAnswered
+        | DhcpStep::Informed
+        | DhcpStep::Naked
+        | DhcpStep::Released
+        | DhcpStep::Declined => return None,
+    })
+}
+
+/// Tells the flight recorder of boot firmware that got no answer, where the reason is about it and not about the packet.
+fn note_ignored(reason: DropReason, input: &Input<'_>, turn: &Turn<'_>) {
+    let about_the_machine = matches!(
+        reason,
+        DropReason::Silent
+            | DropReason::Excluded
+            | DropReason::NoBoot
+            | DropReason::NoBootFile
+            | DropReason::Deferred
+            | DropReason::UnknownSubnet
+            | DropReason::NoRange
+            | DropReason::PoolExhausted
+            | DropReason::PoolKept
+            | DropReason::ReplyTooBig
+    );
+    let boot_server = input.port == ServerPort::BootServer;
+    if !turn.shared.is_recording() || !(about_the_machine || boot_server && reason == DropReason::OtherServer)
+    {
+        return;
+    }
+    let Ok(message) = Message::parse(input.bytes) else { return };
+    let (Some(mac), Some(firmware)) = (message.mac(), Firmware::recognise(&message)) else { return };
+    let seen = Seen::DhcpIgnored {
+        reason: reason.word().into(),
+        arch: firmware.arch_stated.then_some(firmware.arch),
+        relay: Some(message.giaddr()).filter(|relay| !relay.is_unspecified()),
+        boot_server,
+    };
+    let mut evidence = Evidence::new(SystemTime::now(), seen);
+    evidence.mac = Some(mac);
+    evidence.uuid = message.uuid();
+    evidence.packets = packets(input, None);
+    turn.shared.note(evidence);
+}
+
+/// A message and our answer to it, for a capture file: on the ports of the standards, whatever ours are.
+fn packets(input: &Input<'_>, reply: Option<(&Output, &[u8])>) -> Vec<Packet> {
+    let is_request = input.bytes.first() == Some(&OP_REQUEST);
+    let port = if is_request { input.port.number() } else { CLIENT_PORT };
+    let asked = Packet::dhcp(input.src, SocketAddrV4::new(input.dst, port), !is_request, input.bytes);
+    let answer = reply.map(|(output, bytes)| {
+        let to = match output.to {
+            To::Broadcast => SocketAddrV4::new(Ipv4Addr::BROADCAST, CLIENT_PORT),
+            To::Link { to, .. } | To::Unicast(to) => to,
+        };
+        Packet::dhcp(SocketAddrV4::new(output.from, output.port.number()), to, true, bytes)
+    });
+    std::iter::once(asked).chain(answer).collect()
 }
 
 #[cfg(test)]

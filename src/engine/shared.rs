@@ -65,6 +65,8 @@ pub struct Shared {
     evidence: Sender<Evidence>,
     /// Evidence that found the recorder's queue full.
     pub evidence_lost: AtomicU64,
+    /// Whether the flight recorder is told anything; off only to measure what it costs.
+    pub records: AtomicBool,
     /// Local addresses whose device refuses UDP_SEGMENT; 0 is a free place.
     refusing: [AtomicU32; REFUSING_MAX],
     stopping: AtomicBool,
@@ -95,6 +97,7 @@ impl Shared {
             http: ArcSwap::from_pointee(Vec::new()),
             evidence,
             evidence_lost: AtomicU64::new(0),
+            records: AtomicBool::new(true),
             refusing: [const { AtomicU32::new(0) }; REFUSING_MAX],
             stopping: AtomicBool::new(false),
             drain,
@@ -169,11 +172,16 @@ impl Shared {
             _ => evidence.job().is_some(),
         };
         if moves {
-            self.keeper.note(evidence.clone());
+            self.keeper.note(evidence.without_packets());
         }
-        if self.evidence.try_send(evidence).is_err() {
+        if self.is_recording() && self.evidence.try_send(evidence).is_err() {
             self.evidence_lost.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Whether packets are worth a copy.
+    pub fn is_recording(&self) -> bool {
+        self.records.load(Ordering::Relaxed)
     }
 
     /// Largest IP packet on the link that has `local`; Ethernet's where it is not known.

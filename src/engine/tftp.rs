@@ -57,6 +57,7 @@ use crate::sys::mmap::Mapping;
 use crate::sys::ring::FrameRing;
 use crate::sys::udp::{self, SEGMENTS_MAX, SEND_LEN_MAX, Source, UdpOptions, UdpSocket, Unsent};
 use crate::wire::MacAddr;
+use crate::wire::capture;
 use crate::wire::frame::{UDP_PAYLOAD_OFFSET, UdpHeader, emit_udp_headers, parse_udp_frame};
 use crate::wire::tftp::{self, ErrorCode, Mode, Options, Packet, Request};
 
@@ -80,6 +81,10 @@ const BATCHES_PER_TURN: usize = 4;
 pub(super) const TRANSFERS_MAX: usize = 32 * 1024;
 /// Netascii exists for small texts; a conversion is held in memory.
 const NETASCII_LEN_MAX: u64 = 1 << 20;
+/// The port of the standard, for capture files.
+const TFTP_PORT: u16 = 69;
+/// Longest name kept of what was refused.
+const NAME_SHOWN_MAX: usize = 160;
 /// IPv4 and UDP headers.
 const HEADERS_LEN: u32 = 28;
 /// A boot that cannot be recorded asks again this often.
@@ -432,7 +437,7 @@ impl TftpSide {
     ) {
         match Packet::parse(bytes) {
             Ok(Packet::Request(request)) if (socket as usize) < self.listeners => {
-                self.request(socket, &request, from, source, hop, turn);
+                self.request(socket, &request, bytes, from, source, hop, turn);
             }
             Ok(Packet::Ack(block)) => {
                 self.on_transfer(socket, from, turn, |transfer, now| transfer.handle_ack(now, block))
@@ -493,10 +498,12 @@ impl TftpSide {
         self.follow(key, verdict, turn);
     }
 
+    #[allow(clippy::too_many_arguments, reason = "a request, as it was sent, where it came in and from whom")]
     fn request(
         &mut self,
         socket: u32,
         request: &Request<'_>,
+        bytes: &[u8],
         client: SocketAddrV4,
         source: Source,
         hop: Option<Hop>,
@@ -522,12 +529,19 @@ impl TftpSide {
         if !self.accepting {
             return turn.tally.add(Count::TftpShed, 1);
         }
+        let listener = SocketAddrV4::new(source.addr, TFTP_PORT);
         let socket = if self.single_port { socket } else { (self.listeners + self.next_port) as u32 };
         let (payload, served) = match self.find(request, client, source, turn) {
             Ok(found) => found,
             Err((code, message)) => {
                 self.refuse(socket, client, source, code, message, turn);
                 tracing::debug!(%client, name = %String::from_utf8_lossy(request.name), message, "tftp refused");
+                let mut reply = [0; 128];
+                let len = tftp::emit_error(&mut reply, code, message).unwrap_or(0);
+                let file = String::from_utf8_lossy(&request.name[..request.name.len().min(NAME_SHOWN_MAX)]);
+                let seen = Seen::TftpRefused { file: file.into_owned(), reason: message.to_owned() };
+                let packets = self.exchange(bytes, client, listener, socket, &reply[..len]);
+                note_request(turn.shared, *client.ip(), seen, packets);
                 return;
             }
         };
@@ -545,6 +559,14 @@ impl TftpSide {
             Payload::File(_) => self.way(&transfer, client, source, hop, turn),
             Payload::Text(_) => Way::Datagrams,
         };
+        if turn.shared.is_recording()
+            && let Some(served) = &served
+        {
+            let mut reply = [0; HEAD_LEN_MAX];
+            let len = transfer.oack().and_then(|options| tftp::emit_oack(&mut reply, &options)).unwrap_or(0);
+            let packets = self.exchange(bytes, client, listener, socket, &reply[..len]);
+            note_request(turn.shared, *client.ip(), Seen::TftpAsked { file: served.name.clone() }, packets);
+        }
         let live = Live {
             transfer,
             payload,
@@ -574,6 +596,24 @@ impl TftpSide {
             // Full of clients that answer: the newest is shed in silence, and its firmware asks again.
             Err(_) => turn.tally.add(Count::TftpShed, 1),
         }
+    }
+
+    /// A request and the answer that is no data, for a capture file.
+    fn exchange(
+        &self,
+        request: &[u8],
+        client: SocketAddrV4,
+        listener: SocketAddrV4,
+        socket: u32,
+        reply: &[u8],
+    ) -> Vec<capture::Packet> {
+        let mut packets = vec![capture::Packet::tftp(client, listener, false, request)];
+        if !reply.is_empty() {
+            let port = self.sockets.get(socket as usize).map_or(0, |socket| socket.local().port());
+            let from = SocketAddrV4::new(*listener.ip(), port);
+            packets.push(capture::Packet::tftp(from, client, true, reply));
+        }
+        packets
     }
 
     /// What is granted to this client: smaller blocks, if fragments do not reach it.
@@ -1025,6 +1065,16 @@ fn line_of(served: &Served, client: SocketAddrV4, shared: &Shared) -> Option<Box
         once: None,
     };
     Some(Box::new(Line { at, asked: false, again: None }))
+}
+
+/// Tells the flight recorder of a request, if it comes from where a machine was seen.
+fn note_request(shared: &Shared, client: Ipv4Addr, seen: Seen, packets: Vec<capture::Packet>) {
+    let Some(sighting) = shared.sightings.at(client) else { return };
+    let mut evidence = Evidence::new(SystemTime::now(), seen);
+    evidence.mac = Some(sighting.mac);
+    evidence.address = Some(client);
+    evidence.packets = packets;
+    shared.note(evidence);
 }
 
 /// Tells the flight recorder how a transfer ended. A size query that was aborted, as firmware does before every

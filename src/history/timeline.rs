@@ -7,13 +7,17 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::since;
-use crate::jobs::evidence::{Asker, Evidence, Over, Seen, TransferFacts};
-use crate::jobs::job::{JobId, unix_seconds};
+use crate::jobs::evidence::{Asker, Evidence, Over, Seen, TransferFacts, Why};
+use crate::jobs::job::JobId;
 use crate::jobs::token::BootId;
 use crate::wire::{MacAddr, Uuid};
 
 /// Longest text kept of one step.
 const TEXT_MAX: usize = 200;
+/// A silence from this length on is shown between two steps.
+const PAUSE_SHOWN: std::time::Duration = std::time::Duration::from_secs(10);
+/// Different steps of one sort that a boot keeps, of the sorts that anybody can make up.
+const ALIKE_MAX: usize = 8;
 /// A step repeats one of the last so many if it is the same thing about the same file.
 const REPEATS_LOOK_BACK: usize = 4;
 
@@ -69,56 +73,12 @@ impl Outcome {
         }
     }
 
-    /// Where the boot stands or stopped, in plain words, and what to do about it.
-    pub fn sentence(self) -> &'static str {
-        match self {
-            Self::Ignored => {
-                "It asked for a boot and was not answered. The reason is in the step above; a policy of `silent` \
-                 and a subnet that is not listed are the usual ones."
-            }
-            Self::Answered => {
-                "It was offered a boot and never came for the loader. Look for another DHCP server whose answer it \
-                 took, a firewall on UDP 69 and 4011, or a TFTP server address it cannot reach."
-            }
-            Self::Loading => {
-                "It fetched a loader, which never asked for a script. The loader may not have found its network \
-                 card (try the other loader of its kind), or may not be allowed to run (Secure Boot), or cannot \
-                 reach the HTTP port."
-            }
-            Self::Asked => {
-                "iPXE runs and was given the script that asks for the machine's identity, and did not come back \
-                 with it. Look at the machine's screen for what iPXE says."
-            }
-            Self::Local => "It was sent to its own disk. Add a job if it should have booted an image.",
-            Self::Menu => "It was shown the menu, and nothing was chosen yet or the local disk was.",
-            Self::Waiting => "It waits and asks again every ten seconds. Add a job, or approve it.",
-            Self::Shell => "It was given an iPXE shell.",
-            Self::Given => {
-                "It was given the script of its image and asked for no file yet. If it stays so, look at the \
-                 machine's screen: iPXE says which download fails."
-            }
-            Self::Fetching => {
-                "It is fetching the image, or stopped doing so without a word: compare the last step's time. The \
-                 job counts an attempt when the silence lasts."
-            }
-            Self::Broken => {
-                "A transfer broke off. The script tries again three times; if the machine asks for nothing more, \
-                 look at its link, and at the reason in the step above."
-            }
-            Self::Running => {
-                "It has every file of its image, so the image may have started. Only a call-back would prove it. \
-                 Its next boot is a local one unless the job says always."
-            }
-            Self::Confirmed => "It booted: the system that was started called back.",
-        }
-    }
-
     fn after(self, seen: &Seen) -> Self {
         let over = matches!(self, Self::Running | Self::Confirmed);
         let only_dhcp = matches!(self, Self::Ignored | Self::Answered);
         match seen {
             Seen::DhcpIgnored { .. } if self == Self::Ignored => Self::Ignored,
-            Seen::DhcpOffered { .. } if only_dhcp => Self::Answered,
+            Seen::DhcpOffered { .. } | Seen::BootServerAnswered { .. } if only_dhcp => Self::Answered,
             Seen::LoaderFetched { .. } if only_dhcp => Self::Loading,
             Seen::IdentityAsked if only_dhcp || self == Self::Loading => Self::Asked,
             Seen::ScriptAsked { offer, .. } if !over => match offer.as_str() {
@@ -134,7 +94,11 @@ impl Outcome {
             Seen::FileStarted { .. } | Seen::FileProgress { .. } | Seen::FileDone { .. } if !over => {
                 Self::Fetching
             }
-            Seen::TransferFailed { .. } if matches!(self, Self::Given | Self::Fetching) => Self::Broken,
+            Seen::TransferFailed { .. } | Seen::HttpRefused { .. }
+                if matches!(self, Self::Given | Self::Fetching) =>
+            {
+                Self::Broken
+            }
             Seen::CalledBack { .. } => Self::Confirmed,
             _ => self,
         }
@@ -151,10 +115,10 @@ impl fmt::Display for Outcome {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Step {
     /// When it was first seen.
-    #[serde(with = "unix_seconds")]
+    #[serde(with = "moment")]
     pub at: SystemTime,
     /// When it was last seen.
-    #[serde(with = "unix_seconds")]
+    #[serde(with = "moment")]
     pub until: SystemTime,
     /// What, as seen last.
     #[serde(flatten)]
@@ -168,6 +132,9 @@ pub struct Step {
     /// How the last of the transfers went, if they were TFTP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transfer: Option<TransferFacts>,
+    /// Why the script says what it says, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<Why>,
 }
 
 /// One boot of one machine.
@@ -186,10 +153,10 @@ pub struct Timeline {
     /// The image it was given, or took from the menu.
     pub image: Option<String>,
     /// When it began.
-    #[serde(with = "unix_seconds")]
+    #[serde(with = "moment")]
     pub started: SystemTime,
     /// Its last sign of life.
-    #[serde(with = "unix_seconds")]
+    #[serde(with = "moment")]
     pub until: SystemTime,
     /// How far it came.
     pub outcome: Outcome,
@@ -232,6 +199,14 @@ impl Timeline {
             self.image = Some(image.clone());
         }
         let bytes = bytes(&seen);
+        let alike = |step: &&Step| std::mem::discriminant(&step.seen) == std::mem::discriminant(&seen);
+        if is_anybodys(&seen)
+            && self.steps.iter().filter(alike).count() >= ALIKE_MAX
+            && !self.steps.iter().any(|step| is_same(&step.seen, &seen))
+        {
+            self.left_out = self.left_out.saturating_add(1);
+            return;
+        }
         let repeated =
             self.steps.iter_mut().rev().take(REPEATS_LOOK_BACK).find(|step| is_same(&step.seen, &seen));
         if let Some(step) = repeated {
@@ -244,6 +219,9 @@ impl Timeline {
             };
             step.seen = seen;
             step.transfer = evidence.transfer;
+            if evidence.why.is_some() {
+                step.why.clone_from(&evidence.why);
+            }
             return;
         }
         if self.steps.len() >= steps_max {
@@ -252,13 +230,28 @@ impl Timeline {
             self.left_out = self.left_out.saturating_add(1);
         }
         let (at, until) = (evidence.at, evidence.at);
-        let transfer = evidence.transfer;
-        self.steps.push(Step { at, until, seen, count: 1, total: bytes, by_address, transfer });
+        let (transfer, mut why) = (evidence.transfer, evidence.why.clone());
+        if let Some(why) = &mut why {
+            clip(&mut why.said);
+        }
+        self.steps.push(Step { at, until, seen, count: 1, total: bytes, by_address, transfer, why });
+    }
+
+    /// Bytes it takes in memory, heap included.
+    pub fn footprint(&self) -> usize {
+        let texts = |step: &Step| {
+            let why = step.why.as_ref().map_or(0, |why| why.said.capacity());
+            why + texts_of(&step.seen).into_iter().flatten().map(String::capacity).sum::<usize>()
+        };
+        size_of::<Self>()
+            + self.image.as_ref().map_or(0, String::capacity)
+            + self.steps.capacity() * size_of::<Step>()
+            + self.steps.iter().map(texts).sum::<usize>()
     }
 }
 
 impl fmt::Display for Timeline {
-    /// The boot as `explain` prints it: a head line, the steps with seconds since the first, and the sentence.
+    /// A head line and the steps with seconds since the first.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.mac, self.uuid) {
             (Some(mac), _) => write!(f, "{mac}")?,
@@ -273,13 +266,19 @@ impl fmt::Display for Timeline {
             write!(f, "  image {}", Plain(image))?;
         }
         writeln!(f, "  {}", self.outcome)?;
+        let mut last = self.started;
         for step in &self.steps {
+            let pause = since(last, step.at);
+            if pause >= PAUSE_SHOWN {
+                writeln!(f, "             (silent for {})", Span(pause))?;
+            }
+            last = last.max(step.until);
             writeln!(f, "  {:>8.1}s  {step}", since(self.started, step.at).as_secs_f64())?;
         }
         if self.left_out > 0 {
             writeln!(f, "             ({} steps in the middle are left out)", self.left_out)?;
         }
-        writeln!(f, "  {}", self.outcome.sentence())
+        Ok(())
     }
 }
 
@@ -300,7 +299,43 @@ impl fmt::Display for Step {
                     write!(f, " through relay {relay}")?;
                 }
             }
-            Seen::DhcpIgnored { reason } => write!(f, "DHCP: not answered, {}", Plain(reason))?,
+            Seen::DhcpIgnored { reason, boot_server, .. } => {
+                let port = if *boot_server { " on port 4011" } else { "" };
+                write!(f, "DHCP: not answered{port}, {}", Plain(reason))?;
+            }
+            Seen::BootServerAnswered { file, .. } => {
+                write!(f, "DHCP: asked port 4011 and was told {}", Plain(file))?;
+            }
+            Seen::AddressGiven { .. } => f.write_str("DHCP: took its address from us")?,
+            Seen::OtherOffered { server, file, next_server, leases, pxe, sends_to_4011 } => {
+                write!(f, "DHCP: another server, {server}, offered ")?;
+                f.write_str(match (leases, file.is_some() || *pxe) {
+                    (true, true) => "an address and a boot",
+                    (true, false) => "an address",
+                    (false, _) => "a boot",
+                })?;
+                if let Some(file) = file {
+                    write!(f, ", {}", Plain(file))?;
+                }
+                if let (Some(next), true) = (next_server.filter(|next| next != server), file.is_some()) {
+                    write!(f, " from {next}")?;
+                }
+                if *sends_to_4011 {
+                    write!(f, ", by its port 4011")?;
+                }
+            }
+            Seen::OtherAcked { server } => write!(f, "DHCP: {server} gave it its address")?,
+            Seen::ServerChosen { server: Some(server) } => {
+                write!(f, "DHCP: it asked {server} for its address")?
+            }
+            Seen::ServerChosen { server: None } => f.write_str("DHCP: it asked for its address")?,
+            Seen::TftpAsked { file } => write!(f, "TFTP: {} asked for", Plain(file))?,
+            Seen::TftpRefused { file, reason } => {
+                write!(f, "TFTP: {} asked for and refused: {}", Plain(file), Plain(reason))?;
+            }
+            Seen::HttpRefused { path, status, reason } => {
+                write!(f, "HTTP: {} refused with {status}: {}", Plain(path), Plain(reason))?;
+            }
             Seen::LoaderFetched { name, over, .. } => {
                 write!(f, "{}: loader {} delivered, {}", over_word(*over), Plain(name), Bytes(self.total))?;
             }
@@ -314,6 +349,9 @@ impl fmt::Display for Step {
                 }
                 if let Some(job) = job {
                     write!(f, " (job {job})")?;
+                }
+                if let Some(Why { said, .. }) = self.why.as_ref().filter(|why| !why.said.is_empty()) {
+                    write!(f, ", {}", Plain(said))?;
                 }
             }
             Seen::FileStarted { image, file, over, .. } => {
@@ -386,8 +424,33 @@ impl fmt::Display for Step {
     }
 }
 
+/// Moments as seconds since 1970 with three decimals: steps of one boot are milliseconds apart.
+mod moment {
+    use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(at: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+        let millis = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+        match millis % 1000 {
+            0 => serializer.serialize_u64(millis / 1000),
+            _ => serializer.serialize_f64(millis as f64 / 1000.0),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
+        let seconds = f64::deserialize(deserializer)?;
+        let span = Duration::try_from_secs_f64((seconds * 1000.0).round() / 1000.0);
+        let millis =
+            span.ok().map(|span| Duration::from_millis((span.as_secs_f64() * 1000.0).round() as u64));
+        millis
+            .and_then(|span| UNIX_EPOCH.checked_add(span))
+            .ok_or_else(|| serde::de::Error::custom("a moment beyond this machine's clock"))
+    }
+}
+
 /// A text that came from outside, without what would move a terminal's cursor.
-struct Plain<'a>(&'a str);
+pub(super) struct Plain<'a>(pub(super) &'a str);
 
 impl fmt::Display for Plain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -397,7 +460,7 @@ impl fmt::Display for Plain<'_> {
 }
 
 /// A number of bytes in the unit that reads best.
-struct Bytes(u64);
+pub(super) struct Bytes(pub(super) u64);
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -407,6 +470,34 @@ impl fmt::Display for Bytes {
             None => write!(f, "{} bytes", self.0),
         }
     }
+}
+
+/// A span of time in the unit that reads best.
+pub(super) struct Span(pub(super) std::time::Duration);
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.as_secs() {
+            0 => write!(f, "{:.1} s", self.0.as_secs_f64()),
+            seconds @ 1..120 => write!(f, "{seconds} s"),
+            seconds @ 120..7200 => write!(f, "{} min", seconds / 60),
+            seconds @ 7200..172_800 => write!(f, "{} h", seconds / 3600),
+            seconds => write!(f, "{} days", seconds / 86_400),
+        }
+    }
+}
+
+/// What others on the network can make up in a machine's name: too much of it must not push out the rest of its story.
+fn is_anybodys(seen: &Seen) -> bool {
+    matches!(
+        seen,
+        Seen::OtherOffered { .. }
+            | Seen::OtherAcked { .. }
+            | Seen::ServerChosen { .. }
+            | Seen::TftpAsked { .. }
+            | Seen::TftpRefused { .. }
+            | Seen::HttpRefused { .. }
+    )
 }
 
 fn over_word(over: Over) -> &'static str {
@@ -424,6 +515,14 @@ fn bytes(seen: &Seen) -> u64 {
         | Seen::TransferFailed { bytes, .. } => *bytes,
         Seen::DhcpOffered { .. }
         | Seen::DhcpIgnored { .. }
+        | Seen::BootServerAnswered { .. }
+        | Seen::AddressGiven { .. }
+        | Seen::OtherOffered { .. }
+        | Seen::OtherAcked { .. }
+        | Seen::ServerChosen { .. }
+        | Seen::TftpAsked { .. }
+        | Seen::TftpRefused { .. }
+        | Seen::HttpRefused { .. }
         | Seen::IdentityAsked
         | Seen::ScriptAsked { .. }
         | Seen::FileStarted { .. }
@@ -457,8 +556,13 @@ fn is_same(one: &Seen, other: &Seen) -> bool {
 
 fn texts(seen: &mut Seen) -> [Option<&mut String>; 2] {
     match seen {
-        Seen::DhcpOffered { file, .. } => [Some(file), None],
-        Seen::DhcpIgnored { reason } => [Some(reason), None],
+        Seen::DhcpOffered { file, .. } | Seen::BootServerAnswered { file, .. } | Seen::TftpAsked { file } => {
+            [Some(file), None]
+        }
+        Seen::OtherOffered { file, .. } => [file.as_mut(), None],
+        Seen::TftpRefused { file, reason } => [Some(file), Some(reason)],
+        Seen::HttpRefused { path, reason, .. } => [Some(path), Some(reason)],
+        Seen::DhcpIgnored { reason, .. } => [Some(reason), None],
         Seen::LoaderFetched { name, .. } => [Some(name), None],
         Seen::ScriptAsked { offer, image, .. } => [Some(offer), image.as_mut()],
         Seen::FileStarted { image, file, .. }
@@ -468,7 +572,38 @@ fn texts(seen: &mut Seen) -> [Option<&mut String>; 2] {
         Seen::TransferFailed { file, reason, .. } => [Some(file), Some(reason)],
         Seen::AnswerGiven { name } | Seen::LocalBack { strategy: name } => [Some(name), None],
         Seen::AnswerWithheld { name, reason } => [Some(name), Some(reason)],
-        Seen::IdentityAsked | Seen::CalledBack { .. } => [None, None],
+        Seen::AddressGiven { .. }
+        | Seen::OtherAcked { .. }
+        | Seen::ServerChosen { .. }
+        | Seen::IdentityAsked
+        | Seen::CalledBack { .. } => [None, None],
+        Seen::FailureCalled { reason, .. } => [Some(reason), None],
+    }
+}
+
+fn texts_of(seen: &Seen) -> [Option<&String>; 2] {
+    match seen {
+        Seen::DhcpOffered { file, .. } | Seen::BootServerAnswered { file, .. } | Seen::TftpAsked { file } => {
+            [Some(file), None]
+        }
+        Seen::OtherOffered { file, .. } => [file.as_ref(), None],
+        Seen::TftpRefused { file, reason } => [Some(file), Some(reason)],
+        Seen::HttpRefused { path, reason, .. } => [Some(path), Some(reason)],
+        Seen::DhcpIgnored { reason, .. } => [Some(reason), None],
+        Seen::LoaderFetched { name, .. } => [Some(name), None],
+        Seen::ScriptAsked { offer, image, .. } => [Some(offer), image.as_ref()],
+        Seen::FileStarted { image, file, .. }
+        | Seen::FileProgress { image, file, .. }
+        | Seen::LastPieceSent { image, file, .. }
+        | Seen::FileDone { image, file, .. } => [Some(image), Some(file)],
+        Seen::TransferFailed { file, reason, .. } => [Some(file), Some(reason)],
+        Seen::AnswerGiven { name } | Seen::LocalBack { strategy: name } => [Some(name), None],
+        Seen::AnswerWithheld { name, reason } => [Some(name), Some(reason)],
+        Seen::AddressGiven { .. }
+        | Seen::OtherAcked { .. }
+        | Seen::ServerChosen { .. }
+        | Seen::IdentityAsked
+        | Seen::CalledBack { .. } => [None, None],
         Seen::FailureCalled { reason, .. } => [Some(reason), None],
     }
 }

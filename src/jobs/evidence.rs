@@ -7,9 +7,11 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use super::job::{JobId, unix_seconds};
+use super::job::{Job, JobId, Stage, unix_seconds};
+use super::lifecycle::LOOP_BOOTS;
 use super::machine::Ident;
 use super::token::BootId;
+use crate::wire::capture::Packet;
 use crate::wire::{Arch, MacAddr, Uuid};
 
 /// One thing seen of one machine.
@@ -39,8 +41,62 @@ pub struct Evidence {
     /// How a transfer by TFTP went, for evidence of its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transfer: Option<TransferFacts>,
+    /// Why a script says what it says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<Why>,
+    /// The packets that show it, for whoever keeps them: no file's bytes, no token.
+    #[serde(skip)]
+    pub packets: Vec<Packet>,
     /// What.
     pub seen: Seen,
+}
+
+/// Why a machine was given the script that it was given.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Why {
+    /// What decided.
+    pub cause: Cause,
+    /// What the job says of itself, in plain words; empty where there is none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub said: String,
+}
+
+/// What decided over a script.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// A job.
+    Job,
+    /// Its job is over: the machine had it.
+    HadItsJob,
+    /// Its job has failed: too many boots stopped before they ran, or its last one is under way.
+    AttemptsUsed,
+    /// Its job was stopped because the machine started over and over.
+    Looped,
+    /// No job wants it: the policy for such machines.
+    Policy,
+    /// An operator refuses the machine.
+    Rejected,
+    /// The policy excludes its address.
+    Excluded,
+}
+
+impl Cause {
+    /// The cause that a job has which is over with its machine, or is on its last attempt.
+    pub fn of_done(job: &Job) -> Self {
+        if job.boots >= LOOP_BOOTS {
+            return Self::Looped;
+        }
+        match job.stage {
+            Stage::Failed | Stage::Fetching => Self::AttemptsUsed,
+            Stage::Armed
+            | Stage::Offered
+            | Stage::Running
+            | Stage::Confirmed
+            | Stage::Expired
+            | Stage::Cancelled => Self::HadItsJob,
+        }
+    }
 }
 
 /// How one transfer by TFTP went: what tells a bad network from a slow machine.
@@ -96,7 +152,21 @@ impl Evidence {
             boot: None,
             address: None,
             transfer: None,
+            why: None,
+            packets: Vec::new(),
             seen,
+        }
+    }
+
+    /// The same without its packets, for who does not keep them.
+    pub fn without_packets(&self) -> Self {
+        Self {
+            packets: Vec::new(),
+            serial: self.serial.clone(),
+            asset: self.asset.clone(),
+            why: self.why.clone(),
+            seen: self.seen.clone(),
+            ..*self
         }
     }
 
@@ -130,6 +200,14 @@ impl Evidence {
             | Seen::LocalBack { .. }
             | Seen::AnswerGiven { .. }
             | Seen::AnswerWithheld { .. }
+            | Seen::BootServerAnswered { .. }
+            | Seen::AddressGiven { .. }
+            | Seen::OtherOffered { .. }
+            | Seen::OtherAcked { .. }
+            | Seen::ServerChosen { .. }
+            | Seen::TftpAsked { .. }
+            | Seen::TftpRefused { .. }
+            | Seen::HttpRefused { .. }
             | Seen::IdentityAsked => None,
         }
     }
@@ -139,7 +217,10 @@ impl Seen {
     /// The stage as one word, for logs.
     pub fn word(&self) -> &'static str {
         match self {
-            Self::DhcpOffered { .. } => "dhcp",
+            Self::DhcpOffered { .. } | Self::AddressGiven { .. } | Self::BootServerAnswered { .. } => "dhcp",
+            Self::OtherOffered { .. } | Self::OtherAcked { .. } | Self::ServerChosen { .. } => "overheard",
+            Self::TftpAsked { .. } => "tftp",
+            Self::TftpRefused { .. } | Self::HttpRefused { .. } => "refused",
             Self::DhcpIgnored { .. } => "ignored",
             Self::LoaderFetched { .. } => "loader",
             Self::IdentityAsked => "identity",
@@ -160,7 +241,18 @@ impl fmt::Display for Seen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::DhcpOffered { file, .. } => write!(f, "offered {file}"),
-            Self::DhcpIgnored { reason } => write!(f, "left without an answer: {reason}"),
+            Self::DhcpIgnored { reason, .. } => write!(f, "left without an answer: {reason}"),
+            Self::BootServerAnswered { file, .. } => write!(f, "told {file} on port 4011"),
+            Self::AddressGiven { .. } => f.write_str("address given"),
+            Self::OtherOffered { server, .. } => write!(f, "offered something by {server}"),
+            Self::OtherAcked { server } => write!(f, "address given by {server}"),
+            Self::ServerChosen { server: Some(server) } => write!(f, "asked {server} for its address"),
+            Self::ServerChosen { server: None } => f.write_str("asked for its address"),
+            Self::TftpAsked { file } => write!(f, "asked for {file} by TFTP"),
+            Self::TftpRefused { file, reason } => write!(f, "{file} refused by TFTP: {reason}"),
+            Self::HttpRefused { path, status, reason } => {
+                write!(f, "{path} refused by HTTP with {status}: {reason}")
+            }
             Self::LoaderFetched { name, bytes, .. } => write!(f, "loader {name} fetched, {bytes} bytes"),
             Self::IdentityAsked => f.write_str("asked who it is"),
             Self::ScriptAsked { offer, image: Some(image), .. } => write!(f, "script: {offer} {image}"),
@@ -221,6 +313,73 @@ pub enum Seen {
     /// A boot request was left without an answer.
     DhcpIgnored {
         /// Why: the word of the drop counter.
+        reason: String,
+        /// Option 93.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        arch: Option<Arch>,
+        /// The relay it came through (giaddr).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        relay: Option<Ipv4Addr>,
+        /// It came to port 4011.
+        #[serde(default)]
+        boot_server: bool,
+    },
+    /// An answer that names a boot file left from port 4011.
+    BootServerAnswered {
+        /// Option 93.
+        arch: Option<Arch>,
+        /// The boot file or URL.
+        file: String,
+    },
+    /// Our DHCP acknowledged the machine's address.
+    AddressGiven {
+        /// The relay it came through (giaddr).
+        relay: Option<Ipv4Addr>,
+    },
+    /// Another server's OFFER was heard.
+    OtherOffered {
+        /// Its option 54.
+        server: Ipv4Addr,
+        /// The boot file it names, cut to what is printable.
+        file: Option<String>,
+        /// The server it says that file is on (siaddr).
+        next_server: Option<Ipv4Addr>,
+        /// It offers an address.
+        leases: bool,
+        /// It calls itself a PXE or HTTP Boot server (option 60).
+        pxe: bool,
+        /// It says so without saying how to go on (no usable option 43): firmware goes to its port 4011.
+        sends_to_4011: bool,
+    },
+    /// Another server's ACK was heard.
+    OtherAcked {
+        /// Its option 54.
+        server: Ipv4Addr,
+    },
+    /// The machine's REQUEST for an address of another server was heard.
+    ServerChosen {
+        /// The server it names, when it names one.
+        server: Option<Ipv4Addr>,
+    },
+    /// A file was asked for by TFTP and is there.
+    TftpAsked {
+        /// The name as it was served.
+        file: String,
+    },
+    /// A file was asked for by TFTP and is not given.
+    TftpRefused {
+        /// The name as it was asked for.
+        file: String,
+        /// Why, in plain words.
+        reason: String,
+    },
+    /// Something was asked for by HTTP and is not given.
+    HttpRefused {
+        /// The path, without its token.
+        path: String,
+        /// The status.
+        status: u16,
+        /// Why, in plain words.
         reason: String,
     },
     /// A loader was wholly acknowledged.

@@ -30,6 +30,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
 
 pub use self::ledger::{Answer, Done, ImagesNow, Input, Ledger, Order, Output};
+pub use self::records::load as stored_book;
 pub use crate::jobs::book::AtTheLine;
 use crate::jobs::book::{Book, Refusal};
 use crate::jobs::evidence::Evidence;

@@ -83,7 +83,11 @@ fn parse<T: DeserializeOwned>(record: &Record) -> Result<T, StoreError> {
 }
 
 /// Everything that is stored of jobs, claims and machines.
-pub(super) fn load(store: &mut dyn Store) -> Result<Book, StoreError> {
+///
+/// # Errors
+///
+/// The store's own.
+pub fn load(store: &mut dyn Store) -> Result<Book, StoreError> {
     let numbers = match store.get(Kind::Meta, NUMBERS)? {
         Some(record) => parse::<Numbers>(&record)?,
         None => Numbers::default(),

@@ -8,6 +8,7 @@
 pub mod addr;
 pub mod arch;
 pub mod arp;
+pub mod capture;
 pub mod dhcp;
 pub mod frame;
 pub mod http;

@@ -11,6 +11,7 @@ mod clients;
 mod compare;
 mod demo;
 mod dhcp;
+mod explain;
 mod faults;
 mod firmware;
 mod https;

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::time::SystemTime;
 
 use super::HttpSide;
-use super::delivery::note;
+use super::delivery::{note, note_with};
 use super::files::opens;
 use super::parked::{Parked, ParkedAnswer};
 use crate::engine::core::Turn;
@@ -15,7 +15,7 @@ use crate::files::catalog::NotServed;
 use crate::jobs::Identity;
 use crate::jobs::admission::{self, Share, Turn as Place, Who};
 use crate::jobs::answers::{self, Asking};
-use crate::jobs::evidence::{Evidence, Seen};
+use crate::jobs::evidence::{Cause, Evidence, Seen, Why};
 use crate::jobs::image::{Access, Images};
 use crate::jobs::reach::{self, Shut};
 use crate::jobs::script::{self, Barrier, Composed, Context, Hints, Offer, barrier};
@@ -27,6 +27,9 @@ use crate::proto::http::{self as plan, Body, Route};
 use crate::wire::http::{Method, PATH_MAX, Request, Status, decode_path};
 
 const TEXT: &str = "text/plain";
+/// Longest path kept of what was refused.
+const PATH_SHOWN_MAX: usize = 160;
+const NOT_THERE: &str = "the library has no such file";
 /// Longest reason kept of a call-back.
 const REASON_MAX: usize = 160;
 /// Longest name kept of an answer file that was withheld.
@@ -54,13 +57,19 @@ impl HttpSide {
                     Ok(served) if served.access == Access::Open => {
                         self.answer_file(key, request, &served, None, now, turn)
                     }
-                    Ok(_) => self.answer_error(key, request, Status::FORBIDDEN, now, turn),
-                    Err(_) => self.answer_error(key, request, Status::NOT_FOUND, now, turn),
+                    Ok(_) => {
+                        let why = "this image is given only to a boot with a token";
+                        self.refuse(key, request, None, path, Status::FORBIDDEN, why, now, turn)
+                    }
+                    Err(_) => self.refuse(key, request, None, path, Status::NOT_FOUND, NOT_THERE, now, turn),
                 }
             }
             Route::Loader { name } => match turn.shared.library.load().loader(name) {
                 Ok(served) => self.answer_file(key, request, &served, None, now, turn),
-                Err(_) => self.answer_error(key, request, Status::NOT_FOUND, now, turn),
+                Err(_) => {
+                    let why = "no such loader";
+                    self.refuse(key, request, None, name, Status::NOT_FOUND, why, now, turn)
+                }
             },
             Route::Boot { rest, .. } if rest.starts_with("answers/") && self.is_parked(key) => {
                 self.answer_once(key, request, now, turn);
@@ -68,7 +77,11 @@ impl HttpSide {
             Route::Boot { token, rest } => {
                 let Some(token) = turn.shared.key().verify(token, unix_seconds(turn.wall)) else {
                     turn.tally.add(Count::BadTokens, 1);
-                    return self.answer_error(key, request, Status::FORBIDDEN, now, turn);
+                    // Of a token that was good once it is known whose it was.
+                    let old = turn.shared.key().verify(token, 0);
+                    let why =
+                        if old.is_some() { "the token has expired" } else { "it is no token of this server" };
+                    return self.refuse(key, request, old, rest, Status::FORBIDDEN, why, now, turn);
                 };
                 if matches!(rest, "confirm" | "failed") {
                     return self.answer_call_back(key, request, &token, rest == "failed", now, turn);
@@ -90,11 +103,23 @@ impl HttpSide {
                         if let Err(why) = opens(&token, &served, turn.shared) {
                             turn.tally.add(Count::TokensShut, 1);
                             tracing::debug!(boot = %token.boot, name = served.name, %why, "not opened");
-                            return self.answer_error(key, request, Status::FORBIDDEN, now, turn);
+                            let why = why.to_string();
+                            return self.refuse(
+                                key,
+                                request,
+                                Some(token),
+                                rest,
+                                Status::FORBIDDEN,
+                                &why,
+                                now,
+                                turn,
+                            );
                         }
                         self.answer_file(key, request, &served, Some(token), now, turn)
                     }
-                    Err(_) => self.answer_error(key, request, Status::NOT_FOUND, now, turn),
+                    Err(_) => {
+                        self.refuse(key, request, Some(token), rest, Status::NOT_FOUND, NOT_THERE, now, turn)
+                    }
                 }
             }
             Route::Script(_) => self.answer_script(key, request, now, turn),
@@ -124,6 +149,31 @@ impl HttpSide {
     ) {
         let answer = plan::answer_error(Some(request), status, now, &mut self.head);
         self.respond(key, !answer.close, turn);
+    }
+
+    /// Answers with an error, and tells the flight recorder what was asked for and why it is not given: of a boot's token,
+    /// or of an address where a machine was seen. What others ask for is no boot's business.
+    #[allow(clippy::too_many_arguments, reason = "what is asked, by whom, and why it is not given")]
+    fn refuse(
+        &mut self,
+        key: Key,
+        request: &Request<'_>,
+        token: Option<BootToken>,
+        path: &str,
+        status: Status,
+        why: &str,
+        now: SystemTime,
+        turn: &mut Turn<'_>,
+    ) {
+        self.answer_error(key, request, status, now, turn);
+        let peer = *self.asked_by.0.ip();
+        if token.is_none() && turn.shared.sightings.at(peer).is_none() {
+            return;
+        }
+        let path = path.strip_prefix("images/").unwrap_or(path);
+        let path = path.chars().take(PATH_SHOWN_MAX).collect();
+        let seen = Seen::HttpRefused { path, status: status.code(), reason: why.to_owned() };
+        note_with(turn.shared, token, peer, seen, self.packets(0));
     }
 
     /// Sends `self.script` as the body.
@@ -164,8 +214,9 @@ impl HttpSide {
         let mut evidence = Evidence::new(now, Seen::IdentityAsked);
         evidence.mac = turn.shared.sightings.at(peer).map(|seen| seen.mac);
         evidence.address = Some(peer);
-        turn.shared.note(evidence);
         self.answer_rendered(key, request, TEXT, now, turn);
+        evidence.packets = self.packets(self.script.len() as u64);
+        turn.shared.note(evidence);
     }
 
     pub(super) fn answer_script(
@@ -258,7 +309,8 @@ impl HttpSide {
         evidence.asset.clone_from(&who.asset);
         evidence.boot = Some(composed.boot);
         evidence.address = Some(peer);
-        turn.shared.note(evidence);
+        let excluded = who.mac.is_some_and(|mac| policy.excludes(mac));
+        evidence.why = Some(why_of(&decision, excluded));
         // What such a script starts fetches the rest as it likes: the script itself is what must not leave too soon.
         if let (Offer::Image, Some(job), Some(image)) = (composed.what, once, composed.image)
             && catalog.image(&image).and_then(barrier) == Some(Barrier::Script)
@@ -266,10 +318,14 @@ impl HttpSide {
         {
             let what = "the script".to_owned();
             let line = AtTheLine { boot: composed.boot, job, image, what, idents: Vec::new(), once: None };
+            evidence.packets = self.packets(0);
+            turn.shared.note(evidence);
             let script = std::mem::take(&mut self.script);
             return self.park(key, line, ParkedAnswer::Script { script, who: Box::new(who) }, turn);
         }
         self.answer_rendered(key, request, TEXT, now, turn);
+        evidence.packets = self.packets(self.script.len() as u64);
+        turn.shared.note(evidence);
     }
 
     /// Whether what was composed may be given now. Only boots with a last file wait: of others nobody would know when
@@ -509,4 +565,18 @@ impl HttpSide {
         }
         self.respond(key, !answer.close, turn);
     }
+}
+
+/// Why a machine gets the script that it gets.
+fn why_of(decision: &Decision<'_>, excluded: bool) -> Why {
+    let (cause, job) = match decision {
+        _ if excluded => (Cause::Excluded, None),
+        Decision::Job(job) => (Cause::Job, Some(job)),
+        Decision::Done(job) => (Cause::of_done(job), Some(job)),
+        Decision::Rejected => (Cause::Rejected, None),
+        Decision::NoJob => (Cause::Policy, None),
+    };
+    // A live job's own words say where it stood before this script, which would only confuse.
+    let said = job.filter(|_| cause != Cause::Job).map(|job| job.reason.clone()).unwrap_or_default();
+    Why { cause, said }
 }

@@ -8,6 +8,7 @@ use crate::jobs::evidence::{Evidence, Over, Seen};
 use crate::jobs::image::Images;
 use crate::jobs::script::last_file;
 use crate::jobs::token::Token as BootToken;
+use crate::wire::capture::Packet;
 
 /// A long download says so this often, because silence counts against a boot.
 pub(super) const PROGRESS_EVERY: Duration = Duration::from_secs(30);
@@ -104,10 +105,21 @@ impl Delivery {
 }
 
 pub(super) fn note(shared: &Shared, boot: Option<BootToken>, peer: Ipv4Addr, seen: Seen) {
+    note_with(shared, boot, peer, seen, Vec::new());
+}
+
+pub(super) fn note_with(
+    shared: &Shared,
+    boot: Option<BootToken>,
+    peer: Ipv4Addr,
+    seen: Seen,
+    packets: Vec<Packet>,
+) {
     let mut evidence = Evidence::new(SystemTime::now(), seen);
     evidence.mac =
         boot.and_then(|token| token.mac).or_else(|| shared.sightings.at(peer).map(|seen| seen.mac));
     evidence.boot = boot.map(|token| token.boot);
     evidence.address = Some(peer);
+    evidence.packets = packets;
     shared.note(evidence);
 }

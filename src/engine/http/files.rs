@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::time::SystemTime;
 
 use super::HttpSide;
-use super::delivery::{Delivery, PROGRESS_EVERY, Subject, note};
+use super::delivery::{Delivery, PROGRESS_EVERY, Subject, note_with};
 use crate::engine::core::Turn;
 use crate::engine::counters::Count;
 use crate::engine::sender::{INLINE_MAX, Piece};
@@ -90,8 +90,10 @@ impl HttpSide {
         if let Subject::File { boot, image, file, .. } = &subject {
             let job = boot.and_then(|token| token.job);
             let seen = Seen::FileStarted { job, image: image.clone(), file: file.clone(), over: Over::Http };
-            note(turn.shared, *boot, peer, seen);
+            let packets = self.packets(body_len);
+            note_with(turn.shared, *boot, peer, seen, packets);
         }
+        let Some(connection) = self.connections.get_mut(key) else { return };
         connection.delivery = Some(Box::new(Delivery {
             subject,
             bytes: body_len,

@@ -35,6 +35,7 @@ use crate::proto::http as plan;
 use crate::sys::uring::Completion;
 use crate::sys::{SysError, tcp};
 use crate::tls::{Certificates, Refusal, Session};
+use crate::wire::capture::Packet;
 use crate::wire::http::{Next, expects_continue, next_request};
 use delivery::{Delivery, PROGRESS_EVERY};
 use parked::{Parked, ParkedAnswer};
@@ -65,6 +66,10 @@ const SEND_PATIENCE: Duration = Duration::from_secs(120);
 const ACK_CHECK: Duration = Duration::from_millis(50);
 /// Checks before the last bytes count as lost: 30 s.
 const ACK_CHECKS_MAX: u32 = 600;
+
+/// Requests of one connection kept for a capture file, and bytes of each.
+const KEPT_PER_CONNECTION: u8 = 24;
+const KEPT_LEN: usize = 2048;
 
 struct Connection {
     stream: TcpStream,
@@ -100,6 +105,8 @@ struct Connection {
     parked: Option<Box<Parked>>,
     /// The boot that a body with a held piece belongs to.
     line: Option<Box<AtTheLine>>,
+    /// Requests kept for a capture file.
+    kept: u8,
 }
 
 /// One core's socket of a listening address.
@@ -135,6 +142,10 @@ pub(super) struct HttpSide {
     zero_copy_always: bool,
     /// Reused for every head and small body.
     head: Vec<u8>,
+    /// The request that is being answered, for a capture file; empty where none is kept.
+    asked: Vec<u8>,
+    /// Ends of its connection, which may be gone when its answer is out.
+    asked_by: (SocketAddrV4, SocketAddrV4),
     /// Reused for every read.
     received: Vec<u8>,
     /// File bytes on their way into TLS records.
@@ -166,6 +177,11 @@ impl HttpSide {
             copying: CopyingDevices::default(),
             zero_copy_always,
             head: Vec::with_capacity(4096),
+            asked: Vec::new(),
+            asked_by: (
+                SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0),
+                SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0),
+            ),
             received: Vec::with_capacity(READ_LEN),
             unsealed: Vec::new(),
             base: (SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0), false, Arc::from("")),
@@ -319,6 +335,7 @@ impl HttpSide {
                 ack_checks: 0,
                 parked: None,
                 line: None,
+                kept: 0,
             };
             if self.connections.is_full() {
                 self.evict(turn);
@@ -682,6 +699,7 @@ impl HttpSide {
                 if let Some(connection) = self.connections.get_mut(key) {
                     connection.lingers = len < input.len();
                 }
+                self.remember(key, &input[..len], turn);
                 self.answer(key, &request, turn);
                 // Its answer is made when it may leave, from the same request.
                 let parked = self.connections.get_mut(key).is_some_and(|c| c.parked.is_some());
@@ -700,6 +718,29 @@ impl HttpSide {
                 Taken::Refused
             }
         }
+    }
+
+    /// Keeps a request's bytes at hand until its answer is made: of a connection's first ones, since a disk is read in
+    /// thousands.
+    fn remember(&mut self, key: Key, request: &[u8], turn: &Turn<'_>) {
+        self.asked.clear();
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        self.asked_by = (connection.peer, connection.local);
+        if turn.shared.is_recording() && connection.kept < KEPT_PER_CONNECTION {
+            connection.kept += 1;
+            self.asked.extend_from_slice(&request[..request.len().min(KEPT_LEN)]);
+        }
+    }
+
+    /// The request and the head of its answer, which stands in the head buffer, for a capture file.
+    fn packets(&self, body_len: u64) -> Vec<Packet> {
+        if self.asked.is_empty() {
+            return Vec::new();
+        }
+        let (peer, local) = self.asked_by;
+        let asked = Packet::http(peer, local, false, &self.asked, 0);
+        let answer = (!self.head.is_empty()).then(|| Packet::http(local, peer, true, &self.head, body_len));
+        std::iter::once(asked).chain(answer).collect()
     }
 
     /// Sends what stands in the head buffer as the whole response: at once where the socket takes it, else from the

@@ -12,7 +12,7 @@ use super::reply::{Boot, Reply, len_max};
 use super::settings::Mode;
 use super::verdict::{DhcpEvent, DhcpStep, DropReason, Input, Output, Verdict};
 use crate::proto::firmware::{Firmware, FirmwareKind, HTTP_CLIENT, PXE_CLIENT};
-use crate::wire::dhcp::{Message, MessageType, code};
+use crate::wire::dhcp::{Message, MessageType, SubOptions, code};
 
 impl Server {
     /// Proxy mode, port 67: boot firmware's DISCOVERs are answered, everything else is another server's business.
@@ -123,6 +123,7 @@ impl Server {
         let pxe = class.starts_with(PXE_CLIENT) || class.starts_with(HTTP_CLIENT);
         let has_file =
             !message.file().is_empty() || message.boot_file_option().is_some_and(|file| !file.is_empty());
+        let mut file = BootFile::new();
         let what = match message.message_type() {
             Some(MessageType::Offer) => {
                 if pxe || has_file {
@@ -135,7 +136,15 @@ impl Server {
                     };
                     self.memory.note_rival(input.interface.index, now, what);
                 }
-                DhcpStep::OtherServerOffer { server, has_file, pxe }
+                file = named_file(message);
+                DhcpStep::OtherServerOffer {
+                    server,
+                    next_server: specified(message.siaddr()),
+                    has_file,
+                    pxe,
+                    sends_to_4011: class.starts_with(PXE_CLIENT) && !says_how_to_go_on(message),
+                    leases: yiaddr.is_some(),
+                }
             }
             Some(MessageType::Ack) => DhcpStep::OtherServerAck { server },
             _ => return Err(DropReason::OtherReply),
@@ -149,9 +158,26 @@ impl Server {
             kind: None,
             relay: specified(message.giaddr()),
             ip: yiaddr.or_else(|| specified(message.ciaddr())),
-            file: BootFile::new(),
+            file,
         }))
     }
+}
+
+/// The boot file of another server's offer, as PXE firmware reads it: option 67, else `file`.
+fn named_file(message: &Message<'_>) -> BootFile {
+    use std::fmt::Write;
+    let raw = message.boot_file_option().filter(|file| !file.is_empty()).unwrap_or_else(|| message.file());
+    let text = String::from_utf8_lossy(raw);
+    let mut file = BootFile::new();
+    // A name too long, or with a NUL in it, is kept as none.
+    let _ = file.write_str(text.trim_end_matches('\0'));
+    file
+}
+
+/// Whether option 43 holds one of the discovery options 6 to 10 (PXE 2.1; PxeBcDhcp4.c looks for the same).
+fn says_how_to_go_on(message: &Message<'_>) -> bool {
+    let body = message.option(code::VENDOR_SPECIFIC).unwrap_or_default();
+    SubOptions::encapsulated(body).any(|(sub, _)| (6..=10).contains(&sub))
 }
 
 /// Emits a reply and addresses it.

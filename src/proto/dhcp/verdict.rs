@@ -141,7 +141,7 @@ pub struct DhcpEvent {
     pub relay: Option<Ipv4Addr>,
     /// The machine's address: the one given, confirmed, asked for or already its own.
     pub ip: Option<Ipv4Addr>,
-    /// The boot file we named; empty when none.
+    /// The boot file we named, or another server in its offer; empty when none.
     pub file: BootFile,
 }
 
@@ -163,14 +163,21 @@ pub enum DhcpStep {
         /// The server it chose, when it says.
         server: Option<Ipv4Addr>,
     },
-    /// Another server made an OFFER.
+    /// Another server made an OFFER. The event's file is the one it names.
     OtherServerOffer {
         /// Its option 54.
         server: Ipv4Addr,
+        /// Its siaddr.
+        next_server: Option<Ipv4Addr>,
         /// It names a boot file.
         has_file: bool,
         /// It calls itself a PXE or HTTP Boot server.
         pxe: bool,
+        /// It does so without saying how to go on (option 43 with discovery control or a menu): PXE firmware asks its port
+        /// 4011 then.
+        sends_to_4011: bool,
+        /// It gives an address.
+        leases: bool,
     },
     /// Another server gave a machine its address.
     OtherServerAck {
