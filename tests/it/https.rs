@@ -43,7 +43,15 @@ fn curl(net: &Net, ca: &Path, words: &[&str]) -> Output {
 
 /// `openssl s_client` asking for `/healthz`; what it says, answer included.
 fn s_client(net: &Net, ca: &Path, words: &[&str]) -> String {
+    s_client_with(net, ca, words, None)
+}
+
+/// The same, with a configuration of openssl's own.
+fn s_client_with(net: &Net, ca: &Path, words: &[&str], config: Option<&Path>) -> String {
     let mut command = net.server.command(tool("openssl", "openssl"));
+    if let Some(config) = config {
+        command.env("OPENSSL_CONF", config);
+    }
     command.args(["s_client", "-connect", "10.77.0.1:4434", "-ign_eof", "-CAfile"]).arg(ca).args(words);
     let mut child = command
         .stdin(Stdio::piped())
@@ -87,8 +95,7 @@ fn curl_and_openssl_are_served_by_tls_1_2_and_1_3() {
     for (words, protocol) in [
         (&["-tls1_2"][..], "TLSv1.2"),
         (&["-tls1_3"], "TLSv1.3"),
-        // iPXE before October 2025 has no extended master secret; it always names what the URL names.
-        (&["-tls1_2", "-no_ems"], "TLSv1.2"),
+        // iPXE always names what the URL names, addresses too.
         (&["-tls1_2", "-servername", "10.77.0.1"], "TLSv1.2"),
         (&["-tls1_3", "-servername", "nobody.example"], "TLSv1.3"),
         // The suites, the signature and the group of an iPXE of 2024.
@@ -111,6 +118,12 @@ fn curl_and_openssl_are_served_by_tls_1_2_and_1_3() {
         assert!(said.contains(&format!("{protocol}, Cipher")), "{words:?}: {said}");
         assert!(said.contains("Verify return code: 0 (ok)"), "{words:?}: {said}");
     }
+    // iPXE before October 2025 has no extended master secret.
+    let plain = site.dir.join("openssl.cnf");
+    let sections = "openssl_conf = a\n[a]\nssl_conf = b\n[b]\nsystem_default = c\n[c]\nOptions = -ExtendedMasterSecret\n";
+    fs::write(&plain, sections).expect("a configuration");
+    let said = s_client_with(&net, &ca, &["-tls1_2"], Some(&plain));
+    assert!(said.contains("200 OK") && said.contains("Extended master secret: no"), "{said}");
     // An iPXE before 2024 has RSA key exchange alone: an alert, and the next one is served.
     let said = s_client(&net, &ca, &["-tls1_2", "-cipher", "AES128-GCM-SHA256"]);
     assert!(said.contains("handshake failure") && !said.contains("200 OK"), "{said}");

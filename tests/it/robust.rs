@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -22,9 +22,13 @@ struct Alone {
 
 impl Alone {
     fn start() -> Self {
-        let rest = "[dhcp]\nmode = \"off\"\n[tftp]\nlisten = []\n[http]\nlisten = [\"127.0.0.1:0\"]\n[admin]\nlisten = \
-                    \"127.0.0.1:0\"\n";
-        let site = Site::new("lo", "auto", rest);
+        // A port that was free a moment ago: several loops share it, so the server has to know it beforehand.
+        let free = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port");
+        let rest = format!(
+            "[dhcp]\nmode = \"off\"\n[tftp]\nlisten = []\n[http]\nlisten = [\"{free}\"]\n[admin]\nlisten = \
+             \"127.0.0.1:0\"\n"
+        );
+        let site = Site::new("lo", "auto", &rest);
         fs::create_dir_all(site.dir.join("images/data")).expect("a folder");
         let image = File::create(site.dir.join("images/data/file.bin")).expect("an image");
         image.set_len(LEN as u64).expect("a sparse file");
