@@ -45,7 +45,10 @@ pub(super) fn run(common: &Common, doctor: &Doctor) -> Done {
             server: server.clone(),
             elsewhere: !here && (acts || server.is_ok()),
             secure_boot: doctor.secure_boot,
-            certificate: doctor.certificate.clone(),
+            certificate: doctor.certificate.clone().or_else(|| {
+                let files = plan.https.files.as_ref().filter(|_| !plan.https.listen.is_empty());
+                files.map(|(certificate, _)| certificate.clone())
+            }),
             now: SystemTime::now(),
         });
     }

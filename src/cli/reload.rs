@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::serve::{dhcp_settings, tftp_limits};
+use super::serve::{dhcp_settings, networks, tftp_limits};
 use crate::config::{Plan, Problems};
 use crate::engine::{Shared, Tuning};
 
@@ -86,6 +86,12 @@ impl Reloader {
             let tuning = Tuning { dhcp: dhcp_settings(&next), tftp_limits: tftp_limits(&next) };
             self.shared.tuning.store(Arc::new(tuning));
         }
+        if running.admission != next.admission {
+            changed.push("admission");
+        }
+        if running.admission != next.admission || running.dhcp.subnets != next.dhcp.subnets {
+            self.shared.limit_boots(next.admission, networks(&next));
+        }
         for note in next.notes.iter().filter(|note| !running.notes.contains(note)) {
             tracing::info!("{note}");
         }
@@ -138,7 +144,6 @@ fn needs_restart(now: &Plan, next: &Plan) -> Vec<String> {
         "https" https;
         "images.dir" images_dir;
         "loaders" loaders;
-        "admission" admission;
         "admin.listen" admin.listen;
     }
     use crate::config::DhcpMode::Off;

@@ -291,8 +291,8 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
     let (evidence, recorder) = crossbeam_channel::bounded::<Evidence>(EVIDENCE_QUEUE);
     let shared =
         Shared::new(Arc::clone(&library), keeper.keeper().clone(), plan.policy.clone(), evidence, DRAIN);
-    let networks = plan.dhcp.subnets.iter().map(|subnet| subnet.network).collect();
-    let shared = Arc::new(shared.with_admission(plan.admission, networks));
+    shared.limit_boots(plan.admission, networks(plan));
+    let shared = Arc::new(shared);
     let handle = keeper.keeper().clone();
     let (scribe, leases) = leases.unzip();
     let certificates = open_certificates(plan)?;
@@ -401,6 +401,11 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
         .name(name.into())
         .spawn(work)
         .map_err(|error| Failure::new(Exit::Runtime, format!("start thread {name}: {error}")))
+}
+
+/// The site's subnets, for `[admission]`.
+pub(super) fn networks(plan: &Plan) -> Vec<(std::net::Ipv4Addr, u8)> {
+    plan.dhcp.subnets.iter().map(|subnet| subnet.network).collect()
 }
 
 /// What HTTPS shows, if it is listened for.

@@ -7,10 +7,11 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use super::packet::{self, Heard, Segment, flag};
+use crate::jobs::machine::VISITOR_PREFIX;
 use crate::sys::SysError;
 use crate::sys::inject::Injector;
 use crate::sys::interfaces::Interface;
-use crate::sys::packet::PacketSocket;
+use crate::sys::packet::{BpfInstruction, PacketSocket};
 use crate::wire::MacAddr;
 use crate::wire::arp::{ARP_FRAME_LEN, Arp, emit_arp_frame, parse_arp_frame};
 use crate::wire::http::{BodyLength, ContentRange, parse_response_head};
@@ -24,6 +25,11 @@ const ANSWER_PATIENCE: Duration = Duration::from_millis(2500);
 /// How long the other end of a connection may take to hang up as well.
 const GOODBYE_PATIENCE: Duration = Duration::from_millis(100);
 const FIRST_RESEND: Duration = Duration::from_millis(300);
+/// IEEE's EtherType for experiments on one link (802a local experimental 1): nobody listens to it.
+const EXPERIMENTAL: [u8; 2] = [0x88, 0xb5];
+/// Neighbours that are remembered, and packets that wait to be looked at: strangers can send more.
+const NEIGHBOURS_MAX: usize = 1024;
+const WAITING_MAX: usize = 4096;
 /// A segment still to be cut by the card is as long as this.
 const FRAME_LEN_MAX: usize = 70_000;
 /// Longest answer that is kept.
@@ -69,6 +75,28 @@ pub(super) trait Carrier {
     fn is_there(&mut self, address: Ipv4Addr) -> Option<bool>;
 }
 
+/// What concerns a visitor: ARP, what is for everybody, and what is for a visitor's hardware address, also one that was
+/// here before and whose network address the server still knows. Without `own` everything, since a router's frames do.
+fn filter(own: bool) -> Vec<BpfInstruction> {
+    let op = |code: u16, k: u32, jt: u8, jf: u8| BpfInstruction { code, jt, jf, k };
+    let (load_half, load_word, and, jump_eq, ret) = (0x28, 0x20, 0x54, 0x15, 0x06);
+    let accept = op(ret, 0x4_0000, 0, 0);
+    if !own {
+        return vec![accept];
+    }
+    let [a, b, c] = VISITOR_PREFIX;
+    vec![
+        op(load_half, 12, 0, 0),
+        op(jump_eq, 0x0806, 4, 0),
+        op(load_word, 0, 0, 0),
+        op(jump_eq, u32::MAX, 2, 0),
+        op(and, 0xffff_ff00, 0, 0),
+        op(jump_eq, u32::from_be_bytes([a, b, c, 0]), 0, 1),
+        accept,
+        op(ret, 0, 0, 0),
+    ]
+}
+
 /// How a connection is to be ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum End {
@@ -96,13 +124,28 @@ pub(super) struct Frames {
 }
 
 impl Frames {
-    /// `here`: the server is on this host. `seed`: for ports and sequence numbers.
-    pub(super) fn open(interface: Interface, mac: MacAddr, here: bool, seed: u64) -> Result<Self, SysError> {
-        let socket = PacketSocket::open_all(&interface.name, interface.index)?;
+    /// `here`: the server is on this host. `routed`: answers go to a router, not to the machine. `seed`: for ports and
+    /// sequence numbers.
+    pub(super) fn open(
+        interface: Interface,
+        mac: MacAddr,
+        here: bool,
+        routed: bool,
+        seed: u64,
+    ) -> Result<Self, SysError> {
+        let socket = PacketSocket::open_all(&interface.name, interface.index, &filter(!routed))?;
         let injector = match here {
             true => Some(Injector::new(interface.index)?),
             false => None,
         };
+        if let Some(injector) = &injector {
+            // Old kernels refuse with the first frame, which would look like a server that does not answer.
+            let mut nothing = [0; 64];
+            nothing[6..12].copy_from_slice(&mac.0);
+            nothing[12..14].copy_from_slice(&EXPERIMENTAL);
+            let what = || format!("run the BPF program that puts frames into {}", interface.name);
+            injector.inject(&nothing).map_err(|error| SysError::new(what(), error))?;
+        }
         Ok(Self {
             socket,
             injector,
@@ -150,7 +193,9 @@ impl Frames {
             return Ok(None);
         }
         if let Some(arp) = parse_arp_frame(frame) {
-            self.neighbours.insert(arp.sender, arp.sender_mac);
+            if self.neighbours.len() < NEIGHBOURS_MAX || self.neighbours.contains_key(&arp.sender) {
+                self.neighbours.insert(arp.sender, arp.sender_mac);
+            }
             if !arp.reply && arp.target == self.address && !self.address.is_unspecified() {
                 let answer = Arp {
                     reply: true,
@@ -223,7 +268,8 @@ impl Frames {
                 let left = until.saturating_duration_since(Instant::now());
                 match self.take() {
                     // What else is heard meanwhile is for later.
-                    Ok(heard) => self.waiting.extend(heard),
+                    Ok(Some(heard)) if self.waiting.len() < WAITING_MAX => self.waiting.push_back(heard),
+                    Ok(_) => {}
                     Err(_) if left.is_zero() => break,
                     Err(_) => {
                         let _ = self.socket.wait(left);

@@ -28,6 +28,8 @@ const DHCP_PATIENCE: Duration = Duration::from_millis(6_500);
 const FIRST_PORT: u16 = 20_000;
 /// Bytes of an image that are fetched at each end.
 pub const IMAGE_PART: u64 = 64 * 1024;
+/// Offers that are looked at after one DISCOVER; EDK2 keeps 16.
+const OFFERS_MAX: usize = 64;
 /// What the relay that is acted says of the machine's port.
 const CIRCUIT: &[u8] = b"bootstorm doctor";
 
@@ -196,10 +198,10 @@ pub fn run(ask: &Ask, drops: &dyn Fn() -> BTreeMap<String, u64>) -> Result<Story
     let relay = |giaddr| Relay { giaddr, circuit: CIRCUIT.to_vec() };
     let (carrier, relay): (Box<dyn Carrier>, Option<Relay>) = match &ask.way {
         Way::Frames { interface, here } => {
-            (Box::new(Frames::open(interface.clone(), mac, *here, seed)?), None)
+            (Box::new(Frames::open(interface.clone(), mac, *here, false, seed)?), None)
         }
         Way::RelayFromServer { interface, relay: giaddr } => {
-            let mut frames = Frames::open(interface.clone(), mac, true, seed)?;
+            let mut frames = Frames::open(interface.clone(), mac, true, true, seed)?;
             frames.settle(*giaddr, 32, None);
             (Box::new(frames), Some(relay(*giaddr)))
         }
@@ -377,6 +379,7 @@ impl Session<'_> {
         if let Some(round) = self.rounds.last_mut()
             && round.xid == message.xid()
             && kind == Some(MessageType::Offer)
+            && round.offers.len() < OFFERS_MAX
         {
             let after_ms = now.duration_since(round.started).as_millis() as u64;
             round.offers.push(Offered { from, after_ms, bytes: bytes.to_vec() });

@@ -182,6 +182,12 @@ fn ports(setup: &Setup<'_>, listening: &[Listening]) -> Vec<Finding> {
         key: "[tftp] listen",
         what: "TFTP",
     }));
+    needed.extend(plan.https.listen.iter().map(|addr| Needed {
+        tcp: true,
+        port: addr.port(),
+        key: "[https] listen",
+        what: "HTTPS",
+    }));
     needed.extend(plan.http.listen.iter().map(|addr| Needed {
         tcp: true,
         port: addr.port(),

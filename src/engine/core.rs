@@ -46,6 +46,8 @@ const STORM: usize = 32;
 /// ... for so long a frame: a quarter of what it takes to serve one. Waking a sleeping core up takes longer than a batch, and
 /// clients in lockstep, who are all waited for by then, would from that time on be served in turns with the network.
 const LOOK_OUT: Duration = Duration::from_nanos(200);
+/// Not more frames than these count: a tenth of a millisecond is the longest that everything else waits.
+const LOOK_OUT_FRAMES: usize = 512;
 
 /// What a readiness event, a deadline or a ring completion belongs to, packed into 64 bits:
 /// kind (8), index (24), generation (32).
@@ -235,7 +237,7 @@ impl Core {
         if taken < STORM {
             return false;
         }
-        let until = Instant::now() + LOOK_OUT * taken as u32;
+        let until = Instant::now() + LOOK_OUT * taken.min(LOOK_OUT_FRAMES) as u32;
         while Instant::now() < until {
             std::hint::spin_loop();
             if self.tftp.has_frames() {

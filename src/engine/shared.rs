@@ -3,7 +3,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -13,7 +13,7 @@ use super::fragments::FragmentsLost;
 use super::presented::Presented;
 use super::sightings::Sightings;
 use crate::files::library::Library;
-use crate::jobs::admission::{Admission, Limits, Who};
+use crate::jobs::admission::{self, Admission, Who};
 use crate::jobs::evidence::{Evidence, Seen};
 use crate::jobs::script::Policy;
 use crate::jobs::token::{BootId, TokenKey};
@@ -53,9 +53,11 @@ pub struct Shared {
     pub presented: Presented,
     /// The interfaces, as last looked at.
     pub interfaces: ArcSwap<Vec<Interface>>,
-    /// Who may fetch an image now; `None` where everybody may. The one lock between cores: taken for the script of a
-    /// boot, for the beginning of a file and for its end, and nowhere else.
-    pub admission: Option<Mutex<Admission>>,
+    /// Who may fetch an image now. The one lock between cores: taken for the script of a boot, for the beginning of a
+    /// file and for its end, where there are limits, and nowhere else.
+    admission: Mutex<Admission>,
+    /// Whether there are limits.
+    limited: AtomicBool,
     /// Cores whose loop still runs.
     pub cores_running: AtomicUsize,
     /// Where HTTP answers.
@@ -87,7 +89,8 @@ impl Shared {
             fragments_lost: FragmentsLost::new(Instant::now()),
             presented: Presented::new(),
             interfaces: ArcSwap::from_pointee(Vec::new()),
-            admission: None,
+            admission: Mutex::new(Admission::new(admission::Limits::default(), Vec::new())),
+            limited: AtomicBool::new(false),
             cores_running: AtomicUsize::new(0),
             http: ArcSwap::from_pointee(Vec::new()),
             evidence,
@@ -98,22 +101,30 @@ impl Shared {
         }
     }
 
-    /// Makes boots wait for each other; `networks` are the site's subnets.
-    #[must_use]
-    pub fn with_admission(mut self, limits: Limits, networks: Vec<(Ipv4Addr, u8)>) -> Self {
-        self.admission = limits.limits_anything().then(|| Mutex::new(Admission::new(limits, networks)));
-        self
+    /// Makes boots wait for each other from now on; `networks` are the site's subnets. Who is admitted stays so.
+    pub fn limit_boots(&self, limits: admission::Limits, networks: Vec<(Ipv4Addr, u8)>) {
+        self.admission.lock().unwrap_or_else(PoisonError::into_inner).limit(limits, networks);
+        self.limited.store(limits.limits_anything(), Ordering::Release);
+    }
+
+    /// Who may fetch an image now; `None` where everybody may.
+    pub(super) fn admission(&self) -> Option<MutexGuard<'_, Admission>> {
+        self.limited
+            .load(Ordering::Acquire)
+            .then(|| self.admission.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Boots that hold a place, and machines in line.
     pub fn admission_counts(&self) -> (usize, usize) {
-        let Some(admission) = &self.admission else { return (0, 0) };
-        admission.lock().unwrap_or_else(PoisonError::into_inner).counts()
+        self.admission().map_or((0, 0), |admission| admission.counts())
     }
 
     /// Lets evidence of a boot that fetches keep its place, or free it.
     fn tell_admission(&self, evidence: &Evidence) {
-        let (Some(admission), Some(boot)) = (&self.admission, evidence.boot) else { return };
+        if !self.limited.load(Ordering::Acquire) {
+            return;
+        }
+        let Some(boot) = evidence.boot else { return };
         let ended = match &evidence.seen {
             Seen::FileStarted { .. } | Seen::FileProgress { .. } | Seen::FileDone { last: false, .. } => {
                 false
@@ -122,7 +133,7 @@ impl Shared {
             _ => return,
         };
         let Some(who) = evidence.mac.map(Who::Mac).or(evidence.address.map(Who::Address)) else { return };
-        let mut admission = admission.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(mut admission) = self.admission() else { return };
         let now = Instant::now();
         if ended { admission.ended(now, who, boot) } else { admission.goes_on(now, who, boot) }
     }

@@ -101,7 +101,8 @@ impl Lab {
             sender,
             Duration::from_secs(2),
         );
-        let shared = Arc::new(shared.with_admission(limits, Vec::new()));
+        shared.limit_boots(limits, Vec::new());
+        let shared = Arc::new(shared);
         let any = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
         let settings = EngineSettings {
             driver,

@@ -130,6 +130,11 @@ impl Admission {
         Self { limits, networks, running: HashMap::new(), line: VecDeque::new(), mean: None }
     }
 
+    /// Other limits from now on: who runs goes on, who waits is weighed by them when it asks again.
+    pub fn limit(&mut self, limits: Limits, networks: Vec<(Ipv4Addr, u8)>) {
+        (self.limits, self.networks) = (limits, networks);
+    }
+
     /// Boots that fetch, and machines in line.
     pub fn counts(&self) -> (usize, usize) {
         (self.running.len(), self.line.len())

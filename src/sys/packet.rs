@@ -53,16 +53,15 @@ impl PacketSocket {
         Ok(Self { fd })
     }
 
-    /// Opens a non-blocking raw socket that hears every frame of the link, whoever it is addressed to, and what this
-    /// host itself sends there: for machines with hardware addresses of their own. What is sent by this socket it does
-    /// not hear, nor frames that leave past the queueing layer.
+    /// Opens a non-blocking raw socket that hears every frame of the link that `filter` accepts, whoever it is addressed
+    /// to, and what this host itself sends there: for machines with hardware addresses of their own. What is sent by
+    /// this socket it does not hear, nor frames that leave past the queueing layer.
     ///
     /// # Errors
     /// As [`PacketSocket::open`].
-    pub fn open_all(name: &str, index: u32) -> Result<Self, SysError> {
+    pub fn open_all(name: &str, index: u32, filter: &[BpfInstruction]) -> Result<Self, SysError> {
         let fail = |e| SysError::new(format!("open packet socket on {name}"), e);
-        let everything = BpfInstruction { code: 0x06, jt: 0, jf: 0, k: 0x4_0000 };
-        let socket = Self::open(name, index, &[everything])?;
+        let socket = Self::open(name, index, filter)?;
         let raw = socket.fd.as_raw_fd();
         let member = libc::packet_mreq {
             mr_ifindex: index as i32,

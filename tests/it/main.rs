@@ -18,6 +18,7 @@ mod images;
 mod interlock;
 mod operations;
 mod package;
+mod robust;
 mod scripts;
 mod server;
 mod soak;

@@ -240,6 +240,42 @@ fn every_client_gets_every_size_by_sockets_over_a_wire_that_loses() {
     fetch_everything(SOCKETS, "2%");
 }
 
+/// More requests than there are places, each in another's name.
+const SPOOFED: u64 = 80_000;
+
+#[test]
+fn requests_in_others_names_take_no_place_from_a_client() {
+    let site = Site::new(BRIDGE, "auto", FULL);
+    let folder = site.dir.join("images/data");
+    fs::create_dir_all(&folder).expect("a folder");
+    let len = 300_000;
+    fs::write(folder.join(format!("{len}.bin")), pattern(len)).expect("the file");
+    let net = Net::flat();
+    let server = site.serve(&net);
+    let script = format!(
+        "import socket, struct\n\
+         s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)\n\
+         rrq = b'\\0\\1data/{len}.bin\\0octet\\0blksize\\x001428\\0'\n\
+         for i in range({SPOOFED}):\n\
+         \x20   source = struct.pack('!I', 0x7f400000 + i)\n\
+         \x20   ip = struct.pack('!BBHHHBBH4s4s', 0x45, 0, 28 + len(rrq), 0, 0, 64, 17, 0, source, bytes([127, 0, 0, 1]))\n\
+         \x20   s.sendto(ip + struct.pack('!HHHH', 2000, 69, 8 + len(rrq), 0) + rrq, ('127.0.0.1', 0))\n"
+    );
+    run(net.server.command(tool("python3", "python3")).arg("-c").arg(script));
+    let got = site.dir.join("got");
+    let client = Client::Atftp { windowsize: Some(4), multicast: false };
+    run(&mut client.command(&net.server, 1428, len, &got));
+    assert!(fs::read(&got).expect("a file") == pattern(len), "the client's file");
+    let outcome = |outcome: &str| {
+        server.metric(&net, &format!("bootstorm_tftp_transfers_total{{outcome=\"{outcome}\"}}"))
+    };
+    assert_eq!(outcome("complete"), 1);
+    let running = server.metric(&net, "bootstorm_tftp_transfers_running");
+    assert!(outcome("timed-out") + running > SPOOFED / 2, "so many places were asked for: {running} running");
+    // Not stopped in peace: that would wait for those who never asked.
+    drop(server);
+}
+
 /// An archive (newc) of one file, filled up with zeros, which the kernel skips between archives, to `len` bytes.
 fn archive(name: &str, len: usize) -> (Vec<u8>, Vec<u8>) {
     let field = |value: usize| format!("{value:08x}");

@@ -1,7 +1,6 @@
 //! From a request to its answer: routes, scripts, answer files, call-backs.
 
 use std::net::Ipv4Addr;
-use std::sync::PoisonError;
 use std::time::SystemTime;
 
 use super::HttpSide;
@@ -284,9 +283,7 @@ impl HttpSide {
         link: Ipv4Addr,
         turn: &Turn<'_>,
     ) -> Place {
-        let (Some(admission), Some(image)) = (&turn.shared.admission, &composed.image) else {
-            return Place::Now;
-        };
+        let Some(image) = &composed.image else { return Place::Now };
         let catalog = turn.shared.library.load();
         let ends = matches!(catalog.image(image).and_then(barrier), Some(Barrier::File(_)));
         if composed.what != Offer::Image || request.method == Method::Head || !ends {
@@ -294,8 +291,8 @@ impl HttpSide {
         }
         let share = Share { image: image.as_str().into(), from, link };
         let who = who.mac.map_or(Who::Address(from), Who::Mac);
-        let mut admission = admission.lock().unwrap_or_else(PoisonError::into_inner);
-        admission.ask(turn.now, who, composed.boot, share)
+        let admission = turn.shared.admission();
+        admission.map_or(Place::Now, |mut admission| admission.ask(turn.now, who, composed.boot, share))
     }
 
     /// Answers a script's request once the keeper has.
