@@ -39,7 +39,7 @@ counts! {
     DhcpOtherServers => "dhcp_other_servers_total", "Other servers heard to answer machines that boot, each once a day.";
     DhcpRestarting => "dhcp_restarting_total", "Machines whose firmware started five times in a quarter of an hour.";
     DhcpLateFirst => "dhcp_late_first_total", "Machines whose first messages nobody heard: a switch port not forwarding yet.";
-    DhcpNextLoader => "dhcp_next_loader_total", "Machines given the next loader because they came back without a script.";
+    DhcpNextLoader => "dhcp_next_loader_total", "Machines that came back without having reached their script, and get the next loader where there is one.";
     #[gauge] DhcpPoolAddresses => "dhcp_pool_addresses", "Addresses of all pools.";
     #[gauge] DhcpPoolTaken => "dhcp_pool_taken", "Addresses of all pools offered, given or in quarantine.";
     #[gauge] DhcpPoolsLow => "dhcp_pools_low", "Pools with nine tenths of their addresses taken.";

@@ -834,7 +834,9 @@ fn tell(notice: &Notice, interfaces: &[Arc<Interface>], loud: bool) {
              switch spanning tree to edge (portfast) there"
         ),
         Notice::NextLoader { mac, .. } => {
-            format!("{mac} came back without having reached its script: it gets the next loader")
+            format!(
+                "{mac} came back without having reached its script: the next loader is tried, if there is one"
+            )
         }
     };
     match notice {

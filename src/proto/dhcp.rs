@@ -201,6 +201,11 @@ impl Server {
                 return Err(DropReason::RateLimited);
             }
         }
+        let changes =
+            matches!(asker.kind, MessageType::Request | MessageType::Release | MessageType::Decline);
+        if changes && self.settings.mode == Mode::Full && self.leases.is_backed_up() {
+            return Err(DropReason::NotStored);
+        }
         self.recall_arch(&mut asker);
         match (input.port, self.settings.mode) {
             (ServerPort::BootServer, _) => self.handle_boot_server(now, &asker, policy, out),

@@ -33,6 +33,8 @@ use crate::wire::{MacAddr, Uuid};
 pub const POOL_LEN_MAX: u32 = 65_536;
 /// How long nobody gets an address that its machine found in use.
 pub(super) const QUARANTINE: Duration = Duration::from_secs(600);
+/// Changes that wait to be taken; beyond it nothing is given or taken back.
+const CHANGES_MAX: usize = 65_536;
 /// Pools smaller than this keep nothing back for registered machines.
 const KEPT_POOL_LEN_MIN: u32 = 10;
 
@@ -519,6 +521,11 @@ impl Leases {
     /// True when there are changes to be taken.
     pub(super) fn has_changes(&self) -> bool {
         !self.changes.is_empty()
+    }
+
+    /// True when so many wait that whoever takes them must be stuck: a disk that hangs.
+    pub(super) fn is_backed_up(&self) -> bool {
+        self.changes.len() >= CHANGES_MAX
     }
 
     /// What came after this change could not be stored: nobody may rely on it.

@@ -62,7 +62,7 @@ pub enum Notice {
         /// Seconds it says it has been trying.
         secs: u16,
     },
-    /// A machine came back without having reached its script, and is given the next loader.
+    /// A machine came back without having reached its script, and is given the next loader, where there is one.
     NextLoader {
         /// The machine.
         mac: MacAddr,
