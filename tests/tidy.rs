@@ -321,3 +321,19 @@ fn every_document_the_readme_names_is_there() {
         }
     }
 }
+
+#[test]
+fn every_test_the_threat_model_names_is_there() {
+    let text = fs::read_to_string(root().join("docs/THREAT-MODEL.md")).expect("it is there");
+    let mut files = Vec::new();
+    rust_files(&root().join("src"), &mut files);
+    rust_files(&root().join("tests"), &mut files);
+    let code: String =
+        files.iter().map(|path| fs::read_to_string(path).expect("sources are UTF-8")).collect();
+    // A test's name is a sentence: longer than any word of the product that stands in back quotes there.
+    let names: Vec<&str> =
+        text.split('`').filter(|word| word.matches('_').count() >= 3 && !word.contains(' ')).collect();
+    assert!(names.len() > 20, "{names:?}");
+    let gone: Vec<&&str> = names.iter().filter(|name| !code.contains(&format!("fn {name}("))).collect();
+    assert!(gone.is_empty(), "docs/THREAT-MODEL.md names tests that are not there: {gone:?}");
+}

@@ -138,6 +138,7 @@ fn needs_restart(now: &Plan, next: &Plan) -> Vec<String> {
         "https" https;
         "images.dir" images_dir;
         "loaders" loaders;
+        "admission" admission;
         "admin.listen" admin.listen;
     }
     use crate::config::DhcpMode::Off;

@@ -1,15 +1,18 @@
 //! `serve`: from a plan to a running server, and its end.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
 use super::args::{Common, Dhcp, Driver as DriverArg, LogFormat as LogFormatArg, Serve};
 use super::reload::{Reloader, Source, Watch};
 use super::{Done, Exit, Failure, config_file, load_config, output};
-use crate::config::{self, DhcpMode, Plan, Sandbox, Value};
+use crate::config::{self, DhcpMode, Plan, ReservationPlan, ReservedWho, Sandbox, Value};
 use crate::control::{Control, State};
 use crate::engine::{DRAIN, Driver, Engine, EngineSettings, Frames, Shared};
 use crate::files::library::{Library, Settings as LibrarySettings};
@@ -20,10 +23,14 @@ use crate::jobs::evidence::{Evidence, Seen};
 use crate::jobs::job::Job;
 use crate::jobs::script::{Context, Hints, compose_explained};
 use crate::jobs::token::BootId;
+use crate::keeper::journal::{Scribe, Writing};
 use crate::keeper::{Keeper, Running as KeeperRunning};
-use crate::proto::dhcp::{Mode, Network, Reservation, Settings as DhcpSettings, Subnet};
+use crate::proto::dhcp::{
+    Mode, Network, Reservation, ReservedFor, Settings as DhcpSettings, SiteOption, Subnet,
+};
 use crate::proto::tftp::Limits;
 use crate::store::{SqliteStore, StoreError};
+use crate::sys::links::LinkWatch;
 use crate::sys::privileges::{self, Account};
 use crate::sys::sandbox::{self, Held};
 use crate::sys::{SysError, affinity, interfaces};
@@ -34,6 +41,8 @@ use crate::tls::{Certificates, OWN_FOLDER, Source as CertificateSource};
 const EVIDENCE_QUEUE: usize = 64 * 1024;
 /// The store's file in the state folder.
 pub(super) const STORE: &str = "bootstorm.db";
+/// The folder of leases beside it.
+const LEASES: &str = "leases";
 /// How long evidence is gathered before the recorder looks again.
 const GATHER: Duration = Duration::from_millis(5);
 /// How often folders are looked at for new images.
@@ -82,11 +91,34 @@ pub(super) fn dhcp_settings(plan: &Plan) -> Option<DhcpSettings> {
                 lease: subnet.lease,
                 next_server: subnet.next_server,
                 domain: subnet.domain.clone(),
+                options: plan.dhcp.options.iter().chain(&subnet.options).cloned().map(site_option).collect(),
+                loader: subnet.loader.clone(),
             })
         })
         .collect();
-    let reservations = plan.dhcp.reservations.iter().map(|r| Reservation { mac: r.mac, ip: r.ip }).collect();
-    Some(DhcpSettings { mode, subnets, reservations, ..DhcpSettings::default() })
+    let reservations = plan.dhcp.reservations.iter().map(reservation).collect();
+    Some(DhcpSettings {
+        mode,
+        subnets,
+        reservations,
+        authoritative: plan.dhcp.authoritative,
+        circuit_max: plan.dhcp.circuit_max,
+        ..DhcpSettings::default()
+    })
+}
+
+fn site_option((code, body): (u8, Vec<u8>)) -> SiteOption {
+    SiteOption { code, body }
+}
+
+fn reservation(planned: &ReservationPlan) -> Reservation {
+    let who = match &planned.who {
+        ReservedWho::Mac(mac) => ReservedFor::Mac(*mac),
+        ReservedWho::Uuid(uuid) => ReservedFor::Uuid(*uuid),
+        ReservedWho::ClientId(bytes) => ReservedFor::ClientId(bytes.clone()),
+        ReservedWho::Circuit(bytes) => ReservedFor::Circuit(bytes.clone()),
+    };
+    Reservation { who, ip: planned.ip }
 }
 
 /// Bounds of TFTP's options.
@@ -98,7 +130,11 @@ pub(super) fn tftp_limits(plan: &Plan) -> Limits {
     }
 }
 
-fn engine_settings(plan: &Plan, certificates: Option<Arc<Certificates>>) -> EngineSettings {
+fn engine_settings(
+    plan: &Plan,
+    certificates: Option<Arc<Certificates>>,
+    journal: Option<Scribe>,
+) -> EngineSettings {
     EngineSettings {
         driver: match plan.server.driver {
             config::Driver::Auto => Driver::Auto,
@@ -110,6 +146,7 @@ fn engine_settings(plan: &Plan, certificates: Option<Arc<Certificates>>) -> Engi
         interfaces: plan.server.interfaces.clone(),
         dhcp: dhcp_settings(plan),
         dhcp_ports: (plan.dhcp.port, plan.dhcp.boot_server_port),
+        journal,
         tftp: plan.tftp.listen.clone(),
         tftp_limits: tftp_limits(plan),
         single_port: plan.tftp.single_port,
@@ -130,9 +167,10 @@ pub(super) struct Running {
     pub(super) control: Option<Control>,
     helpers: Vec<JoinHandle<()>>,
     stopping: Arc<AtomicBool>,
-    /// Ends last: what the cores still said is stored.
+    /// These end last: what the cores still said is stored.
     keeper: Option<KeeperRunning>,
     reloader: Arc<Reloader>,
+    leases: Option<Writing>,
 }
 
 /// Makes the folders of our own, on the first start; one that somebody named must be there.
@@ -165,9 +203,8 @@ fn confine(common: &Common, plan: &Plan) -> Result<(), Failure> {
         && !account.is_current()
     {
         let state = &plan.server.state_dir;
-        let inside = std::fs::read_dir(state).into_iter().flatten().flatten().map(|entry| entry.path());
         // What an earlier run as another user left there, which this one could not write.
-        for path in inside.filter(|path| path.is_file()).chain([state.clone()]) {
+        for path in own_state(state, &plan.images_dir) {
             account.give(&path).map_err(system)?;
         }
         if plan.images_dir.starts_with(state) {
@@ -194,6 +231,20 @@ fn confine(common: &Common, plan: &Plan) -> Result<(), Failure> {
     }
     tracing::info!(rung = "landlock", held = word, "{text}");
     Ok(())
+}
+
+/// The state folder and what is in it and its folders, but for images: those may be somebody else's.
+fn own_state(state: &Path, images: &Path) -> Vec<PathBuf> {
+    let mut found = vec![state.to_owned()];
+    let mut next = 0;
+    while let Some(path) = found.get(next).cloned() {
+        next += 1;
+        let entries = std::fs::read_dir(&path).into_iter().flatten().flatten();
+        // A link would lead out of it.
+        let own = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir() || kind.is_file()));
+        found.extend(own.map(|entry| entry.path()).filter(|path| path != images));
+    }
+    found
 }
 
 /// What serving opens.
@@ -232,29 +283,23 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
     let mut secret = [0; 32];
     getrandom::fill(&mut secret).map_err(|error| runtime(&error))?;
     // Everything that is stored is loaded and published before any listener answers.
-    // In a thread that keeps no privilege, for the keeper's own inherits what its maker has.
-    let keeper = std::thread::scope(|scope| {
-        let begun = scope.spawn(|| {
-            if plan.server.sandbox != Sandbox::Off {
-                privileges::renounce();
-            }
-            start_keeper(plan, &library, secret)
-        });
-        begun.join().unwrap_or_else(|_| Err(Failure::new(Exit::Runtime, "the keeper's start panicked")))
-    })?;
+    let (keeper, leases) = without_privileges(plan, || {
+        let keeper = start_keeper(plan, &library, secret)?;
+        // The store's lock, taken by now, says that nobody else writes in this folder.
+        Ok::<_, Failure>((keeper, start_journal(plan)?))
+    })??;
     let (evidence, recorder) = crossbeam_channel::bounded::<Evidence>(EVIDENCE_QUEUE);
-    let shared = Arc::new(Shared::new(
-        Arc::clone(&library),
-        keeper.keeper().clone(),
-        plan.policy.clone(),
-        evidence,
-        DRAIN,
-    ));
+    let shared =
+        Shared::new(Arc::clone(&library), keeper.keeper().clone(), plan.policy.clone(), evidence, DRAIN);
+    let networks = plan.dhcp.subnets.iter().map(|subnet| subnet.network).collect();
+    let shared = Arc::new(shared.with_admission(plan.admission, networks));
     let handle = keeper.keeper().clone();
+    let (scribe, leases) = leases.unzip();
     let certificates = open_certificates(plan)?;
-    let engine = Engine::start(&engine_settings(plan, certificates.clone()), Arc::clone(&shared)).map_err(
-        |error| Failure::new(if error.is_permission() { Exit::Permission } else { Exit::Runtime }, error),
-    )?;
+    let settings = engine_settings(plan, certificates.clone(), scribe.clone());
+    let engine = Engine::start(&settings, Arc::clone(&shared)).map_err(|error| {
+        Failure::new(if error.is_permission() { Exit::Permission } else { Exit::Runtime }, error)
+    })?;
     let reloader = Arc::new(Reloader::new(plan.clone(), Arc::clone(&shared), source));
     let mut running = Running {
         reloader: Arc::clone(&reloader),
@@ -263,6 +308,7 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
         stopping: Arc::new(AtomicBool::new(false)),
         engine: None,
         keeper: Some(keeper),
+        leases,
     };
     let cells = engine.cells();
     let started = SystemTime::now();
@@ -307,7 +353,15 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
                 "# HELP bootstorm_evidence_lost_total Events the flight recorder had no room for.\n# TYPE \
                  bootstorm_evidence_lost_total counter\nbootstorm_evidence_lost_total {count}\n"
             ));
+            let (admitted, waiting) = lost.admission_counts();
+            text.push_str(&format!(
+                "# HELP bootstorm_admission_admitted Boots that hold a place to fetch.\n# TYPE \
+                 bootstorm_admission_admitted gauge\nbootstorm_admission_admitted {admitted}\n# HELP \
+                 bootstorm_admission_waiting Machines in line.\n# TYPE bootstorm_admission_waiting \
+                 gauge\nbootstorm_admission_waiting {waiting}\n"
+            ));
             text.push_str(&handle.metrics());
+            text.push_str(&scribe.as_ref().map(Scribe::metrics).unwrap_or_default());
             text
         }),
     };
@@ -327,6 +381,19 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
         move || keep_house(&library, &stopping, || look_at_certificates(certificates.as_deref(), &interfaces))
     })?);
     Ok(running)
+}
+
+/// Begins something in a thread that keeps no privilege: the threads that are made there have none either.
+fn without_privileges<T: Send>(plan: &Plan, begin: impl FnOnce() -> T + Send) -> Result<T, Failure> {
+    std::thread::scope(|scope| {
+        let begun = scope.spawn(|| {
+            if plan.server.sandbox != Sandbox::Off {
+                privileges::renounce();
+            }
+            begin()
+        });
+        begun.join().map_err(|_| Failure::new(Exit::Runtime, "a start panicked"))
+    })
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Failure> {
@@ -375,6 +442,18 @@ fn own_address(shared: &Shared) -> std::net::Ipv4Addr {
     let interfaces = shared.interfaces.load();
     let outside = interfaces.iter().filter_map(|i| i.addr).find(|addr| !addr.is_loopback());
     outside.unwrap_or(std::net::Ipv4Addr::LOCALHOST)
+}
+
+/// Opens the journal of leases and starts its thread.
+fn start_journal(plan: &Plan) -> Result<Option<(Scribe, Writing)>, Failure> {
+    if plan.dhcp.mode == DhcpMode::Off {
+        return Ok(None);
+    }
+    let folder = plan.server.state_dir.join(LEASES);
+    let started = Scribe::start(&folder);
+    started
+        .map(Some)
+        .map_err(|error| Failure::new(Exit::Runtime, format_args!("leases in {}: {error}", folder.display())))
 }
 
 /// Opens the store and starts the keeper on it.
@@ -520,6 +599,7 @@ impl Running {
         }
         self.control = None;
         self.keeper = None;
+        self.leases = None;
     }
 }
 
@@ -665,6 +745,8 @@ struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
     hangup: tokio::signal::unix::Signal,
+    /// Says when an interface comes or changes; where that cannot be had, they are looked at every few seconds only.
+    links: Option<AsyncFd<LinkWatch>>,
 }
 
 impl Signals {
@@ -672,19 +754,20 @@ impl Signals {
         use tokio::signal::unix::{SignalKind, signal};
         let fail = |error: std::io::Error| Failure::new(Exit::Runtime, format!("take over signals: {error}"));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(fail)?;
-        let (terminate, interrupt, hangup) = {
+        let (terminate, interrupt, hangup, links) = {
             let _inside = runtime.enter();
             (
                 signal(SignalKind::terminate()).map_err(fail)?,
                 signal(SignalKind::interrupt()).map_err(fail)?,
                 signal(SignalKind::hangup()).map_err(fail)?,
+                watched_links(),
             )
         };
-        Ok(Self { runtime, terminate, interrupt, hangup })
+        Ok(Self { runtime, terminate, interrupt, hangup, links })
     }
 
     /// Until the first SIGTERM or SIGINT.
-    /// `tick` is called every few seconds until then.
+    /// `tick` is called every few seconds until then, and soon after an interface has changed.
     fn wait(mut self, mut hup: impl FnMut(), mut tick: impl FnMut()) {
         self.runtime.block_on(async {
             loop {
@@ -692,11 +775,27 @@ impl Signals {
                     _ = self.terminate.recv() => return,
                     _ = self.interrupt.recv() => return,
                     _ = self.hangup.recv() => hup(),
+                    () = changed(&self.links) => tick(),
                     () = tokio::time::sleep(HOUSEKEEPING) => tick(),
                 }
             }
         });
     }
+}
+
+#[allow(deprecated, reason = "what replaces it is unsafe code; a LinkWatch owns its descriptor and keeps it")]
+fn watched_links() -> Option<AsyncFd<LinkWatch>> {
+    AsyncFd::with_interest(LinkWatch::open().ok()?, Interest::READABLE).ok()
+}
+
+/// Until something about the interfaces has changed, and what belongs to it as well.
+async fn changed(links: &Option<AsyncFd<LinkWatch>>) {
+    const GATHERED: Duration = Duration::from_millis(50);
+    let Some(links) = links else { return std::future::pending().await };
+    let Ok(mut ready) = links.readable().await else { return std::future::pending().await };
+    tokio::time::sleep(GATHERED).await;
+    links.get_ref().drain();
+    ready.clear_ready();
 }
 
 /// Until SIGTERM or SIGINT.

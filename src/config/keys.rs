@@ -27,6 +27,9 @@ pub const KEYS: &[Key] = &[
     key("dhcp.mode", "\"proxy\""),
     key("dhcp.port", "67"),
     key("dhcp.boot_server_port", "0"),
+    key("dhcp.authoritative", "true"),
+    key("dhcp.per_circuit", "256"),
+    key("dhcp.dhcp_option", "[]"),
     key("tftp.listen", "[\"0.0.0.0:69\"]"),
     key("tftp.max_blksize", "65464"),
     key("tftp.max_windowsize", "64"),
@@ -37,6 +40,9 @@ pub const KEYS: &[Key] = &[
     key("https.certificate", "\"\""),
     key("https.key", "\"\""),
     key("https.auto", "false"),
+    key("admission.per_image", "0"),
+    key("admission.per_subnet", "0"),
+    key("admission.per_link", "0"),
     key("images.dir", "\"\""),
     key("loaders.dirs", "[]"),
     key("loaders.bios", "[\"undionly.kpxe\"]"),
@@ -53,8 +59,11 @@ pub const KEYS: &[Key] = &[
 
 /// Keys of the lists of tables.
 const LISTS: &[(&str, &[&str])] = &[
-    ("dhcp.subnet", &["network", "range", "router", "dns", "lease", "next_server", "domain"]),
-    ("dhcp.reservation", &["mac", "ip"]),
+    (
+        "dhcp.subnet",
+        &["network", "range", "router", "dns", "lease", "next_server", "domain", "dhcp_option", "loader"],
+    ),
+    ("dhcp.reservation", &["mac", "uuid", "client_id", "circuit", "ip"]),
 ];
 
 /// Variables that are read elsewhere.
@@ -182,6 +191,9 @@ watch_config = false         # reload when this file changes, not only on SIGHUP
 mode = "proxy"               # proxy: beside another DHCP server | full: gives addresses too | off
 port = 67                    # tests use others
 boot_server_port = 0         # PXE boot server; 0 = 4011, or port + 3944 when port is not 67
+authoritative = true         # full mode: refuse addresses that are wrong in a listed subnet, and take up leases of before
+per_circuit = 256            # addresses for unregistered machines behind one circuit of a relay; 0 = no bound
+dhcp_option = []             # further options with every address: "150=10.77.0.1", "12=text:lab", "252=hex:0a0b"
 
 # Needed in full mode, one table for each network, relayed ones too; optional in proxy mode.
 # [[dhcp.subnet]]
@@ -192,8 +204,10 @@ boot_server_port = 0         # PXE boot server; 0 = 4011, or port + 3944 when po
 # lease = "1h"
 # next_server = "10.77.0.1"  # default: the address the request reached
 # domain = "lab.example"
+# dhcp_option = []           # as above, for this network
+# loader = "ipxe.efi"        # PXE firmware there gets this loader, where it fits the machine
 #
-# [[dhcp.reservation]]
+# [[dhcp.reservation]]         # by one of mac, uuid, client_id, circuit (a relay's option 82: whoever is on that port)
 # mac = "52:54:00:00:00:01"
 # ip = "10.77.0.50"
 
@@ -212,6 +226,11 @@ listen = []                  # such as ["0.0.0.0:4434"]; empty = no HTTPS
 certificate = ""             # PEM file, the server's own certificate first; read again when it changes
 key = ""                     # PEM file, its key
 auto = false                 # an own CA instead, made on first use; machines are to trust state_dir/https/ca.pem
+
+[admission]                  # boots that may fetch at once, the others wait in line at their script; 0 = any number
+per_image = 0                # of the same image
+per_subnet = 0               # in the same [[dhcp.subnet]], or in the same /24 where there is none
+per_link = 0                 # from the same address of this server
 
 [images]
 dir = ""                     # empty = images below state_dir

@@ -627,6 +627,10 @@ fn versions_of_images_are_listed_gone_back_to_and_removed_and_the_audit_log_has_
     assert_eq!((&back["version"], &back["before"]), (&json!(2), &json!(3)));
     lab.local("POST", "/v1/images/hello/rollback", json!({ "version": 9 })).refused(404, "unknown-version");
     lab.local("POST", "/v1/images/none/rollback", Value::Null).refused(404, "unknown-image");
+    for name in ["..%2Fimages", "..", "%2Fetc", ".versions", "..%5Cx"] {
+        let gone = lab.local("DELETE", &format!("/v1/images/{name}?force=true"), Value::Null);
+        assert!((400..500).contains(&gone.status), "{name}: {}", gone.body);
+    }
     lab.local("POST", "/v1/images/hello/announce", json!({ "what": "job-added" }))
         .refused(400, "not-an-announcement");
     lab.local("DELETE", "/v1/images/hello?version=2", Value::Null).refused(409, "version-in-use");

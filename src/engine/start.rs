@@ -19,12 +19,13 @@ use super::readers::Readers;
 use super::shared::{Shared, Tuning};
 use super::tftp::{DataPorts, Link, TftpSide};
 use super::{counters, filters};
+use crate::keeper::journal::Scribe;
 use crate::proto::dhcp::{Interface, Mode, Network, ServerPort, Settings};
 use crate::proto::tftp::Limits;
 use crate::sys::firewall::{self, Firewall};
 use crate::sys::frames::FrameSender;
 use crate::sys::interfaces::{self, Device};
-use crate::sys::packet::PacketSocket;
+use crate::sys::packet::BpfInstruction;
 use crate::sys::ring::{FrameRing, RingUse};
 use crate::sys::udp::{UdpOptions, UdpSocket};
 use crate::sys::uring::SendRing;
@@ -81,6 +82,8 @@ pub struct EngineSettings {
     pub dhcp: Option<Settings>,
     /// DHCP's two ports.
     pub dhcp_ports: (u16, u16),
+    /// Where leases are stored; `None` keeps them in memory alone.
+    pub journal: Option<Scribe>,
     /// TFTP listeners.
     pub tftp: Vec<SocketAddrV4>,
     /// TFTP bounds.
@@ -455,13 +458,18 @@ struct Waiting {
     names: Vec<String>,
     /// Every other interface has a raw socket.
     raw_everywhere: bool,
-    filter: Vec<crate::sys::packet::BpfInstruction>,
+    filters: (Vec<BpfInstruction>, Vec<BpfInstruction>),
     arrivals: Sender<Arrival>,
 }
 
 /// One core's ring on one interface: 8,192 requests of a hall, or acknowledgements. No request is longer than the
 /// snapshot (RFC 2347 §2 ends them at 512 bytes).
-const RING: RingUse = RingUse { snapshot: 900, len: 8 << 20, all: false };
+const RING: RingUse = RingUse { snapshot: 900, len: 8 << 20, all: false, outgoing: false };
+
+/// DHCP's rings on one interface: 2,048 messages of up to an Ethernet frame, and 1,024 DISCOVERs. Another DHCP server on
+/// this very host is heard by what it sends.
+const DHCP_RING: RingUse = RingUse { snapshot: 1518, len: 4 << 20, all: false, outgoing: true };
+const DISCOVER_RING: RingUse = RingUse { snapshot: 1518, len: 2 << 20, all: false, outgoing: false };
 
 /// Puts TFTP on frames where that serves the same machines for less: rings first, then the filters that keep the
 /// same packets from the sockets. What cannot be had is said, and the sockets serve on.
@@ -604,15 +612,18 @@ fn open_dhcp(
         }
         Err(error) => return Err(error.into()),
     };
-    let filter = filters::raw(port, udp.is_none());
+    let filters = (
+        filters::raw(port, udp.is_none(), filters::Part::Rest),
+        filters::raw(port, udp.is_none(), filters::Part::Discovers),
+    );
     let mut raws = Vec::new();
     for interface in &interfaces {
         if chosen.iter().any(|link| link.index == interface.index && link.device == Device::Loopback) {
             // Loopback has no frames to answer: relayed and unicast requests come by UDP.
             continue;
         }
-        match PacketSocket::open(&interface.name, interface.index, &filter) {
-            Ok(socket) => raws.push(RawPort { socket, interface: Arc::clone(interface) }),
+        match RawPort::open(interface, (&filters.0, &DHCP_RING), (&filters.1, &DISCOVER_RING)) {
+            Ok(raw) => raws.push(raw),
             Err(error) if error.is_permission() && udp.is_some() => {
                 tracing::warn!(
                     rung = "packet_socket",
@@ -656,9 +667,13 @@ fn open_dhcp(
     }
     let names = interfaces.iter().map(|i| i.name.clone()).chain(waiting.iter().cloned()).collect();
     let (arrivals, arrived) = crossbeam_channel::bounded(ARRIVALS_MAX);
-    let seed = u64::from(std::process::id());
-    let side = DhcpSide::new(dhcp.clone(), seed, interfaces, arrived, raws, udps, settings.dhcp_ports);
-    Ok(Opened { side, names, waiting: Waiting { names: waiting, raw_everywhere, filter, arrivals } })
+    // The standard library's hasher has a random key.
+    let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id());
+    let mut dhcp = dhcp.clone();
+    dhcp.journal = settings.journal.is_some();
+    let journal = settings.journal.clone();
+    let side = DhcpSide::new(dhcp, seed, interfaces, arrived, raws, udps, settings.dhcp_ports, journal);
+    Ok(Opened { side, names, waiting: Waiting { names: waiting, raw_everywhere, filters, arrivals } })
 }
 
 impl Waiting {
@@ -672,8 +687,12 @@ impl Waiting {
                 self.names.push(name);
                 continue;
             };
-            let raw = match PacketSocket::open(&interface.name, interface.index, &self.filter) {
-                Ok(socket) => Some(RawPort { socket, interface: Arc::clone(&interface) }),
+            let raw = match RawPort::open(
+                &interface,
+                (&self.filters.0, &DHCP_RING),
+                (&self.filters.1, &DISCOVER_RING),
+            ) {
+                Ok(raw) => Some(raw),
                 Err(error) => {
                     tracing::warn!(interface = name, "{error}: answers go out as UDP broadcasts");
                     self.raw_everywhere = false;

@@ -103,6 +103,14 @@ impl Catalog {
         Some((&loader.served.name, Arc::clone(&loader.served)))
     }
 
+    /// The same, where there is a choice: `named` if it is there and fits, else the one after `pass_over` others.
+    pub fn loader_wished(&self, arch: Arch, named: Option<&str>, pass_over: u8) -> Option<&str> {
+        let family = Family::of(arch)?;
+        let named = named.and_then(|name| self.loaders.named(name, family));
+        let loader = named.or_else(|| self.loaders.for_family_after(family, pass_over))?;
+        Some(&loader.served.name)
+    }
+
     /// The full iPXE for a machine that already runs one without HTTP (no 175.19): never a shim or another loader.
     pub fn full_loader_for(&self, arch: Arch) -> Option<(&str, Arc<Served>)> {
         let loader = self.loaders.ipxe_for_family(Family::of(arch)?)?;

@@ -129,9 +129,7 @@ impl Details {
 
 fn changed(record: &Record, walk: &Walk) -> Vec<String> {
     let other = walk.files.iter().filter(|found| !record.describes(&found.name, &found.identity));
-    let is_there = |name: &String| {
-        walk.files.binary_search_by(|found| found.name.cmp(name)).is_ok() || walk.settling.contains(name)
-    };
+    let is_there = |name: &String| walk.file(name).is_some() || walk.settling.contains(name);
     let gone = record.files.iter().map(|file| &file.name).filter(|name| !is_there(name));
     let mut names: Vec<String> =
         other.map(|found| &found.name).chain(&walk.settling).chain(gone).cloned().collect();

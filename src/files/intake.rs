@@ -1,6 +1,6 @@
 //! Taking files into the library: copied to new inodes, checked, hashed, on the disk, and then put in place in one step.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -178,6 +178,14 @@ struct Source {
     kept: bool,
 }
 
+/// Files by the names they will have.
+#[derive(Debug, Default)]
+struct Sources {
+    files: BTreeMap<String, Source>,
+    /// The same names as machines tell them apart.
+    folded: HashMap<String, String>,
+}
+
 /// Takes files in as the next version of an image.
 ///
 /// # Errors
@@ -190,16 +198,15 @@ pub fn add(versions: &Versions, wish: &Wish, progress: &mut dyn FnMut(Step<'_>))
         return Err(VersionError::Exists { name: wish.name.clone() }.into());
     }
     let mut warnings = Vec::new();
-    let mut sources = BTreeMap::new();
+    let mut sources = Sources::default();
     for path in &wish.sources {
         gather(path, &mut sources, &mut warnings)?;
     }
-    // Payload beside settings alone would be taken for a mistake that nobody made.
-    if sources.is_empty() {
+    if sources.files.is_empty() {
         return Err(Refused::Files("there are no files in what was named".to_owned()));
     }
     let mut reports = BTreeMap::new();
-    for (name, source) in &sources {
+    for (name, source) in &sources.files {
         if let Some(report) = first_look(name, source)? {
             reports.insert(name.clone(), report);
         }
@@ -208,6 +215,7 @@ pub fn add(versions: &Versions, wish: &Wish, progress: &mut dyn FnMut(Step<'_>))
     if exists {
         carried = carry(&versions.root().join(&wish.name), wish.update, &mut sources)?;
     }
+    let sources = sources.files;
     let manifest = manifest(&sources, &wish.settings)?;
     let need: u64 = sources.values().filter(|source| !source.is_linked()).map(|source| source.on_disk).sum();
     let have = disk::free_bytes(versions.root())
@@ -275,11 +283,7 @@ pub fn add(versions: &Versions, wish: &Wish, progress: &mut dyn FnMut(Step<'_>))
 }
 
 /// Lists what a file or folder named on the command line stands for.
-fn gather(
-    path: &Path,
-    sources: &mut BTreeMap<String, Source>,
-    warnings: &mut Vec<String>,
-) -> Result<(), Refused> {
+fn gather(path: &Path, sources: &mut Sources, warnings: &mut Vec<String>) -> Result<(), Refused> {
     let refused = |reason: &str| Refused::File { file: path.to_owned(), reason: reason.to_owned() };
     let meta = fs::metadata(path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => refused("there is no such file"),
@@ -299,26 +303,22 @@ fn gather(
     put(name, path, &meta, sources)
 }
 
-fn put(
-    name: &str,
-    path: &Path,
-    meta: &fs::Metadata,
-    sources: &mut BTreeMap<String, Source>,
-) -> Result<(), Refused> {
+fn put(name: &str, path: &Path, meta: &fs::Metadata, sources: &mut Sources) -> Result<(), Refused> {
     let refused = |reason: String| Refused::File { file: path.to_owned(), reason };
     if !names::is_nameable(name) {
         return Err(refused(format!("no machine could ask for the name {name:?}")));
     }
-    if sources.len() >= FILES_MAX {
+    if sources.files.len() >= FILES_MAX {
         return Err(Refused::Files(format!("more than {FILES_MAX} files")));
     }
-    if let Some(twin) = sources.keys().find(|other| names::folded(other) == names::folded(name)) {
+    if let Some(twin) = sources.folded.insert(names::folded(name), name.to_owned()) {
         return Err(refused(format!(
             "there are two files for the name {twin}, and machines do not tell them apart"
         )));
     }
     let on_disk = meta.len().min(meta.blocks().saturating_mul(512));
-    sources.insert(name.to_owned(), Source { path: path.to_owned(), len: meta.len(), on_disk, kept: false });
+    let source = Source { path: path.to_owned(), len: meta.len(), on_disk, kept: false };
+    sources.files.insert(name.to_owned(), source);
     Ok(())
 }
 
@@ -326,7 +326,7 @@ fn gather_folder(
     folder: &Path,
     prefix: &str,
     depth: usize,
-    sources: &mut BTreeMap<String, Source>,
+    sources: &mut Sources,
     warnings: &mut Vec<String>,
 ) -> Result<(), Refused> {
     let entries = fs::read_dir(folder).map_err(Refused::io(folder.display().to_string()))?;
@@ -393,7 +393,11 @@ fn check_wim(source: &Source, copy: &Path) -> Result<(), Refused> {
     let Some(info) = &report.info else { return Ok(()) };
     match wim::verify_integrity(&file, &info.header, |_| ()).map_err(failed)? {
         Integrity::Bad(finding) => Err(refused(finding)),
-        Integrity::Absent | Integrity::Good { .. } => Ok(()),
+        Integrity::Good { .. } => Ok(()),
+        Integrity::Absent => match wim::verify_blobs(&file, &info.header).map_err(failed)? {
+            Some(finding) => Err(refused(finding)),
+            None => Ok(()),
+        },
     }
 }
 
@@ -429,15 +433,15 @@ fn iso_doubt(path: &Path, len: u64) -> Option<String> {
 
 /// Adds the files of the version before that stay: settings and answer files, and with `all` every other one that has
 /// no successor. Their names.
-fn carry(folder: &Path, all: bool, sources: &mut BTreeMap<String, Source>) -> Result<Vec<String>, Refused> {
-    let (mut before, mut unused) = (BTreeMap::new(), Vec::new());
+fn carry(folder: &Path, all: bool, sources: &mut Sources) -> Result<Vec<String>, Refused> {
+    let (mut before, mut unused) = (Sources::default(), Vec::new());
     gather_folder(folder, "", 0, &mut before, &mut unused)?;
     let mut carried = Vec::new();
-    for (name, source) in before {
+    for (name, source) in before.files {
         let is_setting = names::is_hidden(&name) || name == "cmdline";
-        let has_successor = sources.keys().any(|other| names::folded(other) == names::folded(&name));
+        let has_successor = sources.folded.contains_key(&names::folded(&name));
         if !has_successor && (all || is_setting) {
-            sources.insert(name.clone(), Source { kept: true, ..source });
+            sources.files.insert(name.clone(), Source { kept: true, ..source });
             carried.push(name);
         }
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::files::names;
-use crate::files::record::Record;
+use crate::files::record::{RECORD_NAME, Record};
 use crate::files::served::FileIdentity;
 use crate::files::wim::{self, WimReport};
 use crate::sys::disk::{self, Writers};
@@ -24,6 +24,8 @@ const FOLDERS_MAX: usize = 10_000;
 const WIMS_MAX: usize = 1_000;
 /// How long a file must have been left alone to count as whole.
 pub const SETTLE: Duration = Duration::from_secs(2);
+/// The same where it cannot be told whether somebody has it open for writing: a copy over a slow network pauses.
+pub const SETTLE_UNTOLD: Duration = Duration::from_secs(10);
 /// Links inside a loader folder are followed this often; one of them may leave it.
 const LOADER_LINKS_MAX: usize = 8;
 
@@ -53,10 +55,18 @@ pub struct Walk {
     /// What is in those of `files` that are WIMs by their name.
     pub wims: BTreeMap<String, WimLook>,
     /// Which version this is, if its record says so.
-    pub record: Option<Record>,
+    pub record: Option<Arc<Record>>,
     /// Every file seen, also those left out for now, for the next scan to compare with.
     pub memory: Memory,
     folder_count: usize,
+}
+
+impl Walk {
+    /// A file that can be served, by its name as on disk.
+    pub fn file(&self, name: &str) -> Option<&Found> {
+        let at = self.files.binary_search_by(|found| found.name.as_str().cmp(name)).ok()?;
+        self.files.get(at)
+    }
 }
 
 /// A file as a scan saw it.
@@ -73,6 +83,7 @@ struct Sighting {
 pub struct Memory {
     files: HashMap<PathBuf, Sighting>,
     wims: HashMap<PathBuf, (FileIdentity, WimLook)>,
+    records: HashMap<PathBuf, (FileIdentity, Arc<Record>)>,
 }
 
 impl Memory {
@@ -80,6 +91,7 @@ impl Memory {
     pub fn extend(&mut self, other: Self) {
         self.files.extend(other.files);
         self.wims.extend(other.wims);
+        self.records.extend(other.records);
     }
 }
 
@@ -109,8 +121,8 @@ impl Before {
 
     /// Judges a file that is there now. `vouched` says that its record describes it as it is.
     ///
-    /// It is whole once it has been left alone for [`SETTLE`], as this process saw it, or by its own times where it
-    /// is known that nobody has it open for writing. A rename into place, or the `utimensat` that a copying tool ends
+    /// It is whole once it has been left alone for [`SETTLE`], as this process saw it or by its own times, where it is
+    /// known that nobody has it open for writing; else once this process saw it rest for [`SETTLE_UNTOLD`]. A rename into place, or the `utimensat` that a copying tool ends
     /// with, is at once: it moves the inode's time alone, while a writer moves both together.
     fn judge(&self, path: &Path, identity: &FileIdentity, vouched: bool) -> Sighting {
         let before = self.memory.files.get(path);
@@ -126,11 +138,21 @@ impl Before {
         }
         let renamed = identity.modified_ns != identity.changed_ns
             && before.is_none_or(|before| before.identity.inode != identity.inode);
-        let rests = self.now.duration_since(since).is_ok_and(|rest| rest >= SETTLE);
+        let enough = if writers == Writers::None { SETTLE } else { SETTLE_UNTOLD };
+        let rests = self.now.duration_since(since).is_ok_and(|rest| rest >= enough);
         let now_ns =
             self.now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i128);
         let is_old = (now_ns - identity.modified_ns).abs() >= SETTLE.as_nanos() as i128;
         sighting(self.first || renamed || rests || (is_old && writers == Writers::None))
+    }
+
+    /// The record of a folder, with the version of the file that it was read from.
+    fn record_of(&self, folder: &Path) -> Option<(FileIdentity, Arc<Record>)> {
+        let identity = FileIdentity::of(&fs::symlink_metadata(folder.join(RECORD_NAME)).ok()?);
+        match self.memory.records.get(folder) {
+            Some((known, record)) if *known == identity => Some((identity, Arc::clone(record))),
+            _ => Some((identity, Arc::new(Record::read(folder).ok()??))),
+        }
     }
 
     fn look_into(&self, found: &Found) -> WimLook {
@@ -174,7 +196,10 @@ pub fn walk_image(root: &Path, folder: &Path, before: &Before) -> Walk {
             return walk;
         }
     }
-    walk.record = Record::read(&real).ok().flatten();
+    if let Some((identity, record)) = before.record_of(&real) {
+        walk.record = Some(Arc::clone(&record));
+        walk.memory.records.insert(real.clone(), (identity, record));
+    }
     let mut open = vec![real];
     walk_images_in(root, "", &mut open, before, &mut walk);
     walk.files.sort_by(|a, b| a.name.cmp(&b.name));

@@ -1,13 +1,13 @@
 //! Reading images again: whether every byte is still what was taken in.
 //!
 //! A file is hashed whole and compared with its record; a WIM also with its own integrity table. What was found is
-//! written down file by file, so that a run that was interrupted goes on where it was.
+//! written down as it goes, so that a run that was interrupted goes on about where it was.
 
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::PathBuf;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +22,8 @@ use crate::sys::open_plain;
 
 /// Bytes read at a time.
 const READ_LEN: usize = 1 << 20;
+/// What was found is written down this often at most: a folder may have many thousand small files.
+const WRITE_EVERY: Duration = Duration::from_secs(1);
 /// An interrupted run older than this is begun anew.
 const RESUME_MAX_S: u64 = 7 * 24 * 60 * 60;
 
@@ -130,6 +132,7 @@ pub fn version(
     let mut record = version.record.clone();
     let mut outcomes = Vec::new();
     let mut is_current = true;
+    let (mut written, mut unwritten) = (Instant::now(), false);
     for found in &walk.files {
         let before = record.file(&found.name).cloned();
         let is_done = |file: &FileRecord| {
@@ -152,13 +155,20 @@ pub fn version(
                 Ok(at) => record.files[at] = now,
                 Err(at) => record.files.insert(at, now),
             }
-            // A folder that is not ours to write to is verified all the same.
-            is_current = is_current && versions.update_record(&version.path, &record).unwrap_or(true);
+            unwritten = true;
+            if written.elapsed() >= WRITE_EVERY {
+                // A folder that is not ours to write to is verified all the same.
+                is_current = versions.update_record(&version.path, &record).unwrap_or(true);
+                (written, unwritten) = (Instant::now(), false);
+            }
         }
         outcomes.push((found.name.clone(), outcome));
         if !is_current {
             break;
         }
+    }
+    if unwritten && is_current {
+        is_current = versions.update_record(&version.path, &record).unwrap_or(true);
     }
     outcomes.extend(walk.settling.iter().map(|name| (name.clone(), Outcome::Changing)));
     if is_current {
@@ -187,9 +197,7 @@ fn files_of(versions: &Versions, version: &Version) -> Walk {
 }
 
 fn missing<'r>(record: &'r Record, walk: &Walk) -> impl Iterator<Item = &'r str> {
-    let is_there = |name: &str| {
-        walk.files.iter().any(|found| found.name == name) || walk.settling.iter().any(|other| other == name)
-    };
+    let is_there = |name: &str| walk.file(name).is_some() || walk.settling.iter().any(|other| other == name);
     record.files.iter().map(|file| file.name.as_str()).filter(move |name| !is_there(name))
 }
 
@@ -222,7 +230,7 @@ fn read_again(
         return (differs, None);
     }
     if names::may_be_wim(&found.name)
-        && let Some(finding) = damage(&file)
+        && let Some(finding) = damage(&file, was.is_none())
     {
         return (Outcome::Damaged(finding), None);
     }
@@ -250,15 +258,18 @@ fn hash(mut file: &File, progress: &mut dyn FnMut(Step<'_>)) -> io::Result<Strin
     }
 }
 
-/// What is wrong inside a WIM; a failure to read was told by the hash.
-fn damage(file: &File) -> Option<Finding> {
+/// What is wrong inside a WIM; a failure to read was told by the hash. `whole`: nothing is known of it yet.
+fn damage(file: &File, whole: bool) -> Option<Finding> {
     let report = wim::inspect(file).ok()?;
     if let Some(finding) = report.worst(Severity::Damaged) {
         return Some(*finding);
     }
-    match wim::verify_integrity(file, &report.info?.header, |_| ()).ok()? {
+    let header = report.info?.header;
+    match wim::verify_integrity(file, &header, |_| ()).ok()? {
         Integrity::Bad(finding) => Some(finding),
-        Integrity::Absent | Integrity::Good { .. } => None,
+        Integrity::Good { .. } => None,
+        Integrity::Absent if whole => wim::verify_blobs(file, &header).ok()?,
+        Integrity::Absent => None,
     }
 }
 

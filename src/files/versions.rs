@@ -267,8 +267,15 @@ impl Versions {
         }
     }
 
+    /// Refuses names that could lead elsewhere than to a folder right below the images folder: they may come from a URL.
+    fn inside(&self, name: &str) -> Result<(), VersionError> {
+        let is_one_step = !name.contains(['/', '\\']) && names::is_nameable(name) && !names::is_hidden(name);
+        if is_one_step { Ok(()) } else { Err(VersionError::NoImage { name: name.to_owned() }) }
+    }
+
     /// The folder that is served under a name.
     fn current(&self, name: &str) -> Result<Option<PathBuf>, VersionError> {
+        self.inside(name)?;
         let path = self.root.join(name);
         match fs::symlink_metadata(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -311,6 +318,7 @@ impl Versions {
     /// # Errors
     /// [`VersionError::NoImage`] when there is none; what reading says.
     pub fn list(&self, name: &str) -> Result<Vec<Version>, VersionError> {
+        self.inside(name)?;
         let kept = kept_numbers(&self.root, name);
         let mut versions = Vec::new();
         if let Some(path) = self.current(name)? {
@@ -343,6 +351,7 @@ impl Versions {
     /// # Errors
     /// [`VersionError::Io`].
     pub fn stage(&self, name: &str) -> Result<Staged, VersionError> {
+        self.inside(name)?;
         let _held = self.lock()?;
         self.stage_locked(name)
     }
@@ -375,6 +384,7 @@ impl Versions {
         mut record: Record,
         keep: usize,
     ) -> Result<Published, VersionError> {
+        self.inside(name)?;
         let _held = self.lock()?;
         let failed = || VersionError::io(format!("publish {name}"));
         let current = self.current(name)?;
@@ -461,6 +471,7 @@ impl Versions {
         version: Option<u32>,
         force: bool,
     ) -> Result<(u32, Option<u32>), VersionError> {
+        self.inside(name)?;
         let _held = self.lock()?;
         let failed = || VersionError::io(format!("roll back {name}"));
         let kept = kept_numbers(&self.root, name);
@@ -506,9 +517,8 @@ impl Versions {
     fn changed(&self, folder: &Path, number: u32) -> Result<Option<String>, VersionError> {
         let record = self.record_of(folder, number)?;
         let walk = scan::walk_version(folder);
-        let is_same = |file: &FileRecord| {
-            walk.files.iter().any(|found| found.name == file.name && file.describes(&found.identity))
-        };
+        let is_same =
+            |file: &FileRecord| walk.file(&file.name).is_some_and(|found| file.describes(&found.identity));
         Ok(record.files.iter().find(|file| !is_same(file)).map(|file| file.name.clone()))
     }
 
@@ -517,6 +527,7 @@ impl Versions {
     /// # Errors
     /// [`VersionError`].
     pub fn remove(&self, name: &str) -> Result<(), VersionError> {
+        self.inside(name)?;
         let _held = self.lock()?;
         let shelf = self.kept_dir(name);
         let current = self.current(name)?;
@@ -535,6 +546,7 @@ impl Versions {
     /// # Errors
     /// [`VersionError`].
     pub fn remove_version(&self, name: &str, version: u32) -> Result<(), VersionError> {
+        self.inside(name)?;
         let _held = self.lock()?;
         let kept = kept_numbers(&self.root, name);
         if !kept.contains(&version) {
@@ -755,6 +767,35 @@ mod tests {
         assert!(matches!(versions.remove("pe"), Err(VersionError::NoImage { .. })));
         std::os::unix::fs::symlink("elsewhere", folder.path().join("images/alias")).unwrap();
         assert!(matches!(versions.remove("alias"), Err(VersionError::Link { .. })));
+    }
+
+    #[test]
+    fn no_name_leads_out_of_the_images_folder() {
+        let folder = TestFolder::new("versions-out");
+        let versions = versions(&folder);
+        folder.write("precious/boot.wim", b"x");
+        folder.write("precious/1/boot.wim", b"x");
+        add(&versions, "pe", "one", 9);
+        add(&versions, "pe", "two", 9);
+        let absolute = folder.path().join("precious").to_str().unwrap().to_owned();
+        for name in [
+            "../precious",
+            "..",
+            ".",
+            "",
+            "pe/../../precious",
+            ".versions",
+            ".staging",
+            "..\\precious",
+            &absolute,
+        ] {
+            assert!(versions.remove(name).is_err(), "{name}");
+            assert!(versions.remove_version(name, 1).is_err(), "{name}");
+            assert!(versions.roll_back(name, Some(1), true).is_err(), "{name}");
+            assert!(versions.list(name).is_err() && versions.stage(name).is_err(), "{name}");
+        }
+        assert!(folder.path().join("precious/1/boot.wim").exists());
+        assert_eq!(numbers(&versions, "pe"), [2, 1]);
     }
 
     #[test]

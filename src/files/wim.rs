@@ -118,6 +118,13 @@ pub enum Finding {
     NoBootIndex,
     /// [`LARGE_LEN`] or more.
     Large(u64),
+    /// A blob's bytes are not those whose digest the blob table has, or its chunk table makes no sense.
+    Blob {
+        /// Entry of the blob table, from 0.
+        index: u64,
+        /// Where it begins in the file.
+        offset: u64,
+    },
     /// Bytes differ from what the integrity table says.
     Integrity {
         /// Chunk of the table, from 0.
@@ -135,6 +142,7 @@ impl Finding {
             | Self::BlobTableTooLong(_)
             | Self::Metadata { .. }
             | Self::BootIndexBeyond { .. }
+            | Self::Blob { .. }
             | Self::Integrity { .. } => Severity::Damaged,
             Self::Split { .. }
             | Self::Pipable
@@ -196,6 +204,12 @@ impl fmt::Display for Finding {
                 "{} MiB: the machine needs about twice that in memory, and 32-bit iPXE cannot hold it",
                 len >> 20
             ),
+            Self::Blob { index, offset } => {
+                write!(
+                    f,
+                    "blob {index} at byte {offset} is not what its digest says: the file was damaged on its way"
+                )
+            }
             Self::Integrity { chunk } => {
                 write!(f, "chunk {chunk} does not match the integrity table: the file was damaged on its way")
             }
@@ -484,6 +498,90 @@ pub fn verify_integrity(
     Ok(Integrity::Good { chunks: table.entry_count })
 }
 
+/// Holds the blobs against the blob table: the digest of each that is not compressed, the chunk table of each that is.
+/// What is damaged inside a compressed chunk is seen by whoever unpacks it. For a WIM that has no integrity table.
+///
+/// # Errors
+/// What reading says.
+pub fn verify_blobs(file: &(impl Source + ?Sized), header: &Header) -> io::Result<Option<Finding>> {
+    let len = file.byte_len()?;
+    let table = header.blob_table;
+    if header.check(len).is_err()
+        || table.has(ResourceHeader::COMPRESSED)
+        || table.len_in_file > BLOB_TABLE_LEN_MAX
+    {
+        return Ok(None);
+    }
+    let bytes = read_part(file, table.offset, table.len_in_file)?;
+    let mut reader = Reader::new(&bytes);
+    let mut index = 0;
+    while let Some(blob) = BlobEntry::parse(&mut reader) {
+        let resource = blob.resource;
+        let is_here = blob.part_number == header.part_number && blob.check(header.part_number, len).is_ok();
+        let is_good = match resource {
+            resource if !is_here || resource.has(ResourceHeader::SOLID | ResourceHeader::FREE) => true,
+            // Pipable ones have a header of their own in front of each chunk.
+            resource if resource.has(ResourceHeader::COMPRESSED) => {
+                header.pipable || chunks_fit(file, header, &resource)?
+            }
+            resource => resource.len != resource.len_in_file || digest_of(file, &resource)? == blob.digest,
+        };
+        if !is_good {
+            return Ok(Some(Finding::Blob { index, offset: resource.offset }));
+        }
+        index += 1;
+    }
+    Ok(None)
+}
+
+fn digest_of(file: &(impl Source + ?Sized), resource: &ResourceHeader) -> io::Result<[u8; DIGEST_LEN]> {
+    let mut buffer = vec![0; 256 * 1024];
+    let mut sha1 = Sha1::new();
+    let mut done = 0;
+    while done < resource.len_in_file {
+        let want = usize::try_from(resource.len_in_file - done).unwrap_or(usize::MAX).min(buffer.len());
+        let Some(piece) = buffer.get_mut(..want) else { break };
+        let have = read_full(file, piece, resource.offset + done)?;
+        if have == 0 {
+            break;
+        }
+        sha1.update(piece.get(..have).unwrap_or_default());
+        done += have as u64;
+    }
+    Ok(sha1.finish())
+}
+
+/// Whether the offsets of a compressed resource's chunks rise, end inside it, and leave no chunk longer than it is
+/// uncompressed.
+fn chunks_fit(file: &(impl Source + ?Sized), header: &Header, resource: &ResourceHeader) -> io::Result<bool> {
+    let chunk_len = u64::from(header.chunk_len);
+    if chunk_len == 0 || resource.len == 0 {
+        return Ok(chunk_len != 0);
+    }
+    let chunks = resource.len.div_ceil(chunk_len);
+    let width = if resource.len > u64::from(u32::MAX) { 8 } else { 4 };
+    let Some(table_len) = (chunks - 1).checked_mul(width).filter(|len| *len <= resource.len_in_file) else {
+        return Ok(false);
+    };
+    let data_len = resource.len_in_file - table_len;
+    let (mut done, mut last) = (0, 0);
+    while done < table_len {
+        let piece = read_part(file, resource.offset + done, (table_len - done).min(256 * 1024))?;
+        if piece.is_empty() {
+            return Ok(false);
+        }
+        done += piece.len() as u64;
+        for entry in piece.chunks_exact(width as usize) {
+            let start = entry.iter().rev().fold(0u64, |sum, byte| sum << 8 | u64::from(*byte));
+            if start <= last || start > data_len || start - last > chunk_len {
+                return Ok(false);
+            }
+            last = start;
+        }
+    }
+    Ok(data_len > last && data_len - last <= chunk_len)
+}
+
 /// Takes any bytes for a WIM file and reads all that can be read of it. For fuzzing: must return, soon, and without
 /// taking more memory than a few times [`XML_LEN_MAX`].
 pub fn fuzz_file(bytes: &[u8]) {
@@ -492,6 +590,7 @@ pub fn fuzz_file(bytes: &[u8]) {
     assert!(words < 4096, "findings are a few lines");
     if let Some(info) = &report.info {
         let _ = verify_integrity(bytes, &info.header, |_| ()).expect("memory can be read");
+        let _ = verify_blobs(bytes, &info.header).expect("memory can be read");
         let _ = info.cpu(None);
     }
 }
@@ -614,6 +713,38 @@ mod tests {
         }
         std::fs::write(&path, TWO_IMAGES).unwrap();
         assert_eq!(look(path.to_str().unwrap()).findings, []);
+    }
+
+    #[test]
+    fn blobs_are_held_against_their_digests_and_chunk_tables() {
+        let folder = TestFolder::new("wim-digests");
+        for (name, options) in [
+            ("none.wim", &["--compress=none"][..]),
+            ("xpress.wim", &["--compress=XPRESS"]),
+            ("lzx.wim", &["--compress=LZX"]),
+            ("lzms.wim", &["--compress=LZMS"]),
+            ("solid.esd", &["--solid"]),
+            ("pipable.wim", &["--pipable"]),
+        ] {
+            let path = captured(&folder, name, options);
+            let mut bytes = std::fs::read(&path).unwrap();
+            let header = look(&path).info.unwrap().header;
+            assert_eq!(verify_blobs(&bytes[..], &header).unwrap(), None, "{name}");
+            let table = header.blob_table.offset as usize;
+            let mut reader = Reader::new(&bytes[table..]);
+            let blob = BlobEntry::parse(&mut reader).unwrap();
+            let (at, is_plain) = (blob.resource.offset as usize, name == "none.wim");
+            if is_plain || (name == "lzx.wim" && blob.resource.len > 65_536) {
+                // Content, or the first offset of the chunk table.
+                bytes[at + 3] ^= 0x80;
+                let found = verify_blobs(&bytes[..], &header).unwrap();
+                assert_eq!(found, Some(Finding::Blob { index: 0, offset: at as u64 }), "{name}");
+            }
+        }
+        let seeds: [&[u8]; 2] = [TWO_IMAGES, include_bytes!("../../tests/data/wim/solid-lzms.wim")];
+        for bytes in seeds {
+            assert_eq!(verify_blobs(bytes, &Header::parse(bytes).unwrap()).unwrap(), None);
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod frames;
 pub mod host;
 pub mod inject;
 pub mod interfaces;
+pub mod links;
 pub mod memory;
 pub mod mmap;
 pub mod packet;
@@ -21,6 +22,7 @@ pub mod runs;
 pub mod sandbox;
 pub mod tap;
 pub mod tcp;
+pub mod timer;
 pub mod udp;
 pub mod uring;
 

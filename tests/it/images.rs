@@ -213,11 +213,11 @@ fn compare(wim: &Value, printed: &str) -> usize {
     let number = |value: &Value| value.as_u64().map(|number| number.to_string()).unwrap_or_default();
     assert_eq!(
         told(head, "GUID"),
-        Some(format!("0x{}", wim["guid"].as_str().unwrap()).as_str()),
+        Some(format!("0x{}", wim["guid"].as_str().expect("a GUID")).as_str()),
         "{printed}"
     );
     assert_eq!(told(head, "Boot Index"), Some(number(&wim["boot_index"]).as_str()), "{printed}");
-    let compression = wim["compression"].as_str().unwrap().to_uppercase();
+    let compression = wim["compression"].as_str().expect("a word").to_uppercase();
     assert_eq!(told(head, "Compression").map(str::to_uppercase), Some(compression), "{printed}");
     assert_eq!(
         told(head, "Chunk Size"),
@@ -229,7 +229,7 @@ fn compare(wim: &Value, printed: &str) -> usize {
     let attributes = told(head, "Attributes").unwrap_or_default();
     assert_eq!(attributes.contains("Integrity info"), wim["integrity"] == true, "{printed}");
     assert_eq!(attributes.contains("Pipable"), wim["pipable"] == true, "{printed}");
-    let images = wim["images"].as_array().unwrap();
+    let images = wim["images"].as_array().expect("images");
     assert_eq!(told(head, "Image Count"), Some(images.len().to_string().as_str()), "{printed}");
     let blocks: Vec<&str> = rest.split("\nIndex:").skip(1).collect();
     assert_eq!(blocks.len(), images.len(), "{printed}");
@@ -269,7 +269,7 @@ fn compare(wim: &Value, printed: &str) -> usize {
         assert_eq!(arch, image["arch"].as_str(), "{printed}");
         let languages: Vec<&str> = told(&block, "Languages").unwrap_or_default().split_whitespace().collect();
         let read: Vec<&str> =
-            image["languages"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+            image["languages"].as_array().expect("languages").iter().filter_map(Value::as_str).collect();
         assert_eq!(languages, read, "{printed}");
         if let Some(version) = image["version"].as_str() {
             let parts =

@@ -1,5 +1,7 @@
 //! From a request to its answer: routes, scripts, answer files, call-backs.
 
+use std::net::Ipv4Addr;
+use std::sync::PoisonError;
 use std::time::SystemTime;
 
 use super::HttpSide;
@@ -12,11 +14,12 @@ use crate::engine::shared::unix_seconds;
 use crate::engine::slab::Key;
 use crate::files::catalog::NotServed;
 use crate::jobs::Identity;
+use crate::jobs::admission::{self, Share, Turn as Place, Who};
 use crate::jobs::answers::{self, Asking};
 use crate::jobs::evidence::{Evidence, Seen};
 use crate::jobs::image::{Access, Images};
 use crate::jobs::reach::{self, Shut};
-use crate::jobs::script::{self, Barrier, Context, Hints, Offer, barrier};
+use crate::jobs::script::{self, Barrier, Composed, Context, Hints, Offer, barrier};
 use crate::jobs::table::Decision;
 use crate::jobs::template::Values;
 use crate::jobs::token::Token as BootToken;
@@ -174,7 +177,7 @@ impl HttpSide {
         turn: &mut Turn<'_>,
     ) {
         let Some(connection) = self.connections.get_mut(key) else { return };
-        let peer = *connection.peer.ip();
+        let (peer, local) = (*connection.peer.ip(), *connection.local.ip());
         let base = self.base_url(key);
         let mut who = plan::identity(request);
         let named = who.mac.is_some() || who.uuid.is_some() || who.serial.is_some() || who.asset.is_some();
@@ -216,11 +219,32 @@ impl HttpSide {
             hints: Hints::of(&view, &who),
         };
         let decision = view.decide(&who);
-        let composed = script::compose(decision, &**catalog, &who, &context, &mut self.script);
+        let mut composed = script::compose(decision, &**catalog, &who, &context, &mut self.script);
         turn.tally.add(Count::HttpScripts, 1);
         let image = composed.image.as_deref().and_then(|name| catalog.image(name));
-        if image.is_some_and(|image| !image.answers.is_empty()) {
+        let any = || catalog.list().iter().any(|image| !image.answers.is_empty());
+        if image.is_some_and(|image| !image.answers.is_empty()) || composed.what == Offer::Menu && any() {
             turn.shared.presented.record(composed.boot, &who);
+        }
+        match self.place_in_line(request, &composed, &who, peer, local, turn) {
+            Place::Now => {}
+            Place::Wait { place, about, again } => {
+                turn.tally.add(Count::ScriptsQueued, 1);
+                script::queued(&who, &base, place, about, again, &mut self.script);
+                // No boot of its job yet, only a question.
+                (composed.job, composed.image, composed.what) = (None, None, Offer::Queued);
+            }
+            Place::Full => {
+                turn.tally.add(Count::ScriptsQueued, 1);
+                let seconds = admission::LINE_SILENCE.as_secs() as u32;
+                if request.is_ipxe() {
+                    let answer = plan::answer_busy(request, seconds, now, &mut self.head);
+                    return self.respond(key, !answer.close, turn);
+                }
+                let place = admission::LINE_MAX as u32;
+                script::queued(&who, &base, place, None, admission::AGAIN_MAX, &mut self.script);
+                (composed.job, composed.image, composed.what) = (None, None, Offer::Queued);
+            }
         }
         let once = decision.job().filter(|job| !job.always).map(|job| job.id);
         let seen = Seen::ScriptAsked {
@@ -247,6 +271,31 @@ impl HttpSide {
             return self.park(key, line, ParkedAnswer::Script { script, who: Box::new(who) }, turn);
         }
         self.answer_rendered(key, request, TEXT, now, turn);
+    }
+
+    /// Whether what was composed may be given now. Only boots with a last file wait: of others nobody would know when
+    /// their place is free.
+    fn place_in_line(
+        &self,
+        request: &Request<'_>,
+        composed: &Composed,
+        who: &Identity,
+        from: Ipv4Addr,
+        link: Ipv4Addr,
+        turn: &Turn<'_>,
+    ) -> Place {
+        let (Some(admission), Some(image)) = (&turn.shared.admission, &composed.image) else {
+            return Place::Now;
+        };
+        let catalog = turn.shared.library.load();
+        let ends = matches!(catalog.image(image).and_then(barrier), Some(Barrier::File(_)));
+        if composed.what != Offer::Image || request.method == Method::Head || !ends {
+            return Place::Now;
+        }
+        let share = Share { image: image.as_str().into(), from, link };
+        let who = who.mac.map_or(Who::Address(from), Who::Mac);
+        let mut admission = admission.lock().unwrap_or_else(PoisonError::into_inner);
+        admission.ask(turn.now, who, composed.boot, share)
     }
 
     /// Answers a script's request once the keeper has.
@@ -299,7 +348,7 @@ impl HttpSide {
         self.connections.get_mut(key).is_some_and(|connection| connection.parked.is_some())
     }
 
-    /// `/s/TOKEN/answers/NAME`.
+    /// `/s/TOKEN/answers/IMAGE/NAME`; the image may be left out where the boot has one.
     pub(super) fn answer_answers(
         &mut self,
         key: Key,
@@ -320,11 +369,18 @@ impl HttpSide {
         let mut who = Identity { mac: token.mac, ..Identity::default() };
         let standing = view.standing(&who);
         let job = token.job.and_then(|job| view.job(job));
-        let image = match job {
-            _ if standing.is_some_and(|standing| standing.rejected) => Err(Shut::Rejected),
-            _ if token.mac.is_some_and(|mac| shared.policy.load().excludes(mac)) => Err(Shut::Rejected),
-            Some(job) => reach::image_of(job, token.boot),
-            None => Err(Shut::NoJob),
+        let catalog = shared.library.load();
+        let (asked, name) = match name.split_once('/') {
+            Some((asked, name)) => match catalog.image(asked) {
+                Some(image) => (Some(image), name),
+                None => return self.answer_error(key, request, Status::NOT_FOUND, now, turn),
+            },
+            None => (None, name),
+        };
+        let image = match () {
+            () if standing.is_some_and(|standing| standing.rejected) => Err(Shut::Rejected),
+            () if token.mac.is_some_and(|mac| shared.policy.load().excludes(mac)) => Err(Shut::Rejected),
+            () => reach::answers_of(token, job, asked),
         };
         let image = match image {
             Ok(image) => image,
@@ -333,7 +389,6 @@ impl HttpSide {
                 return self.withhold(key, request, token, name, &why, now, turn);
             }
         };
-        let catalog = shared.library.load();
         let answer =
             catalog.image(image).and_then(|image| image.answers.iter().find(|answer| answer.name == name));
         let Some(answer) = answer else {
