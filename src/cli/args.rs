@@ -567,6 +567,37 @@ pub enum ImageVerb {
         #[arg(long)]
         json: bool,
     },
+    /// Say whether an image boots by iPXE or by its folder's own boot program
+    #[command(
+        subcommand,
+        after_help = "Example: bootstorm image loader disable MenuOption128\n\nThe switch is files in the image's folder, as in \
+                      GSS and DS: zipxe.0 for BIOS, ipxe64.efi and ipxe32.efi for UEFI machines. A running server shows a \
+                      change at the machines' next packet."
+    )]
+    Loader(ImageLoaderVerb),
+}
+
+/// `image loader`.
+#[derive(Subcommand, Debug)]
+pub enum ImageLoaderVerb {
+    /// Switch iPXE on: loaders that were set aside come back, missing ones are copied from the loader folders
+    #[command(after_help = "Example: bootstorm image loader enable MenuOption128")]
+    Enable {
+        /// The image
+        name: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Switch iPXE off: the loaders in the folder are set aside, and machines boot by the folder's own program over TFTP
+    #[command(after_help = "Example: bootstorm image loader disable MenuOption128")]
+    Disable {
+        /// The image
+        name: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// `script`.

@@ -4,11 +4,16 @@ use serde_json::json;
 
 use super::args::{Common, ImageVerb};
 use super::serve::open_library;
-use super::{Done, Exit, Failure, load_config, output};
+use super::{Done, Exit, Failure, image_loader, load_config, output};
 use crate::jobs::Image;
+use crate::jobs::gss::Way;
 use crate::jobs::image::Images;
+use crate::wire::arch::Family;
 
 pub(super) fn run(common: &Common, verb: &ImageVerb) -> Done {
+    if let ImageVerb::Loader(verb) = verb {
+        return image_loader::run(common, verb);
+    }
     let plan = load_config(common, &[])?.plan;
     let library = open_library(&plan)?;
     let catalog = library.load();
@@ -58,6 +63,8 @@ pub(super) fn run(common: &Common, verb: &ImageVerb) -> Done {
             }
             Ok(Exit::Fine)
         }
+        // Gone above: that one asks the running server first.
+        ImageVerb::Loader(_) => Ok(Exit::Fine),
     }
 }
 
@@ -79,6 +86,19 @@ fn show(image: &Image) {
     }
     if let Some(reason) = &image.unbootable {
         output::line(format!("cannot boot: {reason}"));
+    }
+    if image.gss.is_some() {
+        for family in Family::ALL {
+            match (image.way(family), image.native_for(family)) {
+                (Way::Ipxe, _) => output::line(format!("{} machines boot by iPXE", family.word())),
+                (Way::Native, Some(native)) => output::line(format!(
+                    "{} machines boot {} over TFTP, without iPXE",
+                    family.word(),
+                    output::plain(&native.program)
+                )),
+                _ => {}
+            }
+        }
     }
     for warning in &image.warnings {
         output::line(format!("warning: {warning}"));

@@ -9,6 +9,7 @@ mod config;
 mod demo;
 mod explain;
 mod image;
+mod image_loader;
 mod job;
 mod listing;
 mod machine;

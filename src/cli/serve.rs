@@ -25,7 +25,7 @@ use crate::telemetry::{LogFormat, start_log};
 /// Evidence waiting for the recorder; beyond it evidence is lost and counted, never a core held up.
 const EVIDENCE_QUEUE: usize = 64 * 1024;
 /// The store's file in the state folder.
-const STORE: &str = "bootstorm.db";
+pub(super) const STORE: &str = "bootstorm.db";
 /// How long evidence is gathered before the recorder looks again.
 const GATHER: Duration = Duration::from_millis(5);
 /// How often folders are looked at for new images.
@@ -35,6 +35,7 @@ const HOUSEKEEPING: Duration = Duration::from_secs(2);
 fn library_settings(plan: &Plan) -> LibrarySettings {
     LibrarySettings {
         images_dir: plan.images_dir.clone(),
+        trees: plan.image_trees.clone(),
         loader_dirs: plan.loaders.dirs.clone(),
         bios: plan.loaders.bios.clone(),
         uefi_x64: plan.loaders.uefi_x64.clone(),

@@ -35,6 +35,7 @@ pub const KEYS: &[Key] = &[
     key("https.key", "\"\""),
     key("https.auto", "false"),
     key("images.dir", "\"\""),
+    key("images.trees", "[]"),
     key("loaders.dirs", "[]"),
     key("loaders.bios", "[\"undionly.kpxe\"]"),
     key("loaders.uefi_x64", "[\"snponly.efi\", \"ipxe.efi\"]"),
@@ -209,6 +210,7 @@ auto = false                 # an own CA in state_dir
 
 [images]
 dir = ""                     # empty = images below state_dir
+trees = []                   # further folders of images, served as they lie: a GSS/DS PXE images folder
 
 [loaders]
 dirs = []                    # empty = loaders below state_dir, then /usr/lib/ipxe

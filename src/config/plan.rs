@@ -170,6 +170,8 @@ pub struct Plan {
     pub http: HttpPlan,
     /// `images.dir`.
     pub images_dir: PathBuf,
+    /// `images.trees`.
+    pub image_trees: Vec<PathBuf>,
     /// `[loaders]`.
     pub loaders: LoaderPlan,
     /// `[policy]`.
@@ -444,6 +446,7 @@ pub(super) fn build(
         tftp,
         http,
         images_dir,
+        image_trees: taker.list("images.trees").into_iter().map(PathBuf::from).collect(),
         loaders,
         policy: Policy { unknown, menu_timeout, menu_default, exclude },
         admin: AdminPlan { listen, socket: state_dir.join("admin.sock") },

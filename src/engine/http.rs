@@ -29,7 +29,7 @@ use crate::jobs::answers::{self, Asking};
 use crate::jobs::evidence::{Evidence, Over, Seen};
 use crate::jobs::image::{Access, Images};
 use crate::jobs::reach::{self, Shut};
-use crate::jobs::script::{self, Barrier, Context, Hints, Offer, barrier, last_file};
+use crate::jobs::script::{self, Barrier, Context, Hints, Offer, barrier, barrier_of_script, last_file};
 use crate::jobs::table::Decision;
 use crate::jobs::template::Values;
 use crate::jobs::token::Token as BootToken;
@@ -811,7 +811,7 @@ impl HttpSide {
         turn.shared.note(evidence);
         // What such a script starts fetches the rest as it likes: the script itself is what must not leave too soon.
         if let (Offer::Image, Some(job), Some(image)) = (composed.what, once, composed.image)
-            && catalog.image(&image).and_then(barrier) == Some(Barrier::Script)
+            && catalog.image(&image).and_then(|image| barrier_of_script(image, &who)) == Some(Barrier::Script)
             && request.method != Method::Head
         {
             let what = "the script".to_owned();

@@ -61,6 +61,7 @@ impl Lab {
         fill(&dir.join("images"));
         let library = Library::open(Settings {
             images_dir: dir.join("images"),
+            trees: Vec::new(),
             loader_dirs: Vec::new(),
             bios: Vec::new(),
             uefi_x64: Vec::new(),

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use crate::files::gss;
 use crate::files::loaders::{self, LoaderTable};
 use crate::files::manifest::{BadManifest, MANIFEST_NAME, Manifest};
 use crate::files::names::{self, base, folded};
@@ -47,6 +48,8 @@ pub fn detect(name: &str, path: &Path, walk: &Walk, loaders: &LoaderTable) -> Im
         key: None,
         template: None,
         answers: Vec::new(),
+        url_args: Vec::new(),
+        gss: None,
     };
     let manifest = match read_manifest(path) {
         Ok(manifest) => manifest,
@@ -67,9 +70,12 @@ pub fn detect(name: &str, path: &Path, walk: &Walk, loaders: &LoaderTable) -> Im
     image.group = manifest.group.clone();
     image.key = manifest.key;
 
+    image.gss = gss::form(name, walk);
     let folder = Folder { path, walk, loaders, manifest: &manifest };
     let answers = folder.answers();
-    match folder.recognise(&mut image).and_then(|boot| answers.map(|answers| (boot, answers))) {
+    let boot = folder.recognise(&mut image);
+    let boot = folder.switched(boot, &mut image);
+    match boot.and_then(|boot| answers.map(|answers| (boot, answers))) {
         Ok((boot, answers)) => {
             image.boot = Some(boot);
             image.answers = answers;
@@ -130,6 +136,44 @@ impl Folder<'_> {
             ImageKind::Iso => self.iso(&named),
             ImageKind::Efi => self.efi(&named, image),
             ImageKind::Script => self.script(&named),
+        }
+    }
+
+    /// What a folder with a switch boots: by iPXE what was recognised, else its own programs.
+    fn switched(&self, boot: Recognised, image: &mut Image) -> Recognised {
+        if gss::is_bstrap_folder(&image.name) {
+            return Err("it holds the PXE server's own boot programs and is no image".to_owned());
+        }
+        let Some(gss) = &image.gss else { return boot };
+        if gss.native.is_empty() && !gss.is_on() {
+            let off = format!(
+                "its iPXE is off and it brings no boot program of its own: `bootstorm image loader enable {}` switches \
+                 iPXE on",
+                image.name
+            );
+            return Err(match boot {
+                Ok(_) => off,
+                Err(reason) if image.kind.is_none() || !self.walk.settling.is_empty() => reason,
+                Err(reason) => format!("{off}, but then: {reason}"),
+            });
+        }
+        if !gss.native.is_empty() && image.access == Access::Boot {
+            image.warnings.push(
+                "access = \"boot\": its own boot programs go by TFTP, where no machine can show a token, so they \
+                 are not given"
+                    .to_owned(),
+            );
+        }
+        match boot {
+            Ok(boot) if gss.is_on() => Ok(boot),
+            Ok(_) => Ok(BootFiles::Native),
+            Err(reason) if gss.native.is_empty() => Err(reason),
+            Err(reason) => {
+                if gss.is_on() {
+                    image.warnings.push(format!("by iPXE it cannot boot: {reason}"));
+                }
+                Ok(BootFiles::Native)
+            }
         }
     }
 

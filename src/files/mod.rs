@@ -7,6 +7,7 @@
 
 pub mod catalog;
 pub mod detect;
+pub mod gss;
 pub mod library;
 pub mod loaders;
 pub mod manifest;

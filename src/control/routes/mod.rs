@@ -52,6 +52,7 @@ fn documented() -> OpenApiRouter<Arc<Admin>> {
         .routes(routes!(images::list))
         .routes(routes!(images::show))
         .routes(routes!(images::rescan))
+        .routes(routes!(images::loader))
         .routes(routes!(boots::list))
         .routes(routes!(boots::render))
         .routes(routes!(events::list))
