@@ -95,6 +95,12 @@ pub enum Verb {
     /// Look at the image library
     #[command(subcommand, after_help = "Example: bootstorm image list --images ./images")]
     Image(ImageVerb),
+    /// Take over what another product's boot server has
+    #[command(subcommand, after_help = "Example: bootstorm import gss /srv/PXE/Images")]
+    Import(ImportVerb),
+    /// Look at the boot loaders: what they are, who gets them, what will not work
+    #[command(subcommand, after_help = "Example: bootstorm loader list")]
+    Loader(LoaderVerb),
     /// Look at the scripts machines get
     #[command(subcommand, after_help = "Example: bootstorm script render --mac 52:54:00:00:00:01 --explain")]
     Script(ScriptVerb),
@@ -575,6 +581,55 @@ pub enum ImageVerb {
                       change at the machines' next packet."
     )]
     Loader(ImageLoaderVerb),
+}
+
+/// `import`.
+#[derive(Subcommand, Debug)]
+pub enum ImportVerb {
+    /// Read a PXE images tree of Ghost Solution Suite or Deployment Solution
+    #[command(
+        after_help = "Example: bootstorm import gss /mnt/express/PXE\n         bootstorm import gss /srv/PXE/Images --serve\n\nSays \
+                      what each folder holds, whether its iPXE is on, and what cannot be served and why. Nothing in the tree is \
+                      changed."
+    )]
+    Gss(ImportGss),
+}
+
+/// `import gss`.
+#[derive(clap::Args, Debug)]
+pub struct ImportGss {
+    /// The images folder (SBS/Images, PXE/Images), or one above it
+    pub dir: PathBuf,
+    /// Copy its folders into the images folder; one whose name is taken is left out
+    #[arg(long, conflicts_with = "serve")]
+    pub copy: bool,
+    /// Serve it where it lies: writes it into [images] trees of the configuration file
+    #[arg(long)]
+    pub serve: bool,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `loader`.
+#[derive(Subcommand, Debug)]
+pub enum LoaderVerb {
+    /// List the loader folders' files with version, features and signature, and warn of what will not work
+    #[command(after_help = "Example: bootstorm loader list --json")]
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one loader
+    #[command(after_help = "Example: bootstorm loader show snponly.efi")]
+    Show {
+        /// Its name below the loader folders
+        name: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// `image loader`.

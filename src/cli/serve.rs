@@ -32,7 +32,7 @@ const GATHER: Duration = Duration::from_millis(5);
 const HOUSEKEEPING: Duration = Duration::from_secs(2);
 
 /// Where images and loaders are, in the library's words.
-fn library_settings(plan: &Plan) -> LibrarySettings {
+pub(super) fn library_settings(plan: &Plan) -> LibrarySettings {
     LibrarySettings {
         images_dir: plan.images_dir.clone(),
         trees: plan.image_trees.clone(),

@@ -21,6 +21,12 @@ use crate::jobs::gss::{GssForm, Native, Program, SWITCHES};
 use crate::jobs::image::Images;
 use crate::wire::arch::{Cpu, Family};
 
+/// True for a program that firmware can start from the network, or that GSS and DS keep beside those.
+pub fn is_boot_program(name: &str) -> bool {
+    let file = folded(base(name));
+    BIOS_PROGRAMS.contains(&file.as_str()) || is_efi_program(name) || is_bstrap(name) || file == "bootmgr.exe"
+}
+
 /// The folder of the PXE server's own boot programs, beside the images. It is no image.
 const BSTRAP_FOLDER: &str = "bstrap";
 /// What a switched-off loader's name ends in; with the dot in front it is hidden from everybody.

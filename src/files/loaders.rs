@@ -97,7 +97,7 @@ pub struct Loader {
 impl Loader {
     /// False when the file is certainly of another family: an EFI program for another processor or for BIOS, or a
     /// BIOS program by its suffix for EFI. What is not known is believed.
-    fn suits(&self, family: Family) -> bool {
+    pub fn suits(&self, family: Family) -> bool {
         let name = names::folded(&self.served.name);
         let bios_name = [".0", ".pxe", ".kpxe", ".kkpxe", ".kkkpxe"].iter().any(|end| name.ends_with(end));
         match (family.cpu(), self.sniff.efi) {
@@ -132,7 +132,8 @@ pub struct Preferences {
 }
 
 impl Preferences {
-    fn of(&self, family: Family) -> &[String] {
+    /// A family's.
+    pub fn of(&self, family: Family) -> &[String] {
         match family {
             Family::Bios => &self.bios,
             Family::UefiX64 => &self.uefi_x64,

@@ -9,6 +9,7 @@ pub mod catalog;
 pub mod detect;
 pub mod gss;
 pub mod library;
+pub mod loader_facts;
 pub mod loaders;
 pub mod manifest;
 pub mod names;
@@ -16,6 +17,7 @@ pub mod scan;
 pub mod served;
 mod sha1;
 pub mod sniff;
+pub mod tree;
 pub mod wim;
 pub mod wim_write;
 
