@@ -51,12 +51,13 @@ pub(super) fn target(
     let program = Family::of(seen.arch).and_then(|family| gss::program_of(job, catalog, family));
     let Some((image, native)) = program else { return found };
     let Ok(plain) = names::normalise_bytes(name) else { return found };
+    // The loader this machine should get is its program, whatever name an old DHCP scope has for it.
+    let is_loader = family_of_name(&plain).is_some() && !is_meant_to_the_letter(catalog, &plain);
+    let program = || catalog.http_image(&format!("{}/{}", image.name, native.program)).ok();
     let file = match &found {
-        // The loader this machine should get is its program, whatever name an old DHCP scope has for it.
-        Ok(_) if is_live && family_of_name(&plain).is_some() && !is_meant_to_the_letter(catalog, &plain) => {
-            catalog.http_image(&format!("{}/{}", image.name, native.program)).ok()
-        }
+        _ if is_loader && is_live => program(),
         Ok(_) => None,
+        Err(_) if is_loader => None,
         Err(_) => file_of_native(catalog, image, native, &plain),
     };
     file.map_or(found, |served| Ok(TftpTarget::File(served)))

@@ -17,6 +17,7 @@ use crate::proto::tftp::Limits;
 use crate::store::SharedStore;
 use crate::wire::tftp::{self, Mode, Options, Packet};
 
+mod native;
 mod tftp_cases;
 
 /// A running server with one image folder, removed at the end.

@@ -11,6 +11,7 @@ mod clients;
 mod compare;
 mod demo;
 mod firmware;
+mod gss;
 mod interlock;
 mod scripts;
 mod server;

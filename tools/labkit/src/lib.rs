@@ -12,7 +12,7 @@ mod process;
 mod web;
 
 pub use machine::{Firmware, Machine, MachineSpec};
-pub use media::{DISK_WORD, INIT_WORD, initramfs, kernel, local_disk};
+pub use media::{DISK_WORD, INIT_WORD, bios_program, efi_program, initramfs, kernel, local_disk};
 pub use net::{BRIDGE, FULL, Net, PROXY};
 pub use process::{Process, run, tool};
 pub use web::{Answer, Asked, WebHost};
