@@ -94,16 +94,21 @@ pub(super) async fn loader(
     let (library, image) = (Arc::clone(&admin.state.library), name.clone());
     // Reads, writes and walks folders: not on this thread, which answers /healthz.
     let switched = tokio::task::spawn_blocking(move || {
-        let catalog = library.snapshot();
         let settings = library.settings();
+        let scan = || {
+            library.rescan().map_err(|error| SwitchError::Io {
+                path: settings.images_dir.clone(),
+                error: std::io::Error::other(error.to_string()),
+            })
+        };
+        // What somebody did by hand a moment ago counts.
+        scan()?;
+        let catalog = library.snapshot();
         let roots: Vec<&Path> =
             std::iter::once(&settings.images_dir).chain(&settings.trees).map(|path| path.as_path()).collect();
         let switch = Switch::of(&catalog, &roots, &image)?;
         let done = if ipxe { switch.enable() } else { switch.disable() }?;
-        library.rescan().map_err(|error| SwitchError::Io {
-            path: settings.images_dir.clone(),
-            error: std::io::Error::other(error.to_string()),
-        })?;
+        scan()?;
         Ok(loader_document(&library.snapshot(), &image, ipxe, &done))
     });
     let document = switched

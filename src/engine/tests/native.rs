@@ -107,6 +107,7 @@ fn switching_takes_effect_at_the_next_packet() {
     see(&lab);
     lab.add("MenuOption144");
     assert_eq!(ask(&lab, "undionly.kpxe").unwrap(), b"bstrap");
+    lab.add("MenuOption144");
     let path = "/ipxe?mac=02:00:00:00:00:01&platform=pcbios";
     let script = || String::from_utf8(get(&mut lab.http(), path, "User-Agent: iPXE/1.21\r\n").1).unwrap();
     let by_tftp = "chain --autofree --timeout 120000 tftp://127.0.0.1/MenuOption144/X64/bstrap.0";
@@ -117,7 +118,7 @@ fn switching_takes_effect_at_the_next_packet() {
     fs::rename(&staged, &loader).unwrap();
     lab.library.rescan().unwrap();
     lab.add("MenuOption144");
-    assert_eq!(ask(&lab, "undionly.kpxe"), Err(1), "the loader folders hold none");
+    assert_eq!(ask(&lab, "undionly.kpxe"), Err(1), "the loader folders hold none for it");
     assert!(script().contains("/images/MenuOption144/X64/vmlinuz"), "{}", script());
     fs::remove_file(loader).unwrap();
     lab.library.rescan().unwrap();
