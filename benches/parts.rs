@@ -13,7 +13,7 @@ use bootstorm::jobs::token::{BootId, TokenKey};
 use bootstorm::jobs::{Identity, Image};
 use bootstorm::proto::dhcp::{
     Answer, BootFile, BootPolicy, Input, Interface, Mode as DhcpMode, Network, Server, ServerPort, Settings,
-    Subnet,
+    Subnet, Wish,
 };
 use bootstorm::proto::firmware::Firmware;
 use bootstorm::proto::http::{FileMeta, answer_file, identity};
@@ -35,7 +35,14 @@ const US: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 struct Loader;
 
 impl BootPolicy for Loader {
-    fn resolve(&mut self, _: &Identity, _: &Firmware, _: Ipv4Addr, file: &mut BootFile) -> Answer {
+    fn resolve(
+        &mut self,
+        _: &Identity,
+        _: &Firmware,
+        _: Ipv4Addr,
+        _: &Wish<'_>,
+        file: &mut BootFile,
+    ) -> Answer {
         file.write_str("snponly.efi").expect("a short name fits");
         Answer::Boot
     }

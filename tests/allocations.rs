@@ -16,7 +16,7 @@ use bootstorm::jobs::token::{BootId, TokenKey};
 use bootstorm::jobs::{Identity, Image};
 use bootstorm::proto::dhcp::{
     Answer, BootFile, BootPolicy, Input, Interface, Mode, Network, Server, ServerPort, Settings, Subnet,
-    Verdict,
+    Verdict, Wish,
 };
 use bootstorm::proto::firmware::Firmware;
 use bootstorm::proto::http::{FileMeta, answer_file, identity};
@@ -43,7 +43,14 @@ fn allocations(times: u32, mut work: impl FnMut()) -> u64 {
 struct Loader;
 
 impl BootPolicy for Loader {
-    fn resolve(&mut self, _: &Identity, _: &Firmware, _: Ipv4Addr, file: &mut BootFile) -> Answer {
+    fn resolve(
+        &mut self,
+        _: &Identity,
+        _: &Firmware,
+        _: Ipv4Addr,
+        _: &Wish<'_>,
+        file: &mut BootFile,
+    ) -> Answer {
         file.write_str("snponly.efi").expect("a short name fits");
         Answer::Boot
     }

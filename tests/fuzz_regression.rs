@@ -16,6 +16,7 @@ const TARGETS: &[Target] = &[
         bootstorm::proto::http::fuzz_head(bytes);
     }),
     ("wim_header", bootstorm::wire::wim::fuzz_wim),
+    ("wim_file", bootstorm::files::wim::fuzz_file),
 ];
 
 /// Changed copies made of every seed.

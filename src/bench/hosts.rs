@@ -309,7 +309,7 @@ impl RawPort {
             name,
             interface.index,
             &program,
-            &RingUse { snapshot, len: RING_LEN, all: true },
+            &RingUse { snapshot, len: RING_LEN, all: true, outgoing: false },
         )?;
         let socket = ring.sender().map_err(|error| LoadError::io("open packet socket", &error))?;
         let out =

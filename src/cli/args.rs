@@ -92,8 +92,8 @@ pub enum Verb {
     /// See who changed what
     #[command(subcommand, after_help = "Example: bootstorm audit list")]
     Audit(AuditVerb),
-    /// Look at the image library
-    #[command(subcommand, after_help = "Example: bootstorm image list --images ./images")]
+    /// Take images in, look at them, check them, remove them
+    #[command(subcommand, after_help = "Example: bootstorm image add winpe boot.wim")]
     Image(ImageVerb),
     /// Take over what another product's boot server has
     #[command(subcommand, after_help = "Example: bootstorm import gss /srv/PXE/Images")]
@@ -107,12 +107,24 @@ pub enum Verb {
     /// Show the last boots of a machine as timelines
     #[command(after_help = "Example: bootstorm explain 52:54:00:00:00:01")]
     Explain(Explain),
+    /// Find what keeps machines from booting: look at the set-up, and boot as one against the running server
+    #[command(
+        after_help = "Without --as or --relay the set-up is looked at and nothing is sent.\n\nExample: sudo bootstorm \
+                      doctor\n         sudo bootstorm doctor --as uefi\n         sudo bootstorm doctor --as bios \
+                      --interface eth0 --server 10.0.0.1    (from another host)\n         sudo bootstorm doctor --relay \
+                      10.9.0.1    (on the server: as a machine behind that relay)\n\nIt leaves no lease, no machine and no \
+                      job behind. Faults and their mending: docs/TROUBLESHOOTING.md."
+    )]
+    Doctor(Doctor),
     /// Load a server and see what it gives
     #[command(
         subcommand,
         after_help = "Example: bootstorm bench http --server 10.0.0.1 --path /images/winpe/boot.wim"
     )]
     Bench(BenchVerb),
+    /// Look at what HTTPS shows
+    #[command(subcommand, after_help = "Example: bootstorm https ca > bootstorm-ca.pem")]
+    Https(HttpsVerb),
     /// Print shell completions
     #[command(after_help = "Example: bootstorm completions bash > /etc/bash_completion.d/bootstorm")]
     Completions {
@@ -122,6 +134,16 @@ pub enum Verb {
     /// Print the manual page
     #[command(after_help = "Example: bootstorm man | man -l -")]
     Man,
+}
+
+/// `https`.
+#[derive(Subcommand, Debug)]
+pub enum HttpsVerb {
+    /// Print the own CA's certificate, PEM: what machines, browsers and builds of iPXE (`TRUST=`) are to trust
+    #[command(
+        after_help = "Example: bootstorm https ca --state /var/lib/bootstorm | openssl x509 -noout -fingerprint"
+    )]
+    Ca,
 }
 
 /// `serve`.
@@ -209,6 +231,13 @@ pub enum ConfigVerb {
         #[arg(long)]
         effective: bool,
         /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Have the running server read its configuration again: whole, or not at all
+    #[command(after_help = "Example: bootstorm config reload")]
+    Reload {
+        /// What changed, as JSON
         #[arg(long)]
         json: bool,
     },
@@ -557,6 +586,15 @@ pub enum AuditVerb {
 /// `image`.
 #[derive(Subcommand, Debug)]
 pub enum ImageVerb {
+    /// Take files in as an image, or as the next version of one
+    #[command(
+        after_help = "Example: bootstorm image add winpe boot.wim startnet.cmd --title \"Windows PE\"\n         bootstorm \
+                      image add winpe boot.wim --update\n         bootstorm image add rescue ./live-build/ --args \"boot=live \
+                      quiet\"\n\nFiles are copied, checked and hashed first, and then put in place in one step; downloads that run end \
+                      with the version they began with. A damaged file is refused with exit code 1 and one line that says why; \
+                      one that is sound but will give trouble is taken, with a line that begins with warning:."
+    )]
+    Add(Box<ImageAdd>),
     /// List images, with why some cannot boot
     #[command(after_help = "Example: bootstorm image list --json")]
     List {
@@ -564,7 +602,7 @@ pub enum ImageVerb {
         #[arg(long)]
         json: bool,
     },
-    /// Show one image with its files
+    /// Show one image with its files, its WIMs and its version
     #[command(after_help = "Example: bootstorm image show winpe-x64")]
     Show {
         /// Name
@@ -581,6 +619,150 @@ pub enum ImageVerb {
                       change at the machines' next packet."
     )]
     Loader(ImageLoaderVerb),
+    /// Read images again, and compare every byte with what was taken in
+    #[command(
+        after_help = "Example: bootstorm image verify winpe\n         bootstorm image verify --all\n\nExit code 1 and a line \
+                      for every file that is not as it was. A run that was broken off goes on where it was."
+    )]
+    Verify(ImageVerify),
+    /// List the versions of an image, the one that is served first
+    #[command(after_help = "Example: bootstorm image versions winpe")]
+    Versions {
+        /// Name
+        name: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Serve an earlier version of an image again
+    #[command(
+        after_help = "Example: bootstorm image rollback winpe\n         bootstorm image rollback winpe 3\n\nThe version that \
+                      was served until then is kept, so that this can be taken back too."
+    )]
+    Rollback {
+        /// Name
+        name: String,
+        /// The version [default: the newest one before the one that is served]
+        version: Option<u32>,
+        /// Also one whose files are not what they were when they were taken in
+        #[arg(long)]
+        force: bool,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove an image with all its versions, or one earlier version
+    #[command(
+        after_help = "Example: bootstorm image remove old-winpe\n         bootstorm image remove winpe --version 3\n\nAn image \
+                      that a live job boots is not removed: cancel the job first, or say --force."
+    )]
+    Remove {
+        /// Name
+        name: String,
+        /// Only this earlier version
+        #[arg(long, value_name = "N")]
+        version: Option<u32>,
+        /// Although jobs need it: their machines are told that it is not there
+        #[arg(long)]
+        force: bool,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// `image add`.
+#[derive(clap::Args, Debug)]
+pub struct ImageAdd {
+    /// The image's name: the name of its folder, and a part of its URLs
+    pub name: String,
+    /// Files, and folders whose content is meant
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// The new version holds just these files; settings and answer files stay (the default)
+    #[arg(long, conflicts_with = "update")]
+    pub replace: bool,
+    /// The other files of the version before stay, too
+    #[arg(long)]
+    pub update: bool,
+    /// Only if there is no image of that name
+    #[arg(long, conflicts_with_all = ["replace", "update"])]
+    pub new: bool,
+    /// How many earlier versions are kept for a way back
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub keep: usize,
+    /// Shown to people in lists and menus
+    #[arg(long)]
+    pub title: Option<String>,
+    /// How it boots [default: seen from the files]
+    #[arg(long, value_enum)]
+    pub kind: Option<KindArg>,
+    /// Processor it is built for: x86, x64, arm32, arm64 [default: seen from the files]
+    #[arg(long)]
+    pub arch: Option<String>,
+    /// Kernel or wimboot arguments
+    #[arg(long, allow_hyphen_values = true)]
+    pub args: Option<String>,
+    /// The boot files, main one first [default: seen from their names]
+    #[arg(long, value_name = "FILE,...", value_delimiter = ',')]
+    pub boot_files: Option<Vec<String>>,
+    /// Which image of the WIM is booted [default: the WIM's own boot index]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub index: Option<u32>,
+    /// It may wipe a disk: boots of it pass the point of no return once (--destructive=false takes that back)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub destructive: Option<bool>,
+    /// Who may fetch its files: anyone who reaches the port, or only a boot with its token
+    #[arg(long, value_enum)]
+    pub access: Option<AccessArg>,
+    /// The sub-menu it is shown in
+    #[arg(long)]
+    pub group: Option<String>,
+    /// The key that chooses it in the menu
+    #[arg(long)]
+    pub key: Option<String>,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `--kind`.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "shown as they are")]
+pub enum KindArg {
+    Winpe,
+    Linux,
+    Iso,
+    Efi,
+    Script,
+}
+
+/// `--access`.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "shown as they are")]
+pub enum AccessArg {
+    Open,
+    Boot,
+}
+
+/// `image verify`.
+#[derive(clap::Args, Debug)]
+pub struct ImageVerify {
+    /// The image; its version that is served, and with --all every one that is kept
+    #[arg(required_unless_present = "all")]
+    pub name: Option<String>,
+    /// Every image, and every version that is kept
+    #[arg(long)]
+    pub all: bool,
+    /// What is there now is what is wanted: take it down as such
+    #[arg(long)]
+    pub accept: bool,
+    /// Begin anew instead of going on with a run that was broken off
+    #[arg(long)]
+    pub restart: bool,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `import`.
@@ -710,6 +892,45 @@ pub struct Explain {
     pub json: bool,
 }
 
+/// `doctor`.
+#[derive(clap::Args, Debug, Clone)]
+pub struct Doctor {
+    /// Boot as such a machine, hop by hop
+    #[arg(long = "as", value_enum, value_name = "FIRMWARE")]
+    pub as_kind: Option<FirmwareKind>,
+    /// Boot as a machine behind the relay with this address: on the server's host, or on the relay itself
+    #[arg(long, value_name = "IP")]
+    pub relay: Option<std::net::Ipv4Addr>,
+    /// Interface of the machine [default: the server's]
+    #[arg(long, value_name = "IF")]
+    pub interface: Option<String>,
+    /// The server's address, from another host [default: this host's, or whoever answers]
+    #[arg(long, value_name = "IP")]
+    pub server: Option<std::net::Ipv4Addr>,
+    /// Machines have Secure Boot on: unsigned loaders are faults
+    #[arg(long)]
+    pub secure_boot: bool,
+    /// Judge this certificate (PEM) as iPXE would
+    #[arg(long, value_name = "FILE")]
+    pub certificate: Option<PathBuf>,
+    /// Also what is as it should be
+    #[arg(long)]
+    pub verbose: bool,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `--as`.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "shown as they are")]
+pub enum FirmwareKind {
+    Bios,
+    Uefi,
+    Http,
+    Ipxe,
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -758,5 +979,22 @@ mod tests {
         assert!(parse("bootstorm job add --csv jobs.csv") && parse("bootstorm job add winpe --csv jobs.csv"));
         assert!(!parse("bootstorm job add --csv jobs.csv --mac 52:54:00:00:00:01"));
         assert!(parse("bootstorm job list --api http://127.0.0.1:8081 --token x"));
+    }
+
+    #[test]
+    fn images_are_added_with_files_and_verified_by_name_or_all() {
+        let parse = |text: &str| Args::try_parse_from(text.split(' ')).is_ok();
+        assert!(parse("bootstorm image add pe boot.wim --destructive --access boot --args -x --index 2"));
+        assert!(parse("bootstorm image add pe boot.wim --destructive=false --keep 0 --boot-files a,b"));
+        assert!(!parse("bootstorm image add pe") && !parse("bootstorm image add pe x --index 0"));
+        assert!(
+            !parse("bootstorm image add pe x --update --replace")
+                && !parse("bootstorm image add pe x --kind y")
+        );
+        assert!(parse("bootstorm image verify pe --all") && parse("bootstorm image verify --all"));
+        assert!(!parse("bootstorm image verify"));
+        assert!(
+            parse("bootstorm image rollback pe 3") && parse("bootstorm image remove pe --version 2 --force")
+        );
     }
 }

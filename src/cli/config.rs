@@ -1,9 +1,9 @@
-//! `config check`, `config show`, `config example`.
+//! `config check`, `config show`, `config example`, `config reload`.
 
 use serde_json::json;
 
 use super::args::{Common, ConfigVerb};
-use super::{Done, Exit, Failure, load_config, output};
+use super::{Done, Exit, Failure, client, load_config, output};
 use crate::config::{EXAMPLE, Origin, Value};
 
 pub(super) fn run(common: &Common, verb: &ConfigVerb) -> Done {
@@ -32,6 +32,19 @@ pub(super) fn run(common: &Common, verb: &ConfigVerb) -> Done {
                 }
                 Err(problems) => Err(Failure::from(problems)),
             }
+        }
+        ConfigVerb::Reload { json } => {
+            let done = client(common)?.post("/v1/config/reload", &json!({}))?;
+            let changed: Vec<&str> =
+                done["changed"].as_array().into_iter().flatten().filter_map(|table| table.as_str()).collect();
+            if *json {
+                output::json(&done);
+            } else if changed.is_empty() {
+                output::line("read again: nothing changed");
+            } else {
+                output::line(format!("reloaded: {}", changed.join(", ")));
+            }
+            Ok(Exit::Fine)
         }
         ConfigVerb::Show { effective, json } => {
             let loaded = load_config(common, &[])?;

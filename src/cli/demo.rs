@@ -59,7 +59,9 @@ pub(super) fn run(demo: &Demo) -> Done {
     make_library(&folder.0, size).map_err(|error| failed("make the image library", &error))?;
     say(format!("made a WIM of {} in {}", output::bytes(size), folder.0.display()));
 
-    let mut running = serve::start(&plan(&folder.0, demo)?)?;
+    let plan = plan(&folder.0, demo)?;
+    let unchanged = plan.clone();
+    let mut running = serve::start(&plan, Box::new(move || Ok(unchanged.clone())))?;
     let Some(bound) = running.engine.as_ref().map(|engine| engine.bound.clone()) else {
         return Err(Failure::new(Exit::Runtime, "the engine is gone"));
     };
@@ -187,6 +189,7 @@ fn plan(folder: &Path, demo: &Demo) -> Result<crate::config::Plan, Failure> {
             ("server.interfaces", "demo", list("lo")),
             ("server.state_dir", "demo", text(folder.join("state"))),
             ("server.driver", "demo", Value::Text(driver.into())),
+            ("server.sandbox", "demo", Value::Text("off".into())),
             ("dhcp.mode", "demo", Value::Text("full".into())),
             ("dhcp.port", "demo", Value::Integer(dhcp.into())),
             ("dhcp.boot_server_port", "demo", Value::Integer(boot_server.into())),

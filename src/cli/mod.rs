@@ -7,7 +7,9 @@ mod bench;
 mod bench_compare;
 mod config;
 mod demo;
+mod doctor;
 mod explain;
+mod https;
 mod image;
 mod image_loader;
 mod import;
@@ -16,6 +18,8 @@ mod listing;
 mod loader;
 mod machine;
 mod output;
+mod progress;
+mod reload;
 mod script;
 mod serve;
 mod token;
@@ -110,6 +114,8 @@ pub fn main() -> ExitCode {
         Verb::Loader(verb) => loader::run(&args.common, &verb),
         Verb::Script(verb) => script::run(&args.common, &verb),
         Verb::Explain(explain) => explain::run(&args.common, &explain),
+        Verb::Doctor(doctor) => doctor::run(&args.common, &doctor),
+        Verb::Https(verb) => https::run(&args.common, &verb),
         Verb::Bench(verb) => bench::run(&verb),
         Verb::Completions { shell } => {
             let mut text = Vec::new();
@@ -135,15 +141,14 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// The file that is named, or the usual one if it is there.
+fn config_file(common: &Common) -> Option<PathBuf> {
+    common.config.clone().or_else(|| Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.exists()))
+}
+
 /// The configuration as flags, environment and file give it.
 fn load_config(common: &Common, flags: &[(&'static str, &'static str, Value)]) -> Result<Loaded, Problems> {
-    let file = match &common.config {
-        Some(path) => Some(read_file(path)?),
-        None => Some(PathBuf::from(DEFAULT_FILE))
-            .filter(|path| path.exists())
-            .map(|path| read_file(&path))
-            .transpose()?,
-    };
+    let file = config_file(common).map(|path| read_file(&path)).transpose()?;
     let mut all = Vec::new();
     if let Some(state) = &common.state {
         all.push(("server.state_dir", "--state", Value::Text(state.display().to_string())));

@@ -1,35 +1,56 @@
 //! `serve`: from a plan to a running server, and its end.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use super::args::{Common, Dhcp, Driver as DriverArg, LogFormat as LogFormatArg, Serve};
-use super::{Done, Exit, Failure, load_config, output};
-use crate::config::{self, DhcpMode, Plan, Value};
+use super::reload::{Reloader, Source, Watch};
+use super::{Done, Exit, Failure, config_file, load_config, output};
+use crate::config::{self, DhcpMode, Plan, ReservationPlan, ReservedWho, Sandbox, Value};
 use crate::control::{Control, State};
 use crate::engine::{DRAIN, Driver, Engine, EngineSettings, Frames, Shared};
 use crate::files::library::{Library, Settings as LibrarySettings};
+use crate::files::versions::Versions;
+use crate::files::watch::watch;
 use crate::history::History;
 use crate::jobs::evidence::{Evidence, Seen};
 use crate::jobs::job::Job;
 use crate::jobs::script::{Context, Hints, compose_explained};
 use crate::jobs::token::BootId;
+use crate::keeper::journal::{Scribe, Writing};
 use crate::keeper::{Keeper, Running as KeeperRunning};
-use crate::proto::dhcp::{Mode, Network, Reservation, Settings as DhcpSettings, Subnet};
+use crate::proto::dhcp::{
+    Mode, Network, Reservation, ReservedFor, Settings as DhcpSettings, SiteOption, Subnet,
+};
 use crate::proto::tftp::Limits;
 use crate::store::{SqliteStore, StoreError};
-use crate::telemetry::{LogFormat, start_log};
+use crate::sys::links::LinkWatch;
+use crate::sys::privileges::{self, Account};
+use crate::sys::sandbox::{self, Held};
+use crate::sys::{SysError, affinity, interfaces};
+use crate::telemetry::{LogFormat, render_process, start_log};
+use crate::tls::{Certificates, OWN_FOLDER, Source as CertificateSource};
 
 /// Evidence waiting for the recorder; beyond it evidence is lost and counted, never a core held up.
 const EVIDENCE_QUEUE: usize = 64 * 1024;
 /// The store's file in the state folder.
 pub(super) const STORE: &str = "bootstorm.db";
+/// The folder of leases beside it.
+const LEASES: &str = "leases";
 /// How long evidence is gathered before the recorder looks again.
 const GATHER: Duration = Duration::from_millis(5);
 /// How often folders are looked at for new images.
 const HOUSEKEEPING: Duration = Duration::from_secs(2);
+/// The same while a file is still being written.
+const SETTLING: Duration = Duration::from_millis(500);
+/// At least so long between two looks.
+const REST: Duration = Duration::from_millis(200);
 
 /// Where images and loaders are, in the library's words.
 pub(super) fn library_settings(plan: &Plan) -> LibrarySettings {
@@ -52,7 +73,7 @@ pub(super) fn open_library(plan: &Plan) -> Result<Library, Failure> {
     })
 }
 
-fn dhcp_settings(plan: &Plan) -> Option<DhcpSettings> {
+pub(super) fn dhcp_settings(plan: &Plan) -> Option<DhcpSettings> {
     let mode = match plan.dhcp.mode {
         DhcpMode::Proxy => Mode::Proxy,
         DhcpMode::Full => Mode::Full,
@@ -71,14 +92,50 @@ fn dhcp_settings(plan: &Plan) -> Option<DhcpSettings> {
                 lease: subnet.lease,
                 next_server: subnet.next_server,
                 domain: subnet.domain.clone(),
+                options: plan.dhcp.options.iter().chain(&subnet.options).cloned().map(site_option).collect(),
+                loader: subnet.loader.clone(),
             })
         })
         .collect();
-    let reservations = plan.dhcp.reservations.iter().map(|r| Reservation { mac: r.mac, ip: r.ip }).collect();
-    Some(DhcpSettings { mode, subnets, reservations, ..DhcpSettings::default() })
+    let reservations = plan.dhcp.reservations.iter().map(reservation).collect();
+    Some(DhcpSettings {
+        mode,
+        subnets,
+        reservations,
+        authoritative: plan.dhcp.authoritative,
+        circuit_max: plan.dhcp.circuit_max,
+        ..DhcpSettings::default()
+    })
 }
 
-fn engine_settings(plan: &Plan) -> EngineSettings {
+fn site_option((code, body): (u8, Vec<u8>)) -> SiteOption {
+    SiteOption { code, body }
+}
+
+fn reservation(planned: &ReservationPlan) -> Reservation {
+    let who = match &planned.who {
+        ReservedWho::Mac(mac) => ReservedFor::Mac(*mac),
+        ReservedWho::Uuid(uuid) => ReservedFor::Uuid(*uuid),
+        ReservedWho::ClientId(bytes) => ReservedFor::ClientId(bytes.clone()),
+        ReservedWho::Circuit(bytes) => ReservedFor::Circuit(bytes.clone()),
+    };
+    Reservation { who, ip: planned.ip }
+}
+
+/// Bounds of TFTP's options.
+pub(super) fn tftp_limits(plan: &Plan) -> Limits {
+    Limits {
+        blksize_max: plan.tftp.max_blksize,
+        windowsize_max: plan.tftp.max_windowsize,
+        ..Limits::default()
+    }
+}
+
+fn engine_settings(
+    plan: &Plan,
+    certificates: Option<Arc<Certificates>>,
+    journal: Option<Scribe>,
+) -> EngineSettings {
     EngineSettings {
         driver: match plan.server.driver {
             config::Driver::Auto => Driver::Auto,
@@ -90,12 +147,9 @@ fn engine_settings(plan: &Plan) -> EngineSettings {
         interfaces: plan.server.interfaces.clone(),
         dhcp: dhcp_settings(plan),
         dhcp_ports: (plan.dhcp.port, plan.dhcp.boot_server_port),
+        journal,
         tftp: plan.tftp.listen.clone(),
-        tftp_limits: Limits {
-            blksize_max: plan.tftp.max_blksize,
-            windowsize_max: plan.tftp.max_windowsize,
-            rollover_to: 0,
-        },
+        tftp_limits: tftp_limits(plan),
         single_port: plan.tftp.single_port,
         tftp_frames: match plan.tftp.frames {
             config::Frames::Auto => Frames::Auto,
@@ -103,6 +157,8 @@ fn engine_settings(plan: &Plan) -> EngineSettings {
             config::Frames::Off => Frames::Off,
         },
         http: plan.http.listen.clone(),
+        settle: plan.server.sandbox != Sandbox::Off,
+        https: certificates.map(|certificates| (plan.https.listen.clone(), certificates)),
     }
 }
 
@@ -112,54 +168,153 @@ pub(super) struct Running {
     pub(super) control: Option<Control>,
     helpers: Vec<JoinHandle<()>>,
     stopping: Arc<AtomicBool>,
-    /// Ends last: what the cores still said is stored.
+    /// These end last: what the cores still said is stored.
     keeper: Option<KeeperRunning>,
+    reloader: Arc<Reloader>,
+    leases: Option<Writing>,
 }
 
-/// Starts everything; returns once every listener is open.
-pub(super) fn start(plan: &Plan) -> Result<Running, Failure> {
-    let runtime = |error: &dyn std::fmt::Display| Failure::new(Exit::Runtime, error);
-    // Folders of our own are made on the first start; one that somebody named must be there.
-    if plan.images_dir.starts_with(&plan.server.state_dir) {
-        std::fs::create_dir_all(&plan.images_dir).map_err(|error| {
-            let exit = if error.kind() == std::io::ErrorKind::PermissionDenied {
-                Exit::Permission
-            } else {
-                Exit::Runtime
-            };
-            let message = format!(
-                "make {}: {error}; --state names a folder this user may write to",
-                plan.images_dir.display()
-            );
-            Failure::new(exit, message)
+/// Makes the folders of our own, on the first start; one that somebody named must be there.
+fn make_folders(plan: &Plan) -> Result<(), Failure> {
+    let own_images = plan.images_dir.starts_with(&plan.server.state_dir).then_some(plan.images_dir.as_path());
+    for folder in std::iter::once(plan.server.state_dir.as_path()).chain(own_images) {
+        std::fs::create_dir_all(folder).map_err(|error| {
+            let denied = error.kind() == std::io::ErrorKind::PermissionDenied;
+            let message =
+                format!("make {}: {error}; --state names a folder this user may write to", folder.display());
+            Failure::new(if denied { Exit::Permission } else { Exit::Runtime }, message)
         })?;
     }
+    Ok(())
+}
+
+fn system(error: SysError) -> Failure {
+    Failure::new(if error.is_permission() { Exit::Permission } else { Exit::Runtime }, error)
+}
+
+/// Gives up what starting does not need, and holds this process to its own files. With one thread only: those that come
+/// after it are held by what is done here.
+fn confine(common: &Common, plan: &Plan) -> Result<(), Failure> {
+    affinity::raise_open_files();
+    let account = match plan.server.user.as_str() {
+        "" => None,
+        name => Some(Account::find(name).map_err(system)?),
+    };
+    if let Some(account) = &account
+        && !account.is_current()
+    {
+        let state = &plan.server.state_dir;
+        // What an earlier run as another user left there, which this one could not write.
+        for path in own_state(state, &plan.images_dir) {
+            account.give(&path).map_err(system)?;
+        }
+        if plan.images_dir.starts_with(state) {
+            account.give(&plan.images_dir).map_err(system)?;
+        }
+    }
+    if plan.server.sandbox == Sandbox::Off {
+        if account.is_some() {
+            privileges::prepare(account.as_ref()).map_err(system)?;
+        }
+        tracing::info!(rung = "sandbox", held = "off", "switched off by the configuration");
+        return Ok(());
+    }
+    let kept = privileges::prepare(account.as_ref()).map_err(system)?;
+    tracing::debug!(%kept, user = plan.server.user, "privileges to start with");
+    let held = sandbox::hold_files(&own_files(common, plan)).map_err(system)?;
+    let (word, text) = match held {
+        Held::Whole => ("whole", "only its own folders and ports can be opened"),
+        Held::Partly => ("partly", "this kernel's landlock is older and knows a part of it"),
+        Held::Not => ("not", "this kernel has no landlock, or it is switched off (`lsm=` at boot)"),
+    };
+    if held != Held::Whole && plan.server.sandbox == Sandbox::On {
+        return Err(Failure::new(Exit::Runtime, format!("server.sandbox = \"on\": {text}")));
+    }
+    tracing::info!(rung = "landlock", held = word, "{text}");
+    Ok(())
+}
+
+/// The state folder and what is in it and its folders, but for images: those may be somebody else's.
+fn own_state(state: &Path, images: &Path) -> Vec<PathBuf> {
+    let mut found = vec![state.to_owned()];
+    let mut next = 0;
+    while let Some(path) = found.get(next).cloned() {
+        next += 1;
+        let entries = std::fs::read_dir(&path).into_iter().flatten().flatten();
+        // A link would lead out of it.
+        let own = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir() || kind.is_file()));
+        found.extend(own.map(|entry| entry.path()).filter(|path| path != images));
+    }
+    found
+}
+
+/// What serving opens.
+fn own_files(common: &Common, plan: &Plan) -> sandbox::Files {
+    // Counters, sysctls and limits of the kernel; the folder of the configuration, which is read again.
+    // Who is who on the admin socket: its peers have names and groups.
+    let names = ["/etc/passwd", "/etc/group", "/etc/nsswitch.conf"];
+    let mut read: Vec<PathBuf> = vec!["/proc".into(), "/sys/class/net".into()];
+    read.extend(names.map(PathBuf::from));
+    let config = config_file(common).and_then(|file| std::path::absolute(file).ok());
+    read.extend(config.and_then(|file| file.parent().map(PathBuf::from)));
+    for folder in &plan.loaders.dirs {
+        read.push(folder.clone());
+        read.extend(sandbox::link_targets(folder));
+    }
+    // Certificates are renewed in place, or by a link that is changed.
+    if let Some((certificate, key)) = &plan.https.files {
+        for file in [certificate, key] {
+            read.extend(std::path::absolute(file).ok().and_then(|file| file.parent().map(PathBuf::from)));
+            read.extend(std::fs::canonicalize(file).ok().and_then(|file| file.parent().map(PathBuf::from)));
+        }
+    }
+    // Loaders are switched in the folders of images, wherever those lie.
+    let mut write = vec![plan.server.state_dir.clone(), plan.images_dir.clone()];
+    write.extend(plan.image_trees.iter().cloned());
+    let listen = plan.http.listen.iter().chain(&plan.https.listen);
+    let mut tcp_ports: Vec<u16> = listen.map(|addr| addr.port()).collect();
+    tcp_ports.extend(plan.admin.listen.map(|addr| addr.port()));
+    sandbox::Files { read, write, tcp_ports }
+}
+
+/// Starts everything; returns once every listener is open. `source` is asked for a reload.
+pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
+    let runtime = |error: &dyn std::fmt::Display| Failure::new(Exit::Runtime, error);
+    make_folders(plan)?;
     let library = Arc::new(open_library(plan)?);
     let history = Arc::new(History::default());
     let mut secret = [0; 32];
     getrandom::fill(&mut secret).map_err(|error| runtime(&error))?;
     // Everything that is stored is loaded and published before any listener answers.
-    let keeper = start_keeper(plan, &library, secret)?;
+    let (keeper, leases) = without_privileges(plan, || {
+        let keeper = start_keeper(plan, &library, secret)?;
+        // The store's lock, taken by now, says that nobody else writes in this folder.
+        Ok::<_, Failure>((keeper, start_journal(plan)?))
+    })??;
     let (evidence, recorder) = crossbeam_channel::bounded::<Evidence>(EVIDENCE_QUEUE);
-    let shared = Arc::new(Shared::new(
-        Arc::clone(&library),
-        keeper.keeper().clone(),
-        plan.policy.clone(),
-        evidence,
-        DRAIN,
-    ));
+    let shared =
+        Shared::new(Arc::clone(&library), keeper.keeper().clone(), plan.policy.clone(), evidence, DRAIN);
+    let networks = plan.dhcp.subnets.iter().map(|subnet| subnet.network).collect();
+    let shared = Arc::new(shared.with_admission(plan.admission, networks));
     let handle = keeper.keeper().clone();
-    let engine = Engine::start(&engine_settings(plan), Arc::clone(&shared)).map_err(|error| {
+    let (scribe, leases) = leases.unzip();
+    let certificates = open_certificates(plan)?;
+    let settings = engine_settings(plan, certificates.clone(), scribe.clone());
+    let engine = Engine::start(&settings, Arc::clone(&shared)).map_err(|error| {
         Failure::new(if error.is_permission() { Exit::Permission } else { Exit::Runtime }, error)
     })?;
+    let reloader = Arc::new(Reloader::new(plan.clone(), Arc::clone(&shared), source));
     let mut running = Running {
+        reloader: Arc::clone(&reloader),
         control: None,
         helpers: Vec::new(),
         stopping: Arc::new(AtomicBool::new(false)),
         engine: None,
         keeper: Some(keeper),
+        leases,
     };
     let cells = engine.cells();
+    let started = SystemTime::now();
     let lost = Arc::clone(&shared);
     let scripts = Arc::clone(&shared);
     let base = format!(
@@ -189,14 +344,27 @@ pub(super) fn start(plan: &Plan) -> Result<Running, Failure> {
             };
             compose_explained(&scripts.keeper.table().view(), &**scripts.library.load(), who, &context)
         }),
+        reload: Box::new(move || {
+            let changed = reloader.reload_and_tell("asked for by the API");
+            changed.map_err(|refused| refused.to_string())
+        }),
         metrics: Box::new(move || {
             let mut text = Engine::metrics(&cells);
+            render_process(started, env!("CARGO_PKG_VERSION"), &mut text);
             let count = lost.evidence_lost.load(Ordering::Relaxed);
             text.push_str(&format!(
                 "# HELP bootstorm_evidence_lost_total Events the flight recorder had no room for.\n# TYPE \
                  bootstorm_evidence_lost_total counter\nbootstorm_evidence_lost_total {count}\n"
             ));
+            let (admitted, waiting) = lost.admission_counts();
+            text.push_str(&format!(
+                "# HELP bootstorm_admission_admitted Boots that hold a place to fetch.\n# TYPE \
+                 bootstorm_admission_admitted gauge\nbootstorm_admission_admitted {admitted}\n# HELP \
+                 bootstorm_admission_waiting Machines in line.\n# TYPE bootstorm_admission_waiting \
+                 gauge\nbootstorm_admission_waiting {waiting}\n"
+            ));
             text.push_str(&handle.metrics());
+            text.push_str(&scribe.as_ref().map(Scribe::metrics).unwrap_or_default());
             text
         }),
     };
@@ -212,9 +380,23 @@ pub(super) fn start(plan: &Plan) -> Result<Running, Failure> {
     })?);
     running.helpers.push(spawn("housekeeping", {
         let stopping = Arc::clone(&running.stopping);
-        move || keep_house(&library, &stopping)
+        let interfaces = Arc::clone(&shared);
+        move || keep_house(&library, &stopping, || look_at_certificates(certificates.as_deref(), &interfaces))
     })?);
     Ok(running)
+}
+
+/// Begins something in a thread that keeps no privilege: the threads that are made there have none either.
+fn without_privileges<T: Send>(plan: &Plan, begin: impl FnOnce() -> T + Send) -> Result<T, Failure> {
+    std::thread::scope(|scope| {
+        let begun = scope.spawn(|| {
+            if plan.server.sandbox != Sandbox::Off {
+                privileges::renounce();
+            }
+            begin()
+        });
+        begun.join().map_err(|_| Failure::new(Exit::Runtime, "a start panicked"))
+    })
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Failure> {
@@ -224,23 +406,63 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
         .map_err(|error| Failure::new(Exit::Runtime, format!("start thread {name}: {error}")))
 }
 
+/// What HTTPS shows, if it is listened for.
+fn open_certificates(plan: &Plan) -> Result<Option<Arc<Certificates>>, Failure> {
+    if plan.https.listen.is_empty() {
+        return Ok(None);
+    }
+    let source = match &plan.https.files {
+        Some((certificate, key)) => {
+            CertificateSource::Files { certificate: certificate.clone(), key: key.clone() }
+        }
+        None => CertificateSource::Own { folder: plan.server.state_dir.join(OWN_FOLDER), host: host_name() },
+    };
+    let listed = interfaces::list().unwrap_or_default();
+    let addresses: Vec<_> = listed.iter().filter_map(|i| i.addr).collect();
+    let certificates = Certificates::open(source, &addresses)
+        .map_err(|error| Failure::new(Exit::Runtime, format!("[https]: {error}")))?;
+    Ok(Some(Arc::new(certificates)))
+}
+
+fn host_name() -> Option<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    let name = name.trim();
+    (!name.is_empty() && name != "(none)").then(|| name.to_owned())
+}
+
+/// A renewed certificate is taken, one that is no good is named once and the old one kept.
+fn look_at_certificates(certificates: Option<&Certificates>, shared: &Shared) {
+    let Some(certificates) = certificates else { return };
+    let addresses: Vec<_> = shared.interfaces.load().iter().filter_map(|i| i.addr).collect();
+    match certificates.look(&addresses) {
+        Ok(false) => {}
+        Ok(true) => tracing::info!("HTTPS shows a new certificate from now on"),
+        Err(error) => tracing::warn!("[https]: {error}; the certificate in force stays"),
+    }
+}
+
 fn own_address(shared: &Shared) -> std::net::Ipv4Addr {
     let interfaces = shared.interfaces.load();
     let outside = interfaces.iter().filter_map(|i| i.addr).find(|addr| !addr.is_loopback());
     outside.unwrap_or(std::net::Ipv4Addr::LOCALHOST)
 }
 
+/// Opens the journal of leases and starts its thread.
+fn start_journal(plan: &Plan) -> Result<Option<(Scribe, Writing)>, Failure> {
+    if plan.dhcp.mode == DhcpMode::Off {
+        return Ok(None);
+    }
+    let folder = plan.server.state_dir.join(LEASES);
+    let started = Scribe::start(&folder);
+    started
+        .map(Some)
+        .map_err(|error| Failure::new(Exit::Runtime, format_args!("leases in {}: {error}", folder.display())))
+}
+
 /// Opens the store and starts the keeper on it.
 fn start_keeper(plan: &Plan, library: &Arc<Library>, secret: [u8; 32]) -> Result<KeeperRunning, Failure> {
     let failure = |error: StoreError| Failure::new(Exit::Runtime, error);
-    let folder = &plan.server.state_dir;
-    std::fs::create_dir_all(folder).map_err(|error| {
-        let denied = error.kind() == std::io::ErrorKind::PermissionDenied;
-        let message =
-            format!("make {}: {error}; --state names a folder this user may write to", folder.display());
-        Failure::new(if denied { Exit::Permission } else { Exit::Runtime }, message)
-    })?;
-    let store = SqliteStore::open(&folder.join(STORE)).map_err(failure)?;
+    let store = SqliteStore::open(&plan.server.state_dir.join(STORE)).map_err(failure)?;
     let images = Arc::clone(library);
     let observer =
         |job: &Job| tracing::info!(job = %job.id, stage = job.stage.word(), reason = job.reason, "job moved");
@@ -325,18 +547,42 @@ impl LogBudget {
     }
 }
 
-/// New images appear.
-fn keep_house(library: &Library, stopping: &AtomicBool) {
+/// New images appear: soon after the kernel tells that something moved, and every two seconds in any case;
+/// certificates are renewed.
+fn keep_house(library: &Library, stopping: &AtomicBool, certificates: impl Fn()) {
+    match Versions::open(&library.settings().images_dir).and_then(|versions| versions.recover()) {
+        Ok(0) => {}
+        Ok(left) => tracing::info!(left, "removed what an interrupted command left in the images folder"),
+        // Images may well be on a disk that is not to be written.
+        Err(error) => tracing::debug!(%error, "cannot tidy the images folder"),
+    }
+    let me = std::thread::current();
+    let watch = watch(&library.settings().images_dir, move || me.unpark());
+    if let Err(why) = &watch {
+        tracing::info!(why, "not told of changes in the images folder: it is looked at every two seconds");
+    }
     let mut failed = false;
+    let mut wait = HOUSEKEEPING;
     while !stopping.load(Ordering::Acquire) {
-        std::thread::park_timeout(HOUSEKEEPING);
+        std::thread::park_timeout(wait);
+        wait = HOUSEKEEPING;
+        certificates();
         match library.rescan() {
-            Ok(_) => failed = false,
+            Ok(report) => {
+                failed = false;
+                if report.settling > 0 {
+                    wait = SETTLING;
+                }
+            }
             // Said once, not every two seconds.
             Err(error) if !std::mem::replace(&mut failed, true) => {
                 tracing::warn!(%error, "cannot look for new images")
             }
             Err(_) => {}
+        }
+        // A file that is written tells so a thousand times a second: all that tell meanwhile are one.
+        if !stopping.load(Ordering::Acquire) {
+            std::thread::sleep(REST);
         }
     }
 }
@@ -356,6 +602,7 @@ impl Running {
         }
         self.control = None;
         self.keeper = None;
+        self.leases = None;
     }
 }
 
@@ -389,7 +636,9 @@ pub(super) fn run(common: &Common, serve: &Serve) -> Done {
     if let Some(cores) = serve.cores {
         flags.push(("server.cores", "--cores", Value::Integer(cores.into())));
     }
-    let plan = load_config(common, &flags)?.plan;
+    let (outer, common) = (common.clone(), common.clone());
+    let source = move || load_config(&common, &flags).map(|loaded| loaded.plan);
+    let plan = source()?;
     let format = match serve.log_format {
         LogFormatArg::Text => LogFormat::Text,
         LogFormatArg::Json => LogFormat::Json,
@@ -399,15 +648,33 @@ pub(super) fn run(common: &Common, serve: &Serve) -> Done {
         tracing::info!("{note}");
     }
     let signals = Signals::watch()?;
-    let mut running = start(&plan)?;
+    make_folders(&plan)?;
+    confine(&outer, &plan)?;
+    let mut running = start(&plan, Box::new(source))?;
+    if plan.server.sandbox != Sandbox::Off {
+        // An interface that is waited for gets its socket when it comes.
+        let packet_sockets = running.engine.as_ref().is_some_and(Engine::is_waiting);
+        match sandbox::hold_calls(packet_sockets) {
+            Ok(()) => tracing::info!(rung = "seccomp", packet_sockets, "only the system calls of serving"),
+            Err(error) if plan.server.sandbox == Sandbox::On => return Err(system(error)),
+            Err(error) => tracing::warn!(rung = "seccomp", %error, "every system call stays possible"),
+        }
+    }
     announce(&running);
     // No service manager, no notification.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    let mut watch = config_file(&outer).filter(|_| plan.server.watch_config).map(Watch::new);
+    let mut pulse = Pulse::new();
+    let reloader = Arc::clone(&running.reloader);
     signals.wait(
-        || tracing::warn!("SIGHUP: reloading is not built yet; the configuration is as it was"),
+        || reload(&reloader, "SIGHUP"),
         || {
             if let Some(engine) = &mut running.engine {
                 engine.look_at_interfaces();
+                pulse.beat(engine);
+            }
+            if watch.as_mut().is_some_and(Watch::changed) {
+                reload(&reloader, "the file changed");
             }
         },
     );
@@ -415,6 +682,39 @@ pub(super) fn run(common: &Common, serve: &Serve) -> Done {
     tracing::info!("stopping: running transfers have {} s to end", DRAIN.as_secs());
     running.stop();
     Ok(Exit::Fine)
+}
+
+/// A reload that the service manager sees.
+fn reload(reloader: &Reloader, why: &str) {
+    use sd_notify::NotifyState;
+    let begun = NotifyState::monotonic_usec_now();
+    // Without a manager nobody listens.
+    let _ = sd_notify::notify(&[NotifyState::Reloading, begun.unwrap_or(NotifyState::Status("reloading"))]);
+    // It is in the log either way.
+    let _ = reloader.reload_and_tell(why);
+    let _ = sd_notify::notify(&[NotifyState::Ready]);
+}
+
+/// Tells the service manager that this server lives: every core has been around its loop since the last time.
+struct Pulse {
+    turns: Vec<u64>,
+}
+
+impl Pulse {
+    fn new() -> Self {
+        Self { turns: Vec::new() }
+    }
+
+    fn beat(&mut self, engine: &Engine) {
+        let turns = engine.turns();
+        let alive =
+            turns.len() != self.turns.len() || turns.iter().zip(&self.turns).all(|(now, was)| now > was);
+        if alive {
+            // No watchdog, nobody listens.
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+            self.turns = turns;
+        }
+    }
 }
 
 /// The one line that says every listener answers.
@@ -433,9 +733,10 @@ fn announce(running: &Running) {
         running.control.as_ref().and_then(|c| c.tcp).map_or_else(|| "socket".into(), |tcp| tcp.to_string());
     let interfaces = if bound.interfaces.is_empty() { "none".into() } else { bound.interfaces.join(",") };
     output::remark(&format!(
-        "bootstorm ready dhcp={dhcp} tftp={} http={} admin={admin} driver={} cores={} interfaces={interfaces}",
+        "bootstorm ready dhcp={dhcp} tftp={} http={} https={} admin={admin} driver={} cores={} interfaces={interfaces}",
         list(&bound.tftp),
         list(&bound.http),
+        list(&bound.https),
         bound.driver,
         bound.cores,
     ));
@@ -447,6 +748,8 @@ struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
     hangup: tokio::signal::unix::Signal,
+    /// Says when an interface comes or changes; where that cannot be had, they are looked at every few seconds only.
+    links: Option<AsyncFd<LinkWatch>>,
 }
 
 impl Signals {
@@ -454,19 +757,20 @@ impl Signals {
         use tokio::signal::unix::{SignalKind, signal};
         let fail = |error: std::io::Error| Failure::new(Exit::Runtime, format!("take over signals: {error}"));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(fail)?;
-        let (terminate, interrupt, hangup) = {
+        let (terminate, interrupt, hangup, links) = {
             let _inside = runtime.enter();
             (
                 signal(SignalKind::terminate()).map_err(fail)?,
                 signal(SignalKind::interrupt()).map_err(fail)?,
                 signal(SignalKind::hangup()).map_err(fail)?,
+                watched_links(),
             )
         };
-        Ok(Self { runtime, terminate, interrupt, hangup })
+        Ok(Self { runtime, terminate, interrupt, hangup, links })
     }
 
     /// Until the first SIGTERM or SIGINT.
-    /// `tick` is called every few seconds until then.
+    /// `tick` is called every few seconds until then, and soon after an interface has changed.
     fn wait(mut self, mut hup: impl FnMut(), mut tick: impl FnMut()) {
         self.runtime.block_on(async {
             loop {
@@ -474,11 +778,27 @@ impl Signals {
                     _ = self.terminate.recv() => return,
                     _ = self.interrupt.recv() => return,
                     _ = self.hangup.recv() => hup(),
+                    () = changed(&self.links) => tick(),
                     () = tokio::time::sleep(HOUSEKEEPING) => tick(),
                 }
             }
         });
     }
+}
+
+#[allow(deprecated, reason = "what replaces it is unsafe code; a LinkWatch owns its descriptor and keeps it")]
+fn watched_links() -> Option<AsyncFd<LinkWatch>> {
+    AsyncFd::with_interest(LinkWatch::open().ok()?, Interest::READABLE).ok()
+}
+
+/// Until something about the interfaces has changed, and what belongs to it as well.
+async fn changed(links: &Option<AsyncFd<LinkWatch>>) {
+    const GATHERED: Duration = Duration::from_millis(50);
+    let Some(links) = links else { return std::future::pending().await };
+    let Ok(mut ready) = links.readable().await else { return std::future::pending().await };
+    tokio::time::sleep(GATHERED).await;
+    links.get_ref().drain();
+    ready.clear_ready();
 }
 
 /// Until SIGTERM or SIGINT.

@@ -239,6 +239,39 @@ pub(super) fn choose(speaks: Kind, offers: &[Offer]) -> Option<Choice> {
     }
 }
 
+/// Which of the offers a machine goes on with, by their places.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Pick {
+    /// The address comes from this one.
+    pub lease: usize,
+    /// The boot data comes from this one; `None` when an iPXE has an address and nothing to boot.
+    pub boot: Option<usize>,
+    /// The boot server on 4011 has to be asked for the boot file.
+    pub ask_boot_server: bool,
+}
+
+/// What a machine does that has these offers on the table when it stops waiting; `None` when nothing of it boots it.
+/// Messages that are no offers, or that firmware discards, are passed over.
+pub fn pick(speaks: Kind, offers: &[(SocketAddrV4, &[u8])]) -> Option<Pick> {
+    let read: Vec<(usize, Offer)> = offers
+        .iter()
+        .enumerate()
+        .filter_map(|(place, (from, bytes))| {
+            let message = Message::parse(bytes).ok()?;
+            (message.message_type() == Some(MessageType::Offer)).then_some(())?;
+            Some((place, Offer::of(&message, *from)?))
+        })
+        .collect();
+    let all: Vec<Offer> = read.iter().map(|(_, offer)| offer.clone()).collect();
+    let place = |wanted: &Offer| read.iter().find(|(_, offer)| offer == wanted).map(|(place, _)| *place);
+    let choice = choose(speaks, &all)?;
+    Some(Pick {
+        lease: place(&choice.lease)?,
+        boot: choice.boot.as_ref().and_then(place),
+        ask_boot_server: choice.ask_boot_server,
+    })
+}
+
 /// Whether a machine need not wait any longer for offers.
 pub(super) fn is_enough(speaks: Kind, offers: &[Offer], waited_for_proxy: bool) -> bool {
     match speaks {

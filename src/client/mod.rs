@@ -16,6 +16,7 @@ pub mod run;
 pub mod script;
 mod tftp;
 
+pub use dhcp::{Pick, pick};
 pub use machine::{Command, Config, Input, Machine, Outcome, Stage};
 pub use relay::Relay;
 

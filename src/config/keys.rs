@@ -21,9 +21,15 @@ pub const KEYS: &[Key] = &[
     key("server.state_dir", "\"/var/lib/bootstorm\""),
     key("server.driver", "\"auto\""),
     key("server.cores", "0"),
+    key("server.user", "\"\""),
+    key("server.sandbox", "\"auto\""),
+    key("server.watch_config", "false"),
     key("dhcp.mode", "\"proxy\""),
     key("dhcp.port", "67"),
     key("dhcp.boot_server_port", "0"),
+    key("dhcp.authoritative", "true"),
+    key("dhcp.per_circuit", "256"),
+    key("dhcp.dhcp_option", "[]"),
     key("tftp.listen", "[\"0.0.0.0:69\"]"),
     key("tftp.max_blksize", "65464"),
     key("tftp.max_windowsize", "64"),
@@ -34,6 +40,9 @@ pub const KEYS: &[Key] = &[
     key("https.certificate", "\"\""),
     key("https.key", "\"\""),
     key("https.auto", "false"),
+    key("admission.per_image", "0"),
+    key("admission.per_subnet", "0"),
+    key("admission.per_link", "0"),
     key("images.dir", "\"\""),
     key("images.trees", "[]"),
     key("loaders.dirs", "[]"),
@@ -51,8 +60,11 @@ pub const KEYS: &[Key] = &[
 
 /// Keys of the lists of tables.
 const LISTS: &[(&str, &[&str])] = &[
-    ("dhcp.subnet", &["network", "range", "router", "dns", "lease", "next_server", "domain"]),
-    ("dhcp.reservation", &["mac", "ip"]),
+    (
+        "dhcp.subnet",
+        &["network", "range", "router", "dns", "lease", "next_server", "domain", "dhcp_option", "loader"],
+    ),
+    ("dhcp.reservation", &["mac", "uuid", "client_id", "circuit", "ip"]),
 ];
 
 /// Variables that are read elsewhere.
@@ -172,11 +184,17 @@ interfaces = []              # where DHCP is answered; empty = every physical in
 state_dir = "/var/lib/bootstorm"
 driver = "auto"              # auto | uring | mio: whether io_uring is used as a sender
 cores = 0                    # loops; 0 = one per available core
+user = ""                    # started as root, become this user; "" = stay, with the few privileges that serving needs
+sandbox = "auto"             # auto: as far as this kernel can | on: all of it, or no start | off
+watch_config = false         # reload when this file changes, not only on SIGHUP and `bootstorm config reload`
 
 [dhcp]
 mode = "proxy"               # proxy: beside another DHCP server | full: gives addresses too | off
 port = 67                    # tests use others
 boot_server_port = 0         # PXE boot server; 0 = 4011, or port + 3944 when port is not 67
+authoritative = true         # full mode: refuse addresses that are wrong in a listed subnet, and take up leases of before
+per_circuit = 256            # addresses for unregistered machines behind one circuit of a relay; 0 = no bound
+dhcp_option = []             # further options with every address: "150=10.77.0.1", "12=text:lab", "252=hex:0a0b"
 
 # Needed in full mode, one table for each network, relayed ones too; optional in proxy mode.
 # [[dhcp.subnet]]
@@ -187,8 +205,10 @@ boot_server_port = 0         # PXE boot server; 0 = 4011, or port + 3944 when po
 # lease = "1h"
 # next_server = "10.77.0.1"  # default: the address the request reached
 # domain = "lab.example"
+# dhcp_option = []           # as above, for this network
+# loader = "ipxe.efi"        # PXE firmware there gets this loader, where it fits the machine
 #
-# [[dhcp.reservation]]
+# [[dhcp.reservation]]         # by one of mac, uuid, client_id, circuit (a relay's option 82: whoever is on that port)
 # mac = "52:54:00:00:00:01"
 # ip = "10.77.0.50"
 
@@ -203,10 +223,15 @@ frames = "auto"              # small windows past the IP stack: auto (where no p
 listen = ["0.0.0.0:4433"]    # 4433 because GSS/DS clients expect it; add 80 or 8080 at will
 
 [https]
-listen = []                  # not built yet: leave empty
-certificate = ""             # PEM file
-key = ""                     # PEM file
-auto = false                 # an own CA in state_dir
+listen = []                  # such as ["0.0.0.0:4434"]; empty = no HTTPS
+certificate = ""             # PEM file, the server's own certificate first; read again when it changes
+key = ""                     # PEM file, its key
+auto = false                 # an own CA instead, made on first use; machines are to trust state_dir/https/ca.pem
+
+[admission]                  # boots that may fetch at once, the others wait in line at their script; 0 = any number
+per_image = 0                # of the same image
+per_subnet = 0               # in the same [[dhcp.subnet]], or in the same /24 where there is none
+per_link = 0                 # from the same address of this server
 
 [images]
 dir = ""                     # empty = images below state_dir

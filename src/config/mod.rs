@@ -15,8 +15,8 @@ use std::path::Path;
 
 pub use keys::{EXAMPLE, KEYS, Key};
 pub use plan::{
-    AdminPlan, DhcpMode, DhcpPlan, Driver, Frames, HttpPlan, LoaderPlan, Plan, ReservationPlan, ServerPlan,
-    SubnetPlan, TftpPlan,
+    AdminPlan, DhcpMode, DhcpPlan, Driver, Frames, HttpPlan, HttpsPlan, LoaderPlan, Plan, ReservationPlan,
+    ReservedWho, Sandbox, ServerPlan, SubnetPlan, TftpPlan,
 };
 pub use read::{Entry, Origin, Problem, Problems, Value};
 

@@ -10,9 +10,13 @@ use serde::Serialize;
 use super::keys::KEYS;
 use super::read::{Entry, Origin, Problem, Value};
 use super::values;
+use crate::jobs::admission::Limits;
 use crate::jobs::script::{MenuDefault, Policy, Unknown};
-use crate::wire::MacAddr;
-use crate::wire::MacPattern;
+use crate::wire::{MacAddr, MacPattern, Uuid};
+
+/// What a `dhcp_option` looks like.
+const OPTION_EXPECTED: &str = "options such as \"150=10.77.0.1\", \"12=text:lab\" or \"252=hex:0a0b\", of codes that this \
+                               server does not set itself";
 
 /// Which senders may be used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -41,6 +45,18 @@ pub enum Frames {
     Off,
 }
 
+/// Whether the server is held to its own folders, ports and system calls.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sandbox {
+    /// As far as the kernel can.
+    Auto,
+    /// All of it, or no start.
+    On,
+    /// Not at all.
+    Off,
+}
+
 /// What DHCP does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -64,6 +80,12 @@ pub struct ServerPlan {
     pub driver: Driver,
     /// Loops; 0 is one per core.
     pub cores: usize,
+    /// User to become; empty stays.
+    pub user: String,
+    /// Held to its own.
+    pub sandbox: Sandbox,
+    /// Reload when the file changes.
+    pub watch_config: bool,
 }
 
 /// One `[[dhcp.subnet]]`.
@@ -83,13 +105,30 @@ pub struct SubnetPlan {
     pub next_server: Option<Ipv4Addr>,
     /// Option 15.
     pub domain: Option<String>,
+    /// Further options: code and body.
+    pub options: Vec<(u8, Vec<u8>)>,
+    /// The loader of PXE firmware there.
+    pub loader: Option<String>,
+}
+
+/// What a machine with a reservation is known by.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ReservedWho {
+    /// Hardware address.
+    Mac(MacAddr),
+    /// SMBIOS UUID.
+    Uuid(Uuid),
+    /// Option 61.
+    ClientId(Vec<u8>),
+    /// A relay's circuit id.
+    Circuit(Vec<u8>),
 }
 
 /// One `[[dhcp.reservation]]`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ReservationPlan {
     /// Machine.
-    pub mac: MacAddr,
+    pub who: ReservedWho,
     /// Its address.
     pub ip: Ipv4Addr,
 }
@@ -103,6 +142,12 @@ pub struct DhcpPlan {
     pub port: u16,
     /// PXE boot server port.
     pub boot_server_port: u16,
+    /// Wrong addresses are refused.
+    pub authoritative: bool,
+    /// Addresses for strangers behind one circuit.
+    pub circuit_max: u32,
+    /// Options for every subnet.
+    pub options: Vec<(u8, Vec<u8>)>,
     /// Networks.
     pub subnets: Vec<SubnetPlan>,
     /// Fixed addresses.
@@ -129,6 +174,15 @@ pub struct TftpPlan {
 pub struct HttpPlan {
     /// Listeners.
     pub listen: Vec<SocketAddrV4>,
+}
+
+/// `[https]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HttpsPlan {
+    /// Listeners.
+    pub listen: Vec<SocketAddrV4>,
+    /// Chain and key, PEM; `None` is an own authority in the state folder.
+    pub files: Option<(PathBuf, PathBuf)>,
 }
 
 /// `[loaders]`.
@@ -168,6 +222,10 @@ pub struct Plan {
     pub tftp: TftpPlan,
     /// `[http]`.
     pub http: HttpPlan,
+    /// `[https]`.
+    pub https: HttpsPlan,
+    /// `[admission]`.
+    pub admission: Limits,
     /// `images.dir`.
     pub images_dir: PathBuf,
     /// `images.trees`.
@@ -362,14 +420,13 @@ pub(super) fn build(
             .unwrap_or(Frames::Auto),
     };
     let http = HttpPlan { listen: taker.listen("http.listen") };
-    if !taker.list("https.listen").is_empty() {
-        taker.wrong("https.listen", "an empty list: HTTPS is not built yet");
-    }
-    let (certificate, key, _) =
-        (taker.text("https.certificate"), taker.text("https.key"), taker.flag("https.auto"));
-    if certificate.is_empty() != key.is_empty() {
-        taker.wrong("https.certificate", "certificate and key together, or neither");
-    }
+    let https = https(&mut taker, &http, &mut notes);
+    let mut boots = |path| taker.number(path, 0, 100_000) as u32;
+    let admission = Limits {
+        per_image: boots("admission.per_image"),
+        per_subnet: boots("admission.per_subnet"),
+        per_link: boots("admission.per_link"),
+    };
     let images_dir = match taker.text("images.dir") {
         text if text.is_empty() => state_dir.join("images"),
         text => PathBuf::from(text),
@@ -423,6 +480,14 @@ pub(super) fn build(
             }
         })
         .flatten();
+    let authoritative = taker.flag("dhcp.authoritative");
+    let circuit_max = taker.number("dhcp.per_circuit", 0, 65_536) as u32;
+    let options: Vec<_> =
+        taker.list("dhcp.dhcp_option").iter().map(|text| values::dhcp_option(text)).collect();
+    if options.contains(&None) {
+        taker.wrong("dhcp.dhcp_option", OPTION_EXPECTED);
+    }
+    let options = options.into_iter().flatten().collect();
     let server = ServerPlan {
         interfaces: taker.list("server.interfaces"),
         driver: taker
@@ -437,14 +502,30 @@ pub(super) fn build(
             )
             .unwrap_or(Driver::Auto),
         cores: taker.number("server.cores", 0, 1024) as usize,
+        user: taker.text("server.user"),
+        sandbox: taker
+            .word("server.sandbox", &[("auto", Sandbox::Auto), ("on", Sandbox::On), ("off", Sandbox::Off)])
+            .unwrap_or(Sandbox::Auto),
+        watch_config: taker.flag("server.watch_config"),
         state_dir: state_dir.clone(),
     };
-    clashes(&mut taker, &tftp, &http, listen, mode, (port, boot_server_port));
+    clashes(&mut taker, &tftp, &http, &https, listen, mode, (port, boot_server_port));
     Plan {
         server,
-        dhcp: DhcpPlan { mode, port, boot_server_port, subnets, reservations },
+        dhcp: DhcpPlan {
+            mode,
+            port,
+            boot_server_port,
+            authoritative,
+            circuit_max,
+            options,
+            subnets,
+            reservations,
+        },
         tftp,
         http,
+        https,
+        admission,
         images_dir,
         image_trees: taker.list("images.trees").into_iter().map(PathBuf::from).collect(),
         loaders,
@@ -454,11 +535,38 @@ pub(super) fn build(
     }
 }
 
+fn https(taker: &mut Taker<'_>, http: &HttpPlan, notes: &mut Vec<String>) -> HttpsPlan {
+    let listen = taker.listen("https.listen");
+    let (certificate, key) = (taker.text("https.certificate"), taker.text("https.key"));
+    let auto = taker.flag("https.auto");
+    match (certificate.is_empty(), key.is_empty()) {
+        (false, true) => taker.wrong("https.key", "the key of https.certificate, a PEM file"),
+        (true, false) => taker.wrong("https.certificate", "the certificate of https.key, a PEM file"),
+        (false, false) if auto => {
+            taker.wrong("https.auto", "false where certificate and key are given: an own CA makes its own");
+        }
+        (true, true) if !auto && !listen.is_empty() => {
+            taker.wrong("https.certificate", "a PEM file with its key, or auto = true for an own CA");
+        }
+        _ => {}
+    }
+    if http.listen.is_empty() && !listen.is_empty() {
+        notes.push(
+            "only HTTPS is listened on: DHCP has no URL to hand out, since no firmware trusts a certificate by \
+             itself"
+                .into(),
+        );
+    }
+    let files = (!certificate.is_empty()).then(|| (PathBuf::from(certificate), PathBuf::from(key)));
+    HttpsPlan { listen, files }
+}
+
 /// Two listeners on one port.
 fn clashes(
     taker: &mut Taker<'_>,
     tftp: &TftpPlan,
     http: &HttpPlan,
+    https: &HttpsPlan,
     admin: Option<SocketAddr>,
     mode: DhcpMode,
     dhcp: (u16, u16),
@@ -474,13 +582,19 @@ fn clashes(
     if twice(&http.listen) {
         taker.wrong("http.listen", "each port once");
     }
+    if twice(&https.listen) {
+        taker.wrong("https.listen", "each port once");
+    }
+    if http.listen.iter().any(|http| https.listen.iter().any(|https| overlap(*http, *https))) {
+        taker.wrong("https.listen", "another port than [http] listen has");
+    }
     if twice(&tftp.listen) {
         taker.wrong("tftp.listen", "each port once");
     }
     if let Some(SocketAddr::V4(admin)) = admin
-        && http.listen.iter().any(|http| overlap(*http, admin))
+        && http.listen.iter().chain(&https.listen).any(|data| overlap(*data, admin))
     {
-        taker.wrong("admin.listen", "another port than [http] listen has");
+        taker.wrong("admin.listen", "another port than [http] and [https] listen have");
     }
     if mode != DhcpMode::Off {
         if dhcp.0 == dhcp.1 {
@@ -519,6 +633,15 @@ fn subnets(
         let lease = taker.text("lease", "a time from 1m to 365d, such as \"1h\"", |text| {
             values::duration(text).filter(|t| (60..=365 * 86_400).contains(&t.as_secs()))
         });
+        let options = taker.take("dhcp_option", OPTION_EXPECTED, |value| match value {
+            Value::List(list) => {
+                list.iter().map(|text| values::dhcp_option(text)).collect::<Option<Vec<_>>>()
+            }
+            _ => None,
+        });
+        let loader = taker.text("loader", "a loader's file name", |text| {
+            (1..=127).contains(&text.len()).then(|| text.to_owned())
+        });
         let Some(network) = network else { continue };
         let address = values::lowest(network);
         if network.0 != address {
@@ -549,6 +672,8 @@ fn subnets(
             lease: lease.unwrap_or(Duration::from_secs(3600)),
             next_server,
             domain,
+            options: options.unwrap_or_default(),
+            loader,
         });
     }
     subnets
@@ -564,19 +689,39 @@ fn reservations(
     for (index, (origin, table)) in lists.get("dhcp.reservation").into_iter().flatten().enumerate() {
         let mut taker =
             TableTaker { name: format!("dhcp.reservation[{}]", index + 1), origin, table, problems };
-        let mac = taker.needed("mac", "a MAC address such as \"52:54:00:00:00:01\"", |text| {
-            text.parse::<MacAddr>().ok()
-        });
+        let mac = taker.text("mac", "a MAC address such as \"52:54:00:00:00:01\"", |text| text.parse().ok());
+        let uuid = taker.text("uuid", "a UUID", |text| text.parse().ok());
+        let bytes = "a text, or bytes such as \"hex:0001ff\", at most 255";
+        let client_id = taker.text("client_id", bytes, values::bytes);
+        let circuit = taker.text("circuit", bytes, values::bytes);
+        let all = [
+            mac.map(ReservedWho::Mac),
+            uuid.map(ReservedWho::Uuid),
+            client_id.map(ReservedWho::ClientId),
+            circuit.map(ReservedWho::Circuit),
+        ];
+        let given =
+            ["mac", "uuid", "client_id", "circuit"].iter().filter(|key| table.contains_key(**key)).count();
+        if given != 1 {
+            taker.wrong("mac", "one of mac, uuid, client_id, circuit");
+        }
         let ip = taker.needed("ip", "an IPv4 address", |text| text.trim().parse::<Ipv4Addr>().ok());
-        let (Some(mac), Some(ip)) = (mac, ip) else { continue };
-        if reservations.iter().any(|other| other.mac == mac) {
-            taker.wrong("mac", "a machine that has no other reservation");
+        let Some(who) = all.into_iter().flatten().next() else { continue };
+        let Some(ip) = ip else { continue };
+        // A machine may have an address in each of several subnets.
+        let subnet_of = |ip| subnets.iter().position(|subnet| values::contains(subnet.network, ip));
+        let twice = |other: &ReservationPlan| other.who == who && subnet_of(other.ip) == subnet_of(ip);
+        if reservations.iter().any(twice) {
+            taker.wrong("mac", "a machine that has no other reservation in this subnet");
         }
         if reservations.iter().any(|other| other.ip == ip) {
             taker.wrong("ip", "an address that no other reservation has");
         }
-        if mac.is_zero() || mac.is_group() {
+        if matches!(&who, ReservedWho::Mac(mac) if mac.is_zero() || mac.is_group()) {
             taker.wrong("mac", "one machine's MAC address");
+        }
+        if matches!(&who, ReservedWho::Uuid(uuid) if !uuid.is_identifying()) {
+            taker.wrong("uuid", "a UUID that only one machine has");
         }
         let subnet = subnets.iter().find(|subnet| values::contains(subnet.network, ip));
         match subnet {
@@ -585,7 +730,7 @@ fn reservations(
                 .wrong("ip", "an address a machine can have, neither the first nor the last of its subnet"),
             _ => {}
         }
-        reservations.push(ReservationPlan { mac, ip });
+        reservations.push(ReservationPlan { who, ip });
     }
     reservations
 }

@@ -3,6 +3,8 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use crate::wire::dhcp::is_site_option;
+
 /// `15s`, `1h`, `500ms`, `2m`, `1d`; a bare number is seconds.
 pub fn duration(text: &str) -> Option<Duration> {
     let text = text.trim();
@@ -91,6 +93,41 @@ pub fn range(text: &str) -> Option<(Ipv4Addr, Ipv4Addr)> {
     (first <= last).then_some((first, last))
 }
 
+/// Bytes: a text as it stands, or `hex:0001ff`. At least one, at most 255.
+pub fn bytes(text: &str) -> Option<Vec<u8>> {
+    let bytes = match text.strip_prefix("hex:") {
+        None => text.as_bytes().to_vec(),
+        Some(digits) => {
+            let digits: Vec<u8> = digits.bytes().filter(|byte| !b": -".contains(byte)).collect();
+            let pair = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+            let whole = digits.len().is_multiple_of(2) && digits.iter().all(u8::is_ascii_hexdigit);
+            digits.chunks(2).map(pair).collect::<Option<Vec<u8>>>().filter(|_| whole)?
+        }
+    };
+    (1..=255).contains(&bytes.len()).then_some(bytes)
+}
+
+/// A DHCP option: `150=10.77.0.1,10.77.0.2`, `12=text:lab`, `252=hex:0a0b`, `26=u16:1400`, `23=u8:64`, `2=u32:3600`.
+/// Codes that the server itself sets are refused.
+pub fn dhcp_option(text: &str) -> Option<(u8, Vec<u8>)> {
+    let (code, value) = text.split_once('=')?;
+    let code: u8 = code.trim().parse().ok().filter(|code| is_site_option(*code))?;
+    let value = value.trim();
+    let number = |digits: &str| digits.trim().parse::<u32>().ok();
+    let body = match value.split_once(':') {
+        Some(("text", text)) => text.as_bytes().to_vec(),
+        Some(("hex", _)) => bytes(value)?,
+        Some(("u8", digits)) => vec![u8::try_from(number(digits)?).ok()?],
+        Some(("u16", digits)) => u16::try_from(number(digits)?).ok()?.to_be_bytes().to_vec(),
+        Some(("u32", digits)) => number(digits)?.to_be_bytes().to_vec(),
+        _ => {
+            let all = value.split(',').map(|ip| ip.trim().parse::<Ipv4Addr>().ok().map(|ip| ip.octets()));
+            all.collect::<Option<Vec<_>>>()?.concat()
+        }
+    };
+    (1..=255).contains(&body.len()).then_some((code, body))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,6 +148,22 @@ mod tests {
         assert_eq!(size("1.5GiB"), Some(3 << 29));
         assert_eq!(size("-1"), None);
         assert_eq!(size("5 apples"), None);
+    }
+
+    #[test]
+    fn options_and_bytes_as_people_write_them() {
+        assert_eq!(bytes("port 7"), Some(b"port 7".to_vec()));
+        assert_eq!(bytes("hex:00:01-Ff"), Some(vec![0, 1, 255]));
+        for text in ["", "hex:", "hex:0", "hex:+1", "hex:0g"] {
+            assert_eq!(bytes(text), None, "{text}");
+        }
+        assert_eq!(dhcp_option("150=10.77.0.1, 10.77.0.2"), Some((150, vec![10, 77, 0, 1, 10, 77, 0, 2])));
+        assert_eq!(dhcp_option("12=text:lab"), Some((12, b"lab".to_vec())));
+        assert_eq!(dhcp_option("252=hex:0a0b"), Some((252, vec![10, 11])));
+        assert_eq!(dhcp_option("26=u16:1400"), Some((26, vec![5, 120])));
+        for text in ["53=u8:1", "13=u16:9", "256=text:x", "42=", "42=10.0.0", "23=u8:256", "12"] {
+            assert_eq!(dhcp_option(text), None, "{text}");
+        }
     }
 
     #[test]

@@ -114,7 +114,7 @@ fn is_member(uid: u32, gid: u32, group: u32) -> bool {
 }
 
 /// A user as the audit log names them.
-pub(super) fn user_name(uid: u32) -> String {
+pub fn user_name(uid: u32) -> String {
     match User::from_uid(Uid::from_raw(uid)) {
         Ok(Some(user)) => format!("uid {uid} ({})", user.name),
         _ => format!("uid {uid}"),

@@ -189,6 +189,19 @@ impl Client {
         self.ask("GET", path, &[], String::new()).map(|answer| answer.document)
     }
 
+    /// GET of a text, such as `/metrics`.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`]; every status but 2xx is a refusal.
+    pub fn text(&self, path: &str) -> Result<String, ClientError> {
+        let raw = self.ask_raw("GET", path, &[], String::new())?;
+        if !raw.status.is_success() {
+            return Err(raw.refused());
+        }
+        Ok(String::from_utf8_lossy(&raw.bytes).into_owned())
+    }
+
     /// POST.
     pub fn post(&self, path: &str, body: &Value) -> Result<Value, ClientError> {
         self.ask("POST", path, &[], body.to_string()).map(|answer| answer.document)
@@ -216,6 +229,26 @@ impl Client {
         headers: &[(&str, &str)],
         body: String,
     ) -> Result<Answer, ClientError> {
+        let raw = self.ask_raw(method, path, headers, body)?;
+        if !raw.status.is_success() {
+            return Err(raw.refused());
+        }
+        let document = match raw.bytes.is_empty() {
+            true => Value::Null,
+            false => {
+                serde_json::from_slice(&raw.bytes).map_err(|error| ClientError::Broken(error.to_string()))?
+            }
+        };
+        Ok(Answer { document, etag: raw.etag })
+    }
+
+    fn ask_raw(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: String,
+    ) -> Result<Raw, ClientError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -255,11 +288,35 @@ impl Client {
     }
 }
 
+/// An answer as it came.
+struct Raw {
+    status: hyper::StatusCode,
+    etag: Option<String>,
+    bytes: Bytes,
+}
+
+impl Raw {
+    /// What a status other than 2xx says.
+    fn refused(&self) -> ClientError {
+        let document: Value = match serde_json::from_slice(&self.bytes) {
+            Ok(document) => document,
+            Err(error) => return ClientError::Broken(error.to_string()),
+        };
+        let text = |key: &str| document[key].as_str().unwrap_or_default().to_owned();
+        ClientError::Refused {
+            status: self.status.as_u16(),
+            code: text("code"),
+            detail: text("detail"),
+            problem: Box::new(document),
+        }
+    }
+}
+
 async fn converse<S>(
     stream: S,
     request: hyper::http::request::Builder,
     body: String,
-) -> Result<Answer, ClientError>
+) -> Result<Raw, ClientError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -274,20 +331,7 @@ where
         let status = response.status();
         let etag = response.headers().get("etag").and_then(|tag| tag.to_str().ok()).map(str::to_owned);
         let bytes = response.into_body().collect().await.map_err(|e| broken(&e))?.to_bytes();
-        let document: Value = match bytes.is_empty() {
-            true => Value::Null,
-            false => serde_json::from_slice(&bytes).map_err(|e| broken(&e))?,
-        };
-        if status.is_success() {
-            return Ok(Answer { document, etag });
-        }
-        let text = |key: &str| document[key].as_str().unwrap_or_default().to_owned();
-        Err(ClientError::Refused {
-            status: status.as_u16(),
-            code: text("code"),
-            detail: text("detail"),
-            problem: Box::new(document),
-        })
+        Ok(Raw { status, etag, bytes })
     };
     match tokio::time::timeout(ANSWER_PATIENCE, talk).await {
         Ok(answer) => answer,

@@ -30,14 +30,15 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 
 use std::time::SystemTime;
 
 use tokio::sync::oneshot;
 
-pub use self::auth::Role;
 use self::auth::{Caller, Failures, Refused, SocketRule};
+pub use self::auth::{Role, user_name};
 use self::idempotency::Answers;
 pub use self::loaders::{loader_document, loader_entry, ways};
 use self::problem::Problem;
@@ -61,6 +62,8 @@ pub struct State {
     pub history: Arc<History>,
     /// The script a machine would get now.
     pub script: Box<dyn Fn(&Identity) -> Explained + Send + Sync>,
+    /// Reads the configuration again; the tables that changed, or why it is refused.
+    pub reload: Box<dyn Fn() -> Result<Vec<&'static str>, String> + Send + Sync>,
     /// The metrics text.
     pub metrics: Box<dyn Fn() -> String + Send + Sync>,
 }
@@ -87,6 +90,8 @@ struct Admin {
     refused: Refused,
     answers: Answers,
     streams: Arc<tokio::sync::Semaphore>,
+    /// An image is being read again.
+    verifying: AtomicBool,
 }
 
 impl Admin {
@@ -103,6 +108,7 @@ impl Admin {
             refused: Refused::default(),
             answers: Answers::default(),
             streams: Arc::new(tokio::sync::Semaphore::new(routes::events::STREAMS_MAX)),
+            verifying: AtomicBool::new(false),
         })
     }
 

@@ -122,6 +122,7 @@ impl Lab {
                 };
                 compose_explained(&handle.table().view(), &**images.load(), who, &context)
             }),
+            reload: Box::new(|| Ok(vec!["policy"])),
             metrics: Box::new(|| "bootstorm_x 1\n".into()),
         });
         let admin = Arc::new(Admin::new(Arc::clone(&state)).unwrap());
@@ -604,6 +605,59 @@ fn a_script_is_rendered_with_its_reasons_and_changes_nothing() {
 }
 
 #[test]
+fn versions_of_images_are_listed_gone_back_to_and_removed_and_the_audit_log_has_it() {
+    use crate::files::intake::{Wish, add};
+    use crate::files::versions::Versions;
+
+    let lab = Lab::start();
+    let versions = Versions::open(&lab.dir.join("images")).unwrap();
+    let take = |text: &str| {
+        let source = lab.dir.join("boot.ipxe");
+        std::fs::write(&source, text).unwrap();
+        let wish = Wish { name: "hello".into(), sources: vec![source], keep: 5, ..Wish::default() };
+        add(&versions, &wish, &mut |_| ()).unwrap().version
+    };
+    assert_eq!((take("#!ipxe\necho two\n"), take("#!ipxe\necho three\n")), (2, 3));
+    let told = json!({ "what": "image-added", "about": { "version": 3 } });
+    assert_eq!(lab.local("POST", "/v1/images/hello/announce", told).must(200)["images"], 3);
+    let shown = lab.local("GET", "/v1/images/hello", Value::Null).must(200);
+    assert_eq!((&shown["version"], &shown["versions_kept"]), (&json!(3), &json!([2, 1])));
+    let list = lab.local("GET", "/v1/images/hello/versions", Value::Null).must(200);
+    assert_eq!(list["versions"][0]["current"], true);
+    let back = lab.local("POST", "/v1/images/hello/rollback", Value::Null).must(200);
+    assert_eq!((&back["version"], &back["before"]), (&json!(2), &json!(3)));
+    lab.local("POST", "/v1/images/hello/rollback", json!({ "version": 9 })).refused(404, "unknown-version");
+    lab.local("POST", "/v1/images/none/rollback", Value::Null).refused(404, "unknown-image");
+    for name in ["..%2Fimages", "..", "%2Fetc", ".versions", "..%5Cx"] {
+        let gone = lab.local("DELETE", &format!("/v1/images/{name}?force=true"), Value::Null);
+        assert!((400..500).contains(&gone.status), "{name}: {}", gone.body);
+    }
+    lab.local("POST", "/v1/images/hello/announce", json!({ "what": "job-added" }))
+        .refused(400, "not-an-announcement");
+    lab.local("DELETE", "/v1/images/hello?version=2", Value::Null).refused(409, "version-in-use");
+    lab.local("DELETE", "/v1/images/hello?version=1", Value::Null).must(204);
+    // A live job needs it, now or later.
+    lab.local("POST", "/v1/jobs", hello(1)).must(201);
+    lab.local("DELETE", "/v1/images/hello", Value::Null).refused(409, "image-in-use");
+    lab.local("DELETE", "/v1/images/hello?force=true", Value::Null).must(204);
+    lab.local("GET", "/v1/images/hello", Value::Null).refused(404, "unknown-image");
+    lab.local("POST", "/v1/images/wipe/verify", Value::Null).must(202);
+    let audit = || lab.local("GET", "/v1/audit?limit=50", Value::Null).must(200).to_string();
+    let start = std::time::Instant::now();
+    while !audit().contains("image-verified") {
+        assert!(start.elapsed() < Duration::from_secs(20), "{}", audit());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let said = audit();
+    for what in ["image-added", "image-rolled-back", "image-version-removed", "image-removed", "uid 0 (root)"]
+    {
+        assert!(said.contains(what), "{what} is not in {said}");
+    }
+    let verified = lab.local("GET", "/v1/images/wipe/versions", Value::Null).must(200);
+    assert!(verified["versions"][0]["verified_unix"].is_u64(), "{verified}");
+}
+
+#[test]
 fn images_boots_health_and_metrics_answer() {
     let lab = Lab::start();
     let images = lab.local("GET", "/v1/images", Value::Null).must(200);
@@ -777,6 +831,10 @@ fn answers_are_what_the_document_says() {
         ("POST", "/v1/jobs/bulk", json!({ "jobs": [hello(9)] })),
         ("POST", "/v1/script/render", json!({ "mac": mac(1), "platform": "efi", "arch": 7 })),
         ("POST", "/v1/images/rescan", Value::Null),
+        ("GET", "/v1/images/wipe/versions", Value::Null),
+        ("POST", "/v1/images/wipe/announce", json!({ "what": "image-added", "about": { "version": 1 } })),
+        ("POST", "/v1/images/wipe/rollback", json!({ "version": 7 })),
+        ("POST", "/v1/images/wipe/verify", json!({ "all": true })),
         ("GET", "/v1/jobs", Value::Null),
         ("GET", "/v1/jobs/j1", Value::Null),
         ("GET", "/v1/jobs/j1/claims", Value::Null),

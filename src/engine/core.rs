@@ -13,14 +13,14 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token, Waker};
 use std::os::fd::RawFd;
 
-use super::counters::Tally;
+use super::counters::{Count, Tally};
 use super::dhcp::DhcpSide;
 use super::http::HttpSide;
 use super::shared::Shared;
@@ -28,6 +28,7 @@ use super::slab::Key;
 use super::tftp::TftpSide;
 use super::wheel::Wheel;
 use crate::keeper::{Answer, Desk};
+use crate::sys::timer::Timer;
 use crate::sys::udp::{RecvBatch, SendBatch};
 use crate::sys::uring::SendRing;
 
@@ -35,6 +36,16 @@ use crate::sys::uring::SendRing;
 const EVENTS: usize = 1024;
 /// Longest sleep: a stop or a new address is noticed by waker anyway, this is only a backstop.
 const SLEEP_MAX: Duration = Duration::from_secs(5);
+
+/// Turns in a row that take frames from a ring, whose own memory says that they are there, before the kernel is asked for
+/// other events again.
+const TURNS_UNASKED: u32 = 8;
+
+/// After a turn with this many frames the core looks out for more before it sleeps, ...
+const STORM: usize = 32;
+/// ... for so long a frame: a quarter of what it takes to serve one. Waking a sleeping core up takes longer than a batch, and
+/// clients in lockstep, who are all waited for by then, would from that time on be served in turns with the network.
+const LOOK_OUT: Duration = Duration::from_nanos(200);
 
 /// What a readiness event, a deadline or a ring completion belongs to, packed into 64 bits:
 /// kind (8), index (24), generation (32).
@@ -50,10 +61,14 @@ pub(super) enum Owner {
     DhcpUdp(u32),
     /// DHCP's own deadlines.
     DhcpTimer,
+    /// The journal of leases.
+    DhcpJournal,
     /// A TFTP socket: listeners first, then data ports.
     Tftp(u32),
     /// A ring of frames for TFTP.
     TftpFrames(u32),
+    /// The timer for deadlines that are near.
+    Near,
     /// A TFTP transfer.
     Transfer(Key),
     /// An HTTP listener.
@@ -76,6 +91,8 @@ impl Owner {
             Self::HttpListener(index) => (7, index, 0),
             Self::Connection(key) => (8, key.index, key.generation),
             Self::TftpFrames(index) => (9, index, 0),
+            Self::Near => (10, 0, 0),
+            Self::DhcpJournal => (11, 0, 0),
         };
         u64::from(kind as u8) << 56 | u64::from(index & 0x00ff_ffff) << 32 | u64::from(generation)
     }
@@ -95,6 +112,8 @@ impl Owner {
             7 => Self::HttpListener(index),
             8 => Self::Connection(key),
             9 => Self::TftpFrames(index),
+            10 => Self::Near,
+            11 => Self::DhcpJournal,
             _ => return None,
         })
     }
@@ -118,6 +137,8 @@ pub(super) fn watch_both(registry: &Registry, fd: RawFd, owner: Owner) -> io::Re
 pub(super) struct Turn<'a> {
     /// Read once per turn.
     pub now: Instant,
+    /// The calendar's, read once per turn.
+    pub wall: SystemTime,
     /// This core's number.
     pub core: usize,
     /// What all cores read.
@@ -167,6 +188,8 @@ pub(super) struct Core {
     pub(super) tftp: TftpSide,
     pub(super) http: HttpSide,
     pub(super) ring: Option<SendRing>,
+    /// Wakes the loop for deadlines that fall between the milliseconds it can wait for.
+    timer: Option<Timer>,
     desk: Option<(Arc<dyn Desk>, Receiver<(u64, Answer)>)>,
 }
 
@@ -183,7 +206,7 @@ impl Core {
         http: HttpSide,
         ring: Option<SendRing>,
     ) -> Self {
-        Self { index, poll, shared, tally, dhcp, tftp, http, ring, desk: None }
+        Self { index, poll, shared, tally, dhcp, tftp, http, ring, timer: None, desk: None }
     }
 
     /// Registers everything this core waits for; the waker is for the control side.
@@ -192,6 +215,9 @@ impl Core {
         let waker = Arc::new(Waker::new(registry, Owner::Wake.token())?);
         let (answers, heard) = crossbeam_channel::unbounded();
         self.desk = Some((Arc::new(CoreDesk { answers, waker: Arc::clone(&waker) }), heard));
+        let timer = Timer::new()?;
+        watch(registry, std::os::fd::AsRawFd::as_raw_fd(&timer), Owner::Near)?;
+        self.timer = Some(timer);
         if let Some(ring) = &self.ring {
             watch(registry, std::os::fd::AsRawFd::as_raw_fd(ring), Owner::Ring)?;
         }
@@ -201,6 +227,38 @@ impl Core {
         self.tftp.register(registry)?;
         self.http.register(registry)?;
         Ok(waker)
+    }
+
+    /// Looks out for frames, in a storm, for a moment; true when there are any.
+    fn more_frames_come(&mut self) -> bool {
+        let taken = self.tftp.take_frame_count();
+        if taken < STORM {
+            return false;
+        }
+        let until = Instant::now() + LOOK_OUT * taken as u32;
+        while Instant::now() < until {
+            std::hint::spin_loop();
+            if self.tftp.has_frames() {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// How long to wait for events; the timer is set where the wait itself is too coarse.
+    fn wait(&self, wheel: &Wheel, drain_until: Option<Instant>) -> Duration {
+        let now = Instant::now();
+        let until = |at: Instant| at.saturating_duration_since(now);
+        let wait = wheel.next().into_iter().chain(drain_until).map(until).min().unwrap_or(SLEEP_MAX);
+        if let Some(near) = wheel.next_near().map(until)
+            && near <= wait
+            && !near.is_zero()
+            && let Some(timer) = &self.timer
+            && let Err(error) = timer.set(near)
+        {
+            tracing::debug!(%error, "the timer cannot be set: what is near waits for the next millisecond");
+        }
+        wait.min(SLEEP_MAX)
     }
 
     /// Runs until told to stop: first draining, for a bounded time, then for good.
@@ -215,24 +273,24 @@ impl Core {
         if let Some(dhcp) = &mut self.dhcp {
             dhcp.ready_all();
         }
+        let mut unasked = 0;
         loop {
-            let now = Instant::now();
-            let busy = self.tftp.is_busy()
-                || self.http.is_busy()
-                || self.dhcp.as_ref().is_some_and(DhcpSide::is_busy);
-            let wait = if busy {
-                Duration::ZERO
+            self.tally.add(Count::LoopTurns, 1);
+            events.clear();
+            let others_busy = self.http.is_busy() || self.dhcp.as_ref().is_some_and(DhcpSide::is_busy);
+            let may_go_on = !others_busy && unasked < TURNS_UNASKED;
+            if may_go_on && (self.tftp.has_frames() || (!self.tftp.is_busy() && self.more_frames_come())) {
+                unasked += 1;
             } else {
-                let until = wheel.next().map_or(SLEEP_MAX, |at| at.saturating_duration_since(now));
-                until
-                    .min(drain_until.map_or(SLEEP_MAX, |at| at.saturating_duration_since(now)))
-                    .min(SLEEP_MAX)
-            };
-            if let Err(error) = self.poll.poll(&mut events, Some(wait))
-                && error.kind() != io::ErrorKind::Interrupted
-            {
-                tracing::error!(core = self.index, %error, "the loop cannot wait for events; this core stops");
-                return;
+                let busy = others_busy || self.tftp.is_busy() || unasked == TURNS_UNASKED;
+                unasked = 0;
+                let wait = if busy { Duration::ZERO } else { self.wait(&wheel, drain_until) };
+                if let Err(error) = self.poll.poll(&mut events, Some(wait))
+                    && error.kind() != io::ErrorKind::Interrupted
+                {
+                    tracing::error!(core = self.index, %error, "the loop cannot wait for events; this core stops");
+                    return;
+                }
             }
             let mut ring_ready = false;
             for event in &events {
@@ -252,11 +310,19 @@ impl Core {
                     Some(Owner::TftpFrames(index)) => self.tftp.frames_readable(index),
                     Some(Owner::HttpListener(index)) => self.http.acceptable(index),
                     Some(Owner::Connection(key)) => self.http.event(key, event),
-                    Some(Owner::Wake | Owner::DhcpTimer | Owner::Transfer(_)) | None => {}
+                    Some(
+                        Owner::Wake
+                        | Owner::Near
+                        | Owner::DhcpTimer
+                        | Owner::DhcpJournal
+                        | Owner::Transfer(_),
+                    )
+                    | None => {}
                 }
             }
             let mut turn = Turn {
                 now: Instant::now(),
+                wall: SystemTime::now(),
                 core: self.index,
                 shared: &self.shared,
                 tally: &self.tally,
@@ -271,6 +337,11 @@ impl Core {
                 match Owner::unpack(tag) {
                     Some(Owner::Connection(key)) => self.http.answered(key, answer),
                     Some(Owner::Transfer(key)) => self.tftp.answered(key, answer, &mut turn),
+                    Some(Owner::DhcpJournal) => {
+                        if let Some(dhcp) = &mut self.dhcp {
+                            dhcp.journalled(answer, &mut turn);
+                        }
+                    }
                     _ => {}
                 }
             }
@@ -338,6 +409,8 @@ mod tests {
             Owner::DhcpTimer,
             Owner::Tftp(9),
             Owner::TftpFrames(1),
+            Owner::Near,
+            Owner::DhcpJournal,
             Owner::Transfer(key),
             Owner::HttpListener(2),
             Owner::Connection(key),

@@ -28,11 +28,21 @@ macro_rules! counts {
 }
 
 counts! {
+    LoopTurns => "loop_turns_total", "Times the loops of all cores went round.";
     DhcpPackets => "dhcp_packets_total", "DHCP messages received, by raw socket and UDP.";
     DhcpReplies => "dhcp_replies_total", "DHCP messages sent.";
     DhcpMalformedFrames => "dhcp_malformed_frames_total", "Frames on the raw socket that are no whole UDP datagram.";
     DhcpSendErrors => "dhcp_send_errors_total", "DHCP replies the kernel would not send.";
     DhcpRecvErrors => "dhcp_receive_errors_total", "Errors on DHCP sockets, as strangers can provoke.";
+    DhcpUnrecorded => "dhcp_unrecorded_total", "Offers the flight recorder was not told of, because there were too many.";
+    DhcpWaited => "dhcp_waited_total", "DISCOVERs that waited while exchanges under way were answered first.";
+    DhcpOtherServers => "dhcp_other_servers_total", "Other servers heard to answer machines that boot, each once a day.";
+    DhcpRestarting => "dhcp_restarting_total", "Machines whose firmware started five times in a quarter of an hour.";
+    DhcpLateFirst => "dhcp_late_first_total", "Machines whose first messages nobody heard: a switch port not forwarding yet.";
+    DhcpNextLoader => "dhcp_next_loader_total", "Machines given the next loader because they came back without a script.";
+    #[gauge] DhcpPoolAddresses => "dhcp_pool_addresses", "Addresses of all pools.";
+    #[gauge] DhcpPoolTaken => "dhcp_pool_taken", "Addresses of all pools offered, given or in quarantine.";
+    #[gauge] DhcpPoolsLow => "dhcp_pools_low", "Pools with nine tenths of their addresses taken.";
     DhcpForeignInterface => "dhcp_foreign_interface_total", "DHCP messages on interfaces this server does not answer on.";
     TftpRequests => "tftp_requests_total", "TFTP requests.";
     TftpRefused => "tftp_refused_total", "TFTP requests answered with an error.";
@@ -68,6 +78,14 @@ counts! {
     HttpSplice => "http_bytes_total" {"sender" = "splice"}, "HTTP bytes handed to the kernel, by sender.";
     HttpSendfile => "http_bytes_total" {"sender" = "sendfile"}, "HTTP bytes handed to the kernel, by sender.";
     HttpRing => "http_bytes_total" {"sender" = "send_zc"}, "HTTP bytes handed to the kernel, by sender.";
+    HttpSealed => "http_bytes_total" {"sender" = "tls"}, "HTTP bytes handed to the kernel, by sender.";
+    HttpsHandshakes12 => "https_handshakes_total" {"outcome" = "tls-1.2"}, "TLS handshakes ended, by outcome.";
+    HttpsHandshakes13 => "https_handshakes_total" {"outcome" = "tls-1.3"}, "TLS handshakes ended, by outcome.";
+    HttpsNotTls => "https_handshakes_total" {"outcome" = "not-tls"}, "TLS handshakes ended, by outcome.";
+    HttpsIncompatible => "https_handshakes_total" {"outcome" = "incompatible"}, "TLS handshakes ended, by outcome.";
+    HttpsAlerts => "https_handshakes_total" {"outcome" = "peer-alert"}, "TLS handshakes ended, by outcome.";
+    HttpsBroken => "https_handshakes_total" {"outcome" = "broken"}, "TLS handshakes ended, by outcome.";
+    ScriptsQueued => "admission_waits_total", "Scripts asked for by machines that others come before.";
     BadTokens => "http_bad_tokens_total", "Boot URLs whose token is forged or expired.";
     TokensShut => "http_tokens_shut_total", "Boot URLs whose token does not open what was asked for.";
     AnswersWithheld => "http_answers_withheld_total", "Answer files asked for and not given.";
@@ -129,7 +147,12 @@ impl Tally {
 
     /// A DHCP message got no answer.
     pub fn drop_dhcp(&self, reason: dhcp::DropReason) {
-        self.cells.add(PLAIN.len() + position(dhcp::DropReason::ALL, &reason), 1);
+        self.drop_dhcp_many(reason, 1);
+    }
+
+    /// So many DHCP messages got no answer.
+    pub fn drop_dhcp_many(&self, reason: dhcp::DropReason, count: u64) {
+        self.cells.add(PLAIN.len() + position(dhcp::DropReason::ALL, &reason), count);
     }
 
     /// A transfer ignored a packet.

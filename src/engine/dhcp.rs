@@ -1,14 +1,24 @@
-//! DHCP on the core that owns it: raw frames and UDP datagrams in, the machine's answers out.
+//! DHCP on the core that owns it: frames from a ring and UDP datagrams in, the machine's answers out in batches.
 //!
 //! A client that has no address yet is answered by a whole frame, so nothing waits for ARP. Where raw sockets are
 //! refused, the same answers leave by UDP as broadcasts.
+//!
+//! *More than can be answered.* What belongs to an exchange under way (REQUEST and all that is no DISCOVER) has a ring of
+//! its own, which every turn empties; of DISCOVERs so many are answered in a turn, and the rest waits: in their ring, or
+//! for those that came by UDP in a bounded queue. What finds no room there is dropped, the newest first, at no cost to
+//! us; so what was offered is also given, whatever is asked beyond it. One that waited too long is dropped when its turn
+//! comes: its machine has asked again.
+//!
+//! *Leases on the disk.* An ACK that gives an address leaves only when the lease is stored. The replies of one turn are
+//! held together, their leases written as one batch by the journal's thread ([`Scribe`]), and sent when it says so;
+//! meanwhile the next batch gathers. If the disk refuses, they are not sent: the machines ask again.
 
 use std::collections::VecDeque;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::Receiver;
 use mio::Registry;
@@ -17,27 +27,91 @@ use super::core::{Owner, Turn, watch};
 use super::counters::Count;
 use super::filters;
 use super::policy::Decider;
+use super::shared::Tuning;
 use super::sightings::Sighting;
 use crate::jobs::evidence::{Asker, Evidence, Seen};
+use crate::keeper::Answer;
+use crate::keeper::journal::{Entry, Scribe};
 use crate::proto::dhcp::{
-    DhcpEvent, DhcpStep, Input, Interface, Output, Server, ServerPort, Settings, To, Verdict,
+    Change, DhcpEvent, DhcpStep, DropReason, Input, Interface, LeaseRecord, LeaseTerm, Network, Notice,
+    Output, Rival, Server, ServerPort, Settings, To, Verdict,
 };
 use crate::proto::firmware::FirmwareKind;
-use crate::sys::packet::PacketSocket;
-use crate::sys::udp::{Source, UdpSocket};
+use crate::sys::SysError;
+use crate::sys::packet::BpfInstruction;
+use crate::sys::ring::{FrameBatch, FrameRing, RingUse};
+use crate::sys::udp::{BATCH, Source, UdpSocket};
 use crate::wire::MacAddr;
+use crate::wire::dhcp::{MessageType, OPTIONS_OFFSET, code};
 use crate::wire::frame::{UDP_PAYLOAD_OFFSET, UdpHeader, emit_udp_frame, parse_udp_frame};
 
 /// Messages taken from one socket per turn.
-const MESSAGES_PER_TURN: usize = 256;
+const MESSAGES_PER_TURN: usize = 1024;
+/// DISCOVERs answered per turn as they come, and as many again of those that wait.
+const DISCOVERS_PER_TURN: usize = 128;
+/// DISCOVERs that wait; at 200,000 a second they wait 5 ms.
+const WAITING_MAX: usize = 1024;
+/// One that waited longer is not answered: iPXE repeats itself after a second, ROMs after four.
+const STALE: Duration = Duration::from_millis(900);
 /// Longest frame taken: an Ethernet frame with a VLAN tag.
 const FRAME_LEN: usize = 1518;
+/// Bytes of replies that wait for their leases to be stored.
+const HELD_MAX: usize = 4 << 20;
+/// Offers the flight recorder is told of: a burst, then so many a second. No hall of machines starts faster.
+const RECORDED_BURST: f64 = 16_384.0;
+const RECORDED_PER_SECOND: f64 = 5_000.0;
+/// Log lines about what was noticed: a burst, then one in so many seconds. Strangers can make notices.
+const NOTICED_BURST: f64 = 16.0;
+const NOTICED_PER_SECOND: f64 = 1.0 / 60.0;
+/// How often pools are looked at.
+const POOLS_EVERY: Duration = Duration::from_secs(1);
 
-/// A raw socket and the interface it is on.
+/// An interface's frames, and the way out of it.
 #[derive(Debug)]
 pub(super) struct RawPort {
-    pub(super) socket: PacketSocket,
-    pub(super) interface: Arc<Interface>,
+    /// Out on loan while their frames are handled.
+    ring: Option<FrameRing>,
+    discovers: Option<FrameRing>,
+    discovers_fd: OwnedFd,
+    fd: OwnedFd,
+    batch: FrameBatch,
+    unsent: u64,
+    ip_id: u16,
+    interface: Arc<Interface>,
+}
+
+impl RawPort {
+    /// # Errors
+    /// As [`FrameRing::open`].
+    pub(super) fn open(
+        interface: &Arc<Interface>,
+        rest: (&[BpfInstruction], &RingUse),
+        discovers: (&[BpfInstruction], &RingUse),
+    ) -> Result<Self, SysError> {
+        let open = |(filter, ring): (&[BpfInstruction], &RingUse)| {
+            FrameRing::open(&interface.name, interface.index, filter, ring)
+        };
+        let (ring, discovers) = (open(rest)?, open(discovers)?);
+        let fail = |e| SysError::new(format!("send frames on {}", interface.name), e);
+        let (fd, discovers_fd) = (ring.sender().map_err(fail)?, discovers.sender().map_err(fail)?);
+        let interface = Arc::clone(interface);
+        Ok(Self {
+            ring: Some(ring),
+            discovers: Some(discovers),
+            discovers_fd,
+            fd,
+            batch: FrameBatch::new(),
+            unsent: 0,
+            ip_id: 0,
+            interface,
+        })
+    }
+
+    /// Watches both rings; the DISCOVERs' number is one above the other's.
+    fn watch(&self, registry: &Registry, index: usize) -> io::Result<()> {
+        watch(registry, self.fd.as_raw_fd(), Owner::DhcpRaw(index as u32 * 2))?;
+        watch(registry, self.discovers_fd.as_raw_fd(), Owner::DhcpRaw(index as u32 * 2 + 1))
+    }
 }
 
 /// A UDP socket and which of the two ports it serves.
@@ -56,6 +130,117 @@ pub(super) struct Arrival {
     pub(super) raw_everywhere: bool,
 }
 
+/// How a message came: everything of [`Input`] that is not its bytes.
+#[derive(Clone, Copy, Debug)]
+struct Came {
+    /// Index into the interfaces.
+    interface: usize,
+    /// Index into the raw ports, for the way back.
+    raw: Option<usize>,
+    port: ServerPort,
+    src: SocketAddrV4,
+    src_mac: Option<MacAddr>,
+    dst: Ipv4Addr,
+    local: Ipv4Addr,
+}
+
+/// DISCOVERs that wait, the oldest first, in a ring of places that is made when it is first needed.
+#[derive(Debug, Default)]
+struct Waiting {
+    queue: VecDeque<(Came, Instant, usize)>,
+    places: Box<[u8]>,
+    next: usize,
+}
+
+impl Waiting {
+    /// False when there is no room.
+    fn push(&mut self, came: &Came, now: Instant, bytes: &[u8]) -> bool {
+        if self.queue.len() == WAITING_MAX || bytes.len() > FRAME_LEN {
+            return false;
+        }
+        if self.places.is_empty() {
+            self.places = vec![0; WAITING_MAX * FRAME_LEN].into_boxed_slice();
+        }
+        let start = self.next * FRAME_LEN;
+        self.places[start..start + bytes.len()].copy_from_slice(bytes);
+        self.next = (self.next + 1) % WAITING_MAX;
+        self.queue.push_back((*came, now, bytes.len()));
+        true
+    }
+
+    /// The oldest, its bytes copied to `bytes`.
+    fn pop(&mut self, bytes: &mut [u8; FRAME_LEN]) -> Option<(Came, Instant, usize)> {
+        let place = (self.next + WAITING_MAX - self.queue.len()) % WAITING_MAX;
+        let (came, since, len) = self.queue.pop_front()?;
+        let start = place * FRAME_LEN;
+        bytes[..len].copy_from_slice(&self.places[start..start + len]);
+        Some((came, since, len))
+    }
+}
+
+/// Where a reply goes.
+#[derive(Clone, Copy, Debug)]
+enum Route {
+    /// A whole frame, by this raw port.
+    Frame(usize),
+    /// A datagram, by this UDP port.
+    Udp { port: usize, to: SocketAddrV4, source: Source },
+}
+
+/// Replies that wait, back to back.
+#[derive(Debug, Default)]
+struct Held {
+    bytes: Vec<u8>,
+    replies: Vec<(Route, usize)>,
+}
+
+impl Held {
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.replies.clear();
+    }
+}
+
+/// The journal as DHCP uses it: one batch under way, the next gathering.
+#[derive(Debug)]
+struct Journal {
+    scribe: Scribe,
+    /// One moment on both clocks: what is stored counts in seconds since 1970.
+    epoch: (Instant, SystemTime),
+    /// Everything up to this change is stored.
+    stored: u64,
+    /// The last change of the batch under way.
+    under_way: Option<u64>,
+    sent_when_stored: Held,
+    gathering: Held,
+}
+
+/// So many at once, then so many a second.
+#[derive(Debug)]
+struct Budget {
+    left: f64,
+    burst: f64,
+    per_second: f64,
+    at: Instant,
+}
+
+impl Budget {
+    fn new(burst: f64, per_second: f64) -> Self {
+        Self { left: burst, burst, per_second, at: Instant::now() }
+    }
+
+    fn take(&mut self, now: Instant) -> bool {
+        let since = now.saturating_duration_since(self.at).as_secs_f64();
+        self.at = now;
+        self.left = (self.left + since * self.per_second).min(self.burst);
+        let may = self.left >= 1.0;
+        if may {
+            self.left -= 1.0;
+        }
+        may
+    }
+}
+
 /// DHCP, owned by one core.
 pub(super) struct DhcpSide {
     server: Server,
@@ -70,14 +255,27 @@ pub(super) struct DhcpSide {
     boot_server_port: u16,
     ready_raw: VecDeque<u32>,
     ready_udp: VecDeque<u32>,
-    /// Where a frame is read to; out on loan while its message is handled.
-    frame: Vec<u8>,
-    reply: Box<[u8; FRAME_LEN]>,
-    ip_id: u16,
+    /// Where a message is copied to that cannot stay where it is.
+    message: Vec<u8>,
+    reply: Vec<u8>,
+    waiting: Waiting,
+    /// DISCOVERs that may still be answered in this turn as they come.
+    discovers: usize,
+    /// The UDP port whose datagrams the core's batch holds.
+    gathered: Option<usize>,
+    journal: Option<Journal>,
+    recorded: Budget,
+    noticed: Budget,
+    pools_at: Instant,
+    /// Pools said to be nearly empty.
+    low: Vec<Network>,
     armed_at: Option<Instant>,
+    /// What the server was told last.
+    tuning: Arc<Tuning>,
 }
 
 impl DhcpSide {
+    #[allow(clippy::too_many_arguments, reason = "its parts, once")]
     pub(super) fn new(
         settings: Settings,
         seed: u64,
@@ -86,9 +284,16 @@ impl DhcpSide {
         raws: Vec<RawPort>,
         udps: Vec<UdpPort>,
         ports: (u16, u16),
+        journal: Option<Scribe>,
     ) -> Self {
+        let now = Instant::now();
+        let epoch = (now, SystemTime::now());
+        let mut server = Server::new(settings, seed);
+        if let Some(scribe) = &journal {
+            server.restore(now, scribe.stored().iter().filter_map(|entry| decode(entry, epoch)));
+        }
         Self {
-            server: Server::new(settings, seed),
+            server,
             raws,
             udps,
             interfaces,
@@ -97,16 +302,42 @@ impl DhcpSide {
             boot_server_port: ports.1,
             ready_raw: VecDeque::new(),
             ready_udp: VecDeque::new(),
-            frame: vec![0; FRAME_LEN],
-            reply: Box::new([0; FRAME_LEN]),
-            ip_id: 0,
+            message: vec![0; FRAME_LEN],
+            reply: vec![0; FRAME_LEN],
+            waiting: Waiting::default(),
+            discovers: 0,
+            gathered: None,
+            journal: journal.map(|scribe| Journal {
+                scribe,
+                epoch,
+                stored: 0,
+                under_way: None,
+                sent_when_stored: Held::default(),
+                gathering: Held::default(),
+            }),
+            recorded: Budget::new(RECORDED_BURST, RECORDED_PER_SECOND),
+            noticed: Budget::new(NOTICED_BURST, NOTICED_PER_SECOND),
+            pools_at: now,
+            low: Vec::new(),
             armed_at: None,
+            tuning: Arc::default(),
+        }
+    }
+
+    /// Takes up what a reload changed.
+    fn take_up(&mut self, turn: &Turn<'_>) {
+        let now = turn.shared.tuning.load();
+        if !Arc::ptr_eq(&now, &self.tuning) {
+            self.tuning = Arc::clone(&now);
+            if let Some(settings) = &now.dhcp {
+                self.server.replace_settings(settings.clone());
+            }
         }
     }
 
     pub(super) fn register(&self, registry: &Registry) -> io::Result<()> {
         for (index, raw) in self.raws.iter().enumerate() {
-            watch(registry, raw.socket.as_raw_fd(), Owner::DhcpRaw(index as u32))?;
+            raw.watch(registry, index)?;
         }
         for (index, udp) in self.udps.iter().enumerate() {
             watch(registry, udp.socket.as_raw_fd(), Owner::DhcpUdp(index as u32))?;
@@ -116,7 +347,7 @@ impl DhcpSide {
 
     /// Looks at every socket once: frames may have come between opening and registering.
     pub(super) fn ready_all(&mut self) {
-        self.ready_raw = (0..self.raws.len() as u32).collect();
+        self.ready_raw = (0..self.raws.len() as u32 * 2).collect();
         self.ready_udp = (0..self.udps.len() as u32).collect();
     }
 
@@ -133,17 +364,22 @@ impl DhcpSide {
     }
 
     pub(super) fn is_busy(&self) -> bool {
-        !self.ready_raw.is_empty() || !self.ready_udp.is_empty()
+        !self.ready_raw.is_empty() || !self.ready_udp.is_empty() || !self.waiting.queue.is_empty()
     }
 
     pub(super) fn turn(&mut self, turn: &mut Turn<'_>) {
+        self.take_up(turn);
         while let Ok(arrival) = self.arrivals.try_recv() {
             self.welcome(arrival, turn);
         }
-        for _ in 0..self.ready_raw.len() {
-            let Some(index) = self.ready_raw.pop_front() else { break };
-            if !self.drain_raw(index as usize, turn) {
-                self.ready_raw.push_back(index);
+        self.discovers = DISCOVERS_PER_TURN;
+        // Exchanges under way first, on every interface.
+        for discovers in [false, true] {
+            for _ in 0..self.ready_raw.len() {
+                let Some(index) = self.ready_raw.pop_front() else { break };
+                if (index % 2 == 1) != discovers || !self.drain_raw(index as usize / 2, discovers, turn) {
+                    self.ready_raw.push_back(index);
+                }
             }
         }
         for _ in 0..self.ready_udp.len() {
@@ -152,7 +388,27 @@ impl DhcpSide {
                 self.ready_udp.push_back(index);
             }
         }
+        self.serve_waiting(turn);
+        self.store(turn);
+        self.flush(turn);
+        self.look_around(turn);
         self.arm(turn);
+    }
+
+    /// Answers DISCOVERs that waited, the oldest first.
+    fn serve_waiting(&mut self, turn: &mut Turn<'_>) {
+        if self.waiting.queue.is_empty() {
+            return;
+        }
+        let mut bytes = [0; FRAME_LEN];
+        for _ in 0..DISCOVERS_PER_TURN {
+            let Some((came, since, len)) = self.waiting.pop(&mut bytes) else { return };
+            if turn.now.saturating_duration_since(since) > STALE {
+                turn.tally.drop_dhcp(DropReason::Stale);
+            } else {
+                self.handle(&came, &bytes[..len], turn);
+            }
+        }
     }
 
     fn welcome(&mut self, arrival: Arrival, turn: &Turn<'_>) {
@@ -166,12 +422,11 @@ impl DhcpSide {
             return;
         }
         if let Some(raw) = arrival.raw {
-            let owner = Owner::DhcpRaw(self.raws.len() as u32);
-            if let Err(error) = watch(turn.registry, raw.socket.as_raw_fd(), owner) {
+            if let Err(error) = raw.watch(turn.registry, self.raws.len()) {
                 tracing::warn!(interface = raw.interface.name, %error, "cannot watch the raw socket");
                 return;
             }
-            self.ready_raw.push_back(self.raws.len() as u32);
+            self.ready_raw.extend([self.raws.len() as u32 * 2, self.raws.len() as u32 * 2 + 1]);
             self.raws.push(raw);
         }
         tracing::info!(interface = arrival.interface.name, address = %arrival.interface.addr, "answered on from now on");
@@ -196,96 +451,121 @@ impl DhcpSide {
         }
     }
 
-    /// True when the socket is empty.
-    fn drain_raw(&mut self, index: usize, turn: &mut Turn<'_>) -> bool {
-        for _ in 0..MESSAGES_PER_TURN {
-            let len = match self.raws[index].socket.recv(&mut self.frame[..]) {
-                Ok(len) => len,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
-                Err(error) => {
-                    // ENETDOWN when the interface goes down; it is delivered once.
-                    turn.tally.add(Count::DhcpRecvErrors, 1);
-                    tracing::debug!(interface = self.raws[index].interface.name, %error, "dhcp raw receive");
-                    return false;
-                }
-            };
+    /// True when the ring is empty.
+    fn drain_raw(&mut self, index: usize, discovers: bool, turn: &mut Turn<'_>) -> bool {
+        let raw = &mut self.raws[index];
+        let (lent, max) = match discovers {
+            true => (&mut raw.discovers, DISCOVERS_PER_TURN),
+            false => (&mut raw.ring, MESSAGES_PER_TURN),
+        };
+        let Some(mut ring) = lent.take() else { return true };
+        let interface = Arc::clone(&self.raws[index].interface);
+        let of = self.interfaces.iter().position(|i| i.index == interface.index);
+        let taken = ring.receive(max, |frame| {
             turn.tally.add(Count::DhcpPackets, 1);
-            let frame = std::mem::take(&mut self.frame);
-            match parse_udp_frame(&frame[..len]) {
-                Ok(datagram) => {
-                    let interface = Arc::clone(&self.raws[index].interface);
-                    let input = Input {
-                        interface: &interface,
-                        port: ServerPort::Dhcp,
-                        src: datagram.src,
-                        src_mac: Some(datagram.src_mac),
-                        dst: *datagram.dst.ip(),
-                        local: interface.addr,
-                        bytes: datagram.payload,
-                    };
-                    self.handle(&input, Some(index), turn);
-                }
-                Err(_) => turn.tally.add(Count::DhcpMalformedFrames, 1),
-            }
-            self.frame = frame;
-        }
-        false
+            let (Ok(datagram), Some(of)) = (parse_udp_frame(frame.bytes), of) else {
+                return turn.tally.add(Count::DhcpMalformedFrames, 1);
+            };
+            let came = Came {
+                interface: of,
+                raw: Some(index),
+                port: ServerPort::Dhcp,
+                src: datagram.src,
+                src_mac: Some(datagram.src_mac),
+                dst: *datagram.dst.ip(),
+                local: interface.addr,
+            };
+            self.handle(&came, datagram.payload, turn);
+        });
+        let raw = &mut self.raws[index];
+        *(if discovers { &mut raw.discovers } else { &mut raw.ring }) = Some(ring);
+        taken < max
     }
 
     /// True when the socket is empty.
     fn drain_udp(&mut self, index: usize, turn: &mut Turn<'_>) -> bool {
-        for _ in 0..MESSAGES_PER_TURN / crate::sys::udp::BATCH {
+        let mut message = std::mem::take(&mut self.message);
+        let mut empty = false;
+        for _ in 0..MESSAGES_PER_TURN / BATCH {
             let taken = match turn.recv.recv(&self.udps[index].socket) {
-                Ok(0) => return true,
                 Ok(taken) => taken,
                 Err(error) => {
                     turn.tally.add(Count::DhcpRecvErrors, 1);
                     tracing::debug!(%error, "dhcp receive");
-                    return false;
+                    break;
                 }
             };
+            empty = taken == 0;
+            if empty {
+                break;
+            }
             for i in 0..taken {
                 turn.tally.add(Count::DhcpPackets, 1);
-                let mut bytes = [0u8; FRAME_LEN];
                 let Some(d) = turn.recv.datagram(i) else { continue };
-                let Some(message) = bytes.get_mut(..d.bytes.len()) else { continue };
-                message.copy_from_slice(d.bytes);
-                let (len, from, to, local, on) = (d.bytes.len(), d.from, d.to, d.local, d.interface);
-                let Some(interface) = self.interfaces.iter().find(|i| i.index == on).cloned() else {
+                let Some(bytes) = message.get_mut(..d.bytes.len()) else { continue };
+                bytes.copy_from_slice(d.bytes);
+                let Some(interface) = self.interfaces.iter().position(|i| i.index == d.interface) else {
                     turn.tally.add(Count::DhcpForeignInterface, 1);
                     continue;
                 };
-                let input = Input {
-                    interface: &interface,
+                let came = Came {
+                    interface,
+                    raw: self.raws.iter().position(|raw| raw.interface.index == d.interface),
                     port: self.udps[index].port,
-                    src: from,
+                    src: d.from,
                     src_mac: None,
-                    dst: to,
-                    local,
-                    bytes: &bytes[..len],
+                    dst: d.to,
+                    local: d.local,
                 };
-                self.handle(&input, self.raws.iter().position(|raw| raw.interface.index == on), turn);
+                self.arrived(&came, bytes, turn);
             }
         }
-        false
+        self.message = message;
+        empty
     }
 
-    fn handle(&mut self, input: &Input<'_>, raw: Option<usize>, turn: &mut Turn<'_>) {
+    /// A message, to be answered now or, when it begins an exchange and many do, later.
+    fn arrived(&mut self, came: &Came, bytes: &[u8], turn: &mut Turn<'_>) {
+        if !is_discover(bytes) {
+            return self.handle(came, bytes, turn);
+        }
+        if self.discovers > 0 && self.waiting.queue.is_empty() {
+            self.discovers -= 1;
+            return self.handle(came, bytes, turn);
+        }
+        if self.waiting.push(came, turn.now, bytes) {
+            turn.tally.add(Count::DhcpWaited, 1);
+        } else {
+            turn.tally.drop_dhcp(DropReason::QueueFull);
+        }
+    }
+
+    fn handle(&mut self, came: &Came, bytes: &[u8], turn: &mut Turn<'_>) {
+        let interface = Arc::clone(&self.interfaces[came.interface]);
+        let input = Input {
+            interface: &interface,
+            port: came.port,
+            src: came.src,
+            src_mac: came.src_mac,
+            dst: came.dst,
+            local: came.local,
+            bytes,
+        };
         let mut decider = Decider::new(turn.shared);
-        // The message is built where a frame's payload goes, so that a raw answer needs no second copy.
+        // The message is built where a frame's payload goes.
         let reply = &mut self.reply[UDP_PAYLOAD_OFFSET..];
-        match self.server.handle(turn.now, input, &mut decider, reply) {
+        match self.server.handle(turn.now, &input, &mut decider, reply) {
             Verdict::Reply(output, event) => {
-                note(&event, turn);
-                self.send(&output, input, raw, turn);
+                self.note(&event, turn);
+                self.reply(&output, &input, came.raw, turn);
             }
-            Verdict::Heard(event) => note(&event, turn),
+            Verdict::Heard(event) => self.note(&event, turn),
             Verdict::Drop(reason) => turn.tally.drop_dhcp(reason),
         }
     }
 
-    fn send(&mut self, output: &Output, input: &Input<'_>, raw: Option<usize>, turn: &mut Turn<'_>) {
-        turn.tally.add(Count::DhcpReplies, 1);
+    /// Addresses the reply just made, and sends it or holds it until its lease is stored.
+    fn reply(&mut self, output: &Output, input: &Input<'_>, raw: Option<usize>, turn: &mut Turn<'_>) {
         let real_port = match output.port {
             ServerPort::Dhcp => self.port,
             ServerPort::BootServer => self.boot_server_port,
@@ -295,69 +575,418 @@ impl DhcpSide {
             To::Link { mac, to } => (Some(mac), to),
             To::Unicast(to) => (None, to),
         };
-        let socket = self.udps.iter().find(|udp| udp.port == output.port);
+        let udp = self.udps.iter().position(|udp| udp.port == output.port);
         // A unicast goes by UDP, where routing and ARP do their work. With another server on port 67 there is no
         // socket to send it from, and it goes back to the MAC address it came from.
-        let frame_to = mac.or(if socket.is_none() { input.src_mac } else { None });
-        if let (Some(raw), Some(dst_mac)) = (raw, frame_to) {
-            let port = &self.raws[raw];
-            self.ip_id = self.ip_id.wrapping_add(1);
+        let frame_to = mac.or(if udp.is_none() { input.src_mac } else { None });
+        let (route, range) = if let (Some(raw), Some(dst_mac)) = (raw, frame_to) {
+            let port = &mut self.raws[raw];
+            port.ip_id = port.ip_id.wrapping_add(1);
             let header = UdpHeader {
                 src_mac: port.interface.mac,
                 dst_mac,
                 src: SocketAddrV4::new(output.from, real_port),
                 dst: to,
                 ttl: 64,
-                ip_id: self.ip_id,
+                ip_id: port.ip_id,
             };
-            let sent = emit_udp_frame(&mut self.reply[..], &header, output.len)
-                .map(|len| port.socket.send(&self.reply[..len]));
-            if !matches!(sent, Some(Ok(_))) {
-                turn.tally.add(Count::DhcpSendErrors, 1);
-                tracing::debug!(?sent, "dhcp raw send");
+            let Some(len) = emit_udp_frame(&mut self.reply[..], &header, output.len) else {
+                return turn.tally.add(Count::DhcpSendErrors, 1);
+            };
+            (Route::Frame(raw), 0..len)
+        } else {
+            let Some(port) = udp else { return turn.tally.add(Count::DhcpSendErrors, 1) };
+            let to = if mac.is_some() { SocketAddrV4::new(Ipv4Addr::BROADCAST, to.port()) } else { to };
+            let interface = if to.ip().is_broadcast() { input.interface.index } else { 0 };
+            let source = Source { addr: output.from, interface };
+            (Route::Udp { port, to, source }, UDP_PAYLOAD_OFFSET..UDP_PAYLOAD_OFFSET + output.len)
+        };
+        match &mut self.journal {
+            Some(journal) if output.stored > journal.stored => {
+                let held = &mut journal.gathering;
+                if held.bytes.len() + range.len() > HELD_MAX {
+                    return turn.tally.drop_dhcp(DropReason::NotStored);
+                }
+                held.replies.push((route, range.len()));
+                held.bytes.extend_from_slice(&self.reply[range]);
             }
+            _ => {
+                let reply = std::mem::take(&mut self.reply);
+                self.send(route, &reply[range], turn);
+                self.reply = reply;
+            }
+        }
+    }
+
+    /// Adds a reply to the batch of its way out.
+    fn send(&mut self, route: Route, bytes: &[u8], turn: &mut Turn<'_>) {
+        turn.tally.add(Count::DhcpReplies, 1);
+        match route {
+            Route::Frame(raw) => {
+                let RawPort { batch, fd, .. } = &mut self.raws[raw];
+                batch.push(fd, bytes.len(), |frame| {
+                    frame.copy_from_slice(bytes);
+                    Some(bytes.len())
+                });
+            }
+            Route::Udp { port, to, source } => {
+                if self.gathered != Some(port) {
+                    self.flush_udp(turn);
+                    self.gathered = Some(port);
+                }
+                if !turn.send.push_bytes(to, source, 0, bytes) {
+                    self.flush_udp(turn);
+                    self.gathered = Some(port);
+                    turn.send.push_bytes(to, source, 0, bytes);
+                }
+            }
+        }
+    }
+
+    /// Sends what was gathered.
+    fn flush(&mut self, turn: &mut Turn<'_>) {
+        for raw in &mut self.raws {
+            raw.batch.flush(&raw.fd);
+            let unsent = raw.batch.unsent();
+            turn.tally.add(Count::DhcpSendErrors, unsent - raw.unsent);
+            raw.unsent = unsent;
+        }
+        self.flush_udp(turn);
+    }
+
+    fn flush_udp(&mut self, turn: &mut Turn<'_>) {
+        let Some(port) = self.gathered.take() else { return };
+        let tally = turn.tally;
+        turn.send.flush(&self.udps[port].socket, |unsent| {
+            tally.add(Count::DhcpSendErrors, 1);
+            tracing::debug!(error = %unsent.error, "dhcp send");
+        });
+    }
+
+    /// Hands what changed to the journal, when it is free.
+    fn store(&mut self, turn: &mut Turn<'_>) {
+        let Some(journal) = &mut self.journal else { return };
+        if journal.under_way.is_some() || !self.server.has_changes() {
             return;
         }
-        let Some(socket) = socket else { return turn.tally.add(Count::DhcpSendErrors, 1) };
-        let to = if mac.is_some() { SocketAddrV4::new(Ipv4Addr::BROADCAST, to.port()) } else { to };
-        let interface = if to.ip().is_broadcast() { input.interface.index } else { 0 };
-        let source = Source { addr: output.from, interface };
-        let bytes = &self.reply[UDP_PAYLOAD_OFFSET..UDP_PAYLOAD_OFFSET + output.len];
-        turn.send.push_bytes(to, source, 0, bytes);
-        let tally = turn.tally;
-        turn.send.flush(&socket.socket, |unsent| {
-            tally.add(Count::DhcpSendErrors, 1);
-            tracing::debug!(%to, error = %unsent.error, "dhcp send");
-        });
+        let mut entries = Vec::new();
+        let epoch = journal.epoch;
+        let number = self.server.changes(|change| entries.extend(encode(&change, epoch)));
+        std::mem::swap(&mut journal.gathering, &mut journal.sent_when_stored);
+        journal.under_way = Some(number);
+        if !journal.scribe.write(entries, Owner::DhcpJournal.pack(), turn.desk) {
+            self.journalled(Answer::NotNow, turn);
+        }
+    }
+
+    /// The journal has stored the batch under way, or could not.
+    pub(super) fn journalled(&mut self, answer: Answer, turn: &mut Turn<'_>) {
+        let Some(journal) = &mut self.journal else { return };
+        let Some(number) = journal.under_way.take() else { return };
+        let mut held = std::mem::take(&mut journal.sent_when_stored);
+        if answer == Answer::Go {
+            journal.stored = number;
+            let mut at = 0;
+            for (route, len) in held.replies.drain(..) {
+                self.send(route, &held.bytes[at..at + len], turn);
+                at += len;
+            }
+        } else {
+            let stored = journal.stored;
+            let lost = held.replies.len() + journal.gathering.replies.len();
+            journal.gathering.clear();
+            self.server.forget_changes_after(stored);
+            (0..lost).for_each(|_| turn.tally.drop_dhcp(DropReason::NotStored));
+        }
+        held.clear();
+        if let Some(journal) = &mut self.journal {
+            journal.sent_when_stored = held;
+        }
+        self.release_gathered(turn);
+        self.store(turn);
+        self.flush(turn);
+    }
+
+    /// Replies that gathered but wait for nothing that is not stored by now: repeated REQUESTs.
+    fn release_gathered(&mut self, turn: &mut Turn<'_>) {
+        let Some(journal) = &mut self.journal else { return };
+        if self.server.has_changes() || journal.gathering.replies.is_empty() {
+            return;
+        }
+        let held = std::mem::take(&mut journal.gathering);
+        let mut at = 0;
+        for (route, len) in &held.replies {
+            self.send(*route, &held.bytes[at..at + len], turn);
+            at += len;
+        }
+    }
+
+    /// What an operator should know: pools that run out, and what the machine noticed.
+    fn look_around(&mut self, turn: &mut Turn<'_>) {
+        for notice in self.server.notices() {
+            let (count, loud) = (count_of(&notice), self.noticed.take(turn.now));
+            turn.tally.add(count, 1);
+            tell(&notice, &self.interfaces, loud);
+        }
+        if turn.now < self.pools_at {
+            return;
+        }
+        self.pools_at = turn.now + POOLS_EVERY;
+        for ring in self.raws.iter().flat_map(|raw| [&raw.ring, &raw.discovers]).flatten() {
+            let dropped = ring.overruns();
+            turn.tally.drop_dhcp_many(DropReason::QueueFull, dropped);
+        }
+        let (mut addresses, mut taken) = (0, 0);
+        for pool in self.server.pools() {
+            addresses += u64::from(pool.len);
+            taken += u64::from(pool.live);
+            let known = self.low.iter().position(|network| *network == pool.network);
+            // Said once, and again only after it was better.
+            match known {
+                None if u64::from(pool.live) * 10 >= u64::from(pool.len) * 9 => {
+                    self.low.push(pool.network);
+                    tracing::warn!(
+                        network = %pool.network,
+                        taken = pool.live,
+                        of = pool.len,
+                        "the pool is nearly empty: widen its range, or shorten [[dhcp.subnet]] lease"
+                    );
+                }
+                Some(known) if u64::from(pool.live) * 10 < u64::from(pool.len) * 8 => {
+                    self.low.swap_remove(known);
+                    tracing::info!(network = %pool.network, taken = pool.live, of = pool.len, "the pool has room again");
+                }
+                _ => {}
+            }
+        }
+        turn.tally.set(Count::DhcpPoolAddresses, addresses);
+        turn.tally.set(Count::DhcpPoolTaken, taken);
+        turn.tally.set(Count::DhcpPoolsLow, self.low.len() as u64);
+    }
+
+    /// Passes on what a message told: to the other cores who is where, to the flight recorder what happened.
+    fn note(&mut self, event: &DhcpEvent, turn: &Turn<'_>) {
+        let told_address = matches!(
+            event.what,
+            DhcpStep::Offered
+                | DhcpStep::Acked
+                | DhcpStep::BootServerAnswered
+                | DhcpStep::OverheardRequest { .. }
+        );
+        if let (true, Some(mac), Some(addr), Some(arch)) = (told_address, event.mac, event.ip, event.arch)
+            && !addr.is_unspecified()
+        {
+            turn.shared.sightings.record(addr, Sighting { mac, arch });
+        }
+        let offers_boot = matches!(event.what, DhcpStep::Offered | DhcpStep::BootServerAnswered);
+        let Some(kind) = event.kind.filter(|_| offers_boot && !event.file.is_empty()) else { return };
+        if !self.recorded.take(turn.now) {
+            return turn.tally.add(Count::DhcpUnrecorded, 1);
+        }
+        let asker = match kind {
+            FirmwareKind::Pxe => Asker::Firmware,
+            FirmwareKind::HttpBoot => Asker::Http,
+            FirmwareKind::Ipxe(_) => Asker::Ipxe,
+        };
+        let file = event.file.as_str().to_owned();
+        let seen = Seen::DhcpOffered { asker, arch: event.arch, relay: event.relay, file };
+        let mut evidence = Evidence::new(SystemTime::now(), seen);
+        evidence.mac = event.mac;
+        evidence.uuid = event.uuid;
+        evidence.address = event.ip;
+        turn.shared.note(evidence);
     }
 }
 
-/// Passes on what a message told: to the other cores who is where, to the flight recorder what happened.
-fn note(event: &DhcpEvent, turn: &Turn<'_>) {
-    let told_address = matches!(
-        event.what,
-        DhcpStep::Offered
-            | DhcpStep::Acked
-            | DhcpStep::BootServerAnswered
-            | DhcpStep::OverheardRequest { .. }
-    );
-    if let (true, Some(mac), Some(addr), Some(arch)) = (told_address, event.mac, event.ip, event.arch)
-        && !addr.is_unspecified()
-    {
-        turn.shared.sightings.record(addr, Sighting { mac, arch });
+/// True for a DISCOVER as every client writes it: option 53 first. One that is not taken for it is answered like any
+/// other message.
+fn is_discover(message: &[u8]) -> bool {
+    message.get(OPTIONS_OFFSET..OPTIONS_OFFSET + 3)
+        == Some(&[code::MESSAGE_TYPE, 1, MessageType::Discover.code()])
+}
+
+fn count_of(notice: &Notice) -> Count {
+    match notice {
+        Notice::OtherServer { .. } => Count::DhcpOtherServers,
+        Notice::Restarting { .. } => Count::DhcpRestarting,
+        Notice::LateFirst { .. } => Count::DhcpLateFirst,
+        Notice::NextLoader { .. } => Count::DhcpNextLoader,
     }
-    let offers_boot = matches!(event.what, DhcpStep::Offered | DhcpStep::BootServerAnswered);
-    let Some(kind) = event.kind.filter(|_| offers_boot && !event.file.is_empty()) else { return };
-    let asker = match kind {
-        FirmwareKind::Pxe => Asker::Firmware,
-        FirmwareKind::HttpBoot => Asker::Http,
-        FirmwareKind::Ipxe(_) => Asker::Ipxe,
+}
+
+fn tell(notice: &Notice, interfaces: &[Arc<Interface>], loud: bool) {
+    let text = match notice {
+        Notice::OtherServer { interface, rival } => {
+            let name = interfaces.iter().find(|i| i.index == *interface).map_or("?", |i| i.name.as_str());
+            format!(
+                "another server, {}, answers machines that boot on {name}: {}",
+                rival.server,
+                meaning(rival)
+            )
+        }
+        Notice::Restarting { mac, count } => {
+            format!("{mac} has started {count} times within a quarter of an hour: `bootstorm explain {mac}`")
+        }
+        Notice::LateFirst { mac, secs } => format!(
+            "{mac} had been asking for {secs} s when it was first heard: its switch port does not forward at once; \
+             switch spanning tree to edge (portfast) there"
+        ),
+        Notice::NextLoader { mac, .. } => {
+            format!("{mac} came back without having reached its script: it gets the next loader")
+        }
     };
-    let file = event.file.as_str().to_owned();
-    let seen = Seen::DhcpOffered { asker, arch: event.arch, relay: event.relay, file };
-    let mut evidence = Evidence::new(SystemTime::now(), seen);
-    evidence.mac = event.mac;
-    evidence.uuid = event.uuid;
-    evidence.address = event.ip;
-    turn.shared.note(evidence);
+    match notice {
+        _ if !loud => tracing::debug!("{text}"),
+        Notice::OtherServer { .. } | Notice::Restarting { .. } => tracing::warn!("{text}"),
+        Notice::LateFirst { .. } | Notice::NextLoader { .. } => tracing::info!("{text}"),
+    }
+}
+
+/// What another server's answers do to machines, in words.
+fn meaning(rival: &Rival) -> &'static str {
+    match (rival.pxe, rival.has_vendor_options, rival.gives_addresses, rival.has_file) {
+        (true, false, true, false) => {
+            "option 60 in its leases without option 43 sends firmware to its port 4011, where it hangs (PXE-E55); take \
+             option 60 out of its settings"
+        }
+        (true, ..) => "a second PXE server; machines without a job are left to it for one retry",
+        (false, _, true, true) => {
+            "it names a boot file in its leases, which iPXE prefers to ours; take options 66 and 67 out of its settings"
+        }
+        (false, ..) => "it names a boot file",
+    }
+}
+
+const KEY_LEASE: u64 = 1 << 56;
+const KEY_LOADER: u64 = 2 << 56;
+const HELD: u8 = 1;
+const QUARANTINED: u8 = 2;
+const LEASE_LEN: usize = 28;
+
+/// A change as the journal keeps it:
+///
+/// ```text
+/// 1, address -> state u8, stranger u8, htype u8, hlen u8, hardware (16), until u64 (seconds since 1970)
+/// 2, MAC     -> loaders passed over u8
+/// ```
+fn encode(change: &Change, epoch: (Instant, SystemTime)) -> Option<Entry> {
+    let mut value = [0; LEASE_LEN];
+    match change {
+        Change::Lease(record) => {
+            let key = KEY_LEASE | u64::from(record.ip.to_bits());
+            let (state, stranger, until) = match record.term {
+                LeaseTerm::Held { until, stranger } => (HELD, stranger, until),
+                LeaseTerm::Quarantined { until } => (QUARANTINED, false, until),
+                LeaseTerm::Forgotten => return Entry::new(key, &[]),
+            };
+            value[..4].copy_from_slice(&[state, u8::from(stranger), record.htype, record.hlen]);
+            value[4..20].copy_from_slice(&record.hardware);
+            let at = epoch.1 + until.saturating_duration_since(epoch.0);
+            let secs = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+            value[20..].copy_from_slice(&secs.to_le_bytes());
+            Entry::new(key, &value)
+        }
+        Change::Loader { mac, pass_over } => {
+            let mut key = [0; 8];
+            key[2..].copy_from_slice(&mac.0);
+            let value = [*pass_over];
+            // The first loader is what everybody gets.
+            Entry::new(KEY_LOADER | u64::from_be_bytes(key), if *pass_over == 0 { &[] } else { &value })
+        }
+    }
+}
+
+/// Back from the journal; what is none of ours is left out.
+fn decode(entry: &Entry, epoch: (Instant, SystemTime)) -> Option<Change> {
+    if entry.key() & !((1 << 48) - 1) == KEY_LOADER {
+        let bytes = entry.key().to_be_bytes();
+        let mac = MacAddr([bytes[2], bytes[3], bytes[4], bytes[5], bytes[6], bytes[7]]);
+        let [pass_over] = *entry.value() else { return None };
+        return Some(Change::Loader { mac, pass_over });
+    }
+    let ip = u32::try_from(entry.key() ^ KEY_LEASE).ok().map(Ipv4Addr::from_bits)?;
+    let value: &[u8; LEASE_LEN] = entry.value().try_into().ok()?;
+    let [state, stranger, htype, hlen, rest @ ..] = *value;
+    let mut hardware = [0; 16];
+    hardware.copy_from_slice(&rest[..16]);
+    let secs = u64::from_le_bytes(*rest.last_chunk()?);
+    let now = epoch.1.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    // Until the end of that second, whatever part of it was cut off.
+    let until = match secs.checked_sub(now) {
+        Some(left) if left > 0 => epoch.0.checked_add(Duration::from_secs(left + 1))?,
+        _ => epoch.0.checked_sub(Duration::from_secs(now.saturating_sub(secs))).unwrap_or(epoch.0),
+    };
+    let term = match state {
+        HELD => LeaseTerm::Held { until, stranger: stranger != 0 },
+        QUARANTINED => LeaseTerm::Quarantined { until },
+        _ => return None,
+    };
+    Some(Change::Lease(LeaseRecord { ip, htype, hlen: hlen.min(16), hardware, term }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_is_read_from_the_journal_as_it_was_written() {
+        let epoch = (Instant::now(), SystemTime::now());
+        let record = |term| LeaseRecord {
+            ip: Ipv4Addr::new(10, 77, 0, 9),
+            htype: 1,
+            hlen: 6,
+            hardware: *b"\x52\x54\0\x77\0\x01\0\0\0\0\0\0\0\0\0\0",
+            term,
+        };
+        let until = epoch.0 + Duration::from_secs(7200);
+        for term in [
+            LeaseTerm::Held { until, stranger: true },
+            LeaseTerm::Held { until, stranger: false },
+            LeaseTerm::Quarantined { until },
+        ] {
+            let entry = encode(&Change::Lease(record(term)), epoch).unwrap();
+            let Some(Change::Lease(back)) = decode(&entry, epoch) else { panic!("{entry:?}") };
+            let end = |term| match term {
+                LeaseTerm::Held { until, .. } | LeaseTerm::Quarantined { until } => until,
+                LeaseTerm::Forgotten => panic!("{term:?}"),
+            };
+            let longer = end(back.term).saturating_duration_since(until);
+            assert!(end(back.term) >= until && longer <= Duration::from_secs(1), "never shorter");
+            assert_eq!(LeaseRecord { term, ..back }, record(term));
+        }
+        let gone = encode(&Change::Lease(record(LeaseTerm::Forgotten)), epoch).unwrap();
+        assert!(gone.value().is_empty());
+        let mac = MacAddr([0x52, 0x54, 0, 0x77, 0, 0xff]);
+        let loader = Change::Loader { mac, pass_over: 1 };
+        assert_eq!(decode(&encode(&loader, epoch).unwrap(), epoch), Some(loader));
+    }
+
+    #[test]
+    fn discovers_wait_in_order_and_the_newest_is_refused() {
+        let mut waiting = Waiting::default();
+        let came = Came {
+            interface: 0,
+            raw: None,
+            port: ServerPort::Dhcp,
+            src: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 68),
+            src_mac: None,
+            dst: Ipv4Addr::BROADCAST,
+            local: Ipv4Addr::UNSPECIFIED,
+        };
+        let now = Instant::now();
+        let mut bytes = [0; FRAME_LEN];
+        let (mut pushed, mut popped) = (0u32, 0u32);
+        for round in 1..40u32 {
+            while pushed - popped < WAITING_MAX as u32 {
+                assert!(waiting.push(&came, now, &pushed.to_be_bytes()));
+                pushed += 1;
+            }
+            assert!(!waiting.push(&came, now, &[]));
+            for _ in 0..round * 25 {
+                let (_, _, len) = waiting.pop(&mut bytes).unwrap();
+                assert_eq!(bytes[..len], popped.to_be_bytes());
+                popped += 1;
+            }
+        }
+    }
 }

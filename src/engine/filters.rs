@@ -57,40 +57,63 @@ const fn jump(code: u16, k: u32, jt: u8, jf: u8) -> BpfInstruction {
     BpfInstruction { code, jt, jf, k }
 }
 
-/// For the raw socket: offsets count from the Ethernet header (14 bytes; the IP header's length in X).
-/// `everything` also takes relayed and unicast requests: for hosts where another server has port `port`.
-pub fn raw(port: u16, everything: bool) -> Vec<BpfInstruction> {
+/// Which messages a raw socket is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// What begins an exchange: DISCOVERs, as every client writes them (option 53 first).
+    Discovers,
+    /// Everything else, and what other servers answer.
+    Rest,
+}
+
+/// For the raw sockets: offsets count from the Ethernet header (14 bytes; the IP header's length in X).
+/// `everything` also takes relayed and unicast requests: for hosts where another server has port `port`. The two parts
+/// are of two sockets, so that a storm of DISCOVERs fills the buffer of its own and no other.
+///
+/// A frame that ends before the first option is dropped by the kernel.
+pub fn raw(port: u16, everything: bool, part: Part) -> Vec<BpfInstruction> {
+    const DHCP: u32 = 14 + 8;
     let port = u32::from(port);
-    let mut program = vec![
-        load(LD_H_ABS, 12),
-        jump(JUMP_EQ, ETHERTYPE_IPV4, 0, 7), // -> DROP at 9
-        load(LD_B_ABS, 23),
-        jump(JUMP_EQ, PROTOCOL_UDP, 0, 5),
-        load(LD_H_ABS, 20),
-        jump(JUMP_SET, 0x1fff, 3, 0), // a later fragment has no UDP header
-        load(LDX_IP_HEADER_LEN, 14),
-        load(LD_H_IND, 16), // destination port
-        jump(JUMP_EQ, CLIENT_PORT, 2, 1),
-        DROP,
-        jump(JUMP_EQ, port, 3, 4), // -> server part at 14, or DROP at 15
-        load(LD_H_IND, 14),        // another server's answer: its source port
-        jump(JUMP_EQ, port, 0, 2),
-        ACCEPT,
-    ];
-    if everything {
-        program.extend([ACCEPT, DROP]);
-    } else {
-        program.extend([
-            jump(JUMP_EQ, port, 1, 0), // from 10: the accumulator still holds the destination port
-            DROP,
-            load(LD_W_ABS, 30),
-            jump(JUMP_EQ, BROADCAST, 0, 2),
-            load(LD_W_IND, 14 + 8 + 24), // giaddr
-            jump(JUMP_EQ, 0, 1, 0),
-            DROP,
+    let mut program = Vec::new();
+    let must = |program: &mut Vec<_>, code, at, value| {
+        program.extend([load(code, at), jump(JUMP_EQ, value, 1, 0), DROP]);
+    };
+    // A tagged frame is of another network, whose own interface hears it too.
+    must(&mut program, LD_W_ABS, VLAN_TAG_PRESENT, 0);
+    must(&mut program, LD_H_ABS, 12, ETHERTYPE_IPV4);
+    must(&mut program, LD_B_ABS, 23, PROTOCOL_UDP);
+    // A later fragment has no UDP header.
+    program.extend([load(LD_H_ABS, 20), jump(JUMP_SET, 0x1fff, 0, 1), DROP]);
+    program.extend([load(LDX_IP_HEADER_LEN, 14), load(LD_H_IND, 16)]);
+    match part {
+        // Another server's answer: its source port.
+        Part::Rest => program.extend([
+            jump(JUMP_EQ, CLIENT_PORT, 0, 4),
+            load(LD_H_IND, 14),
+            jump(JUMP_EQ, port, 0, 1),
             ACCEPT,
-        ]);
+            DROP,
+        ]),
+        Part::Discovers => program.extend([jump(JUMP_EQ, CLIENT_PORT, 0, 1), DROP]),
     }
+    // The accumulator still holds the destination port.
+    program.extend([jump(JUMP_EQ, port, 1, 0), DROP]);
+    if !everything {
+        must(&mut program, LD_W_ABS, 30, BROADCAST);
+        must(&mut program, LD_W_IND, DHCP + 24, 0); // giaddr
+    }
+    let (discover, other) = match part {
+        Part::Discovers => (ACCEPT, DROP),
+        Part::Rest => (DROP, ACCEPT),
+    };
+    program.extend([
+        load(LD_H_IND, DHCP + 240),
+        jump(JUMP_EQ, 0x3501, 0, 2),
+        load(LD_H_IND, DHCP + 241),
+        jump(JUMP_EQ, 0x0101, 1, 0),
+        other,
+        discover,
+    ]);
     program
 }
 
@@ -270,6 +293,7 @@ mod tests {
         src_port: u16,
         dst_port: u16,
         giaddr: [u8; 4],
+        options: [u8; 4],
     }
 
     const DISCOVER: Case = Case {
@@ -280,11 +304,13 @@ mod tests {
         src_port: 68,
         dst_port: 67,
         giaddr: [0; 4],
+        options: [53, 1, 1, 255],
     };
 
     fn frame(case: &Case) -> Vec<u8> {
         let ihl = 20 + case.ip_options;
-        let mut frame = vec![0; 14 + ihl + 8 + 240];
+        let mut frame = vec![0; 14 + ihl + 8 + 244];
+        frame[14 + ihl + 8 + 240..].copy_from_slice(&case.options);
         frame[12..14].copy_from_slice(&[8, 0]);
         frame[14] = 0x40 | (ihl / 4) as u8;
         frame[20..22].copy_from_slice(&case.fragment.to_be_bytes());
@@ -297,8 +323,11 @@ mod tests {
         frame
     }
 
+    /// By either raw socket, and never by both.
     fn raw_takes(case: &Case, everything: bool) -> bool {
-        accepts(&raw(67, everything), &frame(case), 14)
+        let by = |part| accepts(&raw(67, everything, part), &frame(case), 14);
+        assert!(!(by(Part::Discovers) && by(Part::Rest)));
+        by(Part::Discovers) || by(Part::Rest)
     }
 
     fn udp_takes(case: &Case) -> bool {
@@ -401,6 +430,21 @@ mod tests {
     }
 
     #[test]
+    fn only_a_discover_is_kept_apart() {
+        let discovers =
+            |options| accepts(&raw(67, false, Part::Discovers), &frame(&Case { options, ..DISCOVER }), 14);
+        assert!(discovers([53, 1, 1, 255]));
+        for options in
+            [[53, 1, 3, 255], [53, 1, 8, 255], [53, 2, 1, 1], [60, 1, 1, 255], [0, 53, 1, 1], [255, 0, 0, 0]]
+        {
+            assert!(!discovers(options), "{options:?}");
+            assert!(raw_takes(&Case { options, ..DISCOVER }, false), "{options:?}");
+        }
+        let offer = Case { src_port: 67, dst_port: 68, ..DISCOVER };
+        assert!(!accepts(&raw(67, false, Part::Discovers), &frame(&offer), 14));
+    }
+
+    #[test]
     fn other_servers_answers_are_heard_and_our_images_are_not() {
         let offer = Case { src_port: 67, dst_port: 68, dst: [10, 77, 0, 5], ..DISCOVER };
         assert!(raw_takes(&offer, false) && raw_takes(&offer, true));
@@ -420,7 +464,7 @@ mod tests {
     fn a_short_frame_is_dropped_by_the_kernel() {
         let whole = frame(&DISCOVER);
         for len in 0..14 + 20 + 8 + 28 {
-            assert!(!accepts(&raw(67, false), &whole[..len], 14), "{len}");
+            assert!(!accepts(&raw(67, false, Part::Rest), &whole[..len], 14), "{len}");
         }
     }
 }

@@ -28,5 +28,5 @@ mod tests;
 mod tftp;
 pub mod wheel;
 
-pub use shared::Shared;
+pub use shared::{Shared, Tuning};
 pub use start::{Bound, DRAIN, Driver, Engine, EngineSettings, Frames, StartError};

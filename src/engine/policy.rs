@@ -11,7 +11,7 @@ use crate::jobs::gss;
 use crate::jobs::image::{Access, Images};
 use crate::jobs::script::Unknown;
 use crate::jobs::table::Decision;
-use crate::proto::dhcp::{Answer, BootFile, BootPolicy};
+use crate::proto::dhcp::{Answer, BootFile, BootPolicy, Wish};
 use crate::proto::firmware::{Firmware, FirmwareKind};
 use crate::wire::arch::Family;
 use crate::wire::{Arch, MacAddr};
@@ -19,11 +19,13 @@ use crate::wire::{Arch, MacAddr};
 /// One look at the snapshots, for one message.
 pub(super) struct Decider<'a> {
     shared: &'a Shared,
+    /// A job or an operator's word is there for the machine, once that was looked up.
+    claimed: Option<bool>,
 }
 
 impl<'a> Decider<'a> {
     pub(super) fn new(shared: &'a Shared) -> Self {
-        Self { shared }
+        Self { shared, claimed: None }
     }
 }
 
@@ -33,16 +35,17 @@ impl BootPolicy for Decider<'_> {
         who: &Identity,
         firmware: &Firmware,
         server: Ipv4Addr,
+        wish: &Wish<'_>,
         file: &mut BootFile,
     ) -> Answer {
         let view = self.shared.keeper.table().view();
         let decision = view.decide(who);
-        let claimed = match decision {
+        let claimed = !matches!(decision, Decision::NoJob);
+        self.claimed = Some(claimed);
+        if matches!(decision, Decision::Rejected) {
             // No loader, no address of a script: denied at every hop.
-            Decision::Rejected => return Answer::NoBoot,
-            Decision::Job(_) | Decision::Done(_) => true,
-            Decision::NoJob => false,
-        };
+            return Answer::NoBoot;
+        }
         if !claimed && self.shared.policy.load().unknown == Unknown::Silent {
             return Answer::Silent;
         }
@@ -70,16 +73,19 @@ impl BootPolicy for Decider<'_> {
                 Some((name, _)) => write!(file, "{name}"),
                 None => return Answer::NoBoot,
             },
-            (FirmwareKind::HttpBoot, Some(port)) => match catalog.loader_for(firmware.arch) {
-                Some((name, _)) => write!(file, "http://{server}:{port}/loaders/{name}"),
-                None => match own_loader(&catalog, decision, firmware.arch) {
-                    Some(name) => write!(file, "http://{server}:{port}/images/{name}"),
-                    None => return Answer::NoBoot,
-                },
-            },
+            (FirmwareKind::HttpBoot, Some(port)) => {
+                match catalog.loader_wished(firmware.arch, wish.loader, wish.pass_over) {
+                    Some(name) => write!(file, "http://{server}:{port}/loaders/{name}"),
+                    None => match own_loader(&catalog, decision, firmware.arch) {
+                        Some(name) => write!(file, "http://{server}:{port}/images/{name}"),
+                        None => return Answer::NoBoot,
+                    },
+                }
+            }
             (FirmwareKind::HttpBoot, None) => return Answer::NoBoot,
-            (FirmwareKind::Pxe, _) => match catalog.loader_for(firmware.arch) {
-                Some((name, _)) => write!(file, "{name}"),
+            (FirmwareKind::Pxe, _) => match catalog.loader_wished(firmware.arch, wish.loader, wish.pass_over)
+            {
+                Some(name) => write!(file, "{name}"),
                 None => match own_loader(&catalog, decision, firmware.arch) {
                     Some(name) => write!(file, "{name}"),
                     None => return Answer::NoBoot,
@@ -98,8 +104,13 @@ impl BootPolicy for Decider<'_> {
         self.shared.policy.load().excludes(mac)
     }
 
+    fn is_silent(&mut self, who: &Identity) -> bool {
+        self.shared.policy.load().unknown == Unknown::Silent && !self.is_registered(who)
+    }
+
     fn is_registered(&mut self, who: &Identity) -> bool {
-        !matches!(self.shared.keeper.table().view().decide(who), Decision::NoJob)
+        let looked = || !matches!(self.shared.keeper.table().view().decide(who), Decision::NoJob);
+        *self.claimed.get_or_insert_with(looked)
     }
 }
 
@@ -147,7 +158,7 @@ mod tests {
         let who = Identity { mac: "52:54:00:00:00:01".parse().ok(), ..Identity::default() };
         let mut file = BootFile::new();
         let firmware = Firmware { kind, arch, arch_stated: true };
-        let answer = Decider::new(&shared).resolve(&who, &firmware, US, &mut file);
+        let answer = Decider::new(&shared).resolve(&who, &firmware, US, &Wish::default(), &mut file);
         (answer, file.as_str().to_owned())
     }
 

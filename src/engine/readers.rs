@@ -46,9 +46,10 @@ impl Readers {
         let (readers, missing) = Self::new(QUEUE);
         for number in 0..THREADS {
             let (missing, start) = (missing.clone(), readers.start);
-            let spawned = std::thread::Builder::new()
-                .name(format!("reader-{number}"))
-                .spawn(move || read_all(&missing, start));
+            let spawned = std::thread::Builder::new().name(format!("reader-{number}")).spawn(move || {
+                crate::sys::privileges::renounce();
+                read_all(&missing, start);
+            });
             if let Err(error) = spawned {
                 tracing::warn!(%error, "cannot start a reader: cores will wait for disks themselves");
             }

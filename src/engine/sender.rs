@@ -6,19 +6,22 @@
 //! | SEND_ZC from the file's mapping, by the core's ring | the connection's local address is on a device not known to copy |
 //! | sendfile, corked | no pipe is free |
 //! | plain send | texts, and files below [`INLINE_MAX`] (the caller puts those into a text) |
+//! | records | TLS: file bytes are read in pieces of [`SEALED_LEN`], never through the mapping, and encrypted here |
 //!
 //! A file that changed or shrank under a response ends the connection with a reset: its receiver must not take a
 //! mixture, or a cut body, for the image.
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use crate::files::served::Opened;
 use crate::sys::tcp::{self, PIPE_LEN, Pipe};
 use crate::sys::uring::SendRing;
+use crate::tls::Session;
 
 /// Files up to this length are read into the response's text: one call instead of four.
 pub const INLINE_MAX: u64 = 16 * 1024;
@@ -28,6 +31,10 @@ pub const QUANTUM: u64 = 2 << 20;
 const SENDFILE_LEN: u64 = 2 << 20;
 /// SEND_ZC piece.
 const ZERO_COPY_LEN: u64 = 1 << 20;
+/// Bytes encrypted before they are sent: four records.
+pub const SEALED_LEN: usize = 64 << 10;
+/// What one TLS connection may send in a turn: encrypting takes several times as long as sending.
+const SEALED_QUANTUM: u64 = 512 << 10;
 /// Ranges shorter than this are not worth a notification.
 const ZERO_COPY_MIN: u64 = 64 << 10;
 
@@ -61,6 +68,8 @@ pub struct Outgoing {
     pub file: Option<Arc<Opened>>,
     pipe: Option<Pipe>,
     corked: bool,
+    /// The TLS session has records that the socket has not taken yet.
+    owes_records: bool,
     /// A ring send is with the kernel; nothing else may be sent until it answers.
     pub in_ring: bool,
     /// The kernel would not pin pages for this connection; the other senders serve it.
@@ -94,12 +103,13 @@ pub struct Moved {
     pub sendfile: u64,
     pub ring: u64,
     pub text: u64,
+    pub sealed: u64,
 }
 
 impl Moved {
     /// All bytes.
     pub fn total(&self) -> u64 {
-        self.splice + self.sendfile + self.ring + self.text
+        self.splice + self.sendfile + self.ring + self.text + self.sealed
     }
 }
 
@@ -182,6 +192,8 @@ pub struct Means<'a> {
     pub local: Ipv4Addr,
     /// What a ring completion is to be tagged with.
     pub tag: u64,
+    /// Where file bytes stand before they are encrypted.
+    pub unsealed: &'a mut Vec<u8>,
     /// Counted here.
     pub moved: &'a mut Moved,
 }
@@ -189,7 +201,12 @@ pub struct Means<'a> {
 impl Outgoing {
     /// Nothing left to send.
     pub fn is_empty(&self) -> bool {
-        self.pieces.is_empty()
+        self.pieces.is_empty() && !self.owes_records
+    }
+
+    /// The TLS session has something to say that the socket did not take.
+    pub fn owes_records(&mut self) {
+        self.owes_records = true;
     }
 
     /// Bytes not handed to the kernel yet.
@@ -262,6 +279,79 @@ impl Outgoing {
         }
     }
 
+    /// The same through TLS. What a [`Piece::Held`] keeps back is not even encrypted before it is released.
+    pub fn pump_sealed(
+        &mut self,
+        socket: &mut impl Write,
+        session: &mut Session,
+        means: &mut Means<'_>,
+    ) -> Pumped {
+        let mut quantum = SEALED_QUANTUM;
+        // Encrypted and not sent: texts and the file bytes after them leave together.
+        let mut waiting = if session.wants_write() { SEALED_LEN } else { 0 };
+        loop {
+            let room = SEALED_LEN.saturating_sub(waiting);
+            let front = self.pieces.front_mut();
+            let stops = matches!(front, None | Some(Piece::Held));
+            if stops || room == 0 {
+                while session.wants_write() {
+                    match session.flush(socket) {
+                        Ok(0) => return Pumped::Broken,
+                        Ok(sent) => means.moved.sealed += sent as u64,
+                        Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                            self.owes_records = true;
+                            return Pumped::Blocked;
+                        }
+                        Err(_) => return Pumped::Broken,
+                    }
+                }
+                waiting = 0;
+                self.owes_records = false;
+            }
+            match front {
+                None => {
+                    self.file = None;
+                    return Pumped::Done;
+                }
+                Some(Piece::Held) => return Pumped::Held,
+                Some(_) if room == 0 && quantum == 0 => return Pumped::Yielded,
+                Some(_) if room == 0 => {}
+                Some(Piece::Text { bytes, sent }) => {
+                    let taken = room.min(bytes.len() - *sent);
+                    session.seal(&bytes[*sent..*sent + taken]);
+                    (*sent, waiting) = (*sent + taken, waiting + taken);
+                    if *sent == bytes.len() {
+                        self.pieces.pop_front();
+                    }
+                }
+                Some(Piece::File { at, end }) => {
+                    let Some(file) = &self.file else { return Pumped::Broken };
+                    let left = *end - *at;
+                    let len = left.min(room as u64) as usize;
+                    if len as u64 == left && !file.still_same() {
+                        return Pumped::Changed;
+                    }
+                    means.unsealed.resize(SEALED_LEN, 0);
+                    match file.file.read_at(&mut means.unsealed[..len], *at) {
+                        Ok(0) if left > 0 => return Pumped::Changed,
+                        Ok(read) => {
+                            session.seal(&means.unsealed[..read]);
+                            *at += read as u64;
+                            waiting += read;
+                            quantum = quantum.saturating_sub(read as u64);
+                        }
+                        Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                        Err(_) => return Pumped::Changed,
+                    }
+                    if at == end {
+                        self.pieces.pop_front();
+                    }
+                }
+            }
+        }
+    }
+
     /// One call's worth of the front file piece; the bytes that reached the socket, 0 when the file is not what it
     /// was (or, with `in_ring` set, when the ring has taken over).
     fn pump_file(&mut self, socket: &impl AsRawFd, means: &mut Means<'_>) -> io::Result<u64> {
@@ -275,11 +365,13 @@ impl Outgoing {
             self.corked = true;
         }
         let in_pipe = self.pipe.as_ref().map_or(0, Pipe::held);
+        // The rest goes out now or with the next calls: the last chances to see that the file is still the one promised.
+        // Also what waits in the pipe is looked at again, since its pages are the file's own, and show what is written
+        // to it while a slow receiver lets them wait.
+        if left <= SENDFILE_LEN && !file.still_same() {
+            return Ok(0);
+        }
         if in_pipe == 0 {
-            // The next call takes the rest: the last chance to see that the file is still the one promised.
-            if left <= SENDFILE_LEN && !file.still_same() {
-                return Ok(0);
-            }
             if left >= ZERO_COPY_MIN
                 && !self.zero_copy_refused
                 && !means.copying.knows(means.local)
@@ -370,6 +462,7 @@ impl Outgoing {
             pipes.put(pipe);
         }
         self.pieces.clear();
+        self.owes_records = false;
         self.file = None;
     }
 

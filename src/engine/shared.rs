@@ -2,8 +2,8 @@
 //! packet's path, but for DHCP's own core recording who is at which address.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -13,14 +13,26 @@ use super::fragments::FragmentsLost;
 use super::presented::Presented;
 use super::sightings::Sightings;
 use crate::files::library::Library;
+use crate::jobs::admission::{Admission, Limits, Who};
 use crate::jobs::evidence::{Evidence, Seen};
 use crate::jobs::script::Policy;
 use crate::jobs::token::{BootId, TokenKey};
 use crate::keeper::Keeper;
+use crate::proto::dhcp::Settings;
+use crate::proto::tftp;
 use crate::sys::interfaces::Interface;
 
 /// Addresses remembered as refusing segmented sends; one per local address, and hosts have few.
 const REFUSING_MAX: usize = 32;
+
+/// What a reload may change, taken up by each core at its next packet.
+#[derive(Clone, Debug, Default)]
+pub struct Tuning {
+    /// DHCP's settings; `None` where DHCP is off.
+    pub dhcp: Option<Settings>,
+    /// Bounds of TFTP's options.
+    pub tftp_limits: tftp::Limits,
+}
 
 /// State all cores share.
 #[derive(Debug)]
@@ -31,6 +43,8 @@ pub struct Shared {
     pub keeper: Keeper,
     /// What machines without a job get.
     pub policy: ArcSwap<Policy>,
+    /// What DHCP and TFTP are told.
+    pub tuning: ArcSwap<Tuning>,
     /// Who is at which address.
     pub sightings: Sightings,
     /// Machines that fragments do not reach.
@@ -39,6 +53,9 @@ pub struct Shared {
     pub presented: Presented,
     /// The interfaces, as last looked at.
     pub interfaces: ArcSwap<Vec<Interface>>,
+    /// Who may fetch an image now; `None` where everybody may. The one lock between cores: taken for the script of a
+    /// boot, for the beginning of a file and for its end, and nowhere else.
+    pub admission: Option<Mutex<Admission>>,
     /// Cores whose loop still runs.
     pub cores_running: AtomicUsize,
     /// Where HTTP answers.
@@ -65,10 +82,12 @@ impl Shared {
             library,
             keeper,
             policy: ArcSwap::from_pointee(policy),
+            tuning: ArcSwap::default(),
             sightings: Sightings::new(),
             fragments_lost: FragmentsLost::new(Instant::now()),
             presented: Presented::new(),
             interfaces: ArcSwap::from_pointee(Vec::new()),
+            admission: None,
             cores_running: AtomicUsize::new(0),
             http: ArcSwap::from_pointee(Vec::new()),
             evidence,
@@ -77,6 +96,35 @@ impl Shared {
             stopping: AtomicBool::new(false),
             drain,
         }
+    }
+
+    /// Makes boots wait for each other; `networks` are the site's subnets.
+    #[must_use]
+    pub fn with_admission(mut self, limits: Limits, networks: Vec<(Ipv4Addr, u8)>) -> Self {
+        self.admission = limits.limits_anything().then(|| Mutex::new(Admission::new(limits, networks)));
+        self
+    }
+
+    /// Boots that hold a place, and machines in line.
+    pub fn admission_counts(&self) -> (usize, usize) {
+        let Some(admission) = &self.admission else { return (0, 0) };
+        admission.lock().unwrap_or_else(PoisonError::into_inner).counts()
+    }
+
+    /// Lets evidence of a boot that fetches keep its place, or free it.
+    fn tell_admission(&self, evidence: &Evidence) {
+        let (Some(admission), Some(boot)) = (&self.admission, evidence.boot) else { return };
+        let ended = match &evidence.seen {
+            Seen::FileStarted { .. } | Seen::FileProgress { .. } | Seen::FileDone { last: false, .. } => {
+                false
+            }
+            Seen::LastPieceSent { .. } | Seen::FileDone { last: true, .. } => true,
+            _ => return,
+        };
+        let Some(who) = evidence.mac.map(Who::Mac).or(evidence.address.map(Who::Address)) else { return };
+        let mut admission = admission.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if ended { admission.ended(now, who, boot) } else { admission.goes_on(now, who, boot) }
     }
 
     /// Records where HTTP listens, with the ports really bound.
@@ -103,6 +151,7 @@ impl Shared {
     /// Tells the keeper, if jobs or machines may be moved by it, and the flight recorder. Never waits: a full queue
     /// loses the evidence and counts it.
     pub fn note(&self, evidence: Evidence) {
+        self.tell_admission(&evidence);
         let moves = match &evidence.seen {
             Seen::DhcpOffered { .. } => evidence.mac.is_some() && evidence.uuid.is_some(),
             Seen::ScriptAsked { .. } | Seen::LocalBack { .. } => true,
@@ -151,7 +200,7 @@ impl Shared {
 }
 
 /// Seconds since 1970, as tokens and jobs count.
-pub(super) fn unix_now() -> u32 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+pub(super) fn unix_seconds(at: SystemTime) -> u32 {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u32::try_from(since.as_secs()).unwrap_or(u32::MAX)
 }

@@ -66,6 +66,17 @@ impl<T> Slab<T> {
         if slot.generation == key.generation { slot.value.as_mut() } else { None }
     }
 
+    /// What is at this position now.
+    pub fn at(&self, index: u32) -> Option<&T> {
+        self.slots.get(index as usize)?.value.as_ref()
+    }
+
+    /// The key of what is at this position now.
+    pub fn key_at(&self, index: u32) -> Option<Key> {
+        let slot = self.slots.get(index as usize).filter(|slot| slot.value.is_some())?;
+        Some(Key { index, generation: slot.generation })
+    }
+
     /// Takes an entry out; its key is stale from then on.
     pub fn remove(&mut self, key: Key) -> Option<T> {
         let slot = self.slots.get_mut(key.index as usize)?;
@@ -103,6 +114,9 @@ mod tests {
         assert_eq!(slab.get_mut(a), None);
         assert_eq!(slab.remove(a), None);
         assert_eq!(slab.get_mut(b), Some(&mut 'b'));
+        assert_eq!((slab.at(b.index), slab.key_at(b.index)), (Some(&'b'), Some(b)));
+        slab.remove(b);
+        assert_eq!((slab.at(b.index), slab.key_at(b.index)), (None, None));
     }
 
     #[test]

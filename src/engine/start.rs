@@ -16,20 +16,22 @@ use super::counters::Tally;
 use super::dhcp::{Arrival, DhcpSide, RawPort, UdpPort};
 use super::http::HttpSide;
 use super::readers::Readers;
-use super::shared::Shared;
+use super::shared::{Shared, Tuning};
 use super::tftp::{DataPorts, Link, TftpSide};
 use super::{counters, filters};
+use crate::keeper::journal::Scribe;
 use crate::proto::dhcp::{Interface, Mode, Network, ServerPort, Settings};
 use crate::proto::tftp::Limits;
 use crate::sys::firewall::{self, Firewall};
 use crate::sys::frames::FrameSender;
 use crate::sys::interfaces::{self, Device};
-use crate::sys::packet::PacketSocket;
+use crate::sys::packet::BpfInstruction;
 use crate::sys::ring::{FrameRing, RingUse};
 use crate::sys::udp::{UdpOptions, UdpSocket};
 use crate::sys::uring::SendRing;
-use crate::sys::{SysError, affinity, tcp, udp};
+use crate::sys::{SysError, affinity, privileges, tcp, udp};
 use crate::telemetry::Counters;
+use crate::tls::Certificates;
 use crate::wire::MacAddr;
 
 /// SEND_ZC operations one core has in flight.
@@ -80,6 +82,8 @@ pub struct EngineSettings {
     pub dhcp: Option<Settings>,
     /// DHCP's two ports.
     pub dhcp_ports: (u16, u16),
+    /// Where leases are stored; `None` keeps them in memory alone.
+    pub journal: Option<Scribe>,
     /// TFTP listeners.
     pub tftp: Vec<SocketAddrV4>,
     /// TFTP bounds.
@@ -90,6 +94,11 @@ pub struct EngineSettings {
     pub tftp_frames: Frames,
     /// HTTP listeners.
     pub http: Vec<SocketAddrV4>,
+    /// Give up, once the sockets are open, every privilege that serving does not need. The calling thread's, and with it
+    /// those of the threads it makes.
+    pub settle: bool,
+    /// HTTPS listeners, and what they show.
+    pub https: Option<(Vec<SocketAddrV4>, Arc<Certificates>)>,
 }
 
 /// Why the engine did not start.
@@ -177,6 +186,8 @@ pub struct Bound {
     pub tftp: Vec<SocketAddrV4>,
     /// HTTP listeners with their real ports.
     pub http: Vec<SocketAddrV4>,
+    /// HTTPS listeners with their real ports.
+    pub https: Vec<SocketAddrV4>,
     /// `uring` or `mio`.
     pub driver: &'static str,
     /// Loops.
@@ -193,6 +204,8 @@ impl Engine {
         let count = if settings.cores == 0 { cpus.len() } else { settings.cores }.max(1);
         let all = interfaces::list().map_err(|e| SysError::new("list interfaces", e))?;
         shared.interfaces.store(Arc::new(all.clone()));
+        let tuning = Tuning { dhcp: settings.dhcp.clone(), tftp_limits: settings.tftp_limits };
+        shared.tuning.store(Arc::new(tuning));
 
         let segmentation = udp::has_segmentation();
         let congestion = tcp::lan_congestion();
@@ -257,7 +270,11 @@ impl Engine {
         for addr in settings.tftp.iter().filter(|addr| addr.port() != 0) {
             drop(UdpSocket::bind(*addr, &UdpOptions::default())?);
         }
-        for addr in settings.http.iter().filter(|addr| addr.port() != 0) {
+        let (mut https_listen, certificates) = match &settings.https {
+            Some((listen, certificates)) => (listen.clone(), Some(Arc::clone(certificates))),
+            None => (Vec::new(), None),
+        };
+        for addr in settings.http.iter().chain(&https_listen).filter(|addr| addr.port() != 0) {
             tcp::check_free(*addr)?;
         }
 
@@ -275,25 +292,14 @@ impl Engine {
         let mut wakers = Vec::new();
         let mut cells = Vec::new();
         for index in 0..count {
-            let limits = Limits { ..settings.tftp_limits };
-            let tftp = TftpSide::bind(
-                &tftp_listen,
-                limits,
-                settings.single_port,
-                segmentation,
-                &readers,
-                &mut data_ports,
-            )?;
+            let tftp =
+                TftpSide::bind(&tftp_listen, settings.single_port, segmentation, &readers, &mut data_ports)?;
             tftp_listen = tftp.addresses();
-            let listeners = HttpSide::bind(&http_listen, congestion)?;
-            http_listen = listeners
-                .iter()
-                .zip(&http_listen)
-                .map(|(listener, wanted)| match listener.local_addr() {
-                    Ok(std::net::SocketAddr::V4(addr)) => addr,
-                    _ => *wanted,
-                })
-                .collect();
+            let mut listeners = HttpSide::bind(&http_listen, false, congestion)?;
+            http_listen = listeners.iter().zip(&http_listen).map(|(l, wanted)| l.address(*wanted)).collect();
+            let secure = HttpSide::bind(&https_listen, true, congestion)?;
+            https_listen = secure.iter().zip(&https_listen).map(|(l, wanted)| l.address(*wanted)).collect();
+            listeners.extend(secure);
             let tally = Tally::default();
             cells.push(tally.cells());
             let poll = Poll::new().map_err(|e| SysError::new("make an event queue", e))?;
@@ -306,6 +312,7 @@ impl Engine {
                 tftp,
                 HttpSide::new(
                     listeners,
+                    certificates.clone(),
                     connections_max,
                     (PIPES_TOTAL / count).max(1),
                     settings.driver == Driver::UringAlways,
@@ -319,6 +326,9 @@ impl Engine {
         }
         for core in &mut cores {
             wakers.push(core.register().map_err(|e| SysError::new("watch a core's sockets", e))?);
+        }
+        if settings.settle {
+            tracing::info!(rung = "privileges", kept = %privileges::settle()?, "what serving needs");
         }
         shared.set_http(http_listen.clone());
         shared.cores_running.store(count, Ordering::Release);
@@ -348,6 +358,7 @@ impl Engine {
                 .map(|dhcp| (dhcp.mode, settings.dhcp_ports.0, settings.dhcp_ports.1)),
             tftp: tftp_listen,
             http: http_listen,
+            https: https_listen,
             driver,
             cores: count,
             interfaces: dhcp_interfaces,
@@ -371,9 +382,19 @@ impl Engine {
         }
     }
 
+    /// True while an interface is waited for: its socket is opened when it comes.
+    pub fn is_waiting(&self) -> bool {
+        self.waiting.as_ref().is_some_and(|waiting| !waiting.names.is_empty())
+    }
+
     /// Where the cores' counters can be read.
     pub fn cells(&self) -> Vec<Arc<Counters>> {
         self.cells.clone()
+    }
+
+    /// How often each core has been around its loop. One that is well goes round at least every few seconds.
+    pub fn turns(&self) -> Vec<u64> {
+        self.cells.iter().map(|cells| cells.read(counters::Count::LoopTurns as usize)).collect()
     }
 
     /// The `/metrics` text of these cells.
@@ -437,13 +458,18 @@ struct Waiting {
     names: Vec<String>,
     /// Every other interface has a raw socket.
     raw_everywhere: bool,
-    filter: Vec<crate::sys::packet::BpfInstruction>,
+    filters: (Vec<BpfInstruction>, Vec<BpfInstruction>),
     arrivals: Sender<Arrival>,
 }
 
 /// One core's ring on one interface: 8,192 requests of a hall, or acknowledgements. No request is longer than the
 /// snapshot (RFC 2347 §2 ends them at 512 bytes).
-const RING: RingUse = RingUse { snapshot: 900, len: 8 << 20, all: false };
+const RING: RingUse = RingUse { snapshot: 900, len: 8 << 20, all: false, outgoing: false };
+
+/// DHCP's rings on one interface: 2,048 messages of up to an Ethernet frame, and 1,024 DISCOVERs. Another DHCP server on
+/// this very host is heard by what it sends.
+const DHCP_RING: RingUse = RingUse { snapshot: 1518, len: 4 << 20, all: false, outgoing: true };
+const DISCOVER_RING: RingUse = RingUse { snapshot: 1518, len: 2 << 20, all: false, outgoing: false };
 
 /// Puts TFTP on frames where that serves the same machines for less: rings first, then the filters that keep the
 /// same packets from the sockets. What cannot be had is said, and the sockets serve on.
@@ -586,15 +612,18 @@ fn open_dhcp(
         }
         Err(error) => return Err(error.into()),
     };
-    let filter = filters::raw(port, udp.is_none());
+    let filters = (
+        filters::raw(port, udp.is_none(), filters::Part::Rest),
+        filters::raw(port, udp.is_none(), filters::Part::Discovers),
+    );
     let mut raws = Vec::new();
     for interface in &interfaces {
         if chosen.iter().any(|link| link.index == interface.index && link.device == Device::Loopback) {
             // Loopback has no frames to answer: relayed and unicast requests come by UDP.
             continue;
         }
-        match PacketSocket::open(&interface.name, interface.index, &filter) {
-            Ok(socket) => raws.push(RawPort { socket, interface: Arc::clone(interface) }),
+        match RawPort::open(interface, (&filters.0, &DHCP_RING), (&filters.1, &DISCOVER_RING)) {
+            Ok(raw) => raws.push(raw),
             Err(error) if error.is_permission() && udp.is_some() => {
                 tracing::warn!(
                     rung = "packet_socket",
@@ -638,9 +667,13 @@ fn open_dhcp(
     }
     let names = interfaces.iter().map(|i| i.name.clone()).chain(waiting.iter().cloned()).collect();
     let (arrivals, arrived) = crossbeam_channel::bounded(ARRIVALS_MAX);
-    let seed = u64::from(std::process::id());
-    let side = DhcpSide::new(dhcp.clone(), seed, interfaces, arrived, raws, udps, settings.dhcp_ports);
-    Ok(Opened { side, names, waiting: Waiting { names: waiting, raw_everywhere, filter, arrivals } })
+    // The standard library's hasher has a random key.
+    let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id());
+    let mut dhcp = dhcp.clone();
+    dhcp.journal = settings.journal.is_some();
+    let journal = settings.journal.clone();
+    let side = DhcpSide::new(dhcp, seed, interfaces, arrived, raws, udps, settings.dhcp_ports, journal);
+    Ok(Opened { side, names, waiting: Waiting { names: waiting, raw_everywhere, filters, arrivals } })
 }
 
 impl Waiting {
@@ -654,8 +687,12 @@ impl Waiting {
                 self.names.push(name);
                 continue;
             };
-            let raw = match PacketSocket::open(&interface.name, interface.index, &self.filter) {
-                Ok(socket) => Some(RawPort { socket, interface: Arc::clone(&interface) }),
+            let raw = match RawPort::open(
+                &interface,
+                (&self.filters.0, &DHCP_RING),
+                (&self.filters.1, &DISCOVER_RING),
+            ) {
+                Ok(raw) => Some(raw),
                 Err(error) => {
                     tracing::warn!(interface = name, "{error}: answers go out as UDP broadcasts");
                     self.raw_everywhere = false;

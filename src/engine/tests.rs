@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::files::library::{Library, Settings};
+use crate::jobs::admission;
 use crate::jobs::evidence::Evidence;
 use crate::jobs::script::Policy;
 use crate::keeper::{Keeper, Running};
@@ -17,6 +18,9 @@ use crate::proto::tftp::Limits;
 use crate::store::SharedStore;
 use crate::wire::tftp::{self, Mode, Options, Packet};
 
+mod held_up;
+mod http_cases;
+mod https;
 mod native;
 mod tftp_cases;
 
@@ -52,6 +56,16 @@ impl Lab {
 
     /// The same, with more files: `fill` is given the images folder.
     fn start_with(driver: Driver, len: usize, fill: impl FnOnce(&std::path::Path)) -> Self {
+        Self::start_limited(driver, len, admission::Limits::default(), fill)
+    }
+
+    /// The same, where boots wait for each other.
+    fn start_limited(
+        driver: Driver,
+        len: usize,
+        limits: admission::Limits,
+        fill: impl FnOnce(&std::path::Path),
+    ) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("bootstorm-engine-{}-{number}", std::process::id()));
@@ -82,13 +96,14 @@ impl Lab {
             Box::new(|_| {}),
         )
         .unwrap();
-        let shared = Arc::new(Shared::new(
+        let shared = Shared::new(
             Arc::clone(&library),
             keeper.keeper().clone(),
             Policy::default(),
             sender,
             Duration::from_secs(2),
-        ));
+        );
+        let shared = Arc::new(shared.with_admission(limits, Vec::new()));
         let any = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
         let settings = EngineSettings {
             driver,
@@ -96,11 +111,14 @@ impl Lab {
             interfaces: Vec::new(),
             dhcp: None,
             dhcp_ports: (67, 4011),
+            journal: None,
             tftp: vec![any],
             tftp_limits: Limits::default(),
             single_port: false,
             tftp_frames: Frames::Auto,
             http: vec![any],
+            settle: false,
+            https: Some((vec![any], https::certificates())),
         };
         let engine = Engine::start(&settings, Arc::clone(&shared)).unwrap();
         Self { engine: Some(engine), dir, content, evidence, keeper, library, store, shared }
@@ -130,7 +148,7 @@ impl Drop for Lab {
 }
 
 /// Reads one response: head and body.
-fn response(stream: &mut TcpStream) -> (String, Vec<u8>) {
+fn response(stream: &mut impl Read) -> (String, Vec<u8>) {
     let mut head = Vec::new();
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") {
@@ -144,7 +162,7 @@ fn response(stream: &mut TcpStream) -> (String, Vec<u8>) {
     (head, body)
 }
 
-fn get(stream: &mut TcpStream, path: &str, extra: &str) -> (String, Vec<u8>) {
+fn get(stream: &mut (impl Read + Write), path: &str, extra: &str) -> (String, Vec<u8>) {
     write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n{extra}\r\n").unwrap();
     response(stream)
 }
@@ -528,7 +546,12 @@ fn the_recorder_hears_how_a_transfer_by_tftp_went() {
 /// A server with images that a job can boot, and a store that can be full.
 impl Lab {
     fn with_jobs(driver: Driver, len: usize) -> Self {
-        let lab = Self::start(driver, len);
+        Self::with_limited_jobs(driver, len, admission::Limits::default())
+    }
+
+    /// The same, where boots wait for each other.
+    fn with_limited_jobs(driver: Driver, len: usize, limits: admission::Limits) -> Self {
+        let lab = Self::start_limited(driver, len, limits, |_| {});
         let images = lab.dir.join("images");
         fs::create_dir_all(images.join("linux")).unwrap();
         fs::write(images.join("linux/vmlinuz"), crate::files::sniff::samples::bzimage()).unwrap();
@@ -552,8 +575,12 @@ impl Lab {
     }
 
     fn add(&self, image: &str) -> crate::jobs::job::JobId {
+        self.add_for(image, "02:00:00:00:00:01")
+    }
+
+    fn add_for(&self, image: &str, mac: &str) -> crate::jobs::job::JobId {
         use crate::jobs::job::{Action, JobSpec, Selector};
-        let selector = Selector::Mac("02:00:00:00:00:01".parse().unwrap());
+        let selector = Selector::Mac(mac.parse().unwrap());
         let spec = JobSpec { replace: true, ..JobSpec::new(Action::Image(image.into()), selector) };
         match self.keeper.keeper().order_and_wait(crate::keeper::Order::AddJobs(vec![spec]), "test") {
             Ok(crate::keeper::Done::Jobs(jobs)) => jobs[0].id,
@@ -576,8 +603,12 @@ impl Lab {
     }
 
     fn script(&self) -> String {
-        let path = "/ipxe?mac=02:00:00:00:00:01&platform=efi&buildarch=x86_64";
-        let (_, body) = get(&mut self.http(), path, "User-Agent: iPXE/1.21\r\n");
+        self.script_of("02:00:00:00:00:01")
+    }
+
+    fn script_of(&self, mac: &str) -> String {
+        let path = format!("/ipxe?mac={mac}&platform=efi&buildarch=x86_64");
+        let (_, body) = get(&mut self.http(), &path, "User-Agent: iPXE/1.21\r\n");
         String::from_utf8(body).unwrap()
     }
 }
@@ -817,6 +848,32 @@ fn answer_files_go_to_the_machine_whose_exchange_was_seen_and_once_if_so_marked(
     assert!(!given.is_empty());
     lab.order(crate::keeper::Order::Cancel { id, expected: None });
     assert_eq!(status(two, "ks.cfg"), "403", "the job is over");
+}
+
+#[test]
+fn a_choice_from_the_menu_gets_the_answer_files_that_are_not_once_only() {
+    let lab = Lab::with_jobs(Driver::Mio, 1_000);
+    let path = "/ipxe?mac=02:00:00:00:00:01&platform=efi&buildarch=x86_64&serial=S-1&product=Box";
+    let menu = String::from_utf8(get(&mut lab.http(), path, "User-Agent: iPXE/1.21\r\n").1).unwrap();
+    let boot = boot_url(&menu);
+    let answers = format!("{boot}/answers/closed");
+    assert!(menu.contains(" bootstorm.answers=http://") && menu.contains(&answers), "{menu}");
+    let status = |rest: &str| lab.status(&format!("{boot}/answers/{rest}"));
+    assert_eq!(status("closed/ks.cfg"), "403", "no exchange seen");
+    let mac = crate::wire::MacAddr([2, 0, 0, 0, 0, 1]);
+    let seen = crate::engine::sightings::Sighting { mac, arch: crate::wire::Arch(7) };
+    lab.shared.sightings.record(Ipv4Addr::LOCALHOST, seen);
+    let (_, body) = get(&mut lab.http(), &format!("{answers}/ks.cfg"), "");
+    assert_eq!(String::from_utf8(body).unwrap(), "host  serial S-1 Box\n");
+    assert_eq!(status("closed/unattend.xml"), "403", "given once, and to jobs");
+    assert_eq!(status("ks.cfg"), "403", "of which image?");
+    assert_eq!(status("nothing/ks.cfg"), "404");
+    assert_eq!(status("linux/ks.cfg"), "404", "that image has none");
+    let id = lab.add("linux");
+    let own = String::from_utf8(get(&mut lab.http(), path, "User-Agent: iPXE/1.21\r\n").1).unwrap();
+    let own = boot_url(&own);
+    assert_eq!(lab.status(&format!("{own}/answers/closed/ks.cfg")), "403", "another image's job");
+    lab.order(crate::keeper::Order::Cancel { id, expected: None });
 }
 
 #[test]

@@ -23,8 +23,8 @@
 //! drops, newest first. A request that is read is answered. When every place is taken, the oldest transfer that was
 //! never acknowledged goes; when there is none, the newest request is dropped in silence, and its firmware asks again.
 
-use std::collections::HashMap;
 use std::collections::VecDeque;
+use std::hash::BuildHasher;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::ops::Range;
@@ -32,6 +32,8 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use foldhash::fast::RandomState;
+use hashbrown::HashTable;
 use mio::Registry;
 
 use super::core::{Owner, Turn, watch};
@@ -141,6 +143,9 @@ enum Payload {
     Text(Arc<Vec<u8>>),
 }
 
+/// [`Live::armed_us`] of a transfer that nobody will look at.
+const UNARMED: u64 = u64::MAX;
+
 /// One transfer and what the engine must know to carry it out.
 struct Live {
     transfer: Transfer,
@@ -149,16 +154,17 @@ struct Live {
     client: SocketAddrV4,
     /// Our address, as the client wrote it.
     local: Ipv4Addr,
-    socket: u32,
+    socket: u16,
     /// The request, to tell a retry from another one: a BIOS ROM asks for the size and then for the file from one port.
-    request_hash: u64,
+    request_hash: u32,
     way: Way,
     /// When the request came, in milliseconds since the engine's start; wraps.
     began_ms: u32,
     /// On the list of those with more to send.
     queued: bool,
-    /// When the wheel will look at this transfer; a firing at another time is left over from an earlier plan.
-    armed_at: Option<Instant>,
+    /// When the wheel will look at this transfer, in microseconds since the side was made ([`UNARMED`]: never); a firing
+    /// before is left over from an earlier plan.
+    armed_us: u64,
     /// Set where the last block waits for the keeper.
     line: Option<Box<Line>>,
 }
@@ -177,18 +183,22 @@ pub(super) struct TftpSide {
     /// Interfaces served by frames.
     links: Vec<Link>,
     ready_links: Vec<bool>,
+    /// Frames taken since [`TftpSide::take_frame_count`].
+    frame_count: usize,
     /// Sockets with datagrams waiting.
     ready: VecDeque<u32>,
     is_ready: Vec<bool>,
     transfers: Slab<Live>,
-    by_client: HashMap<SocketAddrV4, Key, foldhash::fast::RandomState>,
+    /// Positions of the transfers, found by their clients' addresses: each has one transfer at most.
+    by_client: HashTable<u32>,
+    hasher: RandomState,
+    start: Instant,
     /// Transfers with more to send than their quantum, in the order of their turns.
     due: VecDeque<Key>,
     readers: Arc<Readers>,
     /// Transfers in the order they came, those that have not been acknowledged yet among them.
     unanswered: VecDeque<Key>,
     next_port: usize,
-    limits: Limits,
     single_port: bool,
     segmentation: bool,
     accepting: bool,
@@ -202,7 +212,6 @@ impl TftpSide {
     /// Binds this core's sockets.
     pub(super) fn bind(
         listen: &[SocketAddrV4],
-        limits: Limits,
         single_port: bool,
         segmentation: bool,
         readers: &Arc<Readers>,
@@ -229,14 +238,16 @@ impl TftpSide {
             listeners,
             links: Vec::new(),
             ready_links: Vec::new(),
+            frame_count: 0,
             ready: VecDeque::new(),
             transfers: Slab::new(TRANSFERS_MAX),
-            by_client: HashMap::default(),
+            by_client: HashTable::new(),
+            hasher: RandomState::default(),
+            start: Instant::now(),
             due: VecDeque::new(),
             readers: Arc::clone(readers),
             unanswered: VecDeque::new(),
             next_port: 0,
-            limits,
             single_port,
             segmentation,
             accepting: true,
@@ -289,6 +300,19 @@ impl TftpSide {
 
     pub(super) fn is_busy(&self) -> bool {
         !self.ready.is_empty() || !self.due.is_empty() || self.ready_links.contains(&true)
+    }
+
+    /// Looks into the rings' memory, which costs no call; true when frames are waiting there.
+    pub(super) fn has_frames(&mut self) -> bool {
+        for (link, ready) in self.links.iter().zip(&mut self.ready_links) {
+            *ready |= link.ring.as_ref().is_some_and(FrameRing::has_frames);
+        }
+        self.ready_links.contains(&true)
+    }
+
+    /// Frames taken since this was asked last.
+    pub(super) fn take_frame_count(&mut self) -> usize {
+        std::mem::take(&mut self.frame_count)
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -371,6 +395,7 @@ impl TftpSide {
             Err(_) => turn.tally.add(Count::TftpMalformed, 1),
         });
         self.links[index].ring = Some(ring);
+        self.frame_count += taken;
         taken == FRAMES_PER_TURN
     }
 
@@ -444,6 +469,13 @@ impl TftpSide {
         turn.tally.add(Count::TftpRefused, 1);
     }
 
+    /// This client's transfer.
+    fn of_client(&self, client: SocketAddrV4) -> Option<Key> {
+        let is_its = |index: &u32| self.transfers.at(*index).is_some_and(|live| live.client == client);
+        let index = self.by_client.find(self.hasher.hash_one(client), is_its)?;
+        self.transfers.key_at(*index)
+    }
+
     fn on_transfer(
         &mut self,
         socket: u32,
@@ -451,11 +483,11 @@ impl TftpSide {
         turn: &mut Turn<'_>,
         input: impl FnOnce(&mut Transfer, Instant) -> Verdict,
     ) {
-        let Some(key) = self.by_client.get(&from).copied() else {
+        let Some(key) = self.of_client(from) else {
             return turn.tally.add(Count::TftpUnknownTid, 1);
         };
         let Some(live) = self.transfers.get_mut(key) else { return };
-        if live.socket != socket {
+        if u32::from(live.socket) != socket {
             return turn.tally.add(Count::TftpUnknownTid, 1);
         }
         let verdict = input(&mut live.transfer, turn.now);
@@ -473,7 +505,7 @@ impl TftpSide {
     ) {
         turn.tally.add(Count::TftpRequests, 1);
         let request_hash = hash(request);
-        if let Some(key) = self.by_client.get(&client).copied() {
+        if let Some(key) = self.of_client(client) {
             match self.transfers.get_mut(key) {
                 Some(live) if live.request_hash == request_hash => {
                     let verdict = live.transfer.handle_retried_request(turn.now);
@@ -520,12 +552,12 @@ impl TftpSide {
             served,
             client,
             local: source.addr,
-            socket,
+            socket: socket as u16,
             request_hash,
             way,
             began_ms: self.readers.elapsed_ms(turn.now),
             queued: false,
-            armed_at: None,
+            armed_us: UNARMED,
             line,
         };
         if self.transfers.is_full() {
@@ -533,7 +565,10 @@ impl TftpSide {
         }
         match self.transfers.insert(live) {
             Ok(key) => {
-                self.by_client.insert(client, key);
+                let (hasher, transfers) = (&self.hasher, &self.transfers);
+                self.by_client.insert_unique(hasher.hash_one(client), key.index, |index| {
+                    transfers.at(*index).map_or(0, |live| hasher.hash_one(live.client))
+                });
                 self.remember_unanswered(key);
                 self.follow(key, Verdict::Progress, turn);
             }
@@ -544,7 +579,7 @@ impl TftpSide {
 
     /// What is granted to this client: smaller blocks, if fragments do not reach it.
     fn limits_for(&self, client: SocketAddrV4, source: Source, turn: &Turn<'_>) -> Limits {
-        let mut limits = self.limits;
+        let mut limits = turn.shared.tuning.load().tftp_limits;
         let whole = turn.shared.mtu(source.addr).saturating_sub(HEADERS_LEN + 4);
         if u32::from(limits.blksize_max) > whole
             && turn.shared.fragments_lost.contains(turn.now, *client.ip())
@@ -703,7 +738,7 @@ impl TftpSide {
             match transmit {
                 Transmit::Oack(options) => {
                     let mut reply = [0; HEAD_LEN_MAX];
-                    let (socket, client, source) = (live.socket, live.client, live.source());
+                    let (socket, client, source) = (live.socket.into(), live.client, live.source());
                     let way = live.way;
                     let Some(len) = tftp::emit_oack(&mut reply[UDP_PAYLOAD_OFFSET..], &options) else {
                         continue;
@@ -733,17 +768,18 @@ impl TftpSide {
             line.asked = true;
             turn.shared.keeper.ask(line.at.clone(), Owner::Transfer(key).pack(), turn.desk);
         }
-        if let Some(at) = live.transfer.poll_timeout().into_iter().chain(cold).min()
-            && live.armed_at.is_none_or(|armed| at < armed)
-        {
-            live.armed_at = Some(at);
-            turn.wheel.schedule(at, Owner::Transfer(key).pack());
+        if let Some(at) = live.transfer.poll_timeout().into_iter().chain(cold).min() {
+            let at_us = micros(self.start, at);
+            if at_us < live.armed_us {
+                live.armed_us = at_us;
+                turn.wheel.schedule(at, Owner::Transfer(key).pack());
+            }
         }
     }
 
     fn push_run(&mut self, key: Key, run: &crate::proto::tftp::Run, turn: &mut Turn<'_>) {
         let Some(live) = self.transfers.get_mut(key) else { return };
-        let (socket, client, source) = (live.socket, live.client, live.source());
+        let (socket, client, source) = (live.socket.into(), live.client, live.source());
         let tag = Owner::Transfer(key).pack();
         turn.tally.add(Count::TftpBytes, run.bytes);
         turn.tally.add(Count::TftpBlocks, u64::from(run.count));
@@ -922,7 +958,7 @@ impl TftpSide {
             Answer::NotNow => line.again = Some(turn.now + ASK_AGAIN),
             Answer::Refused(denial) => {
                 tracing::debug!(client = %live.client, %denial, "transfer cut at the point of no return");
-                let (socket, client, source) = (live.socket, live.client, live.source());
+                let (socket, client, source) = (live.socket.into(), live.client, live.source());
                 let mut reply = [0; 64];
                 if let Some(len) =
                     tftp::emit_error(&mut reply, ErrorCode::AccessViolation, "this machine had its job")
@@ -937,10 +973,10 @@ impl TftpSide {
     /// A transfer's entry in the wheel has come up.
     pub(super) fn expired(&mut self, key: Key, turn: &mut Turn<'_>) {
         let Some(live) = self.transfers.get_mut(key) else { return };
-        if live.armed_at.is_none_or(|at| at > turn.now) {
+        if live.armed_us > micros(self.start, turn.now) {
             return;
         }
-        live.armed_at = None;
+        live.armed_us = UNARMED;
         let due = live.transfer.poll_timeout().is_some_and(|at| at <= turn.now);
         let verdict = if due { live.transfer.handle_timeout(turn.now) } else { Verdict::Progress };
         let fragments = u32::from(live.transfer.blksize()) + 4 + HEADERS_LEN > turn.shared.mtu(live.local);
@@ -956,8 +992,9 @@ impl TftpSide {
 
     fn end(&mut self, key: Key, outcome: Option<Outcome>, turn: &mut Turn<'_>) {
         let Some(live) = self.transfers.remove(key) else { return };
-        if self.by_client.get(&live.client) == Some(&key) {
-            self.by_client.remove(&live.client);
+        let hash = self.hasher.hash_one(live.client);
+        if let Ok(entry) = self.by_client.find_entry(hash, |index| *index == key.index) {
+            entry.remove();
         }
         turn.tally.tftp_outcome(outcome);
         turn.tally.add(Count::TftpResends, live.transfer.resends().into());
@@ -1043,12 +1080,16 @@ fn note(shared: &Shared, live: &Live, served: &Served, outcome: Option<Outcome>,
     shared.note(evidence);
 }
 
-fn hash(request: &Request<'_>) -> u64 {
+fn micros(start: Instant, at: Instant) -> u64 {
+    at.saturating_duration_since(start).as_micros() as u64
+}
+
+fn hash(request: &Request<'_>) -> u32 {
     use std::hash::{Hash, Hasher};
     let mut hasher = std::hash::DefaultHasher::new();
     let Options { blksize, tsize, timeout_secs, windowsize } = request.options;
     (request.name, request.mode == Mode::Octet, blksize, tsize, timeout_secs, windowsize).hash(&mut hasher);
-    hasher.finish()
+    hasher.finish() as u32
 }
 
 /// The data ports of all cores: one run without a hole, in which a port belongs to the core it is congruent to, so
@@ -1112,4 +1153,4 @@ impl DataPorts {
     }
 }
 
-const _: () = assert!(size_of::<Live>() <= 208, "memory per transfer is part of the promise");
+const _: () = assert!(size_of::<Live>() <= 184, "memory per transfer is part of the promise");

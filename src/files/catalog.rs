@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
+use crate::files::details::{Details, Shown};
 use crate::files::loaders::{Family, LoaderTable, NameTable};
 use crate::files::names::{self, BadName};
 use crate::files::served::Served;
@@ -54,17 +55,24 @@ pub enum TftpTarget {
 #[derive(Debug)]
 pub struct Catalog {
     images: Vec<Arc<Image>>,
+    /// In the order of `images`.
+    details: Vec<Details>,
     by_name: HashMap<String, usize>,
     payload: NameTable<Arc<Served>>,
     loaders: LoaderTable,
 }
 
 impl Catalog {
-    /// From images and payload, both in name order, and the loader table.
-    pub(crate) fn new(images: Vec<Arc<Image>>, payload: Vec<Arc<Served>>, loaders: LoaderTable) -> Self {
+    /// From images, what is known of each, and payload, all in name order, and the loader table.
+    pub(crate) fn new(
+        images: Vec<Arc<Image>>,
+        details: Vec<Details>,
+        payload: Vec<Arc<Served>>,
+        loaders: LoaderTable,
+    ) -> Self {
         let by_name = images.iter().enumerate().map(|(index, image)| (image.name.clone(), index)).collect();
         let payload = NameTable::new(payload.into_iter().map(|served| (served.name.clone(), served)));
-        Self { images, by_name, payload, loaders }
+        Self { images, details, by_name, payload, loaders }
     }
 
     /// A payload file by `NAME/FILE`: the part after `/images/`, percent-decoding done. Case, backslashes and doubled
@@ -93,6 +101,14 @@ impl Catalog {
     pub fn loader_for(&self, arch: Arch) -> Option<(&str, Arc<Served>)> {
         let loader = self.loaders.for_family(Family::of(arch)?)?;
         Some((&loader.served.name, Arc::clone(&loader.served)))
+    }
+
+    /// The same, where there is a choice: `named` if it is there and fits, else the one after `pass_over` others.
+    pub fn loader_wished(&self, arch: Arch, named: Option<&str>, pass_over: u8) -> Option<&str> {
+        let family = Family::of(arch)?;
+        let named = named.and_then(|name| self.loaders.named(name, family));
+        let loader = named.or_else(|| self.loaders.for_family_after(family, pass_over))?;
+        Some(&loader.served.name)
     }
 
     /// The full iPXE for a machine that already runs one without HTTP (no 175.19): never a shim or another loader.
@@ -133,6 +149,17 @@ impl Catalog {
             .filter(|_| plain.contains('/') || crate::files::loaders::family_of_name(plain).is_none());
         let loader = exact.or_else(|| self.loaders.for_name(&name, arch_hint)).ok_or(NotServed::NotFound)?;
         Ok(TftpTarget::Loader(Arc::clone(&loader.served)))
+    }
+
+    /// An image with all that lists show of it.
+    pub fn shown(&self, name: &str) -> Option<Shown<'_>> {
+        let index = *self.by_name.get(name)?;
+        Some(Shown { image: self.images.get(index)?, details: self.details.get(index)? })
+    }
+
+    /// Every image in name order, with all that lists show of it.
+    pub fn shown_list(&self) -> impl Iterator<Item = Shown<'_>> {
+        self.images.iter().zip(&self.details).map(|(image, details)| Shown { image, details })
     }
 
     /// The loader table.

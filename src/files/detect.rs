@@ -10,12 +10,11 @@ use crate::files::names::{self, base, folded};
 use crate::files::scan::{Found, Walk};
 use crate::files::sniff::{self, Sniff};
 use crate::files::tree::{self, Tree};
-use crate::files::wim::{self, Finding, Severity};
+use crate::files::wim::{Finding, Severity};
 use crate::jobs::answers::{self, Answer};
 use crate::jobs::image::{Access, BootFiles, Image, ImageFile, ImageKind, WimbootAt};
 use crate::jobs::script;
 use crate::jobs::template::Template;
-use crate::sys::open_plain;
 use crate::wire::arch::{Cpu, Platform};
 
 /// Longest name wimboot can take; a longer one stops the boot on EFI.
@@ -237,7 +236,7 @@ impl Folder<'_> {
                 ImageKind::Script => !self.scripts().is_empty(),
             });
         }
-        if named.iter().any(|file| is_wim_name(&file.name)) {
+        if named.iter().any(|file| names::is_wim(&file.name)) {
             return Some(ImageKind::Winpe);
         }
         let main = named.first()?;
@@ -262,7 +261,7 @@ impl Folder<'_> {
     // WinPE
 
     fn wims(&self) -> Vec<&Found> {
-        let mut wims: Vec<_> = self.walk.files.iter().filter(|file| is_wim_name(&file.name)).collect();
+        let mut wims: Vec<_> = self.walk.files.iter().filter(|file| names::is_wim(&file.name)).collect();
         wims.sort_by_key(|file| {
             let name = folded(&file.name);
             let place = match (name.as_str(), base(&name)) {
@@ -281,10 +280,10 @@ impl Folder<'_> {
         let candidates = if named.is_empty() {
             self.wims()
         } else {
-            named.iter().copied().filter(|file| is_wim_name(&file.name)).collect()
+            named.iter().copied().filter(|file| names::is_wim(&file.name)).collect()
         };
         let Some(wim) = candidates.first() else {
-            return Err(match self.walk.settling.iter().find(|name| is_wim_name(name)) {
+            return Err(match self.walk.settling.iter().find(|name| names::is_wim(name)) {
                 Some(name) => format!("{name} is still being written"),
                 None => "no WIM in the folder".to_owned(),
             });
@@ -310,8 +309,10 @@ impl Folder<'_> {
     /// Takes over what the WIM says of itself; an error when it cannot boot.
     fn look_into_wim(&self, found: &Found, image: &mut Image) -> Result<(), String> {
         let of_wim = |what: &dyn std::fmt::Display| format!("{}: {what}", found.name);
-        let report = open_plain(&found.path).and_then(|file| wim::inspect(&file));
-        let report = report.map_err(|error| of_wim(&error.kind()))?;
+        let report = match self.walk.wims.get(&found.name) {
+            Some(look) => look.clone().map_err(|error| of_wim(&error))?,
+            None => return Err(of_wim(&"one WIM too many to look into")),
+        };
         if let Some(finding) = report.worst(Severity::NotBootable) {
             return Err(of_wim(finding));
         }
@@ -324,10 +325,7 @@ impl Folder<'_> {
             match finding {
                 Finding::NoBootIndex if image.index.is_some() => {}
                 // With one image there is nothing to choose, so wimboot is told.
-                Finding::NoBootIndex if count == 1 => {
-                    image.index = Some(1);
-                    image.warnings.push(of_wim(&"no image is marked bootable: wimboot is told index=1"));
-                }
+                Finding::NoBootIndex if count == 1 => image.index = Some(1),
                 Finding::NoBootIndex => {
                     return Err(of_wim(&"no image is marked bootable: say which in image.toml, index"));
                 }
@@ -342,9 +340,18 @@ impl Folder<'_> {
             image.warnings.push(note);
         }
         image.cpu = image.cpu.or(info.cpu(image.index));
-        let name = info.boot_image(image.index).and_then(|image| image.name.clone());
-        if let (None, Some(name)) = (&self.manifest.title, name.filter(|name| *name != image.name)) {
-            image.title = format!("{} ({name})", image.name);
+        if let (None, Some(inside)) = (&self.manifest.title, info.boot_image(image.index)) {
+            let name = inside.name.clone().filter(|name| *name != image.name);
+            let version = inside.windows.as_ref().and_then(|windows| windows.version);
+            let version = version.map(|(major, minor, build)| format!("{major}.{minor}.{build}"));
+            // Said once: most names of boot images have the processor in them.
+            let said = |cpu: &&str| name.as_ref().is_some_and(|name| folded(name).contains(cpu));
+            let cpu = inside.windows.as_ref().and_then(|windows| windows.cpu()).map(cpu_name);
+            let cpu = cpu.filter(|cpu| !said(cpu)).map(str::to_owned);
+            let told: Vec<String> = [name, version, cpu].into_iter().flatten().collect();
+            if !told.is_empty() {
+                image.title = format!("{} ({})", image.name, told.join(", "));
+            }
         }
         Ok(())
     }
@@ -382,7 +389,7 @@ impl Folder<'_> {
         let mut files: Vec<&Found> = if named.is_empty() {
             self.walk.files.iter().filter(|file| self.goes_with_wim(file, wim)).collect()
         } else {
-            named.iter().copied().filter(|file| !is_wim_name(&file.name) && !is_wimboot(file)).collect()
+            named.iter().copied().filter(|file| !names::is_wim(&file.name) && !is_wimboot(file)).collect()
         };
         if named.is_empty() {
             // Of two files with one name the one nearer to the top counts.
@@ -676,10 +683,6 @@ fn parent(name: &str) -> &str {
     name.rsplit_once('/').map_or("", |(parent, _)| parent)
 }
 
-fn is_wim_name(name: &str) -> bool {
-    folded(name).ends_with(".wim")
-}
-
 fn is_microcode(name: &str) -> bool {
     name.ends_with("-ucode.img") || name.starts_with("microcode")
 }
@@ -737,7 +740,7 @@ mod tests {
         let image = site.image("pe");
         assert_eq!((image.kind, image.cpu), (Some(ImageKind::Winpe), Some(Cpu::X64)));
         assert_eq!(image.unbootable, None);
-        assert_eq!(image.title, "pe (Windows Setup)");
+        assert_eq!(image.title, "pe (Windows Setup, 10.0.26100, x64)");
         let boot = BootFiles::Winpe {
             wimboot: WimbootAt::Image("wimboot".into()),
             wim: "boot.wim".into(),
@@ -822,7 +825,7 @@ mod tests {
         site.write("images/unmarked/image.toml", b"index = 1");
         let image = site.image("unmarked");
         assert_eq!((image.unbootable, image.index), (None, Some(1)));
-        assert_eq!(image.title, "unmarked (Windows PE)");
+        assert_eq!(image.title, "unmarked (Windows PE, 10.0.26100, x64)");
     }
 
     #[test]

@@ -11,10 +11,11 @@ use std::time::SystemTime;
 use arc_swap::{ArcSwap, Guard};
 
 use crate::files::catalog::Catalog;
+use crate::files::details::Details;
 use crate::files::detect;
 use crate::files::loaders::{Loader, LoaderTable, Preferences};
-use crate::files::scan::{self, Before, Found, Walk};
-use crate::files::served::{FileIdentity, Place, Served};
+use crate::files::scan::{self, Before, Found, Memory, Walk};
+use crate::files::served::{Place, Served};
 use crate::files::sniff::Sniff;
 use crate::jobs::image::Access;
 
@@ -86,8 +87,8 @@ pub struct ScanReport {
 pub struct Library {
     settings: Settings,
     catalog: ArcSwap<Catalog>,
-    /// What the last scan saw by real path, also files it left out.
-    seen: Mutex<HashMap<PathBuf, FileIdentity>>,
+    /// What the last scan saw, also of files it left out.
+    memory: Mutex<Memory>,
 }
 
 impl Library {
@@ -98,7 +99,8 @@ impl Library {
     pub fn open(settings: Settings) -> Result<Self, LibraryError> {
         let before = Before::first(SystemTime::now());
         let scanned = Scanned::of(&settings, &before, None)?;
-        Ok(Self { settings, catalog: ArcSwap::from_pointee(scanned.catalog), seen: Mutex::new(scanned.seen) })
+        let memory = Mutex::new(scanned.memory);
+        Ok(Self { settings, catalog: ArcSwap::from_pointee(scanned.catalog), memory })
     }
 
     /// The snapshot of now. Hold it for one request, not for long.
@@ -122,18 +124,22 @@ impl Library {
     /// # Errors
     /// As [`Library::open`].
     pub fn rescan(&self) -> Result<ScanReport, LibraryError> {
-        // A scan that panicked left the table of the scan before it, which is what is wanted.
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = Before::after(std::mem::take(&mut *seen), SystemTime::now());
+        self.rescan_at(SystemTime::now())
+    }
+
+    fn rescan_at(&self, now: SystemTime) -> Result<ScanReport, LibraryError> {
+        // A scan that panicked left the memory of the scan before it, which is what is wanted.
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = Before::after(std::mem::take(&mut *memory), now);
         let old = self.catalog.load_full();
         let scanned = match Scanned::of(&self.settings, &before, Some(&old)) {
             Ok(scanned) => scanned,
             Err(error) => {
-                *seen = before.into_seen();
+                *memory = before.into_memory();
                 return Err(error);
             }
         };
-        *seen = scanned.seen;
+        *memory = scanned.memory;
         for served in scanned.catalog.payload_files() {
             served.close_if_idle();
         }
@@ -144,7 +150,7 @@ impl Library {
 
 struct Scanned {
     catalog: Catalog,
-    seen: HashMap<PathBuf, FileIdentity>,
+    memory: Memory,
     report: ScanReport,
 }
 
@@ -181,16 +187,18 @@ impl Scanned {
 
         let mut images = Vec::with_capacity(folders.len());
         let mut payload = Vec::new();
-        let mut seen = HashMap::new();
+        let mut details = Vec::with_capacity(folders.len());
+        let mut memory = Memory::default();
         let mut report = ScanReport::default();
         for (name, path, root) in folders {
             let mut walk = scan::walk_image(&root, &path, before);
             if names.get(&name) == Some(&true) {
                 walk.notes.push("a folder of the same name in [images] trees is left out".to_owned());
             }
-            seen.extend(walk.seen.drain(..));
+            memory.extend(std::mem::take(&mut walk.memory));
             report.settling += walk.settling.len();
             let image = detect::detect(&name, &path, &walk, &loaders);
+            details.push(Details::of(&root, &name, &walk));
             let Walk { files, .. } = walk;
             payload.extend(files.into_iter().map(|found| {
                 let public = format!("{name}/{}", found.name);
@@ -201,7 +209,7 @@ impl Scanned {
         }
         report.images = images.len();
         report.files = payload.len();
-        Ok(Self { catalog: Catalog::new(images, payload, loaders), seen, report })
+        Ok(Self { catalog: Catalog::new(images, details, payload, loaders), memory, report })
     }
 }
 
@@ -370,9 +378,10 @@ mod tests {
         assert_eq!(image.unbootable.as_deref(), Some("boot.wim is still being written"));
         assert!(image.warnings.iter().any(|warning| warning.contains("boot.wim")), "{:?}", image.warnings);
         site.write("images/pe/boot.wim", SMALL_WIM);
-        assert_eq!(library.rescan().unwrap().settling, 1);
-        // Untouched since the last scan.
-        assert_eq!(library.rescan().unwrap().settling, 0);
+        let now = SystemTime::now();
+        assert_eq!(library.rescan_at(now).unwrap().settling, 1);
+        assert_eq!(library.rescan_at(now + scan::SETTLE / 2).unwrap().settling, 1);
+        assert_eq!(library.rescan_at(now + scan::SETTLE).unwrap().settling, 0);
         assert_eq!(library.load().image("pe").unwrap().unbootable, None);
         assert!(library.load().http_image("pe/boot.wim").unwrap().open().is_ok());
     }
@@ -387,9 +396,10 @@ mod tests {
         std::thread::sleep(Duration::from_millis(20));
         site.write("images/pe/big", &[2; 6000]);
         assert!(!opened.still_same());
-        assert_eq!(library.rescan().unwrap().settling, 1);
+        let now = SystemTime::now();
+        assert_eq!(library.rescan_at(now).unwrap().settling, 1);
         assert!(library.load().http_image("pe/big").is_err());
-        assert_eq!(library.rescan().unwrap().settling, 0);
+        assert_eq!(library.rescan_at(now + scan::SETTLE).unwrap().settling, 0);
         assert_eq!(library.load().http_image("pe/big").unwrap().open().unwrap().len, 6000);
     }
 

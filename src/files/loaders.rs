@@ -159,13 +159,20 @@ impl Preferences {
 pub struct LoaderTable {
     files: NameTable<Loader>,
     preferences: Preferences,
+    /// The configured loaders of each family that are there and suit, best first: DHCP asks with every packet.
+    chosen: [Vec<Loader>; 4],
 }
 
 impl LoaderTable {
     /// From the files of the loader folders, in name order.
     pub fn new(files: Vec<Loader>, preferences: Preferences) -> Self {
         let files = NameTable::new(files.into_iter().map(|loader| (loader.served.name.clone(), loader)));
-        Self { files, preferences }
+        let mut table = Self { files, preferences, chosen: Default::default() };
+        table.chosen = [Family::Bios, Family::UefiX64, Family::UefiIa32, Family::UefiArm64].map(|family| {
+            let names = table.preferences.of(family).iter();
+            names.filter_map(|name| table.find(name)).filter(|loader| loader.suits(family)).cloned().collect()
+        });
+        table
     }
 
     /// A file by its normalised name.
@@ -185,6 +192,22 @@ impl LoaderTable {
         self.preferred(family).next()
     }
 
+    /// The loader for a machine that the first `pass_over` ones did not bring to its script, counted round. Where the
+    /// first is no iPXE it is always that one: whether such a loader works is not seen.
+    pub fn for_family_after(&self, family: Family, pass_over: u8) -> Option<&Loader> {
+        let first = self.for_family(family)?;
+        if pass_over == 0 || !first.is_ipxe() {
+            return Some(first);
+        }
+        let count = self.preferred(family).count();
+        self.preferred(family).nth(usize::from(pass_over) % count.max(1))
+    }
+
+    /// A file of the loader folders that an operator names for machines of a family, unless it is certainly for others.
+    pub fn named(&self, name: &str, family: Family) -> Option<&Loader> {
+        self.find(name).filter(|loader| loader.suits(family))
+    }
+
     /// The first configured loader of a family that is an iPXE itself, else one under iPXE's usual names: what an
     /// iPXE without HTTP needs, which a shim or a GRUB would not give it.
     pub fn ipxe_for_family(&self, family: Family) -> Option<&Loader> {
@@ -196,8 +219,14 @@ impl LoaderTable {
     }
 
     fn preferred(&self, family: Family) -> impl Iterator<Item = &Loader> {
-        let names = self.preferences.of(family).iter();
-        names.filter_map(|name| self.find(name)).filter(move |loader| loader.suits(family))
+        let [bios, uefi_x64, uefi_ia32, uefi_arm64] = &self.chosen;
+        let chosen = match family {
+            Family::Bios => bios,
+            Family::UefiX64 => uefi_x64,
+            Family::UefiIa32 => uefi_ia32,
+            Family::UefiArm64 => uefi_arm64,
+        };
+        chosen.iter()
     }
 
     /// The loader a machine that asked for `name` should get, when `name` is a loader name: the very file if it is

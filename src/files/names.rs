@@ -72,6 +72,17 @@ pub fn base(name: &str) -> &str {
     name.rsplit('/').next().unwrap_or(name)
 }
 
+/// True for a file that is a WIM by its name.
+pub fn is_wim(name: &str) -> bool {
+    folded(name).ends_with(".wim")
+}
+
+/// [`is_wim`], or solid or a part of a split one by its name.
+pub fn may_be_wim(name: &str) -> bool {
+    let name = folded(name);
+    [".wim", ".esd", ".swm"].iter().any(|end| name.ends_with(end))
+}
+
 /// True for what is never payload whatever folder it is in: dot files, `private/`, `image.toml`, templates.
 pub fn is_hidden(name: &str) -> bool {
     let name = folded(name);

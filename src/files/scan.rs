@@ -1,13 +1,18 @@
 //! Walking folders: which files there are, where they really are, and which of them are not to be named.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::files::names;
+use crate::files::record::{RECORD_NAME, Record};
 use crate::files::served::FileIdentity;
+use crate::files::wim::{self, WimReport};
+use crate::sys::disk::{self, Writers};
+use crate::sys::open_plain;
 
 /// Folders below an image's folder are followed this deep.
 pub const DEPTH_MAX: usize = 12;
@@ -15,8 +20,12 @@ pub const DEPTH_MAX: usize = 12;
 pub const FILES_MAX: usize = 50_000;
 /// Most folders walked of one image: links among folders can multiply them without end.
 const FOLDERS_MAX: usize = 10_000;
-/// How long a file whose length still moves must have been left alone.
+/// Most WIMs of one image looked into.
+const WIMS_MAX: usize = 1_000;
+/// How long a file must have been left alone to count as whole.
 pub const SETTLE: Duration = Duration::from_secs(2);
+/// The same where it cannot be told whether somebody has it open for writing: a copy over a slow network pauses.
+pub const SETTLE_UNTOLD: Duration = Duration::from_secs(10);
 /// Links inside a loader folder are followed this often; one of them may leave it.
 const LOADER_LINKS_MAX: usize = 8;
 
@@ -31,6 +40,9 @@ pub struct Found {
     pub identity: FileIdentity,
 }
 
+/// A WIM looked at, or why it could not be read.
+pub type WimLook = Result<Arc<WimReport>, io::ErrorKind>;
+
 /// What is in a folder.
 #[derive(Debug, Default)]
 pub struct Walk {
@@ -40,48 +52,117 @@ pub struct Walk {
     pub settling: Vec<String>,
     /// Things the operator should know (links that leave, names nobody can ask for).
     pub notes: Vec<String>,
+    /// What is in those of `files` that are WIMs by their name.
+    pub wims: BTreeMap<String, WimLook>,
+    /// Which version this is, if its record says so.
+    pub record: Option<Arc<Record>>,
     /// Every file seen, also those left out for now, for the next scan to compare with.
-    pub seen: Vec<(PathBuf, FileIdentity)>,
+    pub memory: Memory,
     folder_count: usize,
 }
 
-/// What the previous scan saw, to tell a file that grows from one that is merely new.
+impl Walk {
+    /// A file that can be served, by its name as on disk.
+    pub fn file(&self, name: &str) -> Option<&Found> {
+        let at = self.files.binary_search_by(|found| found.name.as_str().cmp(name)).ok()?;
+        self.files.get(at)
+    }
+}
+
+/// A file as a scan saw it.
+#[derive(Clone, Copy, Debug)]
+struct Sighting {
+    identity: FileIdentity,
+    /// When it was first seen as it is.
+    since: SystemTime,
+    published: bool,
+}
+
+/// What a scan hands to the next one.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    files: HashMap<PathBuf, Sighting>,
+    wims: HashMap<PathBuf, (FileIdentity, WimLook)>,
+    records: HashMap<PathBuf, (FileIdentity, Arc<Record>)>,
+}
+
+impl Memory {
+    /// Adds what was seen of another folder.
+    pub fn extend(&mut self, other: Self) {
+        self.files.extend(other.files);
+        self.wims.extend(other.wims);
+        self.records.extend(other.records);
+    }
+}
+
+/// What the previous scan saw, to tell a file that is being written from one that is merely new.
 #[derive(Debug)]
 pub struct Before {
-    seen: HashMap<PathBuf, FileIdentity>,
+    memory: Memory,
     now: SystemTime,
     first: bool,
 }
 
 impl Before {
-    /// For the first scan: whatever is there is taken as it is.
+    /// For the first scan: whatever is there is taken as it is, unless somebody is writing it.
     pub fn first(now: SystemTime) -> Self {
-        Self { seen: HashMap::new(), now, first: true }
+        Self { memory: Memory::default(), now, first: true }
     }
 
     /// For a later scan.
-    pub fn after(seen: HashMap<PathBuf, FileIdentity>, now: SystemTime) -> Self {
-        Self { seen, now, first: false }
+    pub fn after(memory: Memory, now: SystemTime) -> Self {
+        Self { memory, now, first: false }
     }
 
     /// What the last scan saw, to try again with.
-    pub fn into_seen(self) -> HashMap<PathBuf, FileIdentity> {
-        self.seen
+    pub fn into_memory(self) -> Memory {
+        self.memory
     }
 
-    /// True while a file is being written: touched within [`SETTLE`], and its length moved since the last scan.
+    /// Judges a file that is there now. `vouched` says that its record describes it as it is.
     ///
-    /// For a file the last scan did not see, its two times tell: a writer moves both together, while a rename into
-    /// place or the `utimensat` a copying tool ends with moves the inode's time alone.
-    fn is_settling(&self, path: &Path, identity: &FileIdentity) -> bool {
+    /// It is whole once it has been left alone for [`SETTLE`], as this process saw it or by its own times, where it is
+    /// known that nobody has it open for writing; else once this process saw it rest for [`SETTLE_UNTOLD`]. A rename into place, or the `utimensat` that a copying tool ends
+    /// with, is at once: it moves the inode's time alone, while a writer moves both together.
+    fn judge(&self, path: &Path, identity: &FileIdentity, vouched: bool) -> Sighting {
+        let before = self.memory.files.get(path);
+        let same = before.filter(|before| before.identity.same_bytes(identity));
+        let since = same.map_or(self.now, |before| before.since);
+        let sighting = |published| Sighting { identity: *identity, since, published };
+        if vouched || same.is_some_and(|before| before.published) {
+            return sighting(true);
+        }
+        let writers = open_plain(path).map_or(Writers::Unknown, |file| disk::writers(&file));
+        if writers == Writers::Some {
+            return sighting(false);
+        }
+        let renamed = identity.modified_ns != identity.changed_ns
+            && before.is_none_or(|before| before.identity.inode != identity.inode);
+        let enough = if writers == Writers::None { SETTLE } else { SETTLE_UNTOLD };
+        let rests = self.now.duration_since(since).is_ok_and(|rest| rest >= enough);
         let now_ns =
             self.now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i128);
-        let fresh = (now_ns - identity.modified_ns).abs() < SETTLE.as_nanos() as i128;
-        let moving = match self.seen.get(path) {
-            Some(before) => before.len != identity.len,
-            None => !self.first && identity.modified_ns == identity.changed_ns,
-        };
-        fresh && moving
+        let is_old = (now_ns - identity.modified_ns).abs() >= SETTLE.as_nanos() as i128;
+        sighting(self.first || renamed || rests || (is_old && writers == Writers::None))
+    }
+
+    /// The record of a folder, with the version of the file that it was read from.
+    fn record_of(&self, folder: &Path) -> Option<(FileIdentity, Arc<Record>)> {
+        let identity = FileIdentity::of(&fs::symlink_metadata(folder.join(RECORD_NAME)).ok()?);
+        match self.memory.records.get(folder) {
+            Some((known, record)) if *known == identity => Some((identity, Arc::clone(record))),
+            _ => Some((identity, Arc::new(Record::read(folder).ok()??))),
+        }
+    }
+
+    fn look_into(&self, found: &Found) -> WimLook {
+        match self.memory.wims.get(&found.path) {
+            Some((identity, look)) if *identity == found.identity => look.clone(),
+            _ => {
+                let report = open_plain(&found.path).and_then(|file| wim::inspect(&file));
+                report.map(Arc::new).map_err(|error| error.kind())
+            }
+        }
     }
 }
 
@@ -115,8 +196,26 @@ pub fn walk_image(root: &Path, folder: &Path, before: &Before) -> Walk {
             return walk;
         }
     }
+    if let Some((identity, record)) = before.record_of(&real) {
+        walk.record = Some(Arc::clone(&record));
+        walk.memory.records.insert(real.clone(), (identity, record));
+    }
     let mut open = vec![real];
     walk_images_in(root, "", &mut open, before, &mut walk);
+    walk.files.sort_by(|a, b| a.name.cmp(&b.name));
+    for found in walk.files.iter().filter(|found| names::may_be_wim(&found.name)).take(WIMS_MAX) {
+        let look = before.look_into(found);
+        walk.memory.wims.insert(found.path.clone(), (found.identity, look.clone()));
+        walk.wims.insert(found.name.clone(), look);
+    }
+    walk
+}
+
+/// Lists a version by itself, wherever it lies. Links out of its folder are not followed.
+pub(crate) fn walk_version(folder: &Path) -> Walk {
+    let mut walk = Walk::default();
+    let Ok(real) = fs::canonicalize(folder) else { return walk };
+    walk_images_in(&real, "", &mut vec![real.clone()], &Before::first(SystemTime::now()), &mut walk);
     walk.files.sort_by(|a, b| a.name.cmp(&b.name));
     walk
 }
@@ -169,12 +268,15 @@ fn walk_images_in(root: &Path, prefix: &str, open: &mut Vec<PathBuf>, before: &B
                 return;
             }
             let identity = FileIdentity::of(&meta);
-            walk.seen.push((path.clone(), identity));
-            if before.is_settling(&path, &identity) {
+            let vouched = walk.record.as_ref().is_some_and(|record| record.describes(&name, &identity));
+            let sighting = before.judge(&path, &identity, vouched);
+            // Under two names it is one file, and it is published if it is under either.
+            walk.memory.files.insert(path.clone(), sighting);
+            if sighting.published {
+                walk.files.push(Found { name, path, identity });
+            } else {
                 walk.notes.push(format!("{name} is still being written and not served yet"));
                 walk.settling.push(name);
-            } else {
-                walk.files.push(Found { name, path, identity });
             }
         }
     }
@@ -356,28 +458,44 @@ mod tests {
     }
 
     #[test]
-    fn a_growing_file_waits_and_a_renamed_one_does_not() {
+    fn a_growing_file_waits_until_it_rests_and_a_renamed_one_does_not() {
         let folder = TestFolder::new("scan-growing");
         let path = folder.write("images/pe/boot.wim", b"1234");
         let root = fs::canonicalize(folder.path().join("images")).unwrap();
-        let now = SystemTime::now();
-        let scan = |before: &Before| walk_image(&root, &root.join("pe"), before);
-        let first = scan(&Before::first(now));
-        assert_eq!(names_of(&first.files), ["boot.wim"]);
-        let real = first.files[0].path.clone();
-        let seen = |len| {
-            let identity = FileIdentity { len, ..first.files[0].identity };
-            HashMap::from([(real.clone(), identity)])
+        let start = SystemTime::now();
+        let scan = |memory: &Memory, at: SystemTime| {
+            walk_image(&root, &root.join("pe"), &Before::after(memory.clone(), at))
         };
-        assert_eq!(scan(&Before::after(seen(3), now)).settling, ["boot.wim"]);
-        assert_eq!(names_of(&scan(&Before::after(seen(4), now)).files), ["boot.wim"]);
-        // Left alone for long enough, whatever the last scan saw.
-        assert_eq!(names_of(&scan(&Before::after(seen(3), now + SETTLE * 2)).files), ["boot.wim"]);
-        // Never seen before: being written now, or renamed into place.
-        assert_eq!(scan(&Before::after(HashMap::new(), now)).settling, ["boot.wim"]);
+        // Never seen before, and just written.
+        let first = scan(&Memory::default(), start);
+        assert_eq!(first.settling, ["boot.wim"]);
+        // It has grown: what counts begins anew.
+        folder.write("images/pe/boot.wim", b"12345");
+        let second = scan(&first.memory, start + Duration::from_millis(1500));
+        assert_eq!(second.settling, ["boot.wim"]);
+        let third = scan(&second.memory, start + SETTLE + Duration::from_millis(1000));
+        assert_eq!(names_of(&third.files), ["boot.wim"]);
+        // A published one that nobody touches stays, whatever the clock says.
+        assert_eq!(names_of(&scan(&third.memory, start).files), ["boot.wim"]);
+        // Another inode under its name, renamed into place.
         let staged = folder.write(".staged", b"whole");
         std::thread::sleep(Duration::from_millis(20));
         fs::rename(staged, &path).unwrap();
-        assert_eq!(names_of(&scan(&Before::after(HashMap::new(), SystemTime::now())).files), ["boot.wim"]);
+        assert_eq!(names_of(&scan(&third.memory, SystemTime::now()).files), ["boot.wim"]);
+    }
+
+    #[test]
+    fn a_file_that_somebody_has_open_for_writing_is_not_whole_however_long_it_rests() {
+        let folder = TestFolder::new("scan-open");
+        let path = folder.write("images/pe/boot.wim", b"1234");
+        let root = fs::canonicalize(folder.path().join("images")).unwrap();
+        folder.age("images/pe/boot.wim", 3600);
+        let writer = fs::File::options().append(true).open(&path).unwrap();
+        let later = SystemTime::now() + Duration::from_secs(60);
+        for before in [Before::first(later), Before::after(Memory::default(), later)] {
+            assert_eq!(walk_image(&root, &root.join("pe"), &before).settling, ["boot.wim"]);
+        }
+        drop(writer);
+        assert_eq!(names_of(&walk_image(&root, &root.join("pe"), &Before::first(later)).files), ["boot.wim"]);
     }
 }

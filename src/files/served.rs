@@ -50,16 +50,21 @@ impl FileIdentity {
         }
     }
 
+    /// True when `other` is the same inode with the same length and time of content; names and rights may differ.
+    pub fn same_bytes(&self, other: &Self) -> bool {
+        self.device == other.device
+            && self.inode == other.inode
+            && self.len == other.len
+            && self.modified_ns == other.modified_ns
+    }
+
     /// True when `now` still has the content this identity was taken of.
     ///
-    /// Losing a name (a newer version was renamed over this one, or it was removed) moves the change time but not the
-    /// content, and a transfer under way is to end with its own version; every other move of it counts as a change.
+    /// Losing a name (a newer version was renamed over this one, or it was removed) or gaining one (the next version
+    /// keeps this file) moves the change time but not the content, and a transfer under way is to end with its own
+    /// version; every other move of it counts as a change.
     pub fn same_content(&self, now: &Self) -> bool {
-        let content = self.device == now.device
-            && self.inode == now.inode
-            && self.len == now.len
-            && self.modified_ns == now.modified_ns;
-        content && (self.changed_ns == now.changed_ns || now.links < self.links)
+        self.same_bytes(now) && (self.changed_ns == now.changed_ns || now.links != self.links)
     }
 }
 
@@ -294,6 +299,19 @@ mod tests {
         served.close_if_idle();
         served.close_if_idle();
         assert_eq!(served.open().unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_file_that_the_next_version_keeps_goes_on_being_sent() {
+        let folder = TestFolder::new("served-link-kept");
+        let path = folder.write("boot.wim", b"0123456789");
+        let opened = served(&path).open().unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        std::fs::hard_link(&path, folder.path().join("kept")).unwrap();
+        assert!(opened.still_same());
+        std::thread::sleep(Duration::from_millis(20));
+        std::fs::write(&path, b"9876543210").unwrap();
+        assert!(!opened.still_same());
     }
 
     #[test]

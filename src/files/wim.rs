@@ -18,6 +18,49 @@ use crate::wire::wim::{
 /// From this length on a WIM does not fit the memory a 32-bit boot program can reach, twice over.
 pub const LARGE_LEN: u64 = 2 << 30;
 
+/// Longest blob table read, bytes: one and a quarter million blobs, ten times what the largest install media have.
+pub const BLOB_TABLE_LEN_MAX: u64 = 64 << 20;
+
+/// Bytes to read by offset: a file, or a piece of memory.
+pub trait Source {
+    /// Bytes in all.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn byte_len(&self) -> io::Result<u64>;
+
+    /// Reads some bytes from `offset` on; 0 at the end.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn read_piece(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+}
+
+impl Source for File {
+    fn byte_len(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn read_piece(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.read_at(buffer, offset)
+    }
+}
+
+impl Source for [u8] {
+    fn byte_len(&self) -> io::Result<u64> {
+        Ok(self.len() as u64)
+    }
+
+    fn read_piece(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let rest = usize::try_from(offset).ok().and_then(|offset| self.get(offset..)).unwrap_or_default();
+        let have = rest.len().min(buffer.len());
+        for (to, from) in buffer.iter_mut().zip(rest) {
+            *to = *from;
+        }
+        Ok(have)
+    }
+}
+
 /// What a finding means for the file.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Severity {
@@ -38,6 +81,8 @@ pub enum Finding {
     WriteInProgress,
     /// The XML cannot be read.
     Xml(XmlError),
+    /// A blob table of more than [`BLOB_TABLE_LEN_MAX`] bytes.
+    BlobTableTooLong(u64),
     /// Header and blob table disagree on how many images there are.
     Metadata {
         /// By the header.
@@ -73,6 +118,13 @@ pub enum Finding {
     NoBootIndex,
     /// [`LARGE_LEN`] or more.
     Large(u64),
+    /// A blob's bytes are not those whose digest the blob table has, or its chunk table makes no sense.
+    Blob {
+        /// Entry of the blob table, from 0.
+        index: u64,
+        /// Where it begins in the file.
+        offset: u64,
+    },
     /// Bytes differ from what the integrity table says.
     Integrity {
         /// Chunk of the table, from 0.
@@ -87,8 +139,10 @@ impl Finding {
             Self::Format(_)
             | Self::WriteInProgress
             | Self::Xml(_)
+            | Self::BlobTableTooLong(_)
             | Self::Metadata { .. }
             | Self::BootIndexBeyond { .. }
+            | Self::Blob { .. }
             | Self::Integrity { .. } => Severity::Damaged,
             Self::Split { .. }
             | Self::Pipable
@@ -116,6 +170,9 @@ impl fmt::Display for Finding {
                 write!(f, "marked as being written: copying or capturing it did not finish")
             }
             Self::Xml(error) => write!(f, "damaged WIM: {error}"),
+            Self::BlobTableTooLong(len) => {
+                write!(f, "damaged WIM: a blob table of {len} bytes, more than {BLOB_TABLE_LEN_MAX}")
+            }
             Self::Metadata { images, found } => {
                 write!(f, "damaged WIM: {images} images by its header, metadata of {found}")
             }
@@ -147,6 +204,12 @@ impl fmt::Display for Finding {
                 "{} MiB: the machine needs about twice that in memory, and 32-bit iPXE cannot hold it",
                 len >> 20
             ),
+            Self::Blob { index, offset } => {
+                write!(
+                    f,
+                    "blob {index} at byte {offset} is not what its digest says: the file was damaged on its way"
+                )
+            }
             Self::Integrity { chunk } => {
                 write!(f, "chunk {chunk} does not match the integrity table: the file was damaged on its way")
             }
@@ -219,8 +282,8 @@ impl WimReport {
 ///
 /// # Errors
 /// Only what reading says; whatever is wrong with the content is a finding.
-pub fn inspect(file: &File) -> io::Result<WimReport> {
-    let len = file.metadata()?.len();
+pub fn inspect(file: &(impl Source + ?Sized)) -> io::Result<WimReport> {
+    let len = file.byte_len()?;
     let mut findings = Vec::new();
     let info = match read_header(file, len)? {
         Ok(header) => Some(inspect_parts(file, len, header, &mut findings)?),
@@ -233,7 +296,7 @@ pub fn inspect(file: &File) -> io::Result<WimReport> {
     Ok(WimReport { info, findings })
 }
 
-fn read_header(file: &File, len: u64) -> io::Result<Result<Header, WimError>> {
+fn read_header(file: &(impl Source + ?Sized), len: u64) -> io::Result<Result<Header, WimError>> {
     let front = read_part(file, 0, len.min(HEADER_LEN as u64))?;
     let header = match Header::parse(&front) {
         Ok(header) => header,
@@ -247,7 +310,12 @@ fn read_header(file: &File, len: u64) -> io::Result<Result<Header, WimError>> {
     Ok(Ok(header))
 }
 
-fn inspect_parts(file: &File, len: u64, header: Header, findings: &mut Vec<Finding>) -> io::Result<WimInfo> {
+fn inspect_parts(
+    file: &(impl Source + ?Sized),
+    len: u64,
+    header: Header,
+    findings: &mut Vec<Finding>,
+) -> io::Result<WimInfo> {
     if header.flags & Header::WRITE_IN_PROGRESS != 0 {
         findings.push(Finding::WriteInProgress);
     }
@@ -293,10 +361,18 @@ fn inspect_parts(file: &File, len: u64, header: Header, findings: &mut Vec<Findi
     Ok(info)
 }
 
-fn inspect_blobs(file: &File, info: &mut WimInfo, findings: &mut Vec<Finding>) -> io::Result<()> {
+fn inspect_blobs(
+    file: &(impl Source + ?Sized),
+    info: &mut WimInfo,
+    findings: &mut Vec<Finding>,
+) -> io::Result<()> {
     let table = info.header.blob_table;
     if table.has(ResourceHeader::COMPRESSED) {
         // No writer compresses the table; what it holds is then seen by whoever reads the WIM, not by us.
+        return Ok(());
+    }
+    if table.len_in_file > BLOB_TABLE_LEN_MAX {
+        findings.push(Finding::BlobTableTooLong(table.len_in_file));
         return Ok(());
     }
     if !table.len_in_file.is_multiple_of(BLOB_ENTRY_LEN as u64) {
@@ -332,7 +408,7 @@ fn inspect_blobs(file: &File, info: &mut WimInfo, findings: &mut Vec<Finding>) -
     Ok(())
 }
 
-fn read_xml(file: &File, header: &Header) -> io::Result<Result<WimXml, XmlError>> {
+fn read_xml(file: &(impl Source + ?Sized), header: &Header) -> io::Result<Result<WimXml, XmlError>> {
     if header.xml.len_in_file > XML_LEN_MAX as u64 {
         return Ok(Err(XmlError::TooLong(header.xml.len_in_file)));
     }
@@ -341,17 +417,17 @@ fn read_xml(file: &File, header: &Header) -> io::Result<Result<WimXml, XmlError>
 }
 
 /// Reads `len` bytes, or fewer when the file ends. The caller bounds `len`.
-fn read_part(file: &File, offset: u64, len: u64) -> io::Result<Vec<u8>> {
+fn read_part(file: &(impl Source + ?Sized), offset: u64, len: u64) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; usize::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?];
     let have = read_full(file, &mut bytes, offset)?;
     bytes.truncate(have);
     Ok(bytes)
 }
 
-fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+fn read_full(file: &(impl Source + ?Sized), buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     let mut have = 0;
     while let Some(rest) = buffer.get_mut(have..).filter(|rest| !rest.is_empty()) {
-        match file.read_at(rest, offset + have as u64) {
+        match file.read_piece(rest, offset + have as u64) {
             Ok(0) => break,
             Ok(more) => have += more,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -380,11 +456,11 @@ pub enum Integrity {
 /// # Errors
 /// What reading says.
 pub fn verify_integrity(
-    file: &File,
+    file: &(impl Source + ?Sized),
     header: &Header,
     mut progress: impl FnMut(u64),
 ) -> io::Result<Integrity> {
-    let len = file.metadata()?.len();
+    let len = file.byte_len()?;
     if header.integrity.is_absent() {
         return Ok(Integrity::Absent);
     }
@@ -420,6 +496,103 @@ pub fn verify_integrity(
         }
     }
     Ok(Integrity::Good { chunks: table.entry_count })
+}
+
+/// Holds the blobs against the blob table: the digest of each that is not compressed, the chunk table of each that is.
+/// What is damaged inside a compressed chunk is seen by whoever unpacks it. For a WIM that has no integrity table.
+///
+/// # Errors
+/// What reading says.
+pub fn verify_blobs(file: &(impl Source + ?Sized), header: &Header) -> io::Result<Option<Finding>> {
+    let len = file.byte_len()?;
+    let table = header.blob_table;
+    if header.check(len).is_err()
+        || table.has(ResourceHeader::COMPRESSED)
+        || table.len_in_file > BLOB_TABLE_LEN_MAX
+    {
+        return Ok(None);
+    }
+    let bytes = read_part(file, table.offset, table.len_in_file)?;
+    let mut reader = Reader::new(&bytes);
+    let mut index = 0;
+    while let Some(blob) = BlobEntry::parse(&mut reader) {
+        let resource = blob.resource;
+        let is_here = blob.part_number == header.part_number && blob.check(header.part_number, len).is_ok();
+        let is_good = match resource {
+            resource if !is_here || resource.has(ResourceHeader::SOLID | ResourceHeader::FREE) => true,
+            // Pipable ones have a header of their own in front of each chunk.
+            resource if resource.has(ResourceHeader::COMPRESSED) => {
+                header.pipable || chunks_fit(file, header, &resource)?
+            }
+            resource => resource.len != resource.len_in_file || digest_of(file, &resource)? == blob.digest,
+        };
+        if !is_good {
+            return Ok(Some(Finding::Blob { index, offset: resource.offset }));
+        }
+        index += 1;
+    }
+    Ok(None)
+}
+
+fn digest_of(file: &(impl Source + ?Sized), resource: &ResourceHeader) -> io::Result<[u8; DIGEST_LEN]> {
+    let mut buffer = vec![0; 256 * 1024];
+    let mut sha1 = Sha1::new();
+    let mut done = 0;
+    while done < resource.len_in_file {
+        let want = usize::try_from(resource.len_in_file - done).unwrap_or(usize::MAX).min(buffer.len());
+        let Some(piece) = buffer.get_mut(..want) else { break };
+        let have = read_full(file, piece, resource.offset + done)?;
+        if have == 0 {
+            break;
+        }
+        sha1.update(piece.get(..have).unwrap_or_default());
+        done += have as u64;
+    }
+    Ok(sha1.finish())
+}
+
+/// Whether the offsets of a compressed resource's chunks rise, end inside it, and leave no chunk longer than it is
+/// uncompressed.
+fn chunks_fit(file: &(impl Source + ?Sized), header: &Header, resource: &ResourceHeader) -> io::Result<bool> {
+    let chunk_len = u64::from(header.chunk_len);
+    if chunk_len == 0 || resource.len == 0 {
+        return Ok(chunk_len != 0);
+    }
+    let chunks = resource.len.div_ceil(chunk_len);
+    let width = if resource.len > u64::from(u32::MAX) { 8 } else { 4 };
+    let Some(table_len) = (chunks - 1).checked_mul(width).filter(|len| *len <= resource.len_in_file) else {
+        return Ok(false);
+    };
+    let data_len = resource.len_in_file - table_len;
+    let (mut done, mut last) = (0, 0);
+    while done < table_len {
+        let piece = read_part(file, resource.offset + done, (table_len - done).min(256 * 1024))?;
+        if piece.is_empty() {
+            return Ok(false);
+        }
+        done += piece.len() as u64;
+        for entry in piece.chunks_exact(width as usize) {
+            let start = entry.iter().rev().fold(0u64, |sum, byte| sum << 8 | u64::from(*byte));
+            if start <= last || start > data_len || start - last > chunk_len {
+                return Ok(false);
+            }
+            last = start;
+        }
+    }
+    Ok(data_len > last && data_len - last <= chunk_len)
+}
+
+/// Takes any bytes for a WIM file and reads all that can be read of it. For fuzzing: must return, soon, and without
+/// taking more memory than a few times [`XML_LEN_MAX`].
+pub fn fuzz_file(bytes: &[u8]) {
+    let report = inspect(bytes).expect("memory can be read");
+    let words: usize = report.findings.iter().map(|finding| finding.to_string().len()).sum();
+    assert!(words < 4096, "findings are a few lines");
+    if let Some(info) = &report.info {
+        let _ = verify_integrity(bytes, &info.header, |_| ()).expect("memory can be read");
+        let _ = verify_blobs(bytes, &info.header).expect("memory can be read");
+        let _ = info.cpu(None);
+    }
 }
 
 #[cfg(test)]
@@ -540,6 +713,49 @@ mod tests {
         }
         std::fs::write(&path, TWO_IMAGES).unwrap();
         assert_eq!(look(path.to_str().unwrap()).findings, []);
+    }
+
+    #[test]
+    fn blobs_are_held_against_their_digests_and_chunk_tables() {
+        let folder = TestFolder::new("wim-digests");
+        for (name, options) in [
+            ("none.wim", &["--compress=none"][..]),
+            ("xpress.wim", &["--compress=XPRESS"]),
+            ("lzx.wim", &["--compress=LZX"]),
+            ("lzms.wim", &["--compress=LZMS"]),
+            ("solid.esd", &["--solid"]),
+            ("pipable.wim", &["--pipable"]),
+        ] {
+            let path = captured(&folder, name, options);
+            let mut bytes = std::fs::read(&path).unwrap();
+            let header = look(&path).info.unwrap().header;
+            assert_eq!(verify_blobs(&bytes[..], &header).unwrap(), None, "{name}");
+            let table = header.blob_table.offset as usize;
+            let mut reader = Reader::new(&bytes[table..]);
+            let blob = BlobEntry::parse(&mut reader).unwrap();
+            let (at, is_plain) = (blob.resource.offset as usize, name == "none.wim");
+            if is_plain || (name == "lzx.wim" && blob.resource.len > 65_536) {
+                // Content, or the first offset of the chunk table.
+                bytes[at + 3] ^= 0x80;
+                let found = verify_blobs(&bytes[..], &header).unwrap();
+                assert_eq!(found, Some(Finding::Blob { index: 0, offset: at as u64 }), "{name}");
+            }
+        }
+        let seeds: [&[u8]; 2] = [TWO_IMAGES, include_bytes!("../../tests/data/wim/solid-lzms.wim")];
+        for bytes in seeds {
+            assert_eq!(verify_blobs(bytes, &Header::parse(bytes).unwrap()).unwrap(), None);
+        }
+    }
+
+    #[test]
+    fn a_blob_table_longer_than_any_is_not_read() {
+        let mut header = Header::parse(TWO_IMAGES).unwrap();
+        header.blob_table.len_in_file = BLOB_TABLE_LEN_MAX + 50;
+        let folder = TestFolder::new("wim-blobs");
+        let path = folder.write("long.wim", &header.emit());
+        File::options().write(true).open(&path).unwrap().set_len(BLOB_TABLE_LEN_MAX * 2).unwrap();
+        let report = look(path.to_str().unwrap());
+        assert!(report.findings.contains(&Finding::BlobTableTooLong(BLOB_TABLE_LEN_MAX + 50)), "{report:?}");
     }
 
     #[test]

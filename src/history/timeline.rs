@@ -124,7 +124,7 @@ impl Outcome {
             Seen::ScriptAsked { offer, .. } if !over => match offer.as_str() {
                 "image" => Self::Given,
                 "menu" => Self::Menu,
-                "wait" | "pending" => Self::Waiting,
+                "wait" | "pending" | "queued" => Self::Waiting,
                 "shell" => Self::Shell,
                 _ => Self::Local,
             },

@@ -22,7 +22,7 @@ pub const ANSWERS_MAX: usize = 16;
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Answer {
-    /// Its name in the URL, `/s/TOKEN/answers/NAME`: one segment.
+    /// Its name in the URL, `/s/TOKEN/answers/IMAGE/NAME`: one segment.
     pub name: String,
     /// Given once per boot.
     pub once: bool,
@@ -131,6 +131,8 @@ pub enum Withheld {
     OtherMachine,
     /// It is given once per boot, and was.
     GivenBefore,
+    /// It is given once per boot, and nobody keeps account of what a person picks from a menu.
+    FromMenu,
 }
 
 impl fmt::Display for Withheld {
@@ -143,6 +145,7 @@ impl fmt::Display for Withheld {
             }
             Self::OtherMachine => "the asking address belongs to another machine, by the DHCP exchange seen last",
             Self::GivenBefore => "it is given once per boot, and was already",
+            Self::FromMenu => "it is given once per boot, and a choice from the menu is nobody's job: give the machine one",
         })
     }
 }
@@ -157,6 +160,7 @@ pub fn may_have(answer: &Answer, asking: &Asking) -> Result<(), Withheld> {
     match asking.seen {
         None => Err(Withheld::NoExchangeSeen),
         Some(seen) if seen != mac => Err(Withheld::OtherMachine),
+        Some(_) if answer.once && asking.token.menu => Err(Withheld::FromMenu),
         Some(_) if answer.once && asking.given_before => Err(Withheld::GivenBefore),
         Some(_) => Ok(()),
     }

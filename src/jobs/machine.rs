@@ -90,10 +90,16 @@ const WANDERING: [[u8; 3]; 8] = [
     [0xf8, 0xe4, 0x3b],
 ];
 
-/// False for an address that says nothing about the machine behind it: zero, a group, an adapter that wanders.
+/// First three bytes of the addresses that `doctor` takes when it acts as a machine. They are locally administered, and
+/// no machine's: whatever such a visitor asks for, nothing of it comes on record and no job is moved by it.
+pub const VISITOR_PREFIX: [u8; 3] = [0x02, 0xd0, 0xc7];
+
+/// False for an address that says nothing about the machine behind it: zero, a group, an adapter that wanders, a
+/// visitor ([`VISITOR_PREFIX`]).
 pub fn is_identifying_mac(mac: MacAddr) -> bool {
     let [a, b, c, ..] = mac.0;
-    !mac.is_zero() && !mac.is_group() && !WANDERING.contains(&[a, b, c])
+    let first = [a, b, c];
+    !mac.is_zero() && !mac.is_group() && first != VISITOR_PREFIX && !WANDERING.contains(&first)
 }
 
 impl Ident {
@@ -335,6 +341,7 @@ mod tests {
     fn identities_that_wander_identify_nothing() {
         assert!(!Ident::Mac(MacAddr([0x00, 0x50, 0xb6, 1, 2, 3])).is_identifying());
         assert!(!Ident::Mac(MacAddr([0; 6])).is_identifying());
+        assert!(!Ident::Mac(MacAddr([0x02, 0xd0, 0xc7, 1, 2, 3])).is_identifying(), "a visitor");
         assert!(!Ident::Uuid(Uuid([0; 16])).is_identifying());
         assert!(!Ident::Serial("To be filled by O.E.M.".into()).is_identifying());
         assert!(Ident::Mac(MacAddr([0x52, 0x54, 0, 1, 2, 3])).is_identifying());

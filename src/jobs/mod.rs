@@ -1,6 +1,8 @@
 //! What should boot where: identities, jobs, the table that decides, and the scripts that say it to iPXE.
 
 #[forbid(unsafe_code)]
+pub mod admission;
+#[forbid(unsafe_code)]
 pub mod answers;
 #[forbid(unsafe_code)]
 pub mod book;

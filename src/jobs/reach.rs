@@ -70,8 +70,7 @@ pub fn opens(token: &Token, job: Option<&Job>, rejected: bool, image: &Image) ->
         return Err(Shut::Rejected);
     }
     if token.menu {
-        let shown = image.boot.is_some() && image.unbootable.is_none() && image.template.is_none();
-        if !shown {
+        if !is_in_menus(image) {
             return Err(Shut::NotInMenu);
         }
         // A menu that a job gave ends with the job.
@@ -93,6 +92,33 @@ pub fn opens(token: &Token, job: Option<&Job>, rejected: bool, image: &Image) ->
         Err(Shut::Over) if image.access == Access::Open && names(job, &image.name) => Ok(()),
         Err(why) => Err(why),
     }
+}
+
+/// The image whose answer files `token` opens: its job's, or of a menu the one that is asked for. Of a job, `asked`
+/// needs not be said. Unlike an image's files, these close with the job whoever may read the image.
+///
+/// # Errors
+///
+/// Why there is none.
+pub fn answers_of<'a>(
+    token: &Token,
+    job: Option<&'a Job>,
+    asked: Option<&'a Image>,
+) -> Result<&'a str, Shut> {
+    if !token.menu {
+        let own = image_of(job.ok_or(Shut::NoJob)?, token.boot)?;
+        return if asked.is_none_or(|image| image.name == own) { Ok(own) } else { Err(Shut::OtherImage) };
+    }
+    match job {
+        None if token.job.is_some() => return Err(Shut::NoJob),
+        Some(job) if is_over(job, token.boot) => return Err(Shut::Over),
+        _ => {}
+    }
+    asked.filter(|image| is_in_menus(image)).map(|image| image.name.as_str()).ok_or(Shut::NotInMenu)
+}
+
+fn is_in_menus(image: &Image) -> bool {
+    image.boot.is_some() && image.unbootable.is_none() && image.template.is_none()
 }
 
 fn is_over(job: &Job, boot: BootId) -> bool {
@@ -168,6 +194,28 @@ mod tests {
         assert_eq!(image_of(&next, BootId(5)), Ok("a"));
         assert_eq!(image_of(&next, BootId(6)), Ok("b"));
         assert_eq!(image_of(&next, BootId(4)), Err(Shut::Over));
+    }
+
+    #[test]
+    fn answer_files_are_of_the_jobs_image_or_of_the_menus_choice_and_close_with_the_job() {
+        let (a, b) = (image("a", Access::Open), image("b", Access::Open));
+        let live = job("a");
+        let of = token(5, Some(1), false);
+        assert_eq!(answers_of(&of, Some(&live), None), Ok("a"));
+        assert_eq!(answers_of(&of, Some(&live), Some(&a)), Ok("a"));
+        assert_eq!(answers_of(&of, Some(&live), Some(&b)), Err(Shut::OtherImage));
+        assert_eq!(answers_of(&token(5, None, false), None, Some(&a)), Err(Shut::NoJob), "a local boot");
+        let menu = token(5, None, true);
+        assert_eq!(answers_of(&menu, None, Some(&b)), Ok("b"));
+        assert_eq!(answers_of(&menu, None, None), Err(Shut::NotInMenu));
+        let broken = Image { unbootable: Some("no kernel".into()), ..a.clone() };
+        assert_eq!(answers_of(&menu, None, Some(&broken)), Err(Shut::NotInMenu));
+        let given = token(5, Some(1), true);
+        let shows = Job { action: Action::Menu, ..job("a") };
+        assert_eq!(answers_of(&given, Some(&shows), Some(&b)), Ok("b"));
+        let over = Job { stage: Stage::Cancelled, ..shows };
+        assert_eq!(answers_of(&given, Some(&over), Some(&b)), Err(Shut::Over), "open image or not");
+        assert_eq!(answers_of(&given, None, Some(&b)), Err(Shut::NoJob));
     }
 
     #[test]

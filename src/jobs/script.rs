@@ -38,6 +38,9 @@ use crate::wire::{MacAddr, MacPattern};
 /// A token opens its boot's files for a day: a system that runs from a SAN disk reads on as long as it runs.
 pub const TOKEN_SECONDS: u32 = 24 * 60 * 60;
 
+/// How often a machine without a job asks whether it has one.
+const POLL: Duration = Duration::from_secs(10);
+
 /// What machines get for which nobody has said anything.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -322,12 +325,19 @@ pub fn not_now(who: &Identity, base_url: &str, out: &mut String) {
     script.raw("# bootstorm job waits\n");
     machine(&mut script, who);
     script.raw("echo bootstorm: the server cannot record this boot now, see its log\n");
-    poll(&mut script, who, base_url, 0);
+    poll(&mut script, who, base_url, 0, POLL);
 }
 
 /// Writes the script of a machine that others come before: its place in line, counted from 1, about how long it is
-/// until its turn if anyone can say, and that it asks again.
-pub fn queued(who: &Identity, base_url: &str, place: u32, wait: Option<Duration>, out: &mut String) {
+/// until its turn if anyone can say, and that it asks again after `again`, in whole milliseconds and one second at least.
+pub fn queued(
+    who: &Identity,
+    base_url: &str,
+    place: u32,
+    wait: Option<Duration>,
+    again: Duration,
+    out: &mut String,
+) {
     let mut script = Script::begin(out);
     script.raw("# bootstorm job waits\n");
     machine(&mut script, who);
@@ -338,7 +348,7 @@ pub fn queued(who: &Identity, base_url: &str, place: u32, wait: Option<Duration>
     if let Some(wait) = wait {
         script.raw(", about ").number(wait.as_secs().max(1)).raw(" s to go");
     }
-    poll(script.end(), who, base_url, 0);
+    poll(script.end(), who, base_url, 0, again);
 }
 
 /// Writes the script of a machine that an operator has rejected: the operator's words, if there are any, then the
@@ -515,13 +525,13 @@ fn write(
         Act::Wait => {
             machine(&mut script, who);
             script.raw("echo bootstorm: no job yet, waiting for one\n");
-            poll(&mut script, who, ctx.base_url, ctx.hints.local_boot);
+            poll(&mut script, who, ctx.base_url, ctx.hints.local_boot, POLL);
             Offer::Wait
         }
         Act::Pending => {
             machine(&mut script, who);
             script.raw("echo bootstorm: this machine is new here and waits for approval\n");
-            poll(&mut script, who, ctx.base_url, ctx.hints.local_boot);
+            poll(&mut script, who, ctx.base_url, ctx.hints.local_boot, POLL);
             Offer::Pending
         }
         Act::Shell => {
@@ -623,13 +633,18 @@ fn machine(script: &mut Script<'_>, who: &Identity) {
 
 /// Asks again until the answer is another. The only loop without a limit: waiting is what was asked for, somebody
 /// who stands there can leave it, and each answer says anew why.
-fn poll(script: &mut Script<'_>, who: &Identity, base_url: &str, local_boot: u8) {
+fn poll(script: &mut Script<'_>, who: &Identity, base_url: &str, local_boot: u8, every: Duration) {
+    let every = every.max(Duration::from_secs(1));
     // The answer replaces this script and its image is freed, so that waiting all night nests nothing.
-    script.raw(
-        ":wait\n\
-         prompt --key l --timeout 10000 Asking again every 10 seconds, press l for the local disk && goto local ||\n\
-         chain --timeout 30000 --replace --autofree ",
-    );
+    script
+        .raw(":wait\nprompt --key l --timeout ")
+        .number(u64::try_from(every.as_millis()).unwrap_or(u64::MAX))
+        .raw(" Asking again every ")
+        .number(every.as_secs())
+        .raw(
+            " seconds, press l for the local disk && goto local ||\n\
+             chain --timeout 30000 --replace --autofree ",
+        );
     script.base(base_url).raw("/ipxe?mac=");
     match who.mac {
         Some(mac) => script.mac(mac),

@@ -331,13 +331,15 @@ impl<'a> Values<'a> {
             Variable::Image => Value::Claimed(self.image),
             Variable::Base => own(Some(super::script::clean_base(self.base_url))),
             Variable::BootUrl => own(Some(self.boot_url())),
-            Variable::Files => {
-                let mut url = self.boot_url() + "/images/";
-                self.image.bytes().for_each(|byte| super::script::push_encoded(&mut url, byte));
-                own(Some(url))
-            }
-            Variable::Answers => own(Some(self.boot_url() + "/answers")),
+            Variable::Files => own(Some(self.below("/images/"))),
+            Variable::Answers => own(Some(self.below("/answers/"))),
         }
+    }
+
+    fn below(&self, folder: &str) -> String {
+        let mut url = self.boot_url() + folder;
+        self.image.bytes().for_each(|byte| super::script::push_encoded(&mut url, byte));
+        url
     }
 
     fn boot_url(&self) -> String {
@@ -439,6 +441,7 @@ mod tests {
             shown.starts_with("http://10.0.0.1:4433/s/") && shown.contains("/images/win%2011/x "),
             "{shown}"
         );
+        assert!(shown.contains("/answers/win%2011/y "), "{shown}");
         assert_eq!(rendered("a{{uuid}}b{{hostname}}c", Format::Plain, ""), "abc");
         assert_eq!(rendered("a {{uuid}} b", Format::Script, ""), "a _ b");
         for (name, _) in VARIABLES {

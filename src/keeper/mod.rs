@@ -15,6 +15,7 @@
 //! Start with [`Keeper::start`]; it returns once everything stored is published.
 #![forbid(unsafe_code)]
 
+pub mod journal;
 mod ledger;
 mod records;
 #[cfg(test)]
@@ -43,6 +44,8 @@ const URGENT_MAX: usize = 16 * 1024;
 const EVIDENCE_MAX: usize = 64 * 1024;
 /// Evidence that nobody waits for is stored together with what comes within this time.
 const GATHER: Duration = Duration::from_millis(20);
+/// Nobody has asked for anything for so long: what the store would rather not do while somebody waits is done now.
+const REST: Duration = Duration::from_millis(50);
 /// How often the clock is looked at.
 const TICK: Duration = Duration::from_secs(2);
 /// How often old history is forgotten, and how old and how much of it may be.
@@ -241,6 +244,13 @@ impl Keeper {
             ),
             ("keeper_evidence_lost_total", "Evidence the keeper had no room for.", &counts.evidence_lost),
         ];
+        let waiting = format!(
+            "# HELP bootstorm_keeper_waiting Inputs waiting for the one writer, by queue.\n# TYPE \
+             bootstorm_keeper_waiting gauge\nbootstorm_keeper_waiting{{queue=\"urgent\"}} \
+             {}\nbootstorm_keeper_waiting{{queue=\"evidence\"}} {}\n",
+            self.urgent.len(),
+            self.evidence.len()
+        );
         rows.iter()
             .map(|(name, help, value)| {
                 format!(
@@ -248,6 +258,7 @@ impl Keeper {
                     value.load(Ordering::Relaxed)
                 )
             })
+            .chain([waiting])
             .collect()
     }
 }
@@ -271,6 +282,13 @@ impl Drop for Running {
     }
 }
 
+/// Jobs in one order from which on it has a turn of its own.
+const LONG_ORDER: usize = 64;
+
+fn is_long(order: &Order) -> bool {
+    matches!(order, Order::AddJobs(specs) if specs.len() >= LONG_ORDER)
+}
+
 /// The thread's loop.
 fn keep(
     mut ledger: Ledger,
@@ -281,8 +299,10 @@ fn keep(
 ) {
     let mut next_tick = Instant::now() + TICK;
     let mut next_trim = Instant::now() + TRIM;
-    let mut troubled = false;
+    let (mut troubled, mut rested) = (false, true);
     loop {
+        let pause = next_tick.saturating_duration_since(Instant::now());
+        let pause = if rested { pause } else { pause.min(REST) };
         let mut first: Option<Urgent> = None;
         let mut inputs: Vec<Input> = Vec::new();
         let mut seen: Vec<Evidence> = Vec::new();
@@ -293,7 +313,11 @@ fn keep(
                 // Nobody waits for evidence: let more of it share the commit.
                 first = urgent.recv_timeout(GATHER).ok();
             }
-            default(next_tick.saturating_duration_since(Instant::now())) => {}
+            default(pause) => {}
+        }
+        if first.is_none() && seen.is_empty() && !rested {
+            ledger.store().rest();
+            rested = true;
         }
         // What waits at the line was offered before: first these are taken, then the evidence, and then the evidence
         // is judged first, so that everything that a boot at the line has shown is known.
@@ -305,6 +329,7 @@ fn keep(
             inputs.push(Input::Tick);
         }
         let (mut desks, mut replies, mut looks, mut stop) = (Vec::new(), Vec::new(), Vec::new(), false);
+        let mut bulk: Vec<Input> = Vec::new();
         for message in waiting {
             match message {
                 Urgent::Line(line, tag, desk) => {
@@ -312,6 +337,8 @@ fn keep(
                     desks.push((tag, desk));
                 }
                 Urgent::Order(order, by, reply) => {
+                    // What was ordered after a long order stays behind it.
+                    let inputs = if bulk.is_empty() && !is_long(&order) { &mut inputs } else { &mut bulk };
                     inputs.push(Input::Order { order, by, ticket: replies.len() as u64 });
                     replies.push(Some(reply));
                 }
@@ -319,7 +346,9 @@ fn keep(
                 Urgent::Stop => stop = true,
             }
         }
-        if !inputs.is_empty() {
+        // A long order takes as long as hundreds of boots: whoever waits already does not wait for it.
+        for inputs in [inputs, bulk].into_iter().filter(|inputs| !inputs.is_empty()) {
+            rested = false;
             for output in ledger.turn(inputs, SystemTime::now()) {
                 match output {
                     Output::Line { ticket, answer } => {

@@ -9,7 +9,8 @@
 //!
 //! [`Server::handle`] takes one datagram and writes at most one reply into the caller's buffer. What a machine boots
 //! is asked of a [`BootPolicy`]; who has which address is in `leases`; what firmware is like is in
-//! [`super::firmware`]. In proxy mode nothing is allocated; in full mode records live in tables bounded by the pools.
+//! [`super::firmware`]. What must survive a crash is handed out by [`Server::changes`], and a reply that relies on it
+//! says so. In proxy mode nothing is allocated; in full mode records live in tables bounded by the pools.
 //!
 //! What it never does: NAK or give addresses in proxy mode, answer a REQUEST that names another server, look at
 //! `secs`, send options 13, 52, 43.8, 43.9 or 43.10, or more than the client takes.
@@ -19,8 +20,8 @@ use std::time::Instant;
 
 use crate::jobs::Identity;
 use crate::proto::firmware::Firmware;
-use crate::wire::Arch;
-use crate::wire::dhcp::{Message, OP_REPLY, SubOptions, code, relay};
+use crate::wire::dhcp::{Message, MessageType, OP_REPLY, SubOptions, code, relay};
+use crate::wire::{Arch, MacAddr};
 
 mod asker;
 mod full;
@@ -32,9 +33,10 @@ mod reply;
 mod settings;
 mod verdict;
 
-pub use leases::POOL_LEN_MAX;
-pub use policy::{Answer, BootFile, BootPolicy};
-pub use settings::{Mode, Network, NetworkError, Reservation, Settings, Subnet};
+pub use leases::{LeaseRecord, LeaseTerm, POOL_LEN_MAX, PoolUse};
+pub use memory::{Notice, Rival};
+pub use policy::{Answer, BootFile, BootPolicy, Wish};
+pub use settings::{Mode, Network, NetworkError, Reservation, ReservedFor, Settings, SiteOption, Subnet};
 pub use verdict::{
     BOOT_SERVER_PORT, CLIENT_PORT, DhcpEvent, DhcpStep, DropReason, Input, Interface, Output, SERVER_PORT,
     ServerPort, To, Verdict,
@@ -42,12 +44,26 @@ pub use verdict::{
 
 use asker::Asker;
 use leases::{Keyed, Leases};
-use memory::Memory;
+use memory::{Heard, Memory};
 
 /// Records ended in passing by a datagram; the rest waits for [`Server::handle_timeout`].
 const EXPIRED_PER_DATAGRAM_MAX: usize = 16;
 /// Records ended by one timeout, so that a hall switched off at once does not hold up the loop.
 const EXPIRED_PER_TIMEOUT_MAX: usize = 256;
+
+/// Something to be stored: the newest of a key counts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// Who has an address.
+    Lease(LeaseRecord),
+    /// Which loader a machine needs.
+    Loader {
+        /// The machine.
+        mac: MacAddr,
+        /// As [`Wish::pass_over`].
+        pass_over: u8,
+    },
+}
 
 /// The DHCP server. Drive it with [`Server::handle`] for every datagram, and call [`Server::handle_timeout`] when
 /// [`Server::poll_timeout`] says so.
@@ -69,7 +85,7 @@ impl Server {
         let keyed = Keyed(seed);
         Self {
             leases: Leases::new(&settings, keyed),
-            memory: Memory::new(keyed),
+            memory: Memory::new(keyed, settings.journal),
             settings,
             who: Identity::default(),
             circuit_spare: Vec::with_capacity(usize::from(u8::MAX)),
@@ -84,9 +100,53 @@ impl Server {
     /// Changes what it is told. Leases whose subnet is still listed are kept; one that is now outside the range ends
     /// with its term.
     pub fn replace_settings(&mut self, settings: Settings) {
-        self.settings = ordered(settings);
+        // Whether anybody takes the changes is not what an operator sets.
+        self.settings = ordered(Settings { journal: self.settings.journal, ..settings });
         let empty = Leases::new(&Settings::default(), Keyed(0));
         self.leases = std::mem::replace(&mut self.leases, empty).under(&self.settings);
+    }
+
+    /// Takes back what [`Server::changes`] handed out before the server ended. To be called once, before the first
+    /// datagram.
+    pub fn restore(&mut self, now: Instant, changes: impl Iterator<Item = Change>) {
+        let memory = &mut self.memory;
+        let leases = changes.filter_map(|change| match change {
+            Change::Lease(record) => Some(record),
+            Change::Loader { mac, pass_over } => {
+                memory.restore_loader(mac, pass_over);
+                None
+            }
+        });
+        self.leases.restore(now, leases);
+    }
+
+    /// True when there is something to be stored, with [`Settings::journal`].
+    pub fn has_changes(&self) -> bool {
+        self.leases.has_changes() || self.memory.has_changes()
+    }
+
+    /// Hands what is to be stored to `take`, in order, and says the number of the last: a reply whose
+    /// [`Output::stored`] is not above it may leave once all of this is stored.
+    pub fn changes(&mut self, mut take: impl FnMut(Change)) -> u64 {
+        self.memory.take_changes(|mac, pass_over| take(Change::Loader { mac, pass_over }));
+        let (records, number) = self.leases.take_changes();
+        records.for_each(|record| take(Change::Lease(record)));
+        number
+    }
+
+    /// What came after this number could not be stored. Its replies must not be sent; the machines ask again.
+    pub fn forget_changes_after(&mut self, number: u64) {
+        self.leases.forget_changes_after(number);
+    }
+
+    /// How full each pool is.
+    pub fn pools(&self) -> impl Iterator<Item = PoolUse> {
+        self.leases.pools()
+    }
+
+    /// What was noticed and an operator might want to know, once each.
+    pub fn notices(&mut self) -> impl Iterator<Item = Notice> + '_ {
+        self.memory.notices()
     }
 
     /// Answers one datagram. A reply is written to `out`, which should hold 1,472 bytes.
@@ -130,9 +190,20 @@ impl Server {
         if asker.mac.is_some_and(|mac| policy.is_excluded(mac)) {
             return Err(DropReason::Excluded);
         }
+        if let Some(mac) = asker.mac {
+            let booting = asker.firmware.is_some_and(|firmware| firmware.ipxe().is_none());
+            let heard = Heard {
+                xid: asker.message.xid(),
+                secs: asker.message.secs(),
+                starts: booting && asker.kind == MessageType::Discover,
+            };
+            if !self.memory.admits(mac, now, &heard) {
+                return Err(DropReason::RateLimited);
+            }
+        }
         self.recall_arch(&mut asker);
         match (input.port, self.settings.mode) {
-            (ServerPort::BootServer, _) => self.handle_boot_server(&asker, policy, out),
+            (ServerPort::BootServer, _) => self.handle_boot_server(now, &asker, policy, out),
             (ServerPort::Dhcp, Mode::Full) => self.handle_full(now, &asker, policy, out),
             (ServerPort::Dhcp, _) => self.handle_proxy(now, &asker, policy, out),
         }
@@ -152,13 +223,27 @@ impl Server {
     /// Asks the policy; the file is `None` when there is nothing to boot.
     fn resolve(
         &mut self,
+        now: Instant,
         asker: &Asker<'_>,
         firmware: &Firmware,
         policy: &mut dyn BootPolicy,
     ) -> Result<(Answer, Option<BootFile>), DropReason> {
         self.identify(asker);
+        let pass_over = match (asker.mac, firmware.ipxe()) {
+            (None, _) => 0,
+            (Some(mac), Some(_)) => {
+                self.memory.note_script(mac);
+                0
+            }
+            (Some(mac), None) if asker.kind == MessageType::Discover => {
+                self.memory.loader_for_start(mac, asker.message.xid(), now)
+            }
+            (Some(mac), None) => self.memory.loader(mac),
+        };
+        let loader = asker.subnet.and_then(|index| self.settings.subnets.get(index)?.loader.as_deref());
+        let wish = Wish { pass_over, loader };
         let mut file = BootFile::new();
-        let answer = policy.resolve(&self.who, firmware, asker.server, &mut file);
+        let answer = policy.resolve(&self.who, firmware, asker.server, &wish, &mut file);
         match answer {
             Answer::Silent => Err(DropReason::Silent),
             Answer::NoBoot => Ok((answer, None)),
@@ -177,8 +262,7 @@ impl Server {
         self.who.address = asker.ciaddr().or(direct);
         self.who.relay = asker.relay();
 
-        let relay_agent = asker.message.option(code::RELAY_AGENT).unwrap_or_default();
-        let circuit = SubOptions::relay_agent(relay_agent).first(relay::CIRCUIT_ID);
+        let circuit = asker.circuit;
         let mut bytes = self.who.circuit.take().unwrap_or_else(|| std::mem::take(&mut self.circuit_spare));
         bytes.clear();
         match circuit {
@@ -203,11 +287,16 @@ pub fn fuzz_server(now: Instant, bytes: &[u8]) {
     use std::net::SocketAddrV4;
     use std::time::Duration;
 
-    use crate::wire::MacAddr;
-
     struct Everything;
     impl BootPolicy for Everything {
-        fn resolve(&mut self, who: &Identity, _: &Firmware, server: Ipv4Addr, file: &mut BootFile) -> Answer {
+        fn resolve(
+            &mut self,
+            who: &Identity,
+            _: &Firmware,
+            server: Ipv4Addr,
+            _: &Wish<'_>,
+            file: &mut BootFile,
+        ) -> Answer {
             use std::fmt::Write;
             match who.mac.map(|mac| mac.0[5] % 8) {
                 Some(0) => Answer::Silent,
@@ -218,6 +307,11 @@ pub fn fuzz_server(now: Instant, bytes: &[u8]) {
         }
     }
 
+    let overrides = |request: &Message<'_>, id: Ipv4Addr| {
+        let body = request.option(code::RELAY_AGENT).unwrap_or_default();
+        SubOptions::relay_agent(body)
+            .any(|(sub, body)| sub == relay::SERVER_ID_OVERRIDE && body == id.octets())
+    };
     let addr = Ipv4Addr::new(10, 77, 0, 1);
     let Some(network) = Network::new(addr, 24) else { return };
     let interface = Interface {
@@ -260,7 +354,7 @@ pub fn fuzz_server(now: Instant, bytes: &[u8]) {
                 assert_eq!(reply.xid(), request.xid());
                 assert_eq!(reply.chaddr(), request.chaddr());
                 assert_eq!(reply.giaddr(), request.giaddr());
-                assert_eq!(reply.server_id(), Some(addr));
+                assert!(reply.server_id().is_some_and(|id| id == addr || overrides(&request, id)));
                 assert!(
                     mode == Mode::Full || reply.yiaddr().is_unspecified() && event.what != DhcpStep::Naked
                 );

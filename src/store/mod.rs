@@ -13,6 +13,7 @@ mod chain;
 mod conformance;
 #[cfg(test)]
 mod crash;
+pub mod journal;
 mod memory;
 mod sqlite;
 
@@ -334,6 +335,12 @@ pub trait Store: Send {
     /// A later transition sees what an earlier one of the batch did. An `Err` means that nothing of the batch is
     /// stored; see [`StoreError::Io`] for the one doubt about it.
     fn commit(&mut self, batch: &[Transition]) -> Result<Vec<Result<Revision, Conflict>>, StoreError>;
+
+    /// Does what is due and what no commit should wait for, such as folding a write-ahead log into its file; says whether
+    /// anything was. For moments in which nobody waits: it may take as long as many commits.
+    fn rest(&mut self) -> bool {
+        false
+    }
 
     /// At most `limit` entries of a log, newest first; of one subject, if given; with numbers below `before`, if
     /// given, which is how to turn a page: pass the last number seen.

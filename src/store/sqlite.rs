@@ -54,8 +54,15 @@ const SCHEMA: u32 = STEPS.len() as u32;
 
 /// How long opening waits for a server that is just stopping.
 const OPEN_WAIT: Duration = Duration::from_secs(2);
-/// Pages of the log (4 KiB each) that are folded into the file at once. More make rarer and longer pauses.
-const CHECKPOINT_PAGES: i64 = 2_000;
+/// Pages of the log (4 KiB each) at which it is folded into the file whoever waits. Before that, [`Store::rest`] does it.
+const LOG_PAGES_MAX: i64 = 16 * 1_024;
+/// Records and entries in the log that are worth folding when nobody waits.
+const REST_WRITES: u64 = 1_000;
+/// The log's file is cut to this when it begins anew. To write again where it was written before is cheaper for the file
+/// system than to grow.
+const LOG_KEPT: i64 = LOG_PAGES_MAX * 4_096;
+/// Memory for pages. A storm's transitions are scattered over all jobs, and a page that is not here is read anew.
+const CACHE_KIB: i64 = 64 << 10;
 /// Pages that a backup copies in one step.
 const BACKUP_PAGES: i32 = 1_024;
 
@@ -65,6 +72,8 @@ pub struct SqliteStore {
     path: PathBuf,
     connection: Connection,
     counters: Counters,
+    /// What was written since the log was folded into the file by [`Store::rest`].
+    unfolded: u64,
 }
 
 /// What the next transition and the next entries follow.
@@ -82,6 +91,10 @@ struct Sql {
     get: &'static str,
     generation: &'static str,
     put: &'static str,
+    /// The same where there is none; changes nothing otherwise.
+    put_absent: &'static str,
+    /// The same where there is one of this generation; changes nothing otherwise.
+    put_following: &'static str,
     delete: &'static str,
 }
 
@@ -96,6 +109,16 @@ macro_rules! sql {
                 $table,
                 " (key, generation, body, revision) VALUES (?1, ?2, ?3, ?4) ON CONFLICT (key) DO UPDATE SET \
                  generation = excluded.generation, body = excluded.body, revision = excluded.revision"
+            ),
+            put_absent: concat!(
+                "INSERT INTO ",
+                $table,
+                " (key, generation, body, revision) VALUES (?1, ?2, ?3, ?4) ON CONFLICT (key) DO NOTHING"
+            ),
+            put_following: concat!(
+                "UPDATE ",
+                $table,
+                " SET generation = ?2, body = ?3, revision = ?4 WHERE key = ?1 AND generation = ?5"
             ),
             delete: concat!("DELETE FROM ", $table, " WHERE key = ?1"),
         }
@@ -148,7 +171,7 @@ impl SqliteStore {
                 StoreError::NewerSchema { path: path.clone(), found, known: SCHEMA }
             }
         })?;
-        Ok(Self { path, connection, counters })
+        Ok(Self { path, connection, counters, unfolded: 0 })
     }
 
     fn connect(path: &Path) -> Result<(Connection, Counters), Failure> {
@@ -173,8 +196,10 @@ impl SqliteStore {
         ] {
             connection.pragma_update(None, name, value)?;
         }
-        connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
-        connection.pragma_update(None, "journal_size_limit", 4 * CHECKPOINT_PAGES * 4_096)?;
+        connection.pragma_update(None, "wal_autocheckpoint", LOG_PAGES_MAX)?;
+        connection.pragma_update(None, "journal_size_limit", LOG_KEPT)?;
+        // In KiB when negative.
+        connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
         if version > 0 {
             check_structure(&connection)?;
         }
@@ -200,12 +225,9 @@ impl SqliteStore {
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut answers = Vec::with_capacity(batch.len());
         for transition in batch {
-            answers.push(match judge(&transaction, transition)? {
+            answers.push(match apply(&transaction, transition, &mut counters)? {
                 Some(conflict) => Err(conflict),
-                None => {
-                    apply(&transaction, transition, &mut counters)?;
-                    Ok(Revision(counters.revision))
-                }
+                None => Ok(Revision(counters.revision)),
             });
         }
         if counters == self.counters {
@@ -276,6 +298,7 @@ impl Store for SqliteStore {
         match self.try_commit(batch) {
             Ok((counters, answers)) => {
                 self.counters = counters;
+                self.unfolded += batch.iter().map(|transition| transition.writes.len() as u64).sum::<u64>();
                 Ok(answers)
             }
             Err(error) => {
@@ -283,6 +306,16 @@ impl Store for SqliteStore {
                 Err(self.explain("commit", &error))
             }
         }
+    }
+
+    fn rest(&mut self) -> bool {
+        if self.unfolded < REST_WRITES {
+            return false;
+        }
+        self.unfolded = 0;
+        // What fails now is done by the commit at whose end the log is too long, which says so.
+        let _ = self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+        true
     }
 
     fn read_log(
@@ -440,8 +473,12 @@ impl Counters {
     }
 }
 
-fn judge(connection: &Connection, transition: &Transition) -> rusqlite::Result<Option<Conflict>> {
-    for write in &transition.writes {
+/// The first guard that does not hold.
+fn judge<'t>(
+    connection: &Connection,
+    writes: impl IntoIterator<Item = &'t Write>,
+) -> rusqlite::Result<Option<Conflict>> {
+    for write in writes {
         let (kind, key, guard) = match write {
             Write::Put { record, guard } => (record.kind, &record.key, *guard),
             Write::Delete { kind, key, guard } => (*kind, key, *guard),
@@ -459,16 +496,44 @@ fn judge(connection: &Connection, transition: &Transition) -> rusqlite::Result<O
     Ok(None)
 }
 
-fn apply(connection: &Connection, transition: &Transition, counters: &mut Counters) -> rusqlite::Result<()> {
-    counters.revision += 1;
+/// Stores a transition, or nothing of it if a guard does not hold.
+///
+/// Most transitions change one record and log it. That one's guard is judged by the very statement that writes, which
+/// goes first; of more, all are judged before.
+fn apply(
+    connection: &Connection,
+    transition: &Transition,
+    counters: &mut Counters,
+) -> rusqlite::Result<Option<Conflict>> {
+    let revision = counters.revision + 1;
+    let guarded = |write: &Write| matches!(write, Write::Put { guard, .. } | Write::Delete { guard, .. } if *guard != Guard::Any);
+    let mut changes = transition.writes.iter().filter(|write| !matches!(write, Write::Append { .. }));
+    let first = match changes.next() {
+        Some(first @ Write::Put { record, guard }) if guarded(first) && !changes.any(guarded) => {
+            if !put_guarded(connection, record, *guard, revision)? {
+                // Nothing was written, so it is found as it was.
+                return judge(connection, [first]);
+            }
+            Some(first)
+        }
+        Some(_) => match judge(connection, &transition.writes)? {
+            Some(conflict) => return Ok(Some(conflict)),
+            None => None,
+        },
+        None => None,
+    };
+    counters.revision = revision;
     for write in &transition.writes {
+        if first.is_some_and(|first| std::ptr::eq(first, write)) {
+            continue;
+        }
         match write {
             Write::Put { record: Record { kind, key, generation, body }, .. } => {
                 connection.prepare_cached(sql(*kind).put)?.execute(params![
                     key,
                     as_stored(*generation),
                     body,
-                    as_stored(counters.revision)
+                    as_stored(revision)
                 ])?;
             }
             Write::Delete { kind, key, .. } => {
@@ -498,7 +563,29 @@ fn apply(connection: &Connection, transition: &Transition, counters: &mut Counte
             }
         }
     }
-    Ok(())
+    Ok(None)
+}
+
+/// Writes a record if its guard holds; says whether it did.
+fn put_guarded(
+    connection: &Connection,
+    Record { kind, key, generation, body }: &Record,
+    guard: Guard,
+    revision: u64,
+) -> rusqlite::Result<bool> {
+    let (generation, revision) = (as_stored(*generation), as_stored(revision));
+    let written = match guard {
+        Guard::Absent => connection
+            .prepare_cached(sql(*kind).put_absent)?
+            .execute(params![key, generation, body, revision])?,
+        Guard::Generation(before) => connection
+            .prepare_cached(sql(*kind).put_following)?
+            .execute(params![key, generation, body, revision, as_stored(before)])?,
+        Guard::Any => {
+            connection.prepare_cached(sql(*kind).put)?.execute(params![key, generation, body, revision])?
+        }
+    };
+    Ok(written == 1)
 }
 
 /// Why a file cannot be opened, before it has a path to say it with.

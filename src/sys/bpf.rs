@@ -12,8 +12,7 @@ use super::SysError;
 const BPF_MAP_CREATE: libc::c_int = 0;
 const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_PROG_LOAD: libc::c_int = 5;
-#[cfg(test)]
-const BPF_PROG_TEST_RUN: libc::c_int = 10;
+pub(super) const BPF_PROG_TEST_RUN: libc::c_int = 10;
 const BPF_LINK_CREATE: libc::c_int = 28;
 // linux/bpf.h `enum bpf_map_type`, `enum bpf_prog_type`, `enum bpf_attach_type`.
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
@@ -274,12 +273,17 @@ impl Counters {
 /// A program that the verifier let pass.
 #[derive(Debug)]
 pub struct Program {
-    fd: OwnedFd,
+    pub(super) fd: OwnedFd,
 }
 
 impl Program {
     /// Loads one that judges frames. The error holds the verifier's last lines.
     pub fn load(name: &str, code: &[Instruction]) -> Result<Self, SysError> {
+        Self::load_as(BPF_PROG_TYPE_SCHED_CLS, name, code)
+    }
+
+    /// Loads one of another type of program than [`Program::load`].
+    pub(super) fn load_as(kind: u32, name: &str, code: &[Instruction]) -> Result<Self, SysError> {
         #[repr(C)]
         struct Load {
             kind: u32,
@@ -295,7 +299,7 @@ impl Program {
         }
         let mut log = vec![0u8; LOG_LEN];
         let mut attr = Load {
-            kind: BPF_PROG_TYPE_SCHED_CLS,
+            kind,
             count: code.len() as u32,
             code: code.as_ptr() as u64,
             licence: LICENCE.as_ptr() as u64,
@@ -394,7 +398,7 @@ pub struct Link {
 ///
 /// # Safety
 /// `attr` is laid out as the start of `union bpf_attr` for `command`, its pointers and lengths valid for the call.
-unsafe fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<libc::c_int> {
+pub(super) unsafe fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<libc::c_int> {
     // SAFETY: the caller vouches for what `attr` points to; the kernel reads and writes `size_of::<T>()` bytes of it.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as libc::c_int) }

@@ -5,16 +5,24 @@
 
 pub mod affinity;
 pub mod bpf;
+pub mod disk;
 pub mod firewall;
 pub mod frames;
+pub mod host;
+pub mod inject;
 pub mod interfaces;
+pub mod links;
+pub mod memory;
 pub mod mmap;
 pub mod packet;
 pub mod pages;
+pub mod privileges;
 pub mod ring;
 pub mod runs;
+pub mod sandbox;
 pub mod tap;
 pub mod tcp;
+pub mod timer;
 pub mod udp;
 pub mod uring;
 

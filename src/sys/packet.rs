@@ -53,6 +53,55 @@ impl PacketSocket {
         Ok(Self { fd })
     }
 
+    /// Opens a non-blocking raw socket that hears every frame of the link, whoever it is addressed to, and what this
+    /// host itself sends there: for machines with hardware addresses of their own. What is sent by this socket it does
+    /// not hear, nor frames that leave past the queueing layer.
+    ///
+    /// # Errors
+    /// As [`PacketSocket::open`].
+    pub fn open_all(name: &str, index: u32) -> Result<Self, SysError> {
+        let fail = |e| SysError::new(format!("open packet socket on {name}"), e);
+        let everything = BpfInstruction { code: 0x06, jt: 0, jf: 0, k: 0x4_0000 };
+        let socket = Self::open(name, index, &[everything])?;
+        let raw = socket.fd.as_raw_fd();
+        let member = libc::packet_mreq {
+            mr_ifindex: index as i32,
+            mr_type: libc::PACKET_MR_PROMISC as u16,
+            mr_alen: 0,
+            mr_address: [0; 8],
+        };
+        // SAFETY: the kernel reads `size_of::<packet_mreq>()` bytes from `member`, which lives across the call.
+        check(unsafe {
+            libc::setsockopt(
+                raw,
+                libc::SOL_PACKET,
+                libc::PACKET_ADD_MEMBERSHIP,
+                (&raw const member).cast(),
+                size_of::<libc::packet_mreq>() as libc::socklen_t,
+            )
+        })
+        .map_err(fail)?;
+        // SAFETY: `sockaddr_ll` is plain old data; all-zero is valid.
+        let mut addr: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        addr.sll_family = libc::AF_PACKET as u16;
+        addr.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+        addr.sll_ifindex = index as i32;
+        // SAFETY: the kernel reads `size_of::<sockaddr_ll>()` bytes from `addr`, which lives across the call.
+        check(unsafe {
+            libc::bind(raw, (&raw const addr).cast(), size_of::<libc::sockaddr_ll>() as libc::socklen_t)
+        })
+        .map_err(fail)?;
+        Ok(socket)
+    }
+
+    /// Waits until there is a frame, at most so long.
+    ///
+    /// # Errors
+    /// What `ppoll` says.
+    pub fn wait(&self, time: std::time::Duration) -> io::Result<()> {
+        super::ring::wait_readable(self.fd.as_raw_fd(), time)
+    }
+
     /// One frame into `buffer`; `WouldBlock` when there is none.
     pub fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
         // SAFETY: the kernel writes at most `buffer.len()` bytes into `buffer`, borrowed for the call.

@@ -34,6 +34,8 @@ pub struct RingUse {
     /// Every frame of the link, whoever it is addressed to, as hosts with hardware addresses of their own need it.
     /// Otherwise IPv4 for this machine alone.
     pub all: bool,
+    /// What this host itself sends, too; never what the ring's own [`FrameRing::sender`] does.
+    pub outgoing: bool,
 }
 
 /// Rings that share an interface: the kernel gives every frame to exactly one of them.
@@ -92,7 +94,7 @@ impl FrameRing {
         set_int(raw, libc::SOL_PACKET, libc::PACKET_VERSION, libc::tpacket_versions::TPACKET_V2 as i32)
             .map_err(fail)?;
         // Old kernels know neither; what is lost is speed, and our own frames are told by their source.
-        let _ = set_int(raw, libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, 1);
+        let _ = set_int(raw, libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, i32::from(!taken.outgoing));
         let _ = set_int(raw, libc::SOL_PACKET, PACKET_QDISC_BYPASS, 1);
         let snapshot = taken.snapshot;
         let ring_len = taken.len.next_multiple_of(BLOCK_LEN);
@@ -185,6 +187,19 @@ impl FrameRing {
     pub fn join(&self, group: Group) -> io::Result<()> {
         let value = u32::from(group.id) | libc::PACKET_FANOUT_CBPF << 16;
         set_int(self.fd.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_FANOUT, value as i32)
+    }
+
+    /// The status word of the slot that is filled next.
+    fn status(&self) -> &AtomicU32 {
+        // SAFETY: `next` is below `slots`, so the slot lies inside the mapping of `slots * slot_len` bytes, which lives as
+        // long as `self`. It begins with `tpacket2_hdr`, whose first word is the status; slots are aligned to 256 bytes,
+        // and both sides touch the word only atomically.
+        unsafe { AtomicU32::from_ptr(self.map.add(self.next * self.slot_len).cast().as_ptr()) }
+    }
+
+    /// True when a frame is waiting. Asks the memory that is shared with the kernel, not the kernel.
+    pub fn has_frames(&self) -> bool {
+        self.status().load(Ordering::Acquire) & libc::TP_STATUS_USER != 0
     }
 
     /// Hands at most `max` waiting frames to `take` and gives their slots back; how many there were.
@@ -389,7 +404,7 @@ impl FrameBatch {
 mod tests {
     use super::*;
 
-    const WHOLE_LINK: RingUse = RingUse { snapshot: 100, len: 1 << 20, all: true };
+    const WHOLE_LINK: RingUse = RingUse { snapshot: 100, len: 1 << 20, all: true, outgoing: false };
     use std::net::UdpSocket;
 
     const ACCEPT_ALL: [BpfInstruction; 1] = [BpfInstruction { code: 6, jt: 0, jf: 0, k: 0x4_0000 }];

@@ -34,6 +34,46 @@ pub fn listen(addr: SocketAddrV4, congestion: Option<&str>) -> Result<std::net::
     Ok(socket.into())
 }
 
+/// Takes one waiting connection: its socket, which does not block, and the two ends of it.
+///
+/// # Errors
+/// `WouldBlock` when none waits; what `accept4` says otherwise.
+pub fn accept(
+    listener: &std::net::TcpListener,
+) -> io::Result<(std::net::TcpStream, SocketAddrV4, SocketAddrV4)> {
+    let mut peer = sockaddr_in();
+    let mut len = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes into `peer`, and their number into `len`; both live across the call.
+    let fd = check(unsafe {
+        libc::accept4(
+            listener.as_raw_fd(),
+            (&raw mut peer).cast(),
+            &raw mut len,
+            libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
+        )
+    })?;
+    // SAFETY: the descriptor is fresh and nobody else owns it.
+    let stream = unsafe { std::net::TcpStream::from_raw_fd(fd) };
+    let mut local = sockaddr_in();
+    let mut len = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+    // SAFETY: as above, for `local`.
+    check(unsafe { libc::getsockname(fd, (&raw mut local).cast(), &raw mut len) })?;
+    Ok((stream, address(&peer), address(&local)))
+}
+
+fn sockaddr_in() -> libc::sockaddr_in {
+    libc::sockaddr_in {
+        sin_family: libc::AF_INET as libc::sa_family_t,
+        sin_port: 0,
+        sin_addr: libc::in_addr { s_addr: 0 },
+        sin_zero: [0; 8],
+    }
+}
+
+fn address(raw: &libc::sockaddr_in) -> SocketAddrV4 {
+    SocketAddrV4::new(u32::from_be(raw.sin_addr.s_addr).into(), u16::from_be(raw.sin_port))
+}
+
 /// Fails like [`listen`] where any other socket listens already, also one that shares its port as ours do among each
 /// other: two servers of one user would else split the machines between them without a word.
 pub fn check_free(addr: SocketAddrV4) -> Result<(), SysError> {

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
+use io_uring::register::Restriction;
 use io_uring::{IoUring, Probe, cqueue, opcode, types};
 
 use super::mmap::Mapping;
@@ -55,10 +56,11 @@ impl std::fmt::Debug for SendRing {
 }
 
 impl SendRing {
-    /// Sets up a ring that can have `sends_max` sends in flight, and checks that this kernel has SEND_ZC.
+    /// Sets up a ring that can have `sends_max` sends in flight, and checks that this kernel has SEND_ZC. It takes no other
+    /// operation, ever: a ring makes calls that no filter of system calls sees.
     pub fn new(sends_max: u32) -> io::Result<Self> {
         // Each send makes two completions: the result and the release of its pages.
-        let ring = IoUring::builder().setup_cqsize(sends_max * 2).build(sends_max)?;
+        let ring = IoUring::builder().setup_cqsize(sends_max * 2).setup_r_disabled().build(sends_max)?;
         let mut probe = Probe::new();
         ring.submitter().register_probe(&mut probe)?;
         if !probe.is_supported(opcode::SendZc::CODE) {
@@ -67,6 +69,9 @@ impl SendRing {
                 "this kernel's io_uring has no SEND_ZC (needs 6.0)",
             ));
         }
+        let mut restrictions = [Restriction::sqe_op(opcode::SendZc::CODE)];
+        ring.submitter().register_restrictions(&mut restrictions)?;
+        ring.submitter().register_enable_rings()?;
         Ok(Self {
             ring,
             inflight: (0..sends_max).map(|_| None).collect(),

@@ -70,6 +70,28 @@ pub fn render(metrics: &[Metric], cores: &[Arc<Counters>], out: &mut String) {
     }
 }
 
+/// What is to be known of the process itself, in Prometheus' own names. `started` is when it did.
+pub fn render_process(started: std::time::SystemTime, version: &str, out: &mut String) {
+    let since = started.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let pages: u64 = std::fs::read_to_string("/proc/self/statm")
+        .ok()
+        .and_then(|text| text.split_whitespace().nth(1)?.parse().ok())
+        .unwrap_or(0);
+    let descriptors = std::fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count());
+    // Linux' pages, as it counts them in that file, are 4 KiB where this program runs.
+    let resident = pages * 4096;
+    let _ = write!(
+        out,
+        "# HELP bootstorm_build_info Which version this is.\n# TYPE bootstorm_build_info gauge\n\
+         bootstorm_build_info{{version=\"{version}\"}} 1\n\
+         # HELP process_start_time_seconds When it started, in seconds since 1970.\n\
+         # TYPE process_start_time_seconds gauge\nprocess_start_time_seconds {since}\n\
+         # HELP process_resident_memory_bytes Memory of its own and mapped that is present.\n\
+         # TYPE process_resident_memory_bytes gauge\nprocess_resident_memory_bytes {resident}\n\
+         # HELP process_open_fds Open descriptors.\n# TYPE process_open_fds gauge\nprocess_open_fds {descriptors}\n"
+    );
+}
+
 /// How log lines look.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum LogFormat {

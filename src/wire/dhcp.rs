@@ -51,6 +51,7 @@ pub mod code {
     pub const ROUTER: u8 = 3;
     pub const DNS: u8 = 6;
     pub const HOST_NAME: u8 = 12;
+    pub const BOOT_FILE_SIZE: u8 = 13;
     pub const DOMAIN_NAME: u8 = 15;
     pub const ROOT_PATH: u8 = 17;
     pub const BROADCAST_ADDRESS: u8 = 28;
@@ -76,6 +77,32 @@ pub mod code {
     pub const CLIENT_MACHINE_ID: u8 = 97;
     pub const IPXE: u8 = 175;
     pub const END: u8 = 255;
+}
+
+/// True for codes that an operator may send as he likes. The others are the server's own to say, or have a setting of
+/// their own: addresses and terms, the boot, what is echoed, and what must never be sent (13, 52).
+pub fn is_site_option(code: u8) -> bool {
+    !matches!(
+        code,
+        code::PAD
+            | code::SUBNET_MASK
+            | code::ROUTER
+            | code::DNS
+            | code::BOOT_FILE_SIZE
+            | code::DOMAIN_NAME
+            | code::BROADCAST_ADDRESS
+            | code::VENDOR_SPECIFIC
+            | code::REQUESTED_ADDRESS
+            ..=code::CLIENT_ID
+                | code::TFTP_SERVER_NAME
+                | code::BOOT_FILE
+                | code::RELAY_AGENT
+                | code::CLIENT_ARCHITECTURE
+                | code::CLIENT_NDI
+                | code::CLIENT_MACHINE_ID
+                | code::IPXE
+                | code::END
+    )
 }
 
 /// Sub-options of option 43 inside a `PXEClient` message (PXE 2.1 §2, table of vendor options).

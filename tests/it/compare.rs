@@ -171,6 +171,8 @@ fn a_sink_acknowledges_all_that_is_sent_and_the_client_receives_nothing_of_it() 
         fs::create_dir_all(site.dir.join("images/data")).expect("a folder");
         let image = fs::File::create(site.dir.join("images/data/image.bin")).expect("a file");
         image.set_len(LEN).expect("room for it");
+        // A file that somebody has open for writing is not served.
+        drop(image);
         let mut command = servers.command(binary());
         command.arg("serve").arg("--config").arg(site.config());
         let mut server = Process::spawn("bootstorm", &mut command, &site.dir.join("server.log"));

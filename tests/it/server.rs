@@ -59,6 +59,12 @@ impl Site {
         Server { site: self, process, ready }
     }
 
+    /// More configuration, before the server is started.
+    pub fn append(&mut self, text: &str) {
+        let all = fs::read_to_string(&self.config).expect("the configuration") + text;
+        fs::write(&self.config, all).expect("the configuration can be written");
+    }
+
     /// The configuration file.
     pub fn config(&self) -> &Path {
         &self.config

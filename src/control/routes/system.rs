@@ -1,17 +1,19 @@
 //! The server itself: alive, ready, counted, documented.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::super::Admin;
-use super::super::auth::Reader;
+use super::super::auth::{Administrator, Reader};
 use super::super::problem::Problem;
+use super::Answer;
+use crate::store::{Log, Transition, Write};
 
 /// A writer that does not answer within this is not ready.
 const READY_WITHIN: Duration = Duration::from_secs(2);
@@ -39,6 +41,32 @@ pub(super) async fn readyz(State(admin): State<Arc<Admin>>) -> Result<&'static s
             Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", detail).retry_after(5))
         }
     }
+}
+
+/// Read the configuration again: whole, or not at all.
+#[utoipa::path(
+    post, path = "/v1/config/reload", tag = "server",
+    responses(
+        (status = 200, description = "In force; what was asked for before ends as it began", body = ref("#/components/schemas/Reloaded")),
+        (status = 409, description = "Refused: it has mistakes, or changes what needs a restart; the old one stays in force")
+    ),
+    security(("token" = ["admin"]))
+)]
+pub(super) async fn reload(Administrator(by): Administrator, State(admin): State<Arc<Admin>>) -> Answer {
+    let state = Arc::clone(&admin.state);
+    let failed = |error: &dyn std::fmt::Display| {
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "reload-failed", error.to_string())
+    };
+    // Reads files: not on this thread, which answers /healthz.
+    let done = tokio::task::spawn_blocking(move || (state.reload)()).await.map_err(|error| failed(&error))?;
+    let changed = done.map_err(|why| Problem::new(StatusCode::CONFLICT, "configuration-refused", why))?;
+    let said = json!({ "by": by.name, "what": "configuration-reloaded", "changed": changed }).to_string();
+    let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+    let entry =
+        Write::Append { log: Log::Audit, at_unix_ms: at, subject: "configuration".into(), body: said };
+    let stored = admin.look(move |_, store| store.commit(&[Transition { writes: vec![entry] }])).await?;
+    stored.map_err(|error| failed(&error))?;
+    Ok(Json(json!({ "changed": changed })))
 }
 
 /// Counters, for Prometheus.

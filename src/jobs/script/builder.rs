@@ -74,7 +74,10 @@ impl<'o> Script<'o> {
 
     /// The server's own base URL: what cannot stand in scheme, host, port and path is left out.
     pub(super) fn base(&mut self, base_url: &str) -> &mut Self {
-        self.out.extend(base_chars(base_url));
+        match is_clean_base(base_url) {
+            true => self.out.push_str(base_url),
+            false => self.out.extend(base_chars(base_url)),
+        }
         self
     }
 
@@ -214,10 +217,17 @@ impl<'o> Script<'o> {
     }
 }
 
+fn may_stand_in_base(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, ':' | '/' | '.' | '-' | '_' | '[' | ']')
+}
+
+/// True when [`base_chars`] would give the same text back.
+fn is_clean_base(base_url: &str) -> bool {
+    base_url.len() <= ARG_MAX && !base_url.ends_with('/') && base_url.chars().all(may_stand_in_base)
+}
+
 fn base_chars(base_url: &str) -> impl Iterator<Item = char> + '_ {
-    let allowed =
-        |c: &char| c.is_ascii_alphanumeric() || matches!(c, ':' | '/' | '.' | '-' | '_' | '[' | ']');
-    base_url.trim_end_matches('/').chars().filter(allowed).take(ARG_MAX)
+    base_url.trim_end_matches('/').chars().filter(|c| may_stand_in_base(*c)).take(ARG_MAX)
 }
 
 /// A base URL as scripts carry it: nothing but what can stand in scheme, host, port and path.

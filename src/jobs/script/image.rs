@@ -260,7 +260,8 @@ pub(super) fn body_len_max(image: &Image, urls: Urls<'_>) -> usize {
         }
         Some(BootFiles::Linux { kernel, initrds }) => {
             let initrds: usize = initrds.iter().map(|name| per_file + 3 * name.len() + 24).sum();
-            per_file + 3 * kernel.len() + initrds
+            // One more for the address of its answer files.
+            2 * per_file + 3 * kernel.len() + initrds
         }
         Some(
             BootFiles::Iso { iso: name }
@@ -384,6 +385,10 @@ fn linux(
     }
     if let Some(job) = job {
         script.raw(" bootstorm.job=").job(job);
+    }
+    if !image.answers.is_empty() {
+        script.raw(" bootstorm.answers=");
+        script.base(urls.base).raw("/s/").token(urls.token).raw("/answers/").segment(&image.name);
     }
     // Ours first: what the operator wrote may hold the `--` behind which everything belongs to init.
     url_args(script, urls, image);

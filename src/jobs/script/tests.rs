@@ -282,8 +282,8 @@ fn local_boot_goes_on_with_the_next_way_of_the_list() {
 #[test]
 fn refusals_say_why() {
     let wait = Some(Duration::from_secs(40));
-    check("script_queued", &written(|out| queued(&uefi(), BASE, 12, wait, out)));
-    assert!(written(|out| queued(&bios(), BASE, 1, None, out)).contains("number 1 in line\n"));
+    check("script_queued", &written(|out| queued(&uefi(), BASE, 12, wait, POLL, out)));
+    assert!(written(|out| queued(&bios(), BASE, 1, None, POLL, out)).contains("number 1 in line\n"));
     check("script_busy", &written(|out| not_now(&bios(), BASE, out)));
     check("script_refused", &written(|out| refused(&uefi(), JobId(9), &"it was consumed || shell", out)));
     let script = rejection(&bios(), "stolen; ask ${password}\nshell");

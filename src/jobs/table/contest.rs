@@ -3,8 +3,7 @@
 use std::cmp::Reverse;
 use std::time::SystemTime;
 
-use crossbeam_epoch::Guard;
-
+use super::readers::Held;
 use super::reclaim::Swap;
 use super::rules::{Asked, Rules, is_withheld};
 use super::slots::{Found, Packed, READ_GRANTS, REJECTED, SPENT, Slots};
@@ -31,15 +30,15 @@ impl<S: Atomics> Shared<S> {
         Self { slots: Slots::new(hint), rules: Swap::new(Rules::default()) }
     }
 
-    pub(super) fn decide<'g>(&self, who: &Identity, guard: &'g Guard) -> Decision<'g> {
-        let found = self.presented(who, guard);
+    pub(super) fn decide<'g>(&self, who: &Identity, held: Held<'g>) -> Decision<'g> {
+        let found = self.presented(who, held);
         let flags = found.iter().flatten().fold(0, |flags, one| flags | one.flags);
         if flags & REJECTED != 0 {
             return Decision::Rejected;
         }
         if flags & (SPENT | READ_GRANTS) == 0 {
             let best = found.iter().flatten().filter_map(Found::job).reduce(better);
-            let rule = || self.best_rule(who, &found, |_| false, guard);
+            let rule = || self.best_rule(who, &found, |_| false, held);
             return best.or_else(rule).map_or(Decision::NoJob, Decision::Job);
         }
         let spent = |job: &Job| spent(&found).any(|spent| spent.id == job.id);
@@ -51,30 +50,30 @@ impl<S: Atomics> Shared<S> {
                 best = Some(best.map_or(&**job, |best| better(best, job)));
             }
         }
-        if let Some(job) = best.or_else(|| self.best_rule(who, &found, spent, guard)) {
+        if let Some(job) = best.or_else(|| self.best_rule(who, &found, spent, held)) {
             return Decision::Job(job);
         }
         let over = self::spent(&found).fold(over, later);
         over.map_or(Decision::NoJob, Decision::Done)
     }
 
-    pub(super) fn standing<'g>(&self, who: &Identity, guard: &'g Guard) -> Option<&'g Standing> {
-        self.presented(who, guard).iter().flatten().find_map(Found::standing)
+    pub(super) fn standing<'g>(&self, who: &Identity, held: Held<'g>) -> Option<&'g Standing> {
+        self.presented(who, held).iter().flatten().find_map(Found::standing)
     }
 
-    pub(super) fn job<'g>(&self, id: JobId, guard: &'g Guard) -> Option<&'g Job> {
-        let found = self.slots.find(&Packed::new(Key::Job(id)), guard)?;
+    pub(super) fn job<'g>(&self, id: JobId, held: Held<'g>) -> Option<&'g Job> {
+        let found = self.slots.find(&Packed::new(Key::Job(id)), held)?;
         found.entry().grants.first().map(|job| &**job)
     }
 
-    pub(super) fn is_approved(&self, who: &Identity, guard: &Guard) -> bool {
-        let found = self.presented(who, guard);
+    pub(super) fn is_approved(&self, who: &Identity, held: Held<'_>) -> bool {
+        let found = self.presented(who, held);
         found.iter().flatten().filter_map(Found::standing).any(|standing| standing.approved)
     }
 
-    pub(super) fn explain(&self, who: &Identity, guard: &Guard) -> Vec<String> {
-        let found = self.presented(who, guard);
-        let decision = self.decide(who, guard);
+    pub(super) fn explain(&self, who: &Identity, held: Held<'_>) -> Vec<String> {
+        let found = self.presented(who, held);
+        let decision = self.decide(who, held);
         let decided = match decision {
             Decision::Job(job) | Decision::Done(job) => Some(job.id),
             Decision::Rejected | Decision::NoJob => None,
@@ -102,7 +101,7 @@ impl<S: Atomics> Shared<S> {
         }
         let (groups, known) = (|| groups(&found), is_known(&found));
         let mut misfits = 0;
-        for job in self.rules.load(guard).all() {
+        for job in self.rules.load(held).all() {
             let misfit = job.selector.rule().and_then(|rule| rule.misfit(who, groups(), known));
             let line = if let Some(misfit) = misfit {
                 misfits += 1;
@@ -135,8 +134,8 @@ impl<S: Atomics> Shared<S> {
 
     /// What is published about everything `who` presents, in the order of [`SEEN_AS`].
     #[inline]
-    fn presented<'g>(&self, who: &Identity, guard: &'g Guard) -> [Option<Found<'g>>; 5] {
-        let find = |key| self.slots.find(&Packed::new(key), guard);
+    fn presented<'g>(&self, who: &Identity, held: Held<'g>) -> [Option<Found<'g>>; 5] {
+        let find = |key| self.slots.find(&Packed::new(key), held);
         // Some firmware fills option 97 in printing order, so the parser's swap turns it round: look both ways.
         let swapped = who.uuid.map(|uuid| Uuid::from_smbios(uuid.0)).filter(|uuid| Some(*uuid) != who.uuid);
         [
@@ -153,10 +152,10 @@ impl<S: Atomics> Shared<S> {
         who: &Identity,
         found: &[Option<Found<'g>>],
         without: impl Fn(&Job) -> bool,
-        guard: &'g Guard,
+        held: Held<'g>,
     ) -> Option<&'g Job> {
         let asked = Asked { who, known: is_known(found), groups: || groups(found), without };
-        self.rules.load(guard).best(&asked)
+        self.rules.load(held).best(&asked)
     }
 }
 

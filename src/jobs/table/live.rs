@@ -3,9 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crossbeam_epoch::{Guard, pin};
-
 use super::contest::Shared;
+use super::readers::{Garbage, Guard, enter};
 use super::rules::Rules;
 use super::slots::{Fill, Packed};
 use super::sync::Real;
@@ -22,20 +21,16 @@ pub struct Table {
 pub struct Writer {
     table: Arc<Table>,
     fill: Fill,
-    /// Changes since the last look at what can be freed.
-    unsettled: u32,
+    /// Freed by the writer, between changes: a core that answers packets frees nothing.
+    garbage: Garbage<Real>,
 }
-
-/// Changes after which the writer frees what no reader holds any more, so that little is left for the readers'
-/// own pins to free.
-const UNSETTLED_MAX: u32 = 32;
 
 /// An empty table with room for so many identities before it grows, and its writer.
 ///
 /// A slot is 64 bytes and between a third and five eighths of the slots are in use once it has grown.
 pub fn table(capacity_hint: usize) -> (Arc<Table>, Writer) {
     let table = Arc::new(Table { shared: Shared::new(capacity_hint) });
-    (Arc::clone(&table), Writer { table, fill: Fill::default(), unsettled: 0 })
+    (Arc::clone(&table), Writer { table, fill: Fill::default(), garbage: Garbage::of_this_process() })
 }
 
 impl Table {
@@ -44,12 +39,12 @@ impl Table {
     ///
     /// A view is no snapshot: each decision sees what is published when it is made.
     pub fn view(&self) -> View<'_> {
-        View { table: self, guard: pin() }
+        View { table: self, guard: enter() }
     }
 
     #[cfg(test)]
     pub(super) fn capacity(&self) -> usize {
-        self.shared.slots.capacity(&pin())
+        self.shared.slots.capacity(enter().held())
     }
 }
 
@@ -62,34 +57,34 @@ impl fmt::Debug for Table {
 /// The table, pinned.
 pub struct View<'t> {
     table: &'t Table,
-    guard: Guard,
+    guard: Guard<Real>,
 }
 
 impl View<'_> {
     /// What this machine's next boot is to be. Looks up what `who` presents; no allocation, no lock.
     pub fn decide(&self, who: &Identity) -> Decision<'_> {
-        self.table.shared.decide(who, &self.guard)
+        self.table.shared.decide(who, self.guard.held())
     }
 
     /// Every job that has to do with this machine, the deciding one first, each with why it won or lost; then the
     /// first few rules that do not fit, with the condition that it does not meet. Empty when there is nothing to say.
     pub fn explain(&self, who: &Identity) -> Vec<String> {
-        self.table.shared.explain(who, &self.guard)
+        self.table.shared.explain(who, self.guard.held())
     }
 
     /// The job of this number, live or over: what a token is judged by.
     pub fn job(&self, id: JobId) -> Option<&Job> {
-        self.table.shared.job(id, &self.guard)
+        self.table.shared.job(id, self.guard.held())
     }
 
     /// Whether an operator let the machine in, by any identity that it presents.
     pub fn is_approved(&self, who: &Identity) -> bool {
-        self.table.shared.is_approved(who, &self.guard)
+        self.table.shared.is_approved(who, self.guard.held())
     }
 
     /// What holds for the machine of the first presented identity that belongs to one.
     pub fn standing(&self, who: &Identity) -> Option<&Standing> {
-        self.table.shared.standing(who, &self.guard)
+        self.table.shared.standing(who, self.guard.held())
     }
 }
 
@@ -110,17 +105,18 @@ impl Writer {
     /// Entries of one machine are put one after the other. To take something away, putting it under any one of the
     /// identities already denies it to whoever presents that one.
     pub fn put(&mut self, key: Key<'_>, entry: Option<Entry>) -> bool {
-        let guard = pin();
-        let taken = self.fill.put(&self.table.shared.slots, &Packed::new(key), entry, &guard);
-        self.settle(&guard);
+        let guard = enter();
+        let (slots, packed) = (&self.table.shared.slots, Packed::new(key));
+        let taken = self.fill.put(slots, &packed, entry, guard.held(), &mut self.garbage);
+        drop(guard);
+        self.garbage.settle();
         taken
     }
 
     /// Puts other rules in place of all that are there. What is not live, or names one machine, is left out.
     pub fn set_rules(&mut self, rules: Vec<Arc<Job>>) {
-        let guard = pin();
-        self.table.shared.rules.replace(Rules::new(rules), &guard);
-        guard.flush();
+        self.table.shared.rules.replace(Rules::new(rules), &mut self.garbage);
+        self.garbage.free();
     }
 
     /// Identities in the table.
@@ -131,14 +127,6 @@ impl Writer {
     /// True without any.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-
-    fn settle(&mut self, guard: &Guard) {
-        self.unsettled += 1;
-        if self.unsettled >= UNSETTLED_MAX {
-            self.unsettled = 0;
-            guard.flush();
-        }
     }
 }
 

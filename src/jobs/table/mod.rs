@@ -20,9 +20,9 @@
 //!
 //! *Writing a slot* (only the [`Writer`] does, one change at a time): make the sequence odd, write the
 //! words, the tail last, make the sequence even again. The old tail is retired: freed when no reader that was
-//! pinned then is left.
+//! looking then is left.
 //!
-//! *Reading a slot*: pin the epoch (once per view), read the sequence, then the words, then the sequence again. Even
+//! *Reading a slot*: come in (once per view, see below), read the sequence, then the words, then the sequence again. Even
 //! and twice the same: the words belong together, and the tail may be followed. Else again; and after a few rounds,
 //! so that a writer that lost its core in the middle never holds up a packet, read the tail word alone. It changes
 //! by one store, and the tail holds the whole key and the whole entry, so what it says is what was published
@@ -38,6 +38,14 @@
 //! tails and swaps the pointer. Readers that are in the old array go on there: it is never written again, and is
 //! retired as a tail is. The same goes for the compiled rules.
 //!
+//! *Reclaiming.* Every thread that looks has a *place*, a cache line of its own. It comes in by writing the current
+//! era there, and goes out by writing 0. The writer gathers what it retires; when there is enough it counts the era up,
+//! remembers the era before with what it gathered, has a barrier executed in every thread of the process (membarrier(2);
+//! where there is none, every reader makes a fence when it comes in), and looks at the places. What was gathered in an
+//! era before the oldest one found is freed, by the writer: a core that answers packets frees nothing. That is right,
+//! because a reader either wrote its place before the barrier, and is seen; or after it, and then it looks at a table
+//! from which all that was taken out; or it read an era counted up after the taking out, and then it sees that too.
+//!
 //! # Memory orders
 //!
 //! | release | acquire | gives |
@@ -46,12 +54,14 @@
 //! | `fence(Release)` after the sequence was made odd, before the words | `fence(Acquire)` after the words, before the second read of the sequence | whoever saw a word of a writing sees at least its odd sequence, and does not use the words |
 //! | tail word, `store(Release)` | tail word alone, `load(Acquire)` | what the tail points to |
 //! | array and rules pointer, `swap(AcqRel)` | `load(Acquire)` | the array's slots, the compiled rules |
-//! | retiring: crossbeam-epoch's fence when a bag is sealed | its fence in `pin` | a reader pinned later cannot find what was retired |
+//! | place written, then the light fence, then the table read | table written, then the heavy fence, then the places read, `load(Acquire)` | one of the two sees the other |
+//! | era counted up, `fetch_add(AcqRel)`, by whichever writer | coming in, `load(Acquire)` | a reader of a later era does not find what was retired before |
+//! | going out, `store(Release)` | places read, `load(Acquire)` | what a reader read, it read before that is freed |
 //!
 //! Everything else is `Relaxed`. The writer reads its own words.
 //!
-//! A reader writes nothing that another core writes: pinning stores to a line of its own thread. Every 128th pin of a
-//! thread also looks whether there is something to free; the writer does so as well, and more often.
+//! A reader writes nothing that another thread writes, and nothing that another thread reads but a writer that
+//! reclaims.
 //!
 //! The hash is fast and fixed: keys come from operators and registered machines, and a stranger can only look up.
 
@@ -59,6 +69,7 @@ mod contest;
 mod live;
 #[cfg(all(test, models))]
 mod models;
+mod readers;
 mod reclaim;
 mod rules;
 mod slot;

@@ -1,4 +1,4 @@
-//! The slot protocol under loom, which tries every order that the memory model allows; the whole table with its
+//! The slot protocol and the reclaiming under loom, which tries every order that the memory model allows; the whole table with its
 //! reclaiming under shuttle, which tries many schedules at random. Built and run by
 //! `RUSTFLAGS="--cfg models" cargo test --lib table::models --target-dir target/models`.
 
@@ -15,6 +15,15 @@ impl Atomics for Loom {
 
     fn fence(order: Ordering) {
         loom::sync::atomic::fence(order);
+    }
+
+    fn light_fence() {
+        loom::sync::atomic::fence(Ordering::SeqCst);
+    }
+
+    fn heavy_fence() -> bool {
+        loom::sync::atomic::fence(Ordering::SeqCst);
+        true
     }
 
     fn pause() {
@@ -38,6 +47,10 @@ impl Word for loom::sync::atomic::AtomicU64 {
     fn swap(&self, value: u64, order: Ordering) -> u64 {
         self.swap(value, order)
     }
+
+    fn fetch_add(&self, value: u64, order: Ordering) -> u64 {
+        self.fetch_add(value, order)
+    }
 }
 
 mod slot_protocol {
@@ -45,6 +58,8 @@ mod slot_protocol {
     use loom::thread;
 
     use super::*;
+    use crate::jobs::table::readers::{Garbage, Readers};
+    use crate::jobs::table::reclaim::{Retired, publish};
 
     /// What the last word points to: memory without an order of its own, which loom reports any unordered use of.
     struct Tails([UnsafeCell<u64>; 3]);
@@ -104,8 +119,66 @@ mod slot_protocol {
         });
     }
 
+    // SAFETY: loom lets one thread run at a time, and looks after the order of every use.
+    #[allow(unsafe_code)]
+    unsafe impl Sync for Tails {}
+    // SAFETY: as above.
+    #[allow(unsafe_code)]
+    unsafe impl Send for Tails {}
+
+    /// Overwrites its memory when it is freed.
+    struct Freed(loom::sync::Arc<Tails>, usize);
+
+    impl Drop for Freed {
+        fn drop(&mut self) {
+            self.0.0[self.1].with_mut(|cell| Tails::set(cell, 0));
+        }
+    }
+
+    /// The kernel's barrier is modelled as what stands in for it: a full fence on both sides.
+    #[test]
+    fn nothing_is_freed_that_a_reader_holds_and_all_is_freed_in_the_end() {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(|| {
+            let readers = Readers::<Loom>::leaked();
+            let place = readers.place();
+            let word = loom::sync::Arc::new(loom::sync::atomic::AtomicU64::new(1));
+            let tails = Tails([0, 10, 20].map(UnsafeCell::new));
+            let tails = loom::sync::Arc::new(tails);
+            let reader = {
+                let (word, tails) = (word.clone(), tails.clone());
+                thread::spawn(move || {
+                    for _ in 0..2 {
+                        let guard = place.enter();
+                        let tail = word.load(Ordering::Acquire);
+                        let held = tails.0[tail as usize].with(|cell| Tails::get(cell));
+                        assert_eq!(held, tail * 10, "read after it was freed");
+                        drop(guard);
+                    }
+                })
+            };
+            let mut garbage = Garbage::new(readers);
+            let retired = |number| {
+                let address = publish(Box::new(Freed(tails.clone(), number)));
+                Tails::retired(address)
+            };
+            word.store(2, Ordering::Release);
+            garbage.keep(retired(1));
+            garbage.free();
+            reader.join().unwrap();
+            garbage.free();
+            assert_eq!(tails.0[1].with(|cell| Tails::get(cell)), 0, "never freed");
+        });
+    }
+
     #[allow(unsafe_code)]
     impl Tails {
+        fn retired(address: u64) -> Retired {
+            // SAFETY: the one caller published it, and tells nobody where it is.
+            unsafe { Retired::new::<Freed>(address) }
+        }
+
         fn get(cell: *const u64) -> u64 {
             // SAFETY: loom's cell hands out the pointer for the length of the closure, and has checked the order.
             unsafe { *cell }
@@ -125,6 +198,15 @@ impl Atomics for Shuttle {
 
     fn fence(order: Ordering) {
         shuttle::sync::atomic::fence(order);
+    }
+
+    fn light_fence() {
+        shuttle::sync::atomic::fence(Ordering::SeqCst);
+    }
+
+    fn heavy_fence() -> bool {
+        shuttle::sync::atomic::fence(Ordering::SeqCst);
+        true
     }
 
     fn pause() {
@@ -148,16 +230,19 @@ impl Word for shuttle::sync::atomic::AtomicU64 {
     fn swap(&self, value: u64, order: Ordering) -> u64 {
         self.swap(value, order)
     }
+
+    fn fetch_add(&self, value: u64, order: Ordering) -> u64 {
+        self.fetch_add(value, order)
+    }
 }
 
 mod whole_table {
-    use crossbeam_epoch::Collector;
-
     use super::*;
     use crate::jobs::Identity;
     use crate::jobs::job::{Job, JobId, Selector};
     use crate::jobs::machine::MachineId;
     use crate::jobs::table::contest::Shared;
+    use crate::jobs::table::readers::{Garbage, Readers};
     use crate::jobs::table::rules::Rules;
     use crate::jobs::table::slots::{Fill, Packed};
     use crate::jobs::table::tests::{by_mac, job, mac};
@@ -165,7 +250,7 @@ mod whole_table {
 
     /// Keys enough to share homes in the smallest array and to outgrow it.
     const KEYS: u64 = 60;
-    const ITERATIONS: usize = 100;
+    const SCHEDULES: usize = 500;
 
     /// Job and standing of one writing carry its number. What was freed reads otherwise: its text was overwritten.
     fn entry(key: u64, writing: u64) -> Entry {
@@ -199,14 +284,15 @@ mod whole_table {
     fn readers_see_published_states_and_nothing_freed() {
         shuttle::check_random(
             || {
-                let collector = Collector::new();
+                let readers = Readers::<Shuttle>::leaked();
                 let shared = Arc::new(Shared::<Shuttle>::new(0));
                 let mut fill = Fill::default();
-                let writer = collector.register();
+                let (writer, mut garbage) = (readers.place(), Garbage::new(readers));
                 let mut put = |shared: &Shared<Shuttle>, key: u64, entry: Option<Entry>| {
-                    let guard = writer.pin();
-                    fill.put(&shared.slots, &Packed::new(Key::Mac(mac(key))), entry, &guard);
-                    guard.flush();
+                    let (guard, packed) = (writer.enter(), Packed::new(Key::Mac(mac(key))));
+                    fill.put(&shared.slots, &packed, entry, guard.held(), &mut garbage);
+                    drop(guard);
+                    garbage.settle();
                 };
                 // A table near its bound, so that the storm below makes it grow.
                 for key in 0..36 {
@@ -214,19 +300,19 @@ mod whole_table {
                 }
                 let readers: Vec<_> = (0..2u64)
                     .map(|reader| {
-                        let (shared, collector) = (Arc::clone(&shared), collector.clone());
+                        let shared = Arc::clone(&shared);
                         shuttle::thread::spawn(move || {
-                            let handle = collector.register();
+                            let place = readers.place();
                             let mut newest = [0; KEYS as usize];
                             for look in 0..12u64 {
                                 let key = (look * (3 + 4 * reader) + reader) % 12;
-                                let guard = handle.pin();
+                                let guard = place.enter();
                                 let who: Identity = by_mac(key);
-                                let decision = shared.decide(&who, &guard);
-                                let standing = shared.standing(&who, &guard);
+                                let decision = shared.decide(&who, guard.held());
+                                let standing = shared.standing(&who, guard.held());
                                 // Even keys of the first dozen are never removed.
                                 check(key, &mut newest[key as usize], decision, standing, key % 2 == 0);
-                                assert!(matches!(shared.decide(&by_mac(70), &guard), Decision::NoJob));
+                                assert!(matches!(shared.decide(&by_mac(70), guard.held()), Decision::NoJob));
                                 drop(guard);
                             }
                         })
@@ -239,12 +325,11 @@ mod whole_table {
                     put(&shared, 36 + writing, Some(entry(36 + writing, writing)));
                     put(&shared, writing * 2 % 12 + 1, Some(entry(writing * 2 % 12 + 1, writing)));
                 }
-                let guard = writer.pin();
-                shared.rules.replace(Rules::new(Vec::new()), &guard);
-                drop(guard);
+                shared.rules.replace(Rules::new(Vec::new()), &mut garbage);
+                garbage.free();
                 readers.into_iter().for_each(|reader| reader.join().unwrap());
             },
-            ITERATIONS,
+            SCHEDULES,
         );
     }
 }

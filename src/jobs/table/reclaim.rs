@@ -1,14 +1,13 @@
-//! Pointers in atomic words, freed when no reader can hold them any more. The table's only unsafe code.
+//! Pointers in atomic words, freed when no reader can hold them any more. Most of the table's unsafe code.
 //!
-//! Every `Guard` handed in here must be of the collector that the writer retires with: for a table that is
-//! crossbeam's default one, always.
+//! Every [`Held`] handed in here must be of the readers that the writer's [`Garbage`] looks at: for a table that is
+//! this process's, always.
 #![allow(unsafe_code)]
 
 use std::marker::PhantomData;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
-use crossbeam_epoch::Guard;
-
+use super::readers::{Garbage, Held};
 use super::sync::{Atomics, Word};
 
 /// Takes a value out of Rust's sight; the word is its address, never 0.
@@ -21,21 +20,34 @@ pub(super) fn publish<T>(value: Box<T>) -> u64 {
 /// # Safety
 ///
 /// `address` is of a live `T`: it came from [`publish`] (or is the address of something owned by what did), and a
-/// reader pinned by `guard` found it published, so that retiring it waits for the guard.
+/// reader found it published under the guard, so that freeing it waits for the guard.
 #[inline]
-pub(super) unsafe fn at<T>(address: u64, _guard: &Guard) -> &T {
+pub(super) unsafe fn at<T>(address: u64, _held: Held<'_>) -> &T {
     // SAFETY: the caller says that a `T` is there and that the guard keeps it.
     unsafe { &*std::ptr::with_exposed_provenance(address as usize) }
 }
 
-/// Frees what was published at an address once every reader that is pinned now is gone.
-///
-/// # Safety
-///
-/// `address` came from [`publish`]`::<T>`, no reader that pins from now on can find it, and nobody else frees it.
-pub(super) unsafe fn retire<T: Send + 'static>(address: u64, guard: &Guard) {
-    // SAFETY: by what the caller says, when the closure runs nobody holds the value, and it runs once.
-    unsafe { guard.defer_unchecked(move || free::<T>(address)) };
+/// Something that nobody finds any more, and that has to be freed once.
+pub(super) struct Retired {
+    address: u64,
+    free: unsafe fn(u64),
+}
+
+impl Retired {
+    /// # Safety
+    ///
+    /// `address` came from [`publish`]`::<T>`, no reader that comes in from now on can find it, and nobody else frees
+    /// it. It goes to a [`Garbage`] and nowhere else.
+    pub(super) unsafe fn new<T: Send + 'static>(address: u64) -> Self {
+        Self { address, free: free::<T> }
+    }
+
+    /// Frees it, on whatever thread. For [`Garbage`] alone: when no reader holds it.
+    pub(super) fn free(self) {
+        // SAFETY: by what the maker of `self` said nobody finds the value, and `Garbage` waited for those who had.
+        // The value is `Send`, and `self` goes with it.
+        unsafe { (self.free)(self.address) };
+    }
 }
 
 /// Frees what was published at an address now.
@@ -61,16 +73,23 @@ impl<S: Atomics, T: Send + Sync + 'static> Swap<S, T> {
 
     /// The value as it is now; it stays for as long as the guard.
     #[inline]
-    pub(super) fn load<'g>(&self, guard: &'g Guard) -> &'g T {
+    pub(super) fn load<'g>(&self, held: Held<'g>) -> &'g T {
         // SAFETY: the word always holds a published `T`, and `replace` retires it only after taking it out.
-        unsafe { at(self.word.load(Acquire), guard) }
+        unsafe { at(self.word.load(Acquire), held) }
+    }
+
+    /// The value, when there is no reader.
+    pub(super) fn get_mut(&mut self) -> &mut T {
+        // SAFETY: the word always holds a published `T`; `&mut self`: nobody else finds it, and who had found it in
+        // time borrowed what this cell is part of.
+        unsafe { &mut *std::ptr::with_exposed_provenance_mut(self.word.load(Relaxed) as usize) }
     }
 
     /// Puts another value in place.
-    pub(super) fn replace(&self, value: T, guard: &Guard) {
+    pub(super) fn replace(&self, value: T, garbage: &mut Garbage<S>) {
         let old = self.word.swap(publish(Box::new(value)), AcqRel);
         // SAFETY: the swap took it out of the only place where it can be found, and gave it to this call alone.
-        unsafe { retire::<T>(old, guard) };
+        garbage.keep(unsafe { Retired::new::<T>(old) });
     }
 }
 

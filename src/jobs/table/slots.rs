@@ -1,17 +1,20 @@
 //! The array of slots: keys to entries.
 #![allow(unsafe_code)]
 
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::ops::Deref;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
-use crossbeam_epoch::Guard;
-
 use super::contest::rank;
-use super::reclaim::{Swap, at, free, publish, retire};
+use super::readers::{Garbage, Held};
+use super::reclaim::{Retired, Swap, at, free, publish};
 use super::slot::{Reading, Slot};
 use super::sync::Atomics;
 use super::{Entry, Key, Standing};
 use crate::jobs::identity;
 use crate::jobs::job::{Job, Selector};
+use crate::sys::memory;
 use crate::wire::Uuid;
 
 /// Kind and flags; the key's two words; the plain grant; the tail.
@@ -179,7 +182,7 @@ pub(super) struct Found<'g> {
     pub(super) flags: u64,
     job: u64,
     tail: u64,
-    guard: &'g Guard,
+    held: Held<'g>,
 }
 
 impl<'g> Found<'g> {
@@ -188,13 +191,13 @@ impl<'g> Found<'g> {
     pub(super) fn job(&self) -> Option<&'g Job> {
         // SAFETY: the address is of a job that the tail's entry owns, of one writing with the tail or taken from it,
         // and the guard keeps the tail.
-        (self.job != 0).then(|| unsafe { at::<Job>(self.job, self.guard) })
+        (self.job != 0).then(|| unsafe { at::<Job>(self.job, self.held) })
     }
 
     /// The entry.
     pub(super) fn entry(&self) -> &'g Entry {
         // SAFETY: the reading that found the tail confirmed it or took it alone, under the guard.
-        &unsafe { at::<Tail>(self.tail, self.guard) }.entry
+        &unsafe { at::<Tail>(self.tail, self.held) }.entry
     }
 
     /// The standing of the identity's machine.
@@ -208,20 +211,74 @@ impl<'g> Found<'g> {
     }
 }
 
+/// A boxed slice, but on huge pages where it is large: a look-up is one miss of the cache, and is not to be one of the
+/// address translation as well.
 struct Array<S: Atomics> {
-    slots: Box<[Slot<S, WORDS>]>,
+    slots: NonNull<Slot<S, WORDS>>,
+    capacity: usize,
 }
 
+// SAFETY: it owns its slots as a `Box<[Slot]>` would, and those are words that may be shared.
+unsafe impl<S: Atomics> Send for Array<S> {}
+// SAFETY: as above.
+unsafe impl<S: Atomics> Sync for Array<S> {}
+
+/// A huge page where pages are of 4 KiB.
+const HUGE_PAGE: usize = 2 << 20;
+
 impl<S: Atomics> Array<S> {
+    /// At least one slot.
     fn new(capacity: usize) -> Self {
-        Self { slots: (0..capacity).map(|_| Slot::new()).collect() }
+        let layout = Self::layout(capacity);
+        // SAFETY: a slot has a size, and there is one at least.
+        let Some(start) = NonNull::new(unsafe { alloc(layout) }) else { handle_alloc_error(layout) };
+        if layout.align() == HUGE_PAGE {
+            memory::prefer_huge_pages(start, layout.size());
+        }
+        let slots = start.cast::<Slot<S, WORDS>>();
+        for number in 0..capacity {
+            // SAFETY: the layout has room for so many slots, aligned for them.
+            unsafe { slots.add(number).write(Slot::new()) };
+        }
+        Self { slots, capacity }
+    }
+
+    fn layout(capacity: usize) -> Layout {
+        let layout = Layout::array::<Slot<S, WORDS>>(capacity.max(1));
+        let layout = layout.expect("a capacity that keys were counted for");
+        if layout.size() < HUGE_PAGE {
+            layout
+        } else {
+            layout.align_to(HUGE_PAGE).expect("a small power of two")
+        }
     }
 
     /// Slot numbers in the order of probing, each once.
     #[inline]
     fn probe(&self, hash: u64) -> impl Iterator<Item = usize> {
-        let mask = self.slots.len() - 1;
-        (0..self.slots.len()).map(move |step| (hash as usize).wrapping_add(step) & mask)
+        let mask = self.capacity - 1;
+        (0..self.capacity).map(move |step| (hash as usize).wrapping_add(step) & mask)
+    }
+}
+
+impl<S: Atomics> Deref for Array<S> {
+    type Target = [Slot<S, WORDS>];
+
+    #[inline]
+    fn deref(&self) -> &Self::Target {
+        // SAFETY: `new` wrote so many slots, and they stay until `self` goes.
+        unsafe { std::slice::from_raw_parts(self.slots.as_ptr(), self.capacity) }
+    }
+}
+
+impl<S: Atomics> Drop for Array<S> {
+    fn drop(&mut self) {
+        for number in 0..self.capacity {
+            // SAFETY: `new` wrote this slot, and nobody has dropped it.
+            unsafe { self.slots.add(number).drop_in_place() };
+        }
+        // SAFETY: `new` had it from the allocator with this very layout.
+        unsafe { dealloc(self.slots.as_ptr().cast(), Self::layout(self.capacity)) };
     }
 }
 
@@ -237,25 +294,25 @@ impl<S: Atomics> Slots<S> {
     }
 
     #[cfg(test)]
-    pub(super) fn capacity(&self, guard: &Guard) -> usize {
-        self.array.load(guard).slots.len()
+    pub(super) fn capacity(&self, held: Held<'_>) -> usize {
+        self.array.load(held).len()
     }
 
     /// What is published under a key.
     #[inline]
-    pub(super) fn find<'g>(&self, packed: &Packed<'_>, guard: &'g Guard) -> Option<Found<'g>> {
-        let array = self.array.load(guard);
+    pub(super) fn find<'g>(&self, packed: &Packed<'_>, held: Held<'g>) -> Option<Found<'g>> {
+        let array = self.array.load(held);
         for number in array.probe(packed.hash) {
-            match array.slots[number].read() {
+            match array[number].read() {
                 Reading::Whole([word, a, b, job, tail]) => {
                     let kind = word as u8;
                     if kind == EMPTY {
                         return None;
                     }
-                    let found = Found { flags: word, job, tail, guard };
+                    let found = Found { flags: word, job, tail, held };
                     // SAFETY: of a whole reading of a slot in use, the tail is published, and the guard keeps it.
                     let text_is =
-                        || packed.kind < SERIAL || unsafe { at::<Tail>(tail, guard) }.has_key(packed);
+                        || packed.kind < SERIAL || unsafe { at::<Tail>(tail, held) }.has_key(packed);
                     if kind == packed.kind && [a, b] == packed.key && text_is() {
                         return Some(found);
                     }
@@ -264,9 +321,9 @@ impl<S: Atomics> Slots<S> {
                 Reading::Last(tail) => {
                     // SAFETY: the word was read alone, with acquire, under the guard: what it holds was published
                     // before, and is retired only after it was taken out of the word.
-                    let whole = unsafe { at::<Tail>(tail, guard) };
+                    let whole = unsafe { at::<Tail>(tail, held) };
                     if whole.has_key(packed) {
-                        return Some(Found { flags: whole.flags, job: whole.job, tail, guard });
+                        return Some(Found { flags: whole.flags, job: whole.job, tail, held });
                     }
                 }
             }
@@ -277,8 +334,7 @@ impl<S: Atomics> Slots<S> {
 
 impl<S: Atomics> Drop for Slots<S> {
     fn drop(&mut self) {
-        let guard = crossbeam_epoch::pin();
-        for slot in &self.array.load(&guard).slots {
+        for slot in self.array.get_mut().iter() {
             let [.., tail] = slot.own();
             if tail != 0 {
                 // SAFETY: `&mut self`: there is no reader, and only the current array's tails are not retired yet.
@@ -310,35 +366,36 @@ impl Fill {
         slots: &Slots<S>,
         packed: &Packed<'_>,
         entry: Option<Entry>,
-        guard: &Guard,
+        held: Held<'_>,
+        garbage: &mut Garbage<S>,
     ) -> bool {
         if !packed.is_identifying() {
             return false;
         }
         let entry = entry.map(|entry| checked(packed, entry)).filter(|entry| !says_nothing(entry));
-        let array = slots.array.load(guard);
-        let (held, free) = self.place(array, packed, guard);
-        match (held, entry) {
+        let array = slots.array.load(held);
+        let (found, free) = self.place(array, packed, held);
+        match (found, entry) {
             (None, None) => {}
             (Some(number), None) => {
-                let [.., old] = array.slots[number].own();
+                let [.., old] = array[number].own();
                 self.clear(array, number);
                 // SAFETY: the slot no longer names it, and no other ever did.
-                unsafe { retire::<Tail>(old, guard) };
+                garbage.keep(unsafe { Retired::new::<Tail>(old) });
             }
             (Some(number), Some(entry)) => {
-                let [.., old] = array.slots[number].own();
-                array.slots[number].write(words(Tail::new(packed, entry)));
+                let [.., old] = array[number].own();
+                array[number].write(words(Tail::new(packed, entry)));
                 // SAFETY: as above.
-                unsafe { retire::<Tail>(old, guard) };
+                garbage.keep(unsafe { Retired::new::<Tail>(old) });
             }
             (None, Some(entry)) => {
-                let takes_empty = array.slots[free].own()[0] as u8 == EMPTY;
-                if takes_empty && capacity_for(self.used + 1) > array.slots.len() {
-                    self.grow(slots, guard);
-                    return self.put(slots, packed, Some(entry), guard);
+                let takes_empty = array[free].own()[0] as u8 == EMPTY;
+                if takes_empty && capacity_for(self.used + 1) > array.len() {
+                    self.grow(slots, held, garbage);
+                    return self.put(slots, packed, Some(entry), held, garbage);
                 }
-                array.slots[free].write(words(Tail::new(packed, entry)));
+                array[free].write(words(Tail::new(packed, entry)));
                 self.used += usize::from(takes_empty);
                 self.live += 1;
             }
@@ -356,17 +413,17 @@ impl Fill {
         &self,
         array: &Array<S>,
         packed: &Packed<'_>,
-        guard: &Guard,
+        held: Held<'_>,
     ) -> (Option<usize>, usize) {
         let mut free = None;
         for number in array.probe(packed.hash) {
-            let [word, a, b, _, tail] = array.slots[number].own();
+            let [word, a, b, _, tail] = array[number].own();
             match word as u8 {
                 EMPTY => return (None, free.unwrap_or(number)),
                 REMOVED => free = free.or(Some(number)),
                 kind => {
                     // SAFETY: the writer reads what it wrote; the slot is in use, so the tail is not retired.
-                    let same = || unsafe { at::<Tail>(tail, guard) }.has_key(packed);
+                    let same = || packed.kind < SERIAL || unsafe { at::<Tail>(tail, held) }.has_key(packed);
                     if kind == packed.kind && [a, b] == packed.key && same() {
                         return (Some(number), number);
                     }
@@ -379,38 +436,38 @@ impl Fill {
 
     /// Empties a slot, or marks it as removed if a key beyond it may be probed for through it.
     fn clear<S: Atomics>(&mut self, array: &Array<S>, number: usize) {
-        let mask = array.slots.len() - 1;
+        let mask = array.len() - 1;
         self.live -= 1;
-        if array.slots[(number + 1) & mask].own()[0] as u8 != EMPTY {
-            array.slots[number].write([u64::from(REMOVED), 0, 0, 0, 0]);
+        if array[(number + 1) & mask].own()[0] as u8 != EMPTY {
+            array[number].write([u64::from(REMOVED), 0, 0, 0, 0]);
             return;
         }
         let mut last = number;
         loop {
-            array.slots[last].write([u64::from(EMPTY), 0, 0, 0, 0]);
+            array[last].write([u64::from(EMPTY), 0, 0, 0, 0]);
             self.used -= 1;
             last = last.wrapping_sub(1) & mask;
-            if array.slots[last].own()[0] as u8 != REMOVED {
+            if array[last].own()[0] as u8 != REMOVED {
                 return;
             }
         }
     }
 
     /// Moves every key to an array without marks, in which a quarter more keys have room.
-    fn grow<S: Atomics>(&mut self, slots: &Slots<S>, guard: &Guard) {
-        let old = slots.array.load(guard);
+    fn grow<S: Atomics>(&mut self, slots: &Slots<S>, held: Held<'_>, garbage: &mut Garbage<S>) {
+        let old = slots.array.load(held);
         let new = Array::new(capacity_for((self.live + 1) * 5 / 4));
-        for slot in &old.slots {
+        for slot in old.iter() {
             let words = slot.own();
             let kind = words[0] as u8;
             if kind > REMOVED {
                 let home = spread(kind, [words[1], words[2]]);
-                let free = new.probe(home).find(|number| new.slots[*number].own()[0] as u8 == EMPTY);
-                new.slots[free.expect("the new array has room")].write(words);
+                let free = new.probe(home).find(|number| new[*number].own()[0] as u8 == EMPTY);
+                new[free.expect("the new array has room")].write(words);
             }
         }
         self.used = self.live;
-        slots.array.replace(new, guard);
+        slots.array.replace(new, garbage);
     }
 }
 

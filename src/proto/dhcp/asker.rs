@@ -22,8 +22,14 @@ pub(super) struct Asker<'a> {
     pub(super) firmware: Option<Firmware>,
     /// Index into the settings' subnets.
     pub(super) subnet: Option<usize>,
-    /// Our address this client's answers leave from: option 54.
+    /// Our address this client's answers leave from.
     pub(super) local: Ipv4Addr,
+    /// Option 54: the same, or what its relay wants it to be.
+    pub(super) server_id: Ipv4Addr,
+    /// Body of option 82's circuit id.
+    pub(super) circuit: Option<&'a [u8]>,
+    /// Option 82's relay source port was sent.
+    own_port: bool,
     /// Where this client's boot files come from: siaddr.
     pub(super) server: Ipv4Addr,
 }
@@ -56,7 +62,9 @@ impl<'a> Asker<'a> {
         }
         let (mac, uuid) = identities(input, &message).ok_or(DropReason::NoHardwareAddress)?;
         let local = local_address(input).ok_or(DropReason::NoLocalAddress)?;
-        let subnet = subnet_of(input, &message, subnets);
+        let relayed = specified(message.giaddr()).is_some();
+        let agent = Agent::read(message.option(code::RELAY_AGENT).unwrap_or_default());
+        let subnet = subnet_of(input, &message, &agent, subnets);
         let next_server = subnet.and_then(|index| subnets.get(index)?.next_server);
         Ok(Self {
             input,
@@ -68,13 +76,17 @@ impl<'a> Asker<'a> {
             firmware: Firmware::recognise(&message),
             subnet,
             local,
+            // RFC 5107 §4: then renewals go to the relay, which passes them on.
+            server_id: agent.server_id.filter(|ip| relayed && is_host(*ip)).unwrap_or(local),
+            circuit: agent.circuit,
+            own_port: agent.own_port,
             server: next_server.unwrap_or(local),
         })
     }
 
     /// True when `server_id` (option 54) is one of ours.
     pub(super) fn is_us(&self, server_id: Ipv4Addr) -> bool {
-        [self.local, self.input.interface.addr].contains(&server_id)
+        [self.local, self.server_id, self.input.interface.addr].contains(&server_id)
             || unicast_destination(self.input) == Some(server_id)
     }
 
@@ -101,9 +113,10 @@ impl<'a> Asker<'a> {
             return To::Unicast(self.input.src);
         }
         if let Some(giaddr) = self.relay() {
-            let relay_agent = self.message.option(code::RELAY_AGENT).unwrap_or_default();
-            let own_port = SubOptions::relay_agent(relay_agent).any(|(sub, _)| sub == relay::SOURCE_PORT);
-            return To::Unicast(SocketAddrV4::new(giaddr, if own_port { source_port } else { SERVER_PORT }));
+            return To::Unicast(SocketAddrV4::new(
+                giaddr,
+                if self.own_port { source_port } else { SERVER_PORT },
+            ));
         }
         if reply == MessageType::Nak {
             return To::Broadcast;
@@ -132,6 +145,32 @@ impl<'a> Asker<'a> {
             ip,
             file,
         }
+    }
+}
+
+/// What option 82 says that matters here; of several of a kind the first counts.
+#[derive(Clone, Copy, Default)]
+struct Agent<'a> {
+    circuit: Option<&'a [u8]>,
+    link: Option<Ipv4Addr>,
+    server_id: Option<Ipv4Addr>,
+    own_port: bool,
+}
+
+impl<'a> Agent<'a> {
+    fn read(body: &'a [u8]) -> Self {
+        let address = |body: &[u8]| <[u8; 4]>::try_from(body).ok().map(Ipv4Addr::from);
+        let mut agent = Self::default();
+        for (sub, body) in SubOptions::relay_agent(body) {
+            match sub {
+                relay::CIRCUIT_ID => agent.circuit = agent.circuit.or(Some(body)),
+                relay::LINK_SELECTION => agent.link = agent.link.or_else(|| address(body)),
+                relay::SERVER_ID_OVERRIDE => agent.server_id = agent.server_id.or_else(|| address(body)),
+                relay::SOURCE_PORT => agent.own_port = true,
+                _ => {}
+            }
+        }
+        agent
     }
 }
 
@@ -178,14 +217,15 @@ pub(super) fn local_address(input: &Input<'_>) -> Option<Ipv4Addr> {
 /// The subnet a request comes from: through a relay the one of the link selection (RFC 3527 §3: it stands for giaddr
 /// when present) or of giaddr; from a client that has an address and sent to us alone, the one of that address;
 /// else the interface's.
-fn subnet_of(input: &Input<'_>, message: &Message<'_>, subnets: &[Subnet]) -> Option<usize> {
+fn subnet_of(
+    input: &Input<'_>,
+    message: &Message<'_>,
+    agent: &Agent<'_>,
+    subnets: &[Subnet],
+) -> Option<usize> {
     let of = |ip: Ipv4Addr| subnets.iter().position(|subnet| subnet.network.contains(ip));
     if let Some(giaddr) = specified(message.giaddr()) {
-        let relay_agent = message.option(code::RELAY_AGENT).unwrap_or_default();
-        let link = SubOptions::relay_agent(relay_agent)
-            .first(relay::LINK_SELECTION)
-            .and_then(|link| <[u8; 4]>::try_from(link).ok());
-        return of(link.map_or(giaddr, Ipv4Addr::from));
+        return of(agent.link.unwrap_or(giaddr));
     }
     match specified(message.ciaddr()) {
         Some(ciaddr) if unicast_destination(input).is_some() => of(ciaddr),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::Server;
 use super::asker::{Asker, specified};
-use super::leases::{Refusal, Tenant};
+use super::leases::{Claim, Refusal, Shown, Tenant};
 use super::policy::{BootFile, BootPolicy};
 use super::proxy::send;
 use super::reply::{Boot, Reply};
@@ -39,11 +39,24 @@ impl Server {
         for ours in [asker.local, asker.input.interface.addr] {
             self.leases.block(ours);
         }
-        let tenant = Tenant { hardware: asker.hardware, mac: asker.mac, registered: false, subnet };
+        let relay = asker.relay();
+        let shown = Shown {
+            mac: asker.mac,
+            uuid: asker.uuid,
+            client_id: asker.message.option(code::CLIENT_ID),
+            circuit: asker.circuit.filter(|_| relay.is_some()),
+        };
+        let tenant = Tenant {
+            hardware: asker.hardware,
+            reserved: self.leases.reserved_for(&shown, subnet),
+            registered: false,
+            subnet,
+            circuit: self.leases.circuit(relay, asker.circuit),
+        };
         match asker.kind {
             MessageType::Discover => self.offer(now, asker, tenant, policy, out),
             MessageType::Request => self.request(now, asker, tenant, policy, out),
-            MessageType::Inform => self.inform(asker, tenant, policy, out),
+            MessageType::Inform => self.inform(now, asker, tenant, policy, out),
             MessageType::Release => {
                 let ip = asker.ciaddr().ok_or(DropReason::NoRequestedAddress)?;
                 self.give_up(now, asker, &tenant, ip, DhcpStep::Released)
@@ -64,12 +77,12 @@ impl Server {
         policy: &mut dyn BootPolicy,
         out: &mut [u8],
     ) -> Result<Verdict, DropReason> {
-        let file = self.boot_file(asker, policy)?;
+        let file = self.boot_file(now, asker, policy)?;
         tenant.registered = self.is_registered(&tenant, policy);
         let hold_until = now + self.settings.offer_hold;
         let offer = self.leases.offer(&tenant, requested(asker), asker.message.xid(), hold_until)?;
         let reply = self.lease_reply(asker, &tenant, MessageType::Offer, offer.ip, file.as_ref());
-        let output = send(asker, &reply, offer.retried, out)?;
+        let output = send(asker, &reply, offer.retried, 0, out)?;
         Ok(Verdict::Reply(output, asker.event(DhcpStep::Offered, Some(offer.ip), file.unwrap_or_default())))
     }
 
@@ -94,24 +107,24 @@ impl Server {
             (None, Some(ip), None) => (Intent::InitReboot, ip),
             (_, None, None) => return Err(DropReason::NoRequestedAddress),
         };
-        let file = self.boot_file(asker, policy)?;
+        let file = self.boot_file(now, asker, policy)?;
         tenant.registered = self.is_registered(&tenant, policy);
 
         let authoritative = self.settings.authoritative;
         let subnet = &self.settings.subnets[tenant.subnet];
         let lease = subnet.lease.max(LEASE_MIN);
-        let moved = self.leases.reservation(&tenant).is_some_and(|reserved| reserved != ip);
+        let moved = tenant.reserved.is_some_and(|reserved| reserved != ip);
         let claimed = if !subnet.network.contains_host(ip) || moved && intent == Intent::InitReboot {
             Err(Refusal::Wrong)
         } else {
             // After a restart nothing is remembered: what the client remembers counts, where that is ours to say.
             let create = intent == Intent::Selecting || authoritative;
-            self.leases.claim(&tenant, ip, create, asker.message.xid(), now + lease)
+            self.leases.claim(&tenant, ip, create, asker.message.xid(), now + lease, lease)
         };
         match claimed {
-            Ok(retried) => {
+            Ok(Claim { retried, stored }) => {
                 let reply = self.lease_reply(asker, &tenant, MessageType::Ack, ip, file.as_ref());
-                let output = send(asker, &reply, retried, out)?;
+                let output = send(asker, &reply, retried, stored, out)?;
                 Ok(Verdict::Reply(output, asker.event(DhcpStep::Acked, Some(ip), file.unwrap_or_default())))
             }
             // A client that renews is left to its lease's end: it has the address, whatever we think of it.
@@ -126,7 +139,7 @@ impl Server {
         let broadcast = if asker.relay().is_some() { FLAG_BROADCAST } else { 0 };
         let reply = Reply {
             kind: MessageType::Nak,
-            server_id: asker.local,
+            server_id: asker.server_id,
             ciaddr: Ipv4Addr::UNSPECIFIED,
             yiaddr: Ipv4Addr::UNSPECIFIED,
             flags: asker.message.flags() | broadcast,
@@ -135,12 +148,13 @@ impl Server {
             boot: None,
             message: Some("address not available"),
         };
-        let output = send(asker, &reply, false, out)?;
+        let output = send(asker, &reply, false, 0, out)?;
         Ok(Verdict::Reply(output, asker.event(DhcpStep::Naked, Some(ip), BootFile::new())))
     }
 
     fn inform(
         &mut self,
+        now: Instant,
         asker: &Asker<'_>,
         tenant: Tenant,
         policy: &mut dyn BootPolicy,
@@ -148,14 +162,14 @@ impl Server {
     ) -> Result<Verdict, DropReason> {
         // RFC 2131 §4.4.3: the client has an address, and the answer goes there.
         let ip = asker.ciaddr().ok_or(DropReason::BadAddress)?;
-        let file = self.boot_file(asker, policy)?;
+        let file = self.boot_file(now, asker, policy)?;
         let reply = Reply {
             ciaddr: ip,
             yiaddr: Ipv4Addr::UNSPECIFIED,
             lease: None,
             ..self.lease_reply(asker, &tenant, MessageType::Ack, ip, file.as_ref())
         };
-        let output = send(asker, &reply, false, out)?;
+        let output = send(asker, &reply, false, 0, out)?;
         Ok(Verdict::Reply(output, asker.event(DhcpStep::Informed, Some(ip), file.unwrap_or_default())))
     }
 
@@ -183,20 +197,21 @@ impl Server {
     /// What the machine is to boot, if it is booting and there is something.
     fn boot_file(
         &mut self,
+        now: Instant,
         asker: &Asker<'_>,
         policy: &mut dyn BootPolicy,
     ) -> Result<Option<BootFile>, DropReason> {
         match &asker.firmware {
-            Some(firmware) => self.resolve(asker, firmware, policy).map(|(_, file)| file),
+            Some(firmware) => self.resolve(now, asker, firmware, policy).map(|(_, file)| file),
             None => {
                 self.identify(asker);
-                Ok(None)
+                if policy.is_silent(&self.who) { Err(DropReason::Silent) } else { Ok(None) }
             }
         }
     }
 
     fn is_registered(&mut self, tenant: &Tenant, policy: &mut dyn BootPolicy) -> bool {
-        self.leases.has_reservation(tenant.mac, tenant.subnet) || policy.is_registered(&self.who)
+        tenant.reserved.is_some() || policy.is_registered(&self.who)
     }
 
     fn lease_reply<'r>(
@@ -217,7 +232,7 @@ impl Server {
         });
         Reply {
             kind,
-            server_id: asker.local,
+            server_id: asker.server_id,
             ciaddr: if kind == MessageType::Ack { asker.message.ciaddr() } else { Ipv4Addr::UNSPECIFIED },
             yiaddr: ip,
             flags: asker.message.flags(),

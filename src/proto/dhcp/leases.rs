@@ -10,17 +10,24 @@
 //! ```
 //!
 //! Every address has at most one record, so the tables are bounded by the pools and reservations. Deadlines are
-//! ordered; a packet looks at the first few only.
+//! ordered; a packet looks at the first few only. A record has one entry among them, at its deadline or before: one
+//! that moves later (an offer that becomes a lease, a renewal) is looked at when the old time has come.
+//!
+//! What must survive a crash is handed out as changes ([`LeaseRecord`]). An address counts as stored for twice its
+//! term, so a machine that asks again within one term (firmware, then iPXE, then the installed system; every renewal)
+//! changes nothing on the disk and waits for nothing: after a crash it is at worst held for that machine too long.
 
-use std::collections::{BTreeSet, HashMap};
-use std::hash::{BuildHasher, DefaultHasher, Hasher};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::BuildHasher;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use super::settings::{Network, Settings, Subnet};
+use foldhash::quality::FixedState;
+
+use super::settings::{Network, ReservedFor, Settings, Subnet};
 use super::verdict::DropReason;
-use crate::wire::MacAddr;
 use crate::wire::dhcp::Message;
+use crate::wire::{MacAddr, Uuid};
 
 /// Most addresses of one range that are given away; the bitmap of such a pool is 8 KiB.
 pub const POOL_LEN_MAX: u32 = 65_536;
@@ -66,12 +73,59 @@ struct Owner {
 pub(super) struct Tenant {
     /// What the lease hangs on.
     pub(super) hardware: Hardware,
-    /// What reservations hang on.
-    pub(super) mac: Option<MacAddr>,
+    /// The address reserved for it in this subnet.
+    pub(super) reserved: Option<Ipv4Addr>,
     /// May have one of the last fifth of a pool.
     pub(super) registered: bool,
     /// Index of the subnet in [`Settings::subnets`].
     pub(super) subnet: usize,
+    /// Relay and circuit it sits behind, hashed; 0 where no relay says.
+    pub(super) circuit: u64,
+}
+
+/// One change of who has which address, as it is to be stored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LeaseRecord {
+    /// The address.
+    pub ip: Ipv4Addr,
+    /// Hardware type, `htype`.
+    pub htype: u8,
+    /// Bytes of the hardware address.
+    pub hlen: u8,
+    /// The hardware address, zero after `hlen` bytes.
+    pub hardware: [u8; 16],
+    /// What holds.
+    pub term: LeaseTerm,
+}
+
+/// What holds for an address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LeaseTerm {
+    /// It is the machine's, at the latest until then; in the past: it was, and would be again.
+    Held {
+        /// Longer than the machine was told.
+        until: Instant,
+        /// Counts against what unregistered machines may have.
+        stranger: bool,
+    },
+    /// Nobody gets it until then.
+    Quarantined {
+        /// The end.
+        until: Instant,
+    },
+    /// Nothing: there is nothing to remember.
+    Forgotten,
+}
+
+/// A pool and how full it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PoolUse {
+    /// Its subnet.
+    pub network: Network,
+    /// Addresses that can be given.
+    pub len: u32,
+    /// Of those, offered, given or in quarantine.
+    pub live: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -100,6 +154,31 @@ struct Lease {
     stranger: bool,
     /// xid of the last DISCOVER or REQUEST answered.
     xid: u32,
+    /// Its entry among the deadlines; none while it is remembered.
+    armed: Option<Instant>,
+    /// Relay and circuit, hashed.
+    circuit: u64,
+    /// Counted among the pool's live addresses.
+    pooled: bool,
+    /// What is stored, or on its way there, of this machine on this address.
+    saved: Option<Saved>,
+}
+
+/// What a change said that was handed out to be stored.
+#[derive(Clone, Copy, Debug)]
+struct Saved {
+    /// Number of the change.
+    number: u64,
+    until: Instant,
+}
+
+/// An address given.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Claim {
+    /// This request, known by its xid, was granted before.
+    pub(super) retried: bool,
+    /// The change that must be stored before the machine is told; 0 for none.
+    pub(super) stored: u64,
 }
 
 /// Why an address is not a machine's.
@@ -126,12 +205,10 @@ pub(super) struct Offer {
 pub(super) struct Keyed(pub(super) u64);
 
 impl BuildHasher for Keyed {
-    type Hasher = DefaultHasher;
+    type Hasher = <FixedState as BuildHasher>::Hasher;
 
-    fn build_hasher(&self) -> DefaultHasher {
-        let mut hasher = DefaultHasher::new();
-        hasher.write_u64(self.0);
-        hasher
+    fn build_hasher(&self) -> Self::Hasher {
+        FixedState::with_seed(self.0).build_hasher()
     }
 }
 
@@ -146,6 +223,8 @@ struct Pool {
     taken: Vec<u64>,
     /// Live leases of unregistered machines.
     strangers: u32,
+    /// Records that are not merely remembered.
+    live: u32,
     /// Addresses whose machine is gone, the longest gone first.
     remembered: BTreeSet<(Instant, Ipv4Addr)>,
 }
@@ -161,6 +240,7 @@ impl Pool {
             blocked: words.clone(),
             taken: words,
             strangers: 0,
+            live: 0,
             remembered: BTreeSet::new(),
         };
         let known = subnet.dns.iter().chain(&subnet.router).chain(&subnet.next_server);
@@ -187,6 +267,12 @@ impl Pool {
         self.index(ip).is_some_and(|index| !is_set(&self.blocked, index))
     }
 
+    /// Addresses that can be given at all.
+    fn usable(&self) -> u32 {
+        let blocked: u32 = self.blocked.iter().map(|word| word.count_ones()).sum();
+        self.len - blocked
+    }
+
     /// What unregistered machines may have at once.
     fn strangers_max(&self) -> u32 {
         if self.len < KEPT_POOL_LEN_MIN { self.len } else { self.len - self.len / 5 }
@@ -205,6 +291,11 @@ impl Pool {
             (free != 0 && index < self.len).then(|| Ipv4Addr::from(self.first + index))
         })
     }
+}
+
+fn record(ip: Ipv4Addr, lease: &Lease, term: LeaseTerm) -> LeaseRecord {
+    let Hardware { htype, hlen, bytes } = lease.owner.hardware;
+    LeaseRecord { ip, htype, hlen, hardware: bytes, term }
 }
 
 fn is_set(words: &[u64], index: u32) -> bool {
@@ -226,9 +317,79 @@ pub(super) struct Leases {
     deadlines: BTreeSet<(Instant, Ipv4Addr)>,
     pools: Vec<Option<Pool>>,
     networks: Vec<Network>,
-    reservations: HashMap<(MacAddr, usize), Ipv4Addr, Keyed>,
-    reserved: HashMap<Ipv4Addr, MacAddr, Keyed>,
+    reservations: Reservations,
+    /// Live addresses of unregistered machines by relay and circuit.
+    circuits: HashMap<u64, u32, Keyed>,
+    circuit_max: u32,
+    /// Changes to be stored, when somebody takes them.
+    changes: Vec<LeaseRecord>,
+    change_number: u64,
+    journal: bool,
     keyed: Keyed,
+}
+
+/// Addresses kept for machines, by what they are known by.
+#[derive(Debug)]
+struct Reservations {
+    macs: HashMap<(MacAddr, usize), Ipv4Addr, Keyed>,
+    uuids: HashMap<(Uuid, usize), Ipv4Addr, Keyed>,
+    /// By client id and by circuit: the bytes, then a subnet each.
+    client_ids: HashMap<Box<[u8]>, Vec<(usize, Ipv4Addr)>, Keyed>,
+    circuits: HashMap<Box<[u8]>, Vec<(usize, Ipv4Addr)>, Keyed>,
+    taken: HashSet<Ipv4Addr, Keyed>,
+}
+
+impl Reservations {
+    fn new(settings: &Settings, keyed: Keyed) -> Self {
+        let mut all = Self {
+            macs: HashMap::with_hasher(keyed),
+            uuids: HashMap::with_hasher(keyed),
+            client_ids: HashMap::with_hasher(keyed),
+            circuits: HashMap::with_hasher(keyed),
+            taken: HashSet::with_hasher(keyed),
+        };
+        for reservation in &settings.reservations {
+            let ip = reservation.ip;
+            let subnet = settings.subnets.iter().position(|subnet| subnet.network.contains_host(ip));
+            let Some(subnet) = subnet else { continue };
+            all.taken.insert(ip);
+            match &reservation.who {
+                ReservedFor::Mac(mac) => drop(all.macs.insert((*mac, subnet), ip)),
+                ReservedFor::Uuid(uuid) => drop(all.uuids.insert((*uuid, subnet), ip)),
+                ReservedFor::ClientId(bytes) => {
+                    all.client_ids.entry(bytes.as_slice().into()).or_default().push((subnet, ip));
+                }
+                ReservedFor::Circuit(bytes) => {
+                    all.circuits.entry(bytes.as_slice().into()).or_default().push((subnet, ip));
+                }
+            }
+        }
+        all
+    }
+
+    fn find(&self, shown: &Shown<'_>, subnet: usize) -> Option<Ipv4Addr> {
+        if self.taken.is_empty() {
+            return None;
+        }
+        let of = |map: &HashMap<Box<[u8]>, Vec<(usize, Ipv4Addr)>, Keyed>, bytes: Option<&[u8]>| {
+            map.get(bytes?)?.iter().find(|(of, _)| *of == subnet).map(|(_, ip)| *ip)
+        };
+        shown
+            .mac
+            .and_then(|mac| self.macs.get(&(mac, subnet)).copied())
+            .or_else(|| self.uuids.get(&(shown.uuid?, subnet)).copied())
+            .or_else(|| of(&self.client_ids, shown.client_id))
+            .or_else(|| of(&self.circuits, shown.circuit))
+    }
+}
+
+/// What a request shows that a reservation can hang on; the first that has one counts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shown<'a> {
+    pub(super) mac: Option<MacAddr>,
+    pub(super) uuid: Option<Uuid>,
+    pub(super) client_id: Option<&'a [u8]>,
+    pub(super) circuit: Option<&'a [u8]>,
 }
 
 impl Leases {
@@ -240,18 +401,17 @@ impl Leases {
             deadlines: BTreeSet::new(),
             pools: settings.subnets.iter().map(Pool::new).collect(),
             networks: settings.subnets.iter().map(|subnet| subnet.network).collect(),
-            reservations: HashMap::with_hasher(keyed),
-            reserved: HashMap::with_hasher(keyed),
+            reservations: Reservations::new(settings, keyed),
+            circuits: HashMap::with_hasher(keyed),
+            circuit_max: settings.circuit_max,
+            changes: Vec::new(),
+            change_number: 0,
+            journal: settings.journal,
             keyed,
         };
-        for reservation in &settings.reservations {
-            let subnet =
-                settings.subnets.iter().position(|subnet| subnet.network.contains_host(reservation.ip));
-            let Some(subnet) = subnet else { continue };
-            leases.reservations.insert((reservation.mac, subnet), reservation.ip);
-            leases.reserved.insert(reservation.ip, reservation.mac);
+        for ip in &leases.reservations.taken {
             for pool in leases.pools.iter_mut().flatten() {
-                pool.block(reservation.ip);
+                pool.block(*ip);
             }
         }
         leases
@@ -260,6 +420,7 @@ impl Leases {
     /// The same leases under other settings. Those whose subnet is no longer listed are forgotten.
     pub(super) fn under(self, settings: &Settings) -> Self {
         let mut next = Self::new(settings, self.keyed);
+        (next.changes, next.change_number) = (self.changes, self.change_number);
         for (ip, lease) in self.by_ip {
             let subnet = next.networks.iter().position(|network| *network == lease.owner.network);
             let Some(subnet) = subnet else { continue };
@@ -284,11 +445,108 @@ impl Leases {
             if at > now {
                 return;
             }
-            if let Some(lease) = self.remove(ip)
-                && lease.state == State::Bound
-            {
-                self.remember(ip, lease, at);
+            match self.by_ip.get_mut(&ip) {
+                Some(lease) if lease.at > now => {
+                    // It was put off since.
+                    lease.armed = Some(lease.at);
+                    self.deadlines.remove(&(at, ip));
+                    self.deadlines.insert((lease.at, ip));
+                }
+                Some(_) => {
+                    if let Some(lease) = self.remove(ip)
+                        && lease.state == State::Bound
+                    {
+                        self.remember(ip, lease, lease.at);
+                    }
+                }
+                None => drop(self.deadlines.remove(&(at, ip))),
             }
+        }
+    }
+
+    /// Takes back what was stored: who had which address when the server ended. Records of addresses that no subnet
+    /// lists any more are left out.
+    pub(super) fn restore(&mut self, now: Instant, records: impl Iterator<Item = LeaseRecord>) {
+        for record in records {
+            let ip = record.ip;
+            // The newest counts.
+            self.remove(ip);
+            let Some(subnet) = self.networks.iter().position(|network| network.contains_host(ip)) else {
+                continue;
+            };
+            let hardware = Hardware { htype: record.htype, hlen: record.hlen, bytes: record.hardware };
+            let owner = Owner { hardware, network: self.networks[subnet] };
+            let (state, at, stranger) = match record.term {
+                LeaseTerm::Held { until, stranger } if until > now => (State::Bound, until, stranger),
+                LeaseTerm::Held { until, stranger } => (State::Remembered, until, stranger),
+                LeaseTerm::Quarantined { until } if until > now => (State::Quarantined, until, false),
+                LeaseTerm::Quarantined { .. } | LeaseTerm::Forgotten => continue,
+            };
+            // Of two addresses of one machine the one it had last counts.
+            if state != State::Quarantined
+                && let Some(held) = self.by_owner.get(&owner).copied()
+            {
+                if self.by_ip.get(&held).is_some_and(|other| other.at >= at) {
+                    continue;
+                }
+                self.remove(held);
+            }
+            let saved = (state == State::Bound).then_some(Saved { number: 0, until: at });
+            let lease = Lease {
+                owner,
+                subnet,
+                state,
+                at,
+                stranger,
+                xid: 0,
+                armed: None,
+                circuit: 0,
+                pooled: false,
+                saved,
+            };
+            match state {
+                State::Remembered => self.remember(ip, lease, at),
+                _ => self.insert(ip, lease),
+            }
+        }
+    }
+
+    /// Changes not yet taken, in order, with the number of the last.
+    pub(super) fn take_changes(&mut self) -> (std::vec::Drain<'_, LeaseRecord>, u64) {
+        (self.changes.drain(..), self.change_number)
+    }
+
+    /// True when there are changes to be taken.
+    pub(super) fn has_changes(&self) -> bool {
+        !self.changes.is_empty()
+    }
+
+    /// What came after this change could not be stored: nobody may rely on it.
+    pub(super) fn forget_changes_after(&mut self, number: u64) {
+        self.changes.clear();
+        for lease in self.by_ip.values_mut() {
+            lease.saved = lease.saved.filter(|saved| saved.number <= number);
+        }
+    }
+
+    /// How full each pool is.
+    pub(super) fn pools(&self) -> impl Iterator<Item = PoolUse> {
+        self.pools.iter().zip(&self.networks).filter_map(|(pool, network)| {
+            let pool = pool.as_ref()?;
+            Some(PoolUse { network: *network, len: pool.usable(), live: pool.live })
+        })
+    }
+
+    /// The address reserved for a machine in a subnet.
+    pub(super) fn reserved_for(&self, shown: &Shown<'_>, subnet: usize) -> Option<Ipv4Addr> {
+        self.reservations.find(shown, subnet)
+    }
+
+    /// What quotas count by: the relay and its circuit.
+    pub(super) fn circuit(&self, relay: Option<Ipv4Addr>, circuit: Option<&[u8]>) -> u64 {
+        match (relay, circuit) {
+            (Some(relay), Some(circuit)) if self.circuit_max > 0 => self.keyed.hash_one((relay, circuit)) | 1,
+            _ => 0,
         }
     }
 
@@ -297,11 +555,6 @@ impl Leases {
         for pool in self.pools.iter_mut().flatten() {
             pool.block(ip);
         }
-    }
-
-    /// True when the machine has a reservation in the subnet.
-    pub(super) fn has_reservation(&self, mac: Option<MacAddr>, subnet: usize) -> bool {
-        mac.is_some_and(|mac| self.reservations.contains_key(&(mac, subnet)))
     }
 
     /// Finds the address for a DISCOVER and holds it until `hold_until`: its reservation, else what it has or had,
@@ -316,7 +569,7 @@ impl Leases {
         let owner = self.owner(tenant);
         let held = self.by_owner.get(&owner).copied();
         let held_lease = held.and_then(|ip| self.by_ip.get(&ip)).copied();
-        let reserved = self.reservation(tenant).filter(|ip| self.is_open_to(*ip, &owner));
+        let reserved = tenant.reserved.filter(|ip| self.is_open_to(*ip, &owner));
         let ip = match (reserved, held, held_lease) {
             (Some(reserved), ..) => reserved,
             (None, Some(ip), Some(lease)) if lease.state.is_live() || self.gives(tenant, ip) => ip,
@@ -324,8 +577,13 @@ impl Leases {
         };
         let same = held_lease.filter(|_| held == Some(ip));
         let live = same.is_some_and(|lease| lease.state.is_live());
-        if !live && self.is_kept(tenant, ip) {
-            return Err(DropReason::PoolKept);
+        if !live {
+            if self.is_kept(tenant, ip) {
+                return Err(DropReason::PoolKept);
+            }
+            if self.is_crowded(tenant) {
+                return Err(DropReason::CircuitFull);
+            }
         }
         // A machine that starts again keeps its lease to the end of its term.
         let (state, at) = match same {
@@ -337,7 +595,7 @@ impl Leases {
     }
 
     /// Gives an address to the machine that asks for it, until `until`. With `create`, also one that is free but was
-    /// never offered. True when this request, known by its xid, was granted before.
+    /// never offered. `margin` is how much longer than that it is stored for.
     pub(super) fn claim(
         &mut self,
         tenant: &Tenant,
@@ -345,7 +603,8 @@ impl Leases {
         create: bool,
         xid: u32,
         until: Instant,
-    ) -> Result<bool, Refusal> {
+        margin: Duration,
+    ) -> Result<Claim, Refusal> {
         let owner = self.owner(tenant);
         let held = self.by_owner.get(&owner).copied();
         let held_lease = held.and_then(|ip| self.by_ip.get(&ip)).copied();
@@ -358,25 +617,42 @@ impl Leases {
                 Some(lease) if lease.state != State::Remembered => return Err(Refusal::Wrong),
                 _ => {}
             }
-            let own = self.reservation(tenant) == Some(ip);
-            if !own && self.reserved.contains_key(&ip) {
+            let own = tenant.reserved == Some(ip);
+            if !own && self.reservations.taken.contains(&ip) {
                 return Err(Refusal::Wrong);
             }
             if !own && !self.gives(tenant, ip) || !create && held != Some(ip) {
                 return Err(Refusal::Unknown);
             }
-            if self.is_kept(tenant, ip) {
+            if self.is_kept(tenant, ip) || self.is_crowded(tenant) {
                 return Err(Refusal::Kept);
             }
         }
         let retried = held_lease.is_some_and(|lease| lease.state == State::Bound && lease.xid == xid);
         self.settle(ip, owner, tenant, State::Bound, until, xid);
-        Ok(retried)
+        Ok(Claim { retried, stored: self.store(ip, until, margin) })
     }
 
-    /// The address reserved for the machine in this subnet.
-    pub(super) fn reservation(&self, tenant: &Tenant) -> Option<Ipv4Addr> {
-        self.reservations.get(&(tenant.mac?, tenant.subnet)).copied()
+    /// Sees to it that a lease is stored until its end; the number of the change that does it.
+    fn store(&mut self, ip: Ipv4Addr, until: Instant, margin: Duration) -> u64 {
+        let Some(lease) = self.by_ip.get_mut(&ip).filter(|_| self.journal) else { return 0 };
+        if let Some(saved) = lease.saved.filter(|saved| saved.until >= until) {
+            return saved.number;
+        }
+        self.change_number += 1;
+        let until = until + margin;
+        lease.saved = Some(Saved { number: self.change_number, until });
+        let term = LeaseTerm::Held { until, stranger: lease.stranger };
+        self.changes.push(record(ip, lease, term));
+        self.change_number
+    }
+
+    /// Hands out a change that nobody waits for.
+    fn tell(&mut self, ip: Ipv4Addr, lease: &Lease, term: LeaseTerm) {
+        if self.journal {
+            self.change_number += 1;
+            self.changes.push(record(ip, lease, term));
+        }
     }
 
     /// Forgets an offer the machine did not take.
@@ -393,6 +669,9 @@ impl Leases {
         match self.held(tenant) {
             Some((held, lease)) if held == ip && lease.state.is_live() => {
                 self.remove(ip);
+                if lease.state == State::Bound {
+                    self.tell(ip, &lease, LeaseTerm::Held { until: now, stranger: lease.stranger });
+                }
                 self.remember(ip, lease, now);
                 true
             }
@@ -405,7 +684,9 @@ impl Leases {
         match self.held(tenant) {
             Some((held, lease)) if held == ip && lease.state.is_live() => {
                 self.remove(ip);
-                self.insert(ip, Lease { state: State::Quarantined, at: now + QUARANTINE, ..lease });
+                let until = now + QUARANTINE;
+                self.tell(ip, &lease, LeaseTerm::Quarantined { until });
+                self.insert(ip, Lease { state: State::Quarantined, at: until, saved: None, ..lease });
                 true
             }
             _ => false,
@@ -447,6 +728,13 @@ impl Leases {
                 .is_some_and(|pool| pool.gives(ip) && pool.strangers >= pool.strangers_max())
     }
 
+    /// True when the machine's switch port has as many addresses as one may have.
+    fn is_crowded(&self, tenant: &Tenant) -> bool {
+        tenant.circuit != 0
+            && !tenant.registered
+            && self.circuits.get(&tenant.circuit).is_some_and(|count| *count >= self.circuit_max)
+    }
+
     fn find(&self, tenant: &Tenant, owner: &Owner, wanted: Option<Ipv4Addr>) -> Result<Ipv4Addr, DropReason> {
         let pool = self.pool(tenant.subnet).ok_or(DropReason::NoRange)?;
         if let Some(ip) = wanted.filter(|ip| pool.gives(*ip) && self.is_open_to(*ip, owner)) {
@@ -459,12 +747,38 @@ impl Leases {
 
     /// Makes `ip` the machine's only record, whoever was remembered there before.
     fn settle(&mut self, ip: Ipv4Addr, owner: Owner, tenant: &Tenant, state: State, at: Instant, xid: u32) {
-        if let Some(held) = self.by_owner.get(&owner).copied() {
-            self.remove(held);
+        let held = self.by_owner.get(&owner).copied();
+        if held == Some(ip)
+            && let Some(lease) = self.by_ip.get_mut(&ip).filter(|lease| lease.state.is_live())
+            && lease.stranger != tenant.registered
+            && lease.circuit == tenant.circuit
+        {
+            // The usual case touches no index.
+            (lease.state, lease.at, lease.xid) = (state, at, xid);
+            if lease.armed.is_none_or(|armed| at < armed)
+                && let Some(armed) = lease.armed.replace(at)
+            {
+                self.deadlines.remove(&(armed, ip));
+                self.deadlines.insert((at, ip));
+            }
+            return;
+        }
+        let mut saved = None;
+        if let Some(held) = held
+            && let Some(lease) = self.remove(held)
+        {
+            if held == ip {
+                saved = lease.saved;
+            } else if lease.saved.is_some() {
+                self.tell(held, &lease, LeaseTerm::Forgotten);
+            }
         }
         self.remove(ip);
         let stranger = !tenant.registered;
-        self.insert(ip, Lease { owner, subnet: tenant.subnet, state, at, stranger, xid });
+        let circuit = tenant.circuit;
+        let subnet = tenant.subnet;
+        let (armed, pooled) = (None, false);
+        self.insert(ip, Lease { owner, subnet, state, at, stranger, xid, armed, circuit, pooled, saved });
     }
 
     /// Reservations need no memory: only addresses a pool gives are remembered.
@@ -474,18 +788,25 @@ impl Leases {
         }
     }
 
-    fn insert(&mut self, ip: Ipv4Addr, lease: Lease) {
+    fn insert(&mut self, ip: Ipv4Addr, mut lease: Lease) {
+        let counted = lease.stranger && lease.state.is_live();
         if let Some(Some(pool)) = self.pools.get_mut(lease.subnet)
             && let Some(index) = pool.index(ip)
         {
             set(&mut pool.taken, index, true);
-            pool.strangers += u32::from(lease.stranger && lease.state.is_live());
+            pool.strangers += u32::from(counted);
+            lease.pooled = lease.state != State::Remembered && !is_set(&pool.blocked, index);
+            pool.live += u32::from(lease.pooled);
             if lease.state == State::Remembered {
                 pool.remembered.insert((lease.at, ip));
             }
         }
-        if lease.state != State::Remembered {
-            self.deadlines.insert((lease.at, ip));
+        if counted && lease.circuit != 0 {
+            *self.circuits.entry(lease.circuit).or_default() += 1;
+        }
+        lease.armed = (lease.state != State::Remembered).then_some(lease.at);
+        if let Some(at) = lease.armed {
+            self.deadlines.insert((at, ip));
         }
         if lease.state != State::Quarantined {
             self.by_owner.insert(lease.owner, ip);
@@ -495,14 +816,27 @@ impl Leases {
 
     fn remove(&mut self, ip: Ipv4Addr) -> Option<Lease> {
         let lease = self.by_ip.remove(&ip)?;
+        let counted = lease.stranger && lease.state.is_live();
         if let Some(Some(pool)) = self.pools.get_mut(lease.subnet)
             && let Some(index) = pool.index(ip)
         {
             set(&mut pool.taken, index, false);
-            pool.strangers -= u32::from(lease.stranger && lease.state.is_live());
+            pool.strangers -= u32::from(counted);
+            pool.live -= u32::from(lease.pooled);
             pool.remembered.remove(&(lease.at, ip));
         }
-        self.deadlines.remove(&(lease.at, ip));
+        if counted
+            && lease.circuit != 0
+            && let Some(count) = self.circuits.get_mut(&lease.circuit)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.circuits.remove(&lease.circuit);
+            }
+        }
+        if let Some(armed) = lease.armed {
+            self.deadlines.remove(&(armed, ip));
+        }
         if self.by_owner.get(&lease.owner) == Some(&ip) {
             self.by_owner.remove(&lease.owner);
         }
@@ -519,8 +853,10 @@ impl Leases {
     #[cfg(test)]
     pub(super) fn check(&self) {
         for (ip, lease) in &self.by_ip {
-            let timed = self.deadlines.contains(&(lease.at, *ip));
-            assert_eq!(timed, lease.state != State::Remembered, "{ip} {lease:?}");
+            assert_eq!(lease.armed.is_some(), lease.state != State::Remembered, "{ip} {lease:?}");
+            assert!(lease.armed.is_none_or(|armed| armed <= lease.at), "{ip} {lease:?}");
+            let timed = lease.armed.is_some_and(|armed| self.deadlines.contains(&(armed, *ip)));
+            assert_eq!(timed, lease.armed.is_some(), "{ip} {lease:?}");
             let owned = self.by_owner.get(&lease.owner) == Some(ip);
             assert!(owned || lease.state == State::Quarantined, "{ip} {lease:?}");
         }
@@ -541,6 +877,11 @@ impl Leases {
             assert_eq!(taken as usize, inside(&|_| true));
             assert_eq!(pool.strangers as usize, inside(&|lease| lease.stranger && lease.state.is_live()));
             assert_eq!(pool.remembered.len(), inside(&|lease| lease.state == State::Remembered));
+            assert!(pool.live as usize <= inside(&|lease| lease.state != State::Remembered));
+        }
+        for (circuit, count) in &self.circuits {
+            let live = |lease: &&Lease| lease.circuit == *circuit && lease.stranger && lease.state.is_live();
+            assert_eq!(self.by_ip.values().filter(live).count(), *count as usize);
         }
     }
 }

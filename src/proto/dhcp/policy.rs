@@ -19,6 +19,7 @@ pub trait BootPolicy {
         who: &Identity,
         firmware: &Firmware,
         server: Ipv4Addr,
+        wish: &Wish<'_>,
         file: &mut BootFile,
     ) -> Answer;
 
@@ -28,11 +29,27 @@ pub trait BootPolicy {
         false
     }
 
+    /// True for a machine that is to hear nothing although it is not booting, because no job is meant for it.
+    fn is_silent(&mut self, who: &Identity) -> bool {
+        let _ = who;
+        false
+    }
+
     /// True for a machine an operator has entered. The last fifth of every pool is kept for those.
     fn is_registered(&mut self, who: &Identity) -> bool {
         let _ = who;
         false
     }
+}
+
+/// Which loader PXE firmware should get, where there is a choice.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Wish<'a> {
+    /// How many of the family's loaders to pass over: those that did not bring the machine to its script. Counted
+    /// round.
+    pub pass_over: u8,
+    /// The subnet's own loader, if it has one.
+    pub loader: Option<&'a str>,
 }
 
 /// What a machine gets.

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::Server;
 use super::asker::{Asker, identities, local_address, specified};
+use super::memory::Rival;
 use super::policy::{Answer, BootFile, BootPolicy};
 use super::reply::{Boot, Reply, len_max};
 use super::settings::Mode;
@@ -25,7 +26,7 @@ impl Server {
         match asker.kind {
             MessageType::Discover => {
                 let firmware = asker.firmware.ok_or(DropReason::NotBooting)?;
-                let (answer, file) = self.resolve(asker, &firmware, policy)?;
+                let (answer, file) = self.resolve(now, asker, &firmware, policy)?;
                 if answer == Answer::BootUnclaimed
                     && let Some(mac) = asker.mac
                     && self.memory.defers(asker.input.interface.index, mac, now)
@@ -47,6 +48,7 @@ impl Server {
     /// Port 4011, in both modes: the client has its address and asks for boot data alone.
     pub(super) fn handle_boot_server(
         &mut self,
+        now: Instant,
         asker: &Asker<'_>,
         policy: &mut dyn BootPolicy,
         out: &mut [u8],
@@ -64,7 +66,7 @@ impl Server {
         if asker.input.src.ip().is_unspecified() {
             return Err(DropReason::BadAddress);
         }
-        let (_, file) = self.resolve(asker, &firmware, policy)?;
+        let (_, file) = self.resolve(now, asker, &firmware, policy)?;
         let file = file.ok_or(DropReason::NoBoot)?;
         self.boot_reply(asker, &firmware, file, DhcpStep::BootServerAnswered, out)
     }
@@ -82,7 +84,7 @@ impl Server {
         let kind = if boot_server { MessageType::Ack } else { MessageType::Offer };
         let reply = Reply {
             kind,
-            server_id: asker.local,
+            server_id: asker.server_id,
             // RFC 2131 table 3: an OFFER's ciaddr is 0, an ACK's is the request's.
             ciaddr: if boot_server { asker.message.ciaddr() } else { Ipv4Addr::UNSPECIFIED },
             yiaddr: Ipv4Addr::UNSPECIFIED,
@@ -98,7 +100,7 @@ impl Server {
             }),
             message: None,
         };
-        let output = send(asker, &reply, false, out)?;
+        let output = send(asker, &reply, false, 0, out)?;
         Ok(Verdict::Reply(output, asker.event(what, asker.ciaddr(), file)))
     }
 
@@ -124,7 +126,14 @@ impl Server {
         let what = match message.message_type() {
             Some(MessageType::Offer) => {
                 if pxe || has_file {
-                    self.memory.note_rival(input.interface.index, now);
+                    let what = Rival {
+                        server,
+                        pxe,
+                        has_file,
+                        has_vendor_options: message.option(code::VENDOR_SPECIFIC).is_some(),
+                        gives_addresses: yiaddr.is_some(),
+                    };
+                    self.memory.note_rival(input.interface.index, now, what);
                 }
                 DhcpStep::OtherServerOffer { server, has_file, pxe }
             }
@@ -150,10 +159,11 @@ pub(super) fn send(
     asker: &Asker<'_>,
     reply: &Reply<'_>,
     heard_nothing: bool,
+    stored: u64,
     out: &mut [u8],
 ) -> Result<Output, DropReason> {
     let len_max = len_max(&asker.message, asker.input.interface.mtu);
     let len = reply.emit(&asker.message, out, len_max).ok_or(DropReason::ReplyTooBig)?;
     let to = asker.destination(reply.kind, reply.yiaddr, heard_nothing);
-    Ok(Output { to, from: asker.local, port: asker.input.port, len })
+    Ok(Output { to, from: asker.local, port: asker.input.port, len, stored })
 }

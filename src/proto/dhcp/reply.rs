@@ -1,6 +1,5 @@
 //! Replies as bytes: which options, in which order, and which go first when the client's limit is small.
 
-use std::fmt::Write;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -49,13 +48,15 @@ pub(super) struct Reply<'a> {
 }
 
 /// The longest reply this request's client takes in one piece: option 57 (IP length) or 576, at most 1500 and the
-/// interface's MTU, less 28.
+/// interface's MTU, less 28. What a relay added it takes out again before the client sees it (RFC 3046 §2.1).
 pub(super) fn len_max(request: &Message<'_>, mtu: u32) -> usize {
     let asked = request.option_array(code::MAX_SIZE).map(u16::from_be_bytes).map(usize::from);
     // RFC 2132 §9.10: less than 576 is not a legal value.
     let taken = asked.unwrap_or(IP_LEN_DEFAULT).max(IP_LEN_DEFAULT);
     let mtu = usize::try_from(mtu).unwrap_or(IP_LEN_MAX).max(IP_LEN_DEFAULT);
-    taken.min(mtu).min(IP_LEN_MAX) - IP_UDP_LEN
+    let relayed = !request.giaddr().is_unspecified();
+    let added = request.option(code::RELAY_AGENT).filter(|_| relayed).map_or(0, |body| body.len() + 2);
+    (taken + added).min(mtu).min(IP_LEN_MAX) - IP_UDP_LEN
 }
 
 impl Reply<'_> {
@@ -102,10 +103,8 @@ impl Reply<'_> {
             }
         }
         if let Some(boot) = &self.boot {
-            let mut server = BootFile::new();
-            if write!(server, "{}", boot.server).is_ok() {
-                optional(code::TFTP_SERVER_NAME, server.as_bytes());
-            }
+            let (text, len) = dotted(boot.server);
+            optional(code::TFTP_SERVER_NAME, &text[..len]);
             if boot.no_proxy && boot.firmware.ipxe().is_some() {
                 optional(code::IPXE, &[ipxe::NO_PXEDHCP, 1, 1]);
             }
@@ -133,6 +132,9 @@ impl Reply<'_> {
                 optional(code::DOMAIN_NAME, domain.as_bytes());
             }
         }
+        for site in self.subnet.iter().flat_map(|subnet| &subnet.options) {
+            optional(site.code, &site.body);
+        }
         if let Some(message) = self.message {
             optional(code::MESSAGE, message.as_bytes());
         }
@@ -141,6 +143,24 @@ impl Reply<'_> {
         }
         emitter.finish()
     }
+}
+
+/// An address as text: what `Display` writes, at a tenth of the time.
+fn dotted(ip: Ipv4Addr) -> ([u8; 15], usize) {
+    let (mut text, mut len) = ([0; 15], 0);
+    for (place, octet) in ip.octets().into_iter().enumerate() {
+        let digits = [octet / 100, octet / 10 % 10, octet % 10];
+        let skipped = if octet < 10 { 2 } else { usize::from(octet < 100) };
+        if place > 0 {
+            text[len] = b'.';
+            len += 1;
+        }
+        for digit in &digits[skipped..] {
+            text[len] = b'0' + digit;
+            len += 1;
+        }
+    }
+    (text, len)
 }
 
 /// Resolvers told at most; the field's clients use three.
@@ -174,5 +194,19 @@ impl Boot<'_> {
         }
         emitter.option_parts(code::BOOT_FILE, &[self.file.as_bytes(), &[0]])?;
         emitter.file(self.file.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_reads_as_the_standard_library_writes_it() {
+        for ip in (0..=u32::MAX).step_by(77_777_777).chain([0, 1, u32::MAX, 0x0a0a_6464, 0x0963_64ff]) {
+            let ip = Ipv4Addr::from_bits(ip);
+            let (text, len) = dotted(ip);
+            assert_eq!(std::str::from_utf8(&text[..len]).unwrap(), ip.to_string());
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::wire::MacAddr;
+use crate::wire::{MacAddr, Uuid};
 
 /// What the DHCP server does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -150,6 +150,19 @@ pub struct Subnet {
     pub next_server: Option<Ipv4Addr>,
     /// Option 15.
     pub domain: Option<String>,
+    /// Further options, sent to everyone who is given an address there, as far as they fit.
+    pub options: Vec<SiteOption>,
+    /// The loader PXE firmware there gets in place of the loader table's choice.
+    pub loader: Option<String>,
+}
+
+/// An option that a site wants in its answers: of a code that [`crate::wire::dhcp::is_site_option`] allows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SiteOption {
+    /// Its code.
+    pub code: u8,
+    /// Its body, 1 to 255 bytes.
+    pub body: Vec<u8>,
 }
 
 impl Subnet {
@@ -163,17 +176,32 @@ impl Subnet {
             lease: Duration::from_secs(3600),
             next_server: None,
             domain: None,
+            options: Vec::new(),
+            loader: None,
         }
     }
 }
 
 /// An address kept for one machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reservation {
     /// The machine.
-    pub mac: MacAddr,
+    pub who: ReservedFor,
     /// Its address, inside a listed subnet, inside or outside that subnet's range.
     pub ip: Ipv4Addr,
+}
+
+/// What a machine with a reservation is known by. Where several fit, the first kind of this list counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReservedFor {
+    /// Hardware address.
+    Mac(MacAddr),
+    /// Option 97.
+    Uuid(Uuid),
+    /// Option 61, whole.
+    ClientId(Vec<u8>),
+    /// Option 82's circuit id: whoever sits on that port.
+    Circuit(Vec<u8>),
 }
 
 /// Everything the DHCP machine is told.
@@ -191,6 +219,10 @@ pub struct Settings {
     pub authoritative: bool,
     /// How long an address offered but not requested is held.
     pub offer_hold: Duration,
+    /// Addresses that unregistered machines behind one circuit of a relay (option 82) may have at once; 0: no bound.
+    pub circuit_max: u32,
+    /// Changes of leases are handed out to be stored, and answers say for which they must wait.
+    pub journal: bool,
 }
 
 impl Default for Settings {
@@ -201,6 +233,8 @@ impl Default for Settings {
             reservations: Vec::new(),
             authoritative: true,
             offer_hold: Duration::from_secs(10),
+            circuit_max: 256,
+            journal: false,
         }
     }
 }

@@ -8,9 +8,13 @@ use dhcproto::v4::{self, DhcpOption, OptionCode};
 use dhcproto::{Decodable, Decoder};
 
 use super::*;
+use crate::wire;
 use crate::wire::MacAddr;
 use crate::wire::dhcp::{Emitter, Header, MessageType, SubOptions};
 
+mod cases;
+mod language;
+mod oracle;
 mod quirks;
 
 const US: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
@@ -34,6 +38,7 @@ impl BootPolicy for Policy {
         who: &Identity,
         firmware: &Firmware,
         server: Ipv4Addr,
+        _: &Wish<'_>,
         file: &mut BootFile,
     ) -> Answer {
         let mac = who.mac.expect("these clients have one");
@@ -386,7 +391,9 @@ fn ipxe_is_told_not_to_wait_for_a_proxy_in_full_mode() {
 fn a_reservation_wins_and_is_given_to_nobody_else() {
     let mut settings = full();
     let ip = Ipv4Addr::new(10, 77, 0, 100);
-    settings.reservations.push(Reservation { mac: MacAddr([0x52, 0x54, 0, 0x77, 0, 9]), ip });
+    settings
+        .reservations
+        .push(Reservation { who: ReservedFor::Mac(MacAddr([0x52, 0x54, 0, 0x77, 0, 9])), ip });
     let mut lab = Lab::new(settings);
     for mac in 1..=3 {
         let (_, offer) = lab.reply(&Client { mac, ..uefi() }.bytes());
@@ -489,4 +496,333 @@ fn a_thousand_strangers_leave_bounded_books_that_agree() {
         lab.server.leases.check();
         assert!(lab.server.leases.len() <= 4, "the pool has four addresses");
     }
+}
+
+/// A server that hands out what is to be stored, and the address a machine got from it.
+fn journalling(settings: Settings) -> Lab {
+    Lab::new(Settings { journal: true, ..settings })
+}
+
+fn changes(lab: &mut Lab) -> (Vec<Change>, u64) {
+    let mut all = Vec::new();
+    let number = lab.server.changes(|change| all.push(change));
+    (all, number)
+}
+
+fn stored(verdict: Verdict) -> u64 {
+    let Verdict::Reply(output, _) = verdict else { panic!("{verdict:?}") };
+    output.stored
+}
+
+#[test]
+fn an_ack_waits_for_its_lease_and_a_renewal_within_the_term_for_nothing() {
+    let mut lab = journalling(full());
+    let (offered, offer) = lab.reply(&uefi().bytes());
+    let address = offer.yiaddr();
+    assert_eq!(offered.stored, 0, "an offer promises nothing");
+    assert!(!lab.server.has_changes());
+    let request = request_for(address, US).bytes();
+    let first = stored(lab.broadcast(&request));
+    assert_ne!(first, 0);
+    assert_eq!(stored(lab.broadcast(&request)), first, "the same REQUEST again waits for the same change");
+    let (changes_made, number) = changes(&mut lab);
+    assert_eq!((changes_made.len(), number), (1, first));
+    // Half a term later: a renewal, then a whole new boot. What is stored covers both.
+    lab.now += Duration::from_secs(1800);
+    let renew = Client { kind: MessageType::Request, ciaddr: address, flags: 0, ..uefi() }.bytes();
+    assert_eq!(stored(lab.hear(ServerPort::Dhcp, SocketAddrV4::new(address, 68), US, &renew)), first);
+    lab.reply(&uefi().bytes());
+    assert_eq!(stored(lab.broadcast(&request)), first);
+    assert!(!lab.server.has_changes());
+    // Past the first term what is stored no longer does.
+    lab.now += Duration::from_secs(1900);
+    let later = stored(lab.hear(ServerPort::Dhcp, SocketAddrV4::new(address, 68), US, &renew));
+    assert!(later > first);
+}
+
+#[test]
+fn what_could_not_be_stored_is_asked_for_again() {
+    let mut lab = journalling(full());
+    let address = lab.reply(&uefi().bytes()).1.yiaddr();
+    let request = request_for(address, US).bytes();
+    let first = stored(lab.broadcast(&request));
+    changes(&mut lab);
+    lab.server.forget_changes_after(first - 1);
+    let second = stored(lab.broadcast(&request));
+    assert!(second > first);
+    assert_eq!(changes(&mut lab).0.len(), 1);
+}
+
+#[test]
+fn a_restarted_server_gives_no_address_twice_and_each_machine_its_own() {
+    let mut lab = journalling(full());
+    let mut given = Vec::new();
+    for mac in 1..=4 {
+        let address = lab.reply(&Client { mac, ..uefi() }.bytes()).1.yiaddr();
+        lab.reply(&Client { mac, ..request_for(address, US) }.bytes());
+        given.push(address);
+    }
+    let decline = Client { mac: 4, kind: MessageType::Decline, ..request_for(given[3], US) };
+    lab.broadcast(&decline.bytes());
+    let release = Client { mac: 3, kind: MessageType::Release, ciaddr: given[2], ..uefi() };
+    lab.hear(ServerPort::Dhcp, SocketAddrV4::new(given[2], 68), US, &release.bytes());
+    let (all, _) = changes(&mut lab);
+
+    let mut again = journalling(full());
+    again.server.restore(again.now, all.into_iter());
+    again.server.leases.check();
+    // The released address is the only one there is; its old machine finds it again, whoever asks first.
+    assert_eq!(again.reply(&Client { mac: 3, ..uefi() }.bytes()).1.yiaddr(), given[2]);
+    assert_eq!(
+        again.broadcast(&Client { mac: 9, ..uefi() }.bytes()),
+        Verdict::Drop(DropReason::PoolExhausted),
+        "two leases, one quarantine, one offer"
+    );
+    assert_eq!(again.reply(&uefi().bytes()).1.yiaddr(), given[0]);
+    let nak = again.reply(&Client { mac: 9, ..request_for(given[1], US) }.bytes()).1;
+    assert_eq!(nak.message_type(), Some(MessageType::Nak), "another machine's address");
+    // Twice the term later everything is free.
+    again.now += Duration::from_secs(3 * 3600);
+    for mac in 20..=23 {
+        again.reply(&Client { mac, ..uefi() }.bytes());
+    }
+}
+
+#[test]
+fn a_machine_that_moved_leaves_no_second_address_behind() {
+    let ip = Ipv4Addr::new(10, 77, 0, 103);
+    let mut lab = journalling(full());
+    let first = lab.reply(&uefi().bytes()).1.yiaddr();
+    assert_ne!(first, ip);
+    lab.reply(&request_for(first, US).bytes());
+    let mut settings = full();
+    settings
+        .reservations
+        .push(Reservation { who: ReservedFor::Mac(MacAddr([0x52, 0x54, 0, 0x77, 0, 1])), ip });
+    lab.server.replace_settings(Settings { journal: true, ..settings });
+    assert_eq!(lab.reply(&uefi().bytes()).1.yiaddr(), ip);
+    lab.reply(&request_for(ip, US).bytes());
+    let (all, _) = changes(&mut lab);
+    let forgotten = |change: &Change| matches!(change, Change::Lease(LeaseRecord { ip, term: LeaseTerm::Forgotten, .. }) if *ip == first);
+    assert!(all.iter().any(forgotten), "{all:?}");
+}
+
+#[test]
+fn reservations_hang_on_mac_uuid_client_id_and_circuit() {
+    let mut id = [0; 17];
+    (id[1], id[16]) = (7, 9);
+    let smbios = <[u8; 16]>::try_from(&id[1..]).unwrap();
+    let host = |last| Ipv4Addr::new(10, 77, 0, last);
+    let mut settings = full();
+    for (who, last) in [
+        (ReservedFor::Mac(MacAddr([0x52, 0x54, 0, 0x77, 0, 6])), 206),
+        (ReservedFor::Uuid(crate::wire::Uuid::from_smbios(smbios)), 207),
+        (ReservedFor::ClientId(b"\x00desk 8".to_vec()), 208),
+    ] {
+        settings.reservations.push(Reservation { who, ip: host(last) });
+    }
+    let remote = Network::new(Ipv4Addr::new(10, 88, 0, 0), 24).unwrap();
+    settings.subnets.push(Subnet {
+        range: Some((Ipv4Addr::new(10, 88, 0, 9), Ipv4Addr::new(10, 88, 0, 9))),
+        ..Subnet::new(remote)
+    });
+    let bench = Ipv4Addr::new(10, 88, 0, 50);
+    settings.reservations.push(Reservation { who: ReservedFor::Circuit(b"port17".to_vec()), ip: bench });
+    let mut lab = Lab::new(settings);
+    assert_eq!(lab.reply(&Client { mac: 6, ..uefi() }.bytes()).1.yiaddr(), host(206));
+    assert_eq!(lab.reply(&Client { mac: 7, ..uefi() }.bytes()).1.yiaddr(), host(207));
+    let desk = Client { mac: 8, ..uefi() }.with(code::CLIENT_ID, b"\x00desk 8");
+    assert_eq!(lab.reply(&desk.bytes()).1.yiaddr(), host(208));
+    // A direct client cannot claim a port by sending the option itself.
+    let direct = Client { mac: 30, ..uefi() }.with(code::RELAY_AGENT, b"\x01\x06port17");
+    assert_ne!(lab.reply(&direct.bytes()).1.yiaddr(), bench);
+    for mac in [31, 32] {
+        let relayed = Client { mac, giaddr: RELAY, ..uefi() }.with(code::RELAY_AGENT, b"\x01\x06port17");
+        let verdict = lab.hear(ServerPort::Dhcp, SocketAddrV4::new(RELAY, 67), US, &relayed.bytes());
+        let given = match verdict {
+            Verdict::Reply(output, _) => Some(Message::parse(&lab.out[..output.len]).unwrap().yiaddr()),
+            _ => None,
+        };
+        match mac {
+            31 => assert_eq!(given, Some(bench)),
+            // The first machine on the port has it offered; another waits for that to end.
+            _ => assert_ne!(given, Some(bench)),
+        }
+    }
+}
+
+#[test]
+fn one_circuit_cannot_have_the_whole_pool() {
+    let mut settings = full();
+    settings.circuit_max = 2;
+    let remote = Network::new(Ipv4Addr::new(10, 88, 0, 0), 24).unwrap();
+    let range = Some((Ipv4Addr::new(10, 88, 0, 100), Ipv4Addr::new(10, 88, 0, 109)));
+    settings.subnets.push(Subnet { range, ..Subnet::new(remote) });
+    let mut lab = Lab::new(settings);
+    let mut ask = |mac: u8, circuit: &[u8]| {
+        let relayed = Client { mac, giaddr: RELAY, ..uefi() }.with(code::RELAY_AGENT, circuit);
+        lab.hear(ServerPort::Dhcp, SocketAddrV4::new(RELAY, 67), US, &relayed.bytes())
+    };
+    assert!(matches!(ask(1, b"\x01\x01a"), Verdict::Reply(..)));
+    assert!(matches!(ask(2, b"\x01\x01a"), Verdict::Reply(..)));
+    assert_eq!(ask(3, b"\x01\x01a"), Verdict::Drop(DropReason::CircuitFull));
+    assert!(matches!(ask(2, b"\x01\x01a"), Verdict::Reply(..)), "who is in, stays in");
+    assert!(matches!(ask(3, b"\x01\x01b"), Verdict::Reply(..)), "another port is not to blame");
+}
+
+#[test]
+fn a_relay_may_say_which_server_its_clients_know() {
+    let mut settings = full();
+    let remote = Network::new(Ipv4Addr::new(10, 88, 0, 0), 24).unwrap();
+    let range = Some((Ipv4Addr::new(10, 88, 0, 100), Ipv4Addr::new(10, 88, 0, 109)));
+    settings.subnets.push(Subnet { range, ..Subnet::new(remote) });
+    let mut lab = Lab::new(settings);
+    let agent = [&[relay::SERVER_ID_OVERRIDE, 4][..], &RELAY.octets()].concat();
+    let discover = Client { giaddr: RELAY, ..uefi() }.with(code::RELAY_AGENT, &agent);
+    let verdict = lab.hear(ServerPort::Dhcp, SocketAddrV4::new(RELAY, 67), US, &discover.bytes());
+    let Verdict::Reply(output, _) = verdict else { panic!("{verdict:?}") };
+    assert_eq!(output.from, US);
+    let offer = Message::parse(&lab.out[..output.len]).unwrap();
+    assert_eq!(offer.server_id(), Some(RELAY), "RFC 5107");
+    let request =
+        Client { giaddr: RELAY, ..request_for(offer.yiaddr(), RELAY) }.with(code::RELAY_AGENT, &agent);
+    let verdict = lab.hear(ServerPort::Dhcp, SocketAddrV4::new(RELAY, 67), US, &request.bytes());
+    assert!(matches!(verdict, Verdict::Reply(_, DhcpEvent { what: DhcpStep::Acked, .. })), "{verdict:?}");
+}
+
+#[test]
+fn site_options_go_with_an_address_and_never_with_a_proxy_offer() {
+    let mut settings = full();
+    settings.subnets[0].options.push(SiteOption { code: 150, body: vec![10, 77, 0, 9] });
+    let mut lab = Lab::new(settings.clone());
+    assert_eq!(lab.reply(&uefi().bytes()).1.option(150), Some([10, 77, 0, 9].as_slice()));
+    settings.mode = Mode::Proxy;
+    assert_eq!(Lab::new(settings).reply(&uefi().bytes()).1.option(150), None);
+}
+
+#[test]
+fn one_machine_that_says_too_much_is_not_heard_and_its_rack_is() {
+    let mut lab = Lab::new(full());
+    let loud = uefi().bytes();
+    let answered = (0..200).filter(|_| matches!(lab.broadcast(&loud), Verdict::Reply(..))).count();
+    assert_eq!(answered, 100);
+    assert_eq!(lab.broadcast(&loud), Verdict::Drop(DropReason::RateLimited));
+    lab.reply(&Client { mac: 2, ..uefi() }.bytes());
+    lab.now += Duration::from_secs(1);
+    lab.reply(&loud);
+}
+
+/// The same machine's DISCOVER of another boot.
+fn with_xid(client: &Client, xid: u32) -> Vec<u8> {
+    let mut bytes = client.bytes();
+    bytes[4..8].copy_from_slice(&xid.to_be_bytes());
+    bytes
+}
+
+fn notices(lab: &mut Lab) -> Vec<Notice> {
+    lab.server.notices().collect()
+}
+
+#[test]
+fn a_machine_that_starts_again_and_again_is_noticed_once() {
+    let mut lab = Lab::new(proxy());
+    for boot in 0..8u32 {
+        let discover = with_xid(&uefi(), boot);
+        lab.reply(&discover);
+        lab.reply(&discover);
+        lab.now += Duration::from_secs(5);
+    }
+    let mac = MacAddr([0x52, 0x54, 0, 0x77, 0, 1]);
+    assert_eq!(
+        notices(&mut lab).into_iter().filter(|n| matches!(n, Notice::Restarting { .. })).collect::<Vec<_>>(),
+        [Notice::Restarting { mac, count: 5 }]
+    );
+}
+
+#[test]
+fn a_first_message_that_comes_late_is_noticed() {
+    let mut lab = Lab::new(proxy());
+    let mut late = uefi().bytes();
+    late[9] = 12;
+    lab.reply(&late);
+    lab.reply(&late);
+    let mac = MacAddr([0x52, 0x54, 0, 0x77, 0, 1]);
+    assert_eq!(notices(&mut lab), [Notice::LateFirst { mac, secs: 12 }]);
+    // iPXE's are not seconds.
+    let mut ipxe = Client { mac: 2, ipxe: true, ..uefi() }.bytes();
+    ipxe[9] = 12;
+    lab.reply(&ipxe);
+    assert_eq!(notices(&mut lab), []);
+}
+
+#[test]
+fn a_machine_that_comes_back_without_its_script_is_given_the_next_loader() {
+    /// Names the number of loaders passed over.
+    struct Counting;
+    impl BootPolicy for Counting {
+        fn resolve(
+            &mut self,
+            _: &Identity,
+            _: &Firmware,
+            _: Ipv4Addr,
+            wish: &Wish<'_>,
+            file: &mut BootFile,
+        ) -> Answer {
+            write!(file, "{}", wish.pass_over).expect("room");
+            Answer::Boot
+        }
+    }
+    let mut lab = journalling(proxy());
+    let ask = |lab: &mut Lab, client: &Client, xid: u32| {
+        let interface = lab.interface.clone();
+        let bytes = with_xid(client, xid);
+        let src = SocketAddrV4::new(NOBODY, 68);
+        let (port, dst) = (ServerPort::Dhcp, Ipv4Addr::BROADCAST);
+        let input = Input { interface: &interface, port, src, src_mac: None, dst, local: US, bytes: &bytes };
+        let verdict = lab.server.handle(lab.now, &input, &mut Counting, &mut lab.out);
+        let Verdict::Reply(_, event) = verdict else { panic!("{verdict:?}") };
+        event.file.as_str().to_owned()
+    };
+    let ipxe = Client { ipxe: true, ..uefi() };
+    assert_eq!(ask(&mut lab, &uefi(), 1), "0");
+    lab.now += Duration::from_secs(4);
+    assert_eq!(ask(&mut lab, &uefi(), 1), "0", "the DISCOVER again");
+    lab.now += Duration::from_secs(60);
+    assert_eq!(ask(&mut lab, &uefi(), 2), "1", "it came back without a script");
+    ask(&mut lab, &ipxe, 3);
+    let mac = MacAddr([0x52, 0x54, 0, 0x77, 0, 1]);
+    assert_eq!(changes(&mut lab).0, [Change::Loader { mac, pass_over: 1 }], "and with this one it did not");
+    lab.now += Duration::from_secs(60);
+    assert_eq!(ask(&mut lab, &uefi(), 4), "1", "what worked is given again");
+    ask(&mut lab, &ipxe, 5);
+    assert!(!lab.server.has_changes());
+    // And by the next server.
+    let mut again = journalling(proxy());
+    again.server.restore(again.now, [Change::Loader { mac, pass_over: 1 }].into_iter());
+    assert_eq!(ask(&mut again, &uefi(), 6), "1");
+}
+
+#[test]
+fn another_server_is_named_once_with_what_it_does() {
+    let mut lab = Lab::new(proxy());
+    let mut buffer = [0; 600];
+    let request = uefi().bytes();
+    let header = Header {
+        yiaddr: Ipv4Addr::new(10, 77, 0, 9),
+        ..Header::reply_to(&Message::parse(&request).unwrap())
+    };
+    let mut offer = Emitter::new(&mut buffer, &header).unwrap();
+    offer.option(code::MESSAGE_TYPE, &[MessageType::Offer.code()]).unwrap();
+    offer.option(code::SERVER_ID, &OTHER.octets()).unwrap();
+    offer.option(code::VENDOR_CLASS, b"PXEClient").unwrap();
+    let len = offer.finish().unwrap();
+    for _ in 0..3 {
+        lab.hear(ServerPort::Dhcp, SocketAddrV4::new(OTHER, 67), Ipv4Addr::BROADCAST, &buffer[..len]);
+    }
+    let rival =
+        Rival { server: OTHER, pxe: true, has_file: false, has_vendor_options: false, gives_addresses: true };
+    assert_eq!(notices(&mut lab), [Notice::OtherServer { interface: 2, rival }]);
+    lab.now += Duration::from_secs(25 * 3600);
+    lab.hear(ServerPort::Dhcp, SocketAddrV4::new(OTHER, 67), Ipv4Addr::BROADCAST, &buffer[..len]);
+    assert_eq!(notices(&mut lab).len(), 1, "a day later, if it is still there");
 }

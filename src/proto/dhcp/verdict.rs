@@ -102,6 +102,9 @@ pub struct Output {
     pub port: ServerPort,
     /// Bytes of it.
     pub len: usize,
+    /// It gives an address: it must not leave before the change of this number is stored ([`super::Server::changes`]).
+    /// 0: at once.
+    pub stored: u64,
 }
 
 /// What came of one datagram.
@@ -255,6 +258,16 @@ drop_reasons! {
     PoolExhausted => "pool-exhausted",
     /// What is left of the pool is kept for registered machines.
     PoolKept => "pool-kept",
+    /// The machine's circuit has as many addresses as one may have.
+    CircuitFull => "circuit-full",
+    /// One machine says too much in a second.
+    RateLimited => "rate-limited",
+    /// More DISCOVERs wait than can be answered in time: the newest goes.
+    QueueFull => "queue-full",
+    /// It waited so long that its machine has asked again, or given up.
+    Stale => "stale",
+    /// Its lease cannot be stored now, or too many wait to be.
+    NotStored => "not-stored",
     /// A REQUEST that names no address.
     NoRequestedAddress => "no-requested-address",
     /// Asks to keep an address we know nothing of, or may not refuse.

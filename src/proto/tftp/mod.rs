@@ -41,8 +41,9 @@ use pacing::Piece;
 const RESEND_FIRST: Duration = Duration::from_secs(1);
 /// Never resend sooner: a machine may be busy writing a block to flash.
 const RESEND_MIN: Duration = Duration::from_millis(250);
-/// Longest pause between resends.
-const RESEND_MAX: Duration = Duration::from_secs(4);
+/// Longest pause between resends. Longer than clients' own timers (4 s in UEFI, 5 s in atftp and tftp-hpa): some leave
+/// repeated blocks unanswered and start their timer anew at each, so only a pause lets them repeat a lost ACK.
+const RESEND_MAX: Duration = Duration::from_secs(8);
 /// Silence after which the client is gone. UEFI retries for 24 s, iPXE for 16 s.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// The same while nothing at all was heard: anybody can ask in another's name, so an answer is sent four times at most

@@ -36,6 +36,8 @@ enum Style {
     Edk2,
     /// Lockstep, repeating its last ACK for a repeated block and on a time-out (iPXE, PXE ROMs).
     Lockstep,
+    /// Lockstep, repeating each ACK for a repeated block once, after that only when nothing at all came for 5 s (atftp).
+    Reserved,
 }
 
 #[derive(Debug)]
@@ -60,7 +62,7 @@ struct Client {
     have: u64,
     bytes: u64,
     acked: u64,
-    /// This gap was told.
+    /// This gap was told, or this block's ACK repeated.
     told: bool,
     finished: bool,
     started: bool,
@@ -150,10 +152,11 @@ struct Result {
 
 /// Anything, from a seed.
 fn any(random: &mut Random) -> Setup {
-    let style = [Style::Windowed, Style::Stubborn, Style::Edk2, Style::Lockstep][random.below(4) as usize];
+    let style = [Style::Windowed, Style::Stubborn, Style::Edk2, Style::Lockstep, Style::Reserved];
+    let style = style[random.below(5) as usize];
     let blksize = [8, 512, 1428, 1468][random.below(4) as usize];
     let windowsize = match (style, random.below(3)) {
-        (Style::Lockstep, _) => 1,
+        (Style::Lockstep | Style::Reserved, _) => 1,
         (_, 0) => 1 + random.below(64),
         _ => 1 + random.below(16),
     };
@@ -182,7 +185,11 @@ fn seeded(seed: u64) -> Random {
 /// Runs one transfer.
 fn run(setup: Setup, random: Random) -> Result {
     let Setup { style, blksize, windowsize, len, path } = setup;
-    let client_timer = if style == Style::Lockstep { Duration::from_secs(1) } else { Duration::from_secs(4) };
+    let client_timer = Duration::from_secs(match style {
+        Style::Lockstep => 1,
+        Style::Reserved => 5,
+        Style::Windowed | Style::Stubborn | Style::Edk2 => 4,
+    });
     let options = Options {
         blksize: Some(blksize),
         tsize: None,
@@ -308,7 +315,11 @@ impl Client {
                 self.acked = self.have;
                 ack(network, self.have);
             }
-            Style::Windowed | Style::Stubborn | Style::Lockstep => {}
+            Style::Reserved if block == self.have && !self.told => {
+                self.told = true;
+                ack(network, self.have);
+            }
+            Style::Windowed | Style::Stubborn | Style::Lockstep | Style::Reserved => {}
         }
     }
 }

@@ -299,7 +299,7 @@ fn schedule(options: Options, last: Option<u16>) -> (Vec<u64>, Outcome) {
 #[test]
 fn a_silent_client_is_asked_ever_less_often_and_given_up_after_half_a_minute() {
     let (times, outcome) = schedule(lockstep(), Some(0));
-    assert_eq!(times, [0, 1000, 3000, 7000, 11_000, 15_000, 19_000, 23_000, 27_000]);
+    assert_eq!(times, [0, 1000, 3000, 7000, 15_000, 23_000]);
     assert_eq!(outcome, Outcome::TimedOut);
 }
 

@@ -74,6 +74,12 @@ impl<'a> Encoded<'a> {
     /// The decoded text without control characters and surrounding blanks, if it is not empty and at most
     /// `limit` bytes. Bytes that are no UTF-8 become U+FFFD: firmware tables hold Latin-1 now and then.
     pub fn text(self, limit: usize) -> Option<String> {
+        if let Ok(text) = std::str::from_utf8(self.raw)
+            && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'%' && byte != b'+')
+        {
+            // Nothing to decode, to leave out or to trim: most of what machines say.
+            return (!text.is_empty() && text.len() <= limit).then(|| text.to_owned());
+        }
         let bytes: Vec<u8> = self.bytes().take(limit + 1).collect();
         if bytes.len() > limit {
             return None;

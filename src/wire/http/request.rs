@@ -200,9 +200,43 @@ pub struct Request<'a> {
     /// The body, whole.
     pub body: &'a [u8],
     authority: Option<&'a str>,
-    fields: [httparse::Header<'a>; FIELDS_MAX],
+    /// What the places below point into.
+    block: &'a [u8],
+    fields: [Place; FIELDS_MAX],
     field_count: usize,
+    is_ipxe: bool,
 }
+
+/// Where one field stands in its head: a request is moved about, and 64 pairs of slices are two kilobytes.
+#[derive(Clone, Copy)]
+struct Place {
+    name: u16,
+    name_len: u16,
+    value: u16,
+    value_len: u16,
+}
+
+impl Place {
+    const NONE: Self = Self { name: 0, name_len: 0, value: 0, value_len: 0 };
+
+    /// `None` for what does not stand in `block`, or so far behind that no head is so long.
+    fn of(block: &[u8], field: &httparse::Header<'_>) -> Option<Self> {
+        let at =
+            |part: &[u8]| u16::try_from((part.as_ptr() as usize).checked_sub(block.as_ptr() as usize)?).ok();
+        let value = field.value.trim_ascii();
+        // An empty slice may point anywhere.
+        let start = if value.is_empty() { 0 } else { at(value)? };
+        Some(Self {
+            name: at(field.name.as_bytes())?,
+            name_len: u16::try_from(field.name.len()).ok()?,
+            value: start,
+            value_len: u16::try_from(value.len()).ok()?,
+        })
+    }
+}
+
+/// Fields of an ordinary request; a longer head is read a second time with room for [`FIELDS_MAX`].
+const FIELDS_USUAL: usize = 12;
 
 impl fmt::Debug for Request<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -219,14 +253,27 @@ impl fmt::Debug for Request<'_> {
 impl<'a> Request<'a> {
     /// Every field in order: name as sent, value without surrounding blanks.
     pub fn fields(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> {
-        self.fields.iter().take(self.field_count).map(|field| (field.name, field.value.trim_ascii()))
+        self.pairs().map(|(name, value)| (std::str::from_utf8(name).unwrap_or_default(), value))
+    }
+
+    fn pairs(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'_, 'a> {
+        let part = |start: u16, len: u16| {
+            self.block.get(usize::from(start)..usize::from(start) + usize::from(len)).unwrap_or_default()
+        };
+        let places = self.fields.iter().take(self.field_count);
+        places.map(move |place| (part(place.name, place.name_len), part(place.value, place.value_len)))
+    }
+
+    /// The values of every field of that name (any case).
+    fn named<'n>(&self, name: &'n str) -> impl Iterator<Item = &'a [u8]> + use<'_, 'a, 'n> {
+        self.pairs()
+            .filter(move |(found, _)| found.eq_ignore_ascii_case(name.as_bytes()))
+            .map(|(_, value)| value)
     }
 
     /// The values of every field of that name (any case) that are text.
     pub fn headers<'n>(&self, name: &'n str) -> impl Iterator<Item = &'a str> + use<'_, 'a, 'n> {
-        self.fields()
-            .filter(move |(found, _)| found.eq_ignore_ascii_case(name))
-            .filter_map(|(_, value)| std::str::from_utf8(value).ok())
+        self.named(name).filter_map(|value| std::str::from_utf8(value).ok())
     }
 
     /// The first field of that name (any case), if its value is text.
@@ -237,8 +284,8 @@ impl<'a> Request<'a> {
     /// The field of that name if there is exactly one and it is text. For fields that are no lists, where a
     /// second one makes both worthless.
     pub fn sole_header(&self, name: &str) -> Option<&'a str> {
-        let mut found = self.fields().filter(|(found, _)| found.eq_ignore_ascii_case(name));
-        let (_, value) = found.next()?;
+        let mut found = self.named(name);
+        let value = found.next()?;
         found.next().is_none().then_some(())?;
         std::str::from_utf8(value).ok()
     }
@@ -261,7 +308,7 @@ impl<'a> Request<'a> {
 
     /// True for iPXE, whose needs differ: no 1xx, 204 or 304, and `+` in forms is a plus (`iPXE/1.21.1+ (g...)`).
     pub fn is_ipxe(&self) -> bool {
-        self.user_agent().starts_with("iPXE/")
+        self.is_ipxe
     }
 
     /// True for the HTTP client of UEFI firmware (`UefiHttpBoot/1.0`).
@@ -344,15 +391,13 @@ fn parse_head(bytes: &[u8]) -> Result<Option<(Request<'_>, Framing)>, RefuseReas
     let Some((line, head_len)) = scan(window)? else { return Ok(None) };
     let head = window.get(..head_len).unwrap_or_default();
     let block = head.get(line.len + 2..).unwrap_or_default();
-    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
-    let field_count = match httparse::parse_headers(block, &mut fields) {
-        Ok(httparse::Status::Complete((len, found))) if len == block.len() => found.len(),
-        Ok(_) => return Err(RefuseReason::Field),
-        Err(httparse::Error::TooManyHeaders) => return Err(RefuseReason::TooManyFields),
-        Err(_) => return Err(RefuseReason::Field),
+    let mut fields = [Place::NONE; FIELDS_MAX];
+    let field_count = match read_fields::<FIELDS_USUAL>(block, &mut fields) {
+        Err(RefuseReason::TooManyFields) => read_fields::<FIELDS_MAX>(block, &mut fields)?,
+        done => done?,
     };
     let target = line.target;
-    let request = Request {
+    let mut request = Request {
         method: line.method,
         method_token: line.method_token,
         target: line.target_text,
@@ -361,19 +406,35 @@ fn parse_head(bytes: &[u8]) -> Result<Option<(Request<'_>, Framing)>, RefuseReas
         version: line.version,
         body: &[],
         authority: target.authority,
+        block,
         fields,
         field_count,
+        is_ipxe: false,
     };
+    request.is_ipxe = request.user_agent().starts_with("iPXE/");
     check_host(&request)?;
     let body_len = body_len(&request)?;
     if request.version == Version::Http11
-        && request.fields().any(|(name, value)| {
-            name.eq_ignore_ascii_case("Expect") && !value.eq_ignore_ascii_case(b"100-continue")
-        })
+        && request.named("Expect").any(|value| !value.eq_ignore_ascii_case(b"100-continue"))
     {
         return Err(RefuseReason::Expectation);
     }
     Ok(Some((request, Framing { head_len: skipped + head_len, body_len })))
+}
+
+/// Where the fields of a block stand, and how many there are.
+fn read_fields<const MAX: usize>(block: &[u8], places: &mut [Place]) -> Result<usize, RefuseReason> {
+    let mut fields = [httparse::EMPTY_HEADER; MAX];
+    match httparse::parse_headers(block, &mut fields) {
+        Ok(httparse::Status::Complete((len, found))) if len == block.len() => {
+            for (place, field) in places.iter_mut().zip(found) {
+                *place = Place::of(block, field).ok_or(RefuseReason::Field)?;
+            }
+            Ok(found.len())
+        }
+        Err(httparse::Error::TooManyHeaders) => Err(RefuseReason::TooManyFields),
+        Ok(_) | Err(_) => Err(RefuseReason::Field),
+    }
 }
 
 /// Bytes of empty lines before the request; `None` while the end of an empty line is still to come.
@@ -545,12 +606,12 @@ impl<'a> Target<'a> {
 
 /// RFC 9112 §3.2: exactly one Host in HTTP/1.1, at most one in 1.0, and it must be one.
 fn check_host(request: &Request<'_>) -> Result<(), RefuseReason> {
-    let mut hosts = request.fields().filter(|(name, _)| name.eq_ignore_ascii_case("Host"));
+    let mut hosts = request.named("Host");
     match (hosts.next(), hosts.next()) {
         (None, _) if request.version == Version::Http11 => Err(RefuseReason::HostMissing),
         (None, _) => Ok(()),
         (Some(_), Some(_)) => Err(RefuseReason::HostTwice),
-        (Some((_, value)), None) => match std::str::from_utf8(value) {
+        (Some(value), None) => match std::str::from_utf8(value) {
             Ok(host) if is_host(host) => Ok(()),
             _ => Err(RefuseReason::HostMalformed),
         },
@@ -584,8 +645,8 @@ fn body_len(request: &Request<'_>) -> Result<usize, RefuseReason> {
     let mut coded = false;
     let mut last_coding = "";
     let mut coding_count = 0;
-    for (name, value) in request.fields() {
-        if name.eq_ignore_ascii_case("Content-Length") {
+    for (name, value) in request.pairs() {
+        if name.eq_ignore_ascii_case(b"Content-Length") {
             let value = std::str::from_utf8(value).map_err(|_| RefuseReason::ContentLength)?;
             // "5, 5" is what some middlebox makes of two equal fields (RFC 9110 §8.6).
             for member in value.split(',').map(str::trim) {
@@ -599,7 +660,7 @@ fn body_len(request: &Request<'_>) -> Result<usize, RefuseReason> {
                 }
                 declared = Some(len);
             }
-        } else if name.eq_ignore_ascii_case("Transfer-Encoding") {
+        } else if name.eq_ignore_ascii_case(b"Transfer-Encoding") {
             let value = std::str::from_utf8(value).map_err(|_| RefuseReason::TransferEncoding)?;
             coded = true;
             for coding in list_members(value) {

@@ -1,0 +1,205 @@
+//! A reload of a running server's configuration: whole or not at all.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::serve::{dhcp_settings, tftp_limits};
+use crate::config::{Plan, Problems};
+use crate::engine::{Shared, Tuning};
+
+/// Reads the configuration again, as the command line that started the server had it.
+pub(super) type Source = Box<dyn Fn() -> Result<Plan, Problems> + Send + Sync>;
+
+/// Why a configuration was not taken.
+#[derive(Debug)]
+pub(super) enum Refused {
+    /// It has mistakes.
+    Mistakes(Problems),
+    /// It changes what was given up at the start: a line each.
+    NeedsRestart(Vec<String>),
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Mistakes(problems) => problems.fmt(f),
+            Self::NeedsRestart(changes) => {
+                write!(f, "needs restart: {}; nothing was changed", changes.join("; "))
+            }
+        }
+    }
+}
+
+/// Takes new configurations into a running server.
+pub(super) struct Reloader {
+    source: Source,
+    running: parking::Held<Plan>,
+    shared: Arc<Shared>,
+}
+
+mod parking {
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+
+    /// A value for one thread at a time. What a panic left behind is as good as what was there before it.
+    pub(super) struct Held<T>(Mutex<T>);
+
+    impl<T> Held<T> {
+        pub(super) fn new(value: T) -> Self {
+            Self(Mutex::new(value))
+        }
+
+        pub(super) fn lock(&self) -> MutexGuard<'_, T> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        }
+    }
+}
+
+impl Reloader {
+    /// `plan` is in force already.
+    pub(super) fn new(plan: Plan, shared: Arc<Shared>, source: Source) -> Self {
+        Self { source, running: parking::Held::new(plan), shared }
+    }
+
+    /// Reads the configuration and puts it in force: what is asked from now on is answered by it, what is under way ends
+    /// as it began. The names of the tables that changed.
+    pub(super) fn reload(&self) -> Result<Vec<&'static str>, Refused> {
+        // Two at once would each compare with what the other replaces.
+        let mut running = self.running.lock();
+        let next = (self.source)().map_err(Refused::Mistakes)?;
+        let fixed = needs_restart(&running, &next);
+        if !fixed.is_empty() {
+            return Err(Refused::NeedsRestart(fixed));
+        }
+        let mut changed = Vec::new();
+        if running.policy != next.policy {
+            changed.push("policy");
+            self.shared.policy.store(Arc::new(next.policy.clone()));
+        }
+        if running.dhcp != next.dhcp {
+            changed.push("dhcp");
+        }
+        if running.tftp != next.tftp {
+            changed.push("tftp");
+        }
+        if changed.iter().any(|table| *table != "policy") {
+            let tuning = Tuning { dhcp: dhcp_settings(&next), tftp_limits: tftp_limits(&next) };
+            self.shared.tuning.store(Arc::new(tuning));
+        }
+        for note in next.notes.iter().filter(|note| !running.notes.contains(note)) {
+            tracing::info!("{note}");
+        }
+        *running = next;
+        Ok(changed)
+    }
+
+    /// [`Self::reload`] with a line in the log.
+    pub(super) fn reload_and_tell(&self, why: &str) -> Result<Vec<&'static str>, Refused> {
+        let done = self.reload();
+        match &done {
+            Ok(changed) if changed.is_empty() => {
+                tracing::info!(why, "configuration read again: nothing changed");
+            }
+            Ok(changed) => tracing::info!(why, changed = changed.join(","), "configuration reloaded"),
+            Err(refused) => {
+                tracing::error!(why, "the configuration is refused, the old one keeps running: {refused}");
+            }
+        }
+        done
+    }
+}
+
+/// What of `next` cannot be taken up by a server that runs `now`.
+fn needs_restart(now: &Plan, next: &Plan) -> Vec<String> {
+    let mut changes = Vec::new();
+    let mut fixed = |key: &str, same: bool, now: &dyn std::fmt::Debug, next: &dyn std::fmt::Debug| {
+        if !same {
+            changes.push(format!("{key} is {now:?} and would be {next:?}"));
+        }
+    };
+    macro_rules! fixed {
+        ($($key:literal $($field:ident).+;)*) => {
+            $(fixed($key, now.$($field).+ == next.$($field).+, &now.$($field).+, &next.$($field).+);)*
+        };
+    }
+    fixed! {
+        "server.interfaces" server.interfaces;
+        "server.state_dir" server.state_dir;
+        "server.driver" server.driver;
+        "server.cores" server.cores;
+        "server.user" server.user;
+        "server.sandbox" server.sandbox;
+        "dhcp.port" dhcp.port;
+        "dhcp.boot_server_port" dhcp.boot_server_port;
+        "tftp.listen" tftp.listen;
+        "tftp.single_port" tftp.single_port;
+        "tftp.frames" tftp.frames;
+        "http.listen" http.listen;
+        "https" https;
+        "images.dir" images_dir;
+        "images.trees" image_trees;
+        "loaders" loaders;
+        "admission" admission;
+        "admin.listen" admin.listen;
+    }
+    use crate::config::DhcpMode::Off;
+    let (was, is) = (now.dhcp.mode, next.dhcp.mode);
+    fixed("dhcp.mode", (was == Off) == (is == Off), &was, &is);
+    changes
+}
+
+/// Sees a file change.
+#[derive(Debug)]
+pub(super) struct Watch {
+    path: PathBuf,
+    seen: Option<SystemTime>,
+}
+
+impl Watch {
+    pub(super) fn new(path: PathBuf) -> Self {
+        let seen = modified(&path);
+        Self { path, seen }
+    }
+
+    /// True once after each change.
+    pub(super) fn changed(&mut self) -> bool {
+        let now = modified(&self.path);
+        // A file that is being replaced is not there for a moment.
+        now.is_some() && std::mem::replace(&mut self.seen, now) != now
+    }
+}
+
+fn modified(path: &PathBuf) -> Option<SystemTime> {
+    std::fs::metadata(path).and_then(|meta| meta.modified()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Sources, load};
+
+    fn plan(text: &str) -> Plan {
+        load(&Sources { file: Some(("f".into(), text.into())), ..Sources::default() }).unwrap().plan
+    }
+
+    #[test]
+    fn what_was_given_up_at_the_start_needs_a_restart_and_is_named() {
+        let now = plan("");
+        let next = plan("[http]\nlisten = [\"0.0.0.0:80\"]\n[server]\ncores = 3\n[dhcp]\nmode = \"off\"\n");
+        let text = Refused::NeedsRestart(needs_restart(&now, &next)).to_string();
+        assert_eq!(
+            text,
+            "needs restart: server.cores is 0 and would be 3; http.listen is [0.0.0.0:4433] and would be \
+             [0.0.0.0:80]; dhcp.mode is Proxy and would be Off; nothing was changed"
+        );
+    }
+
+    #[test]
+    fn policy_subnets_and_bounds_need_none() {
+        let next = plan(
+            "[policy]\nunknown = \"wait\"\n[tftp]\nmax_blksize = 1428\n[dhcp]\nmode = \"full\"\n[[dhcp.subnet]]\n\
+             network = \"10.0.0.0/24\"\n",
+        );
+        assert_eq!(needs_restart(&plan(""), &next), Vec::<String>::new());
+    }
+}

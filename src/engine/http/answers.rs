@@ -1,0 +1,518 @@
+//! From a request to its answer: routes, scripts, answer files, call-backs.
+
+use std::net::Ipv4Addr;
+use std::sync::PoisonError;
+use std::time::SystemTime;
+
+use super::HttpSide;
+use super::delivery::note;
+use super::files::opens;
+use super::parked::{Parked, ParkedAnswer};
+use crate::engine::core::Turn;
+use crate::engine::counters::Count;
+use crate::engine::shared::unix_seconds;
+use crate::engine::slab::Key;
+use crate::files::catalog::NotServed;
+use crate::jobs::Identity;
+use crate::jobs::admission::{self, Share, Turn as Place, Who};
+use crate::jobs::answers::{self, Asking};
+use crate::jobs::evidence::{Evidence, Seen};
+use crate::jobs::image::{Access, Images};
+use crate::jobs::reach::{self, Shut};
+use crate::jobs::script::{self, Barrier, Composed, Context, Hints, Offer, barrier_of_script};
+use crate::jobs::table::Decision;
+use crate::jobs::template::Values;
+use crate::jobs::token::Token as BootToken;
+use crate::keeper::{Answer, AtTheLine};
+use crate::proto::http::{self as plan, Body, Route};
+use crate::wire::http::{Method, PATH_MAX, Request, Status, decode_path};
+
+const TEXT: &str = "text/plain";
+/// Longest reason kept of a call-back.
+const REASON_MAX: usize = 160;
+/// Longest name kept of an answer file that was withheld.
+const NAME_MAX: usize = 64;
+
+impl HttpSide {
+    pub(super) fn answer(&mut self, key: Key, request: &Request<'_>, turn: &mut Turn<'_>) {
+        turn.tally.add(Count::HttpRequests, 1);
+        self.head.clear();
+        let now = turn.wall;
+        let mut buffer = [0; PATH_MAX];
+        if !request.path.starts_with('/') {
+            // `OPTIONS *` and CONNECT ask about the server, not about something on it.
+            let answer = plan::answer_not_allowed(request, "GET, HEAD, POST", now, &mut self.head);
+            return self.respond(key, !answer.close, turn);
+        }
+        let route = match decode_path(request.path, &mut buffer) {
+            Ok(path) => plan::route(path),
+            Err(_) => Route::NotFound,
+        };
+        match route {
+            Route::Image { path } => {
+                let served = turn.shared.library.load().http_image(path);
+                match served {
+                    Ok(served) if served.access == Access::Open => {
+                        self.answer_file(key, request, &served, None, now, turn)
+                    }
+                    Ok(_) => self.answer_error(key, request, Status::FORBIDDEN, now, turn),
+                    Err(_) => self.answer_error(key, request, Status::NOT_FOUND, now, turn),
+                }
+            }
+            Route::Loader { name } => match turn.shared.library.load().loader(name) {
+                Ok(served) => self.answer_file(key, request, &served, None, now, turn),
+                Err(_) => self.answer_error(key, request, Status::NOT_FOUND, now, turn),
+            },
+            Route::Boot { rest, .. } if rest.starts_with("answers/") && self.is_parked(key) => {
+                self.answer_once(key, request, now, turn);
+            }
+            Route::Boot { token, rest } => {
+                let Some(token) = turn.shared.key().verify(token, unix_seconds(turn.wall)) else {
+                    turn.tally.add(Count::BadTokens, 1);
+                    return self.answer_error(key, request, Status::FORBIDDEN, now, turn);
+                };
+                if matches!(rest, "confirm" | "failed") {
+                    return self.answer_call_back(key, request, &token, rest == "failed", now, turn);
+                }
+                if rest == "local" {
+                    return self.answer_local_back(key, request, &token, now, turn);
+                }
+                if let Some(name) = rest.strip_prefix("answers/") {
+                    return self.answer_answers(key, request, &token, name, now, turn);
+                }
+                let catalog = turn.shared.library.load();
+                let served = match rest.split_once('/') {
+                    Some(("images", path)) => catalog.http_image(path),
+                    Some(("loaders", name)) => catalog.loader(name),
+                    _ => Err(NotServed::NotFound),
+                };
+                match served {
+                    Ok(served) => {
+                        if let Err(why) = opens(&token, &served, turn.shared) {
+                            turn.tally.add(Count::TokensShut, 1);
+                            tracing::debug!(boot = %token.boot, name = served.name, %why, "not opened");
+                            return self.answer_error(key, request, Status::FORBIDDEN, now, turn);
+                        }
+                        self.answer_file(key, request, &served, Some(token), now, turn)
+                    }
+                    Err(_) => self.answer_error(key, request, Status::NOT_FOUND, now, turn),
+                }
+            }
+            Route::Script(_) => self.answer_script(key, request, now, turn),
+            Route::Autoexec => self.answer_ask(key, request, now, turn),
+            Route::Health if !matches!(request.method, Method::Get | Method::Head) => {
+                let answer = plan::answer_not_allowed(request, "GET, HEAD", now, &mut self.head);
+                self.respond(key, !answer.close, turn);
+            }
+            Route::Health => {
+                let answer = plan::answer_text(request, Status::OK, TEXT, 3, &[], now, &mut self.head);
+                if answer.body == Body::Inline {
+                    self.head.extend_from_slice(b"ok\n");
+                }
+                self.respond(key, !answer.close, turn);
+            }
+            Route::NotFound => self.answer_error(key, request, Status::NOT_FOUND, now, turn),
+        }
+    }
+
+    pub(super) fn answer_error(
+        &mut self,
+        key: Key,
+        request: &Request<'_>,
+        status: Status,
+        now: SystemTime,
+        turn: &mut Turn<'_>,
+    ) {
+        let answer = plan::answer_error(Some(request), status, now, &mut self.head);
+        self.respond(key, !answer.close, turn);
+    }
+
+    /// Sends `self.script` as the body.
+    pub(super) fn answer_rendered(
+        &mut self,
+        key: Key,
+        request: &Request<'_>,
+        content_type: &str,
+        now: SystemTime,
+        turn: &mut Turn<'_>,
+    ) {
+        if !matches!(request.method, Method::Get | Method::Head | Method::Post) {
+            return self.answer_error(key, request, Status::METHOD_NOT_ALLOWED, now, turn);
+        }
+        // A script is this machine's, now: no cache may keep it.
+        let extra = [("Cache-Control", "no-store")];
+        let len = self.script.len() as u64;
+        let answer = plan::answer_text(request, Status::OK, content_type, len, &extra, now, &mut self.head);
+        if answer.body == Body::Inline {
+            self.head.extend_from_slice(self.script.as_bytes());
+        }
+        self.respond(key, !answer.close, turn);
+    }
+
+    /// The constant script for who has not said who it is.
+    pub(super) fn answer_ask(
+        &mut self,
+        key: Key,
+        request: &Request<'_>,
+        now: SystemTime,
+        turn: &mut Turn<'_>,
+    ) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let peer = *connection.peer.ip();
+        let base = self.base_url(key);
+        self.script.clear();
+        script::ask_identity(&base, &mut self.script);
+        let mut evidence = Evidence::new(now, Seen::IdentityAsked);
+        evidence.mac = turn.shared.sightings.at(peer).map(|seen| seen.mac);
+        evidence.address = Some(peer);
+        turn.shared.note(evidence);
+        self.answer_rendered(key, request, TEXT, now, turn);
+    }
+
+    pub(super) fn answer_script(
+        &mut self,
+        key: Key,
+        request: &Request<'_>,
+        now: SystemTime,
+        turn: &mut Turn<'_>,
+    ) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let (peer, local) = (*connection.peer.ip(), *connection.local.ip());
+        let base = self.base_url(key);
+        let mut who = plan::identity(request);
+        let named = who.mac.is_some() || who.uuid.is_some() || who.serial.is_some() || who.asset.is_some();
+        if !named {
+            if request.is_ipxe() || request.method == Method::Post {
+                return self.answer_ask(key, request, now, turn);
+            }
+            self.script.clear();
+            let catalog = turn.shared.library.load();
+            script::options_page(&**catalog, &mut self.script);
+            return self.answer_rendered(key, request, "text/html; charset=utf-8", now, turn);
+        }
+        if let Some(connection) = self.connections.get_mut(key)
+            && let Some(parked) = connection.parked.take()
+        {
+            return self.answer_parked(key, request, *parked, now, turn);
+        }
+        let view = turn.shared.keeper.table().view();
+        // The short address that DHCP hands out carries a MAC address and nothing else. Where that decides nothing,
+        // the machine is asked for the rest of its identity, which a job may be about.
+        if request.is_ipxe() && who.platform.is_none() && matches!(view.decide(&who), Decision::NoJob) {
+            return self.answer_ask(key, request, now, turn);
+        }
+        who.address = Some(peer);
+        if who.arch.is_none()
+            && let Some(seen) = turn.shared.sightings.at(peer)
+            && who.mac == Some(seen.mac)
+        {
+            who.arch = Some(seen.arch);
+        }
+        let policy = turn.shared.policy.load();
+        let catalog = turn.shared.library.load();
+        let context = Context {
+            base_url: &base,
+            boot: turn.shared.next_boot(),
+            key: turn.shared.key(),
+            now_unix: unix_seconds(turn.wall),
+            policy: &policy,
+            hints: Hints::of(&view, &who),
+        };
+        let decision = view.decide(&who);
+        let mut composed = script::compose(decision, &**catalog, &who, &context, &mut self.script);
+        turn.tally.add(Count::HttpScripts, 1);
+        let image = composed.image.as_deref().and_then(|name| catalog.image(name));
+        let any = || catalog.list().iter().any(|image| !image.answers.is_empty());
+        if image.is_some_and(|image| !image.answers.is_empty()) || composed.what == Offer::Menu && any() {
+            turn.shared.presented.record(composed.boot, &who);
+        }
+        match self.place_in_line(request, &composed, &who, peer, local, turn) {
+            Place::Now => {}
+            Place::Wait { place, about, again } => {
+                turn.tally.add(Count::ScriptsQueued, 1);
+                script::queued(&who, &base, place, about, again, &mut self.script);
+                // No boot of its job yet, only a question.
+                (composed.job, composed.image, composed.what) = (None, None, Offer::Queued);
+            }
+            Place::Full => {
+                turn.tally.add(Count::ScriptsQueued, 1);
+                let seconds = admission::LINE_SILENCE.as_secs() as u32;
+                if request.is_ipxe() {
+                    let answer = plan::answer_busy(request, seconds, now, &mut self.head);
+                    return self.respond(key, !answer.close, turn);
+                }
+                let place = admission::LINE_MAX as u32;
+                script::queued(&who, &base, place, None, admission::AGAIN_MAX, &mut self.script);
+                (composed.job, composed.image, composed.what) = (None, None, Offer::Queued);
+            }
+        }
+        let once = decision.job().filter(|job| !job.always).map(|job| job.id);
+        let seen = Seen::ScriptAsked {
+            job: composed.job,
+            offer: composed.what.word().to_owned(),
+            image: composed.image.clone(),
+        };
+        let mut evidence = Evidence::new(now, seen);
+        evidence.mac = who.mac;
+        evidence.uuid = who.uuid;
+        evidence.serial.clone_from(&who.serial);
+        evidence.asset.clone_from(&who.asset);
+        evidence.boot = Some(composed.boot);
+        evidence.address = Some(peer);
+        turn.shared.note(evidence);
+        // What such a script starts fetches the rest as it likes: the script itself is what must not leave too soon.
+        if let (Offer::Image, Some(job), Some(image)) = (composed.what, once, composed.image)
+            && catalog.image(&image).and_then(|image| barrier_of_script(image, &who)) == Some(Barrier::Script)
+            && request.method != Method::Head
+        {
+            let what = "the script".to_owned();
+            let line = AtTheLine { boot: composed.boot, job, image, what, idents: Vec::new(), once: None };
+            let script = std::mem::take(&mut self.script);
+            return self.park(key, line, ParkedAnswer::Script { script, who: Box::new(who) }, turn);
+        }
+        self.answer_rendered(key, request, TEXT, now, turn);
+    }
+
+    /// Whether what was composed may be given now. Only boots with a last file wait: of others nobody would know when
+    /// their place is free.
+    fn place_in_line(
+        &self,
+        request: &Request<'_>,
+        composed: &Composed,
+        who: &Identity,
+        from: Ipv4Addr,
+        link: Ipv4Addr,
+        turn: &Turn<'_>,
+    ) -> Place {
+        let (Some(admission), Some(image)) = (&turn.shared.admission, &composed.image) else {
+            return Place::Now;
+        };
+        let catalog = turn.shared.library.load();
+        let ends = matches!(
+            catalog.image(image).and_then(|image| barrier_of_script(image, who)),
+            Some(Barrier::File(_))
+        );
+        if composed.what != Offer::Image || request.method == Method::Head || !ends {
+            return Place::Now;
+        }
+        let share = Share { image: image.as_str().into(), from, link };
+        let who = who.mac.map_or(Who::Address(from), Who::Mac);
+        let mut admission = admission.lock().unwrap_or_else(PoisonError::into_inner);
+        admission.ask(turn.now, who, composed.boot, share)
+    }
+
+    /// Answers a script's request once the keeper has.
+    pub(super) fn answer_parked(
+        &mut self,
+        key: Key,
+        request: &Request<'_>,
+        parked: Parked,
+        now: SystemTime,
+        turn: &mut Turn<'_>,
+    ) {
+        let base = self.base_url(key);
+        let ParkedAnswer::Script { script, who } = parked.what else { return };
+        match parked.answer {
+            Some(Answer::Go) => self.script = script,
+            Some(Answer::Refused(denial)) => {
+                script::refused(&who, parked.line.job, &denial, &mut self.script);
+            }
+            Some(Answer::NotNow) | None => script::not_now(&who, &base, &mut self.script),
+        }
+        self.answer_rendered(key, request, TEXT, now, turn);
+    }
+
+    /// `/s/TOKEN/local?strategy=WORD`: a way to the local disk came back.
+    pub(super) fn answer_local_back(
+        &mut self,
+        key: Key,
+        request: &Request<'_>,
+        token: &BootToken,
+        now: SystemTime,
+        turn: &mut Turn<'_>,
+    ) {
+        if !matches!(request.method, Method::Get | Method::Post) {
+            return self.answer_error(key, request, Status::METHOD_NOT_ALLOWED, now, turn);
+        }
+        let Some(strategy) = plan::strategy(request) else {
+            return self.answer_error(key, request, Status::BAD_REQUEST, now, turn);
+        };
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let seen = Seen::LocalBack { strategy: strategy.word().to_owned() };
+        note(turn.shared, Some(*token), *connection.peer.ip(), seen);
+        let answer = plan::answer_text(request, Status::OK, TEXT, 3, &[], now, &mut self.head);
+        if answer.body == Body::Inline {
+            self.head.extend_from_slice(b"ok\n");
+        }
+        self.respond(key, !answer.close, turn);
+    }
+
+    pub(super) fn is_parked(&mut self, key: Key) -> bool {
+        self.connections.get_mut(key).is_some_and(|connection| connection.parked.is_some())
+    }
+
+    /// `/s/TOKEN/answers/IMAGE/NAME`; the image may be left out where the boot has one.
+    pub(super) fn answer_answers(
+        &mut self,
+        key: Key,
+        request: &Request<'_>,
+        token: &BootToken,
+        name: &str,
+        now: SystemTime,
+        turn: &mut Turn<'_>,
+    ) {
+        if !matches!(request.method, Method::Get | Method::Head) {
+            return self.answer_error(key, request, Status::METHOD_NOT_ALLOWED, now, turn);
+        }
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let peer = *connection.peer.ip();
+        let base = self.base_url(key);
+        let shared = turn.shared;
+        let view = shared.keeper.table().view();
+        let mut who = Identity { mac: token.mac, ..Identity::default() };
+        let standing = view.standing(&who);
+        let job = token.job.and_then(|job| view.job(job));
+        let catalog = shared.library.load();
+        let (asked, name) = match name.split_once('/') {
+            Some((asked, name)) => match catalog.image(asked) {
+                Some(image) => (Some(image), name),
+                None => return self.answer_error(key, request, Status::NOT_FOUND, now, turn),
+            },
+            None => (None, name),
+        };
+        let image = match () {
+            () if standing.is_some_and(|standing| standing.rejected) => Err(Shut::Rejected),
+            () if token.mac.is_some_and(|mac| shared.policy.load().excludes(mac)) => Err(Shut::Rejected),
+            () => reach::answers_of(token, job, asked),
+        };
+        let image = match image {
+            Ok(image) => image,
+            Err(why) => {
+                turn.tally.add(Count::TokensShut, 1);
+                return self.withhold(key, request, token, name, &why, now, turn);
+            }
+        };
+        let answer =
+            catalog.image(image).and_then(|image| image.answers.iter().find(|answer| answer.name == name));
+        let Some(answer) = answer else {
+            return self.answer_error(key, request, Status::NOT_FOUND, now, turn);
+        };
+        let asking = Asking {
+            token: *token,
+            from: peer,
+            seen: shared.sightings.at(peer).map(|seen| seen.mac),
+            // What rules gave is with the machines: only the keeper knows.
+            given_before: job.is_some_and(|job| job.given.has(token.boot, name)),
+        };
+        if let Err(why) = answers::may_have(answer, &asking) {
+            return self.withhold(key, request, token, name, &why, now, turn);
+        }
+        if let Some(known) = shared.presented.of(token.boot) {
+            who = known;
+        }
+        who.address = Some(peer);
+        let values = Values {
+            who: &who,
+            hostname: standing.and_then(|standing| standing.name.as_deref()),
+            job: token.job,
+            boot: token.boot,
+            image,
+            base_url: &base,
+            token: &shared.key().sign(token),
+        };
+        answer.render(&values, &mut self.script);
+        let content_type = answer.content_type();
+        if request.method == Method::Head {
+            return self.answer_rendered(key, request, content_type, now, turn);
+        }
+        if let (true, Some(job), Some(mac)) = (answer.once, token.job, token.mac) {
+            let line = AtTheLine {
+                boot: token.boot,
+                job,
+                image: image.to_owned(),
+                what: format!("the answer file {name}"),
+                idents: Vec::new(),
+                once: Some((mac, name.to_owned())),
+            };
+            let (text, name) = (std::mem::take(&mut self.script), name.to_owned());
+            let what = ParkedAnswer::Once { text, content_type, token: *token, name };
+            return self.park(key, line, what, turn);
+        }
+        note(shared, Some(*token), peer, Seen::AnswerGiven { name: name.to_owned() });
+        self.answer_rendered(key, request, content_type, now, turn);
+    }
+
+    /// Answers an answer file's request once it is stored that it is given, or that it was before.
+    pub(super) fn answer_once(
+        &mut self,
+        key: Key,
+        request: &Request<'_>,
+        now: SystemTime,
+        turn: &mut Turn<'_>,
+    ) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let peer = *connection.peer.ip();
+        let Some(parked) = connection.parked.take() else { return };
+        let ParkedAnswer::Once { text, content_type, token, name } = parked.what else { return };
+        match parked.answer {
+            Some(Answer::Go) => {
+                self.script = text;
+                note(turn.shared, Some(token), peer, Seen::AnswerGiven { name });
+                self.answer_rendered(key, request, content_type, now, turn);
+            }
+            Some(Answer::Refused(why)) => self.withhold(key, request, &token, &name, &why, now, turn),
+            // It asks the keeper again for as long as it is parked, so there is no such answer to act on.
+            Some(Answer::NotNow) | None => self.close(key, None, turn),
+        }
+    }
+
+    /// An answer file is not given, and `explain` hears why.
+    #[allow(clippy::too_many_arguments, reason = "what is asked, by whom, and why it is not given")]
+    pub(super) fn withhold(
+        &mut self,
+        key: Key,
+        request: &Request<'_>,
+        token: &BootToken,
+        name: &str,
+        why: &dyn std::fmt::Display,
+        now: SystemTime,
+        turn: &mut Turn<'_>,
+    ) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let peer = *connection.peer.ip();
+        turn.tally.add(Count::AnswersWithheld, 1);
+        tracing::debug!(boot = %token.boot, name, %why, "answer file withheld");
+        let name = name.chars().take(NAME_MAX).collect();
+        note(turn.shared, Some(*token), peer, Seen::AnswerWithheld { name, reason: why.to_string() });
+        self.answer_error(key, request, Status::FORBIDDEN, now, turn);
+    }
+
+    /// `/s/TOKEN/confirm` and `/s/TOKEN/failed`: moves the token's own boot forward, and nothing else.
+    pub(super) fn answer_call_back(
+        &mut self,
+        key: Key,
+        request: &Request<'_>,
+        token: &BootToken,
+        failed: bool,
+        now: SystemTime,
+        turn: &mut Turn<'_>,
+    ) {
+        if !matches!(request.method, Method::Get | Method::Post) {
+            return self.answer_error(key, request, Status::METHOD_NOT_ALLOWED, now, turn);
+        }
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let peer = *connection.peer.ip();
+        if let Some(job) = token.job {
+            let seen = match failed {
+                true => Seen::FailureCalled { job, reason: plan::reason(request, REASON_MAX) },
+                false => Seen::CalledBack { job },
+            };
+            note(turn.shared, Some(*token), peer, seen);
+        }
+        let answer = plan::answer_text(request, Status::OK, TEXT, 3, &[], now, &mut self.head);
+        if answer.body == Body::Inline {
+            self.head.extend_from_slice(b"ok\n");
+        }
+        self.respond(key, !answer.close, turn);
+    }
+}

@@ -1,0 +1,179 @@
+//! Files of images and loaders: who may have them, which pieces leave, and what waits.
+
+use std::collections::VecDeque;
+use std::os::unix::fs::FileExt;
+use std::time::SystemTime;
+
+use super::HttpSide;
+use super::delivery::{Delivery, PROGRESS_EVERY, Subject, note};
+use crate::engine::core::Turn;
+use crate::engine::counters::Count;
+use crate::engine::sender::{INLINE_MAX, Piece};
+use crate::engine::shared::Shared;
+use crate::engine::slab::Key;
+use crate::files::served::Served;
+use crate::jobs::Identity;
+use crate::jobs::evidence::{Over, Seen};
+use crate::jobs::image::Images;
+use crate::jobs::reach::{self, Shut};
+use crate::jobs::script::{Barrier, barrier};
+use crate::jobs::token::Token as BootToken;
+use crate::keeper::AtTheLine;
+use crate::proto::http::{self as plan, Body, FileMeta};
+use crate::wire::http::{Request, Status};
+
+/// The end of a last boot file that leaves only once its boot is recorded: no machine starts anything without it.
+const HELD_LEN: u64 = 64 * 1024;
+
+impl HttpSide {
+    pub(super) fn answer_file(
+        &mut self,
+        key: Key,
+        request: &Request<'_>,
+        served: &Served,
+        token: Option<BootToken>,
+        now: SystemTime,
+        turn: &mut Turn<'_>,
+    ) {
+        let opened = match served.open() {
+            Ok(opened) => opened,
+            Err(error) => {
+                turn.tally.add(Count::OpenFailures, 1);
+                tracing::debug!(name = served.name, %error, "cannot open");
+                return self.answer_error(key, request, Status::NOT_FOUND, now, turn);
+            }
+        };
+        let meta = FileMeta {
+            len: opened.len,
+            etag: &served.etag,
+            modified: served.modified,
+            content_type: served.content_type,
+        };
+        let answer = plan::answer_file(request, &meta, now, &mut self.head);
+        let (end, body_len) = match &answer.body {
+            Body::Range { offset, len } => (offset + len, *len),
+            Body::Multi(_) => (0, answer.body_len),
+            Body::None | Body::Inline => return self.respond(key, !answer.close, turn),
+        };
+        let line = token.and_then(|token| line_of(&token, served, turn.shared));
+        let held_from = opened.len.saturating_sub(HELD_LEN);
+        let held = line.is_some()
+            && match &answer.body {
+                Body::Range { offset, len } => offset + len > held_from,
+                Body::Multi(_) => true,
+                Body::None | Body::Inline => false,
+            };
+        if let Body::Range { offset, len } = &answer.body
+            && *len < INLINE_MAX
+            && !held
+        {
+            let start = self.head.len();
+            self.head.resize(start + *len as usize, 0);
+            if opened.file.read_exact_at(&mut self.head[start..], *offset).is_err() {
+                turn.tally.add(Count::FilesChanged, 1);
+                tracing::warn!(file = served.name, "file is shorter than it was when it was published");
+                return self.close(key, None, turn);
+            }
+        }
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let peer = *connection.peer.ip();
+        let subject = match served.image() {
+            None => Subject::Loader { name: served.name.clone() },
+            Some(image) => Subject::File {
+                boot: token,
+                image: image.to_owned(),
+                file: served.name.get(image.len() + 1..).unwrap_or_default().to_owned(),
+                end,
+                len: served.len,
+            },
+        };
+        if let Subject::File { boot, image, file, .. } = &subject {
+            let job = boot.and_then(|token| token.job);
+            let seen = Seen::FileStarted { job, image: image.clone(), file: file.clone(), over: Over::Http };
+            note(turn.shared, *boot, peer, seen);
+        }
+        connection.delivery = Some(Box::new(Delivery {
+            subject,
+            bytes: body_len,
+            peer,
+            progress_at: turn.now + PROGRESS_EVERY,
+        }));
+        if matches!(answer.body, Body::Range { .. }) && body_len < INLINE_MAX && !held {
+            // It stands behind the head already.
+            return self.respond(key, !answer.close, turn);
+        }
+        self.begin_response(key, !answer.close, turn);
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let mut before = if held { held_from } else { u64::MAX };
+        match answer.body {
+            Body::Range { offset, len } => {
+                push_file(&mut connection.out.pieces, offset, offset + len, before);
+            }
+            Body::Multi(pieces) => {
+                for piece in pieces {
+                    match piece {
+                        plan::Piece::Text(bytes) => {
+                            connection.out.pieces.push_back(Piece::Text { bytes, sent: 0 });
+                        }
+                        plan::Piece::File { offset, len } => {
+                            // Once for the whole response: what follows waits with it.
+                            if push_file(&mut connection.out.pieces, offset, offset + len, before) {
+                                before = u64::MAX;
+                            }
+                        }
+                    }
+                }
+            }
+            Body::None | Body::Inline => {}
+        }
+        connection.line = if held { line.map(Box::new) } else { None };
+        connection.out.file = Some(opened);
+    }
+}
+
+/// Whether a token opens a file. Loaders are open to anyone who is not refused.
+pub(super) fn opens(token: &BootToken, served: &Served, shared: &Shared) -> Result<(), Shut> {
+    let view = shared.keeper.table().view();
+    let who = Identity { mac: token.mac, ..Identity::default() };
+    let rejected = view.standing(&who).is_some_and(|standing| standing.rejected)
+        || token.mac.is_some_and(|mac| shared.policy.load().excludes(mac));
+    let catalog = shared.library.load();
+    match served.image() {
+        None if rejected => Err(Shut::Rejected),
+        None => Ok(()),
+        Some(name) => {
+            let image = catalog.image(name).ok_or(Shut::OtherImage)?;
+            reach::opens(token, token.job.and_then(|job| view.job(job)), rejected, image)
+        }
+    }
+}
+
+/// The point of no return that the end of a file is, if it is one under this token.
+fn line_of(token: &BootToken, served: &Served, shared: &Shared) -> Option<AtTheLine> {
+    let (job, name) = (token.job?, served.image()?);
+    let file = served.name.get(name.len() + 1..)?;
+    let catalog = shared.library.load();
+    let image = catalog.image(name)?;
+    (barrier(image) == Some(Barrier::File(file))).then(|| AtTheLine {
+        boot: token.boot,
+        job,
+        image: name.to_owned(),
+        what: format!("the last of {file}"),
+        idents: Vec::new(),
+        once: None,
+    })
+}
+
+/// Queues a range of a file; what lies from `held_from` on waits behind [`Piece::Held`]. True when some does.
+fn push_file(pieces: &mut VecDeque<Piece>, at: u64, end: u64, held_from: u64) -> bool {
+    if end <= held_from {
+        pieces.push_back(Piece::File { at, end });
+        return false;
+    }
+    if at < held_from {
+        pieces.push_back(Piece::File { at, end: held_from });
+    }
+    pieces.push_back(Piece::Held);
+    pieces.push_back(Piece::File { at: at.max(held_from), end });
+    true
+}

@@ -1,0 +1,159 @@
+//! The record of an image's version: its number, and what each of its files was when it was taken in. It lies in the
+//! version's own folder, so that it moves with it in one rename, and is never served.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::files::served::FileIdentity;
+
+/// Name of the file in the version's folder.
+pub const RECORD_NAME: &str = ".version.json";
+/// Largest record read: some 50,000 files.
+const RECORD_LEN_MAX: u64 = 32 << 20;
+
+/// A version of an image.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Record {
+    /// Its number, from 1. No number is used twice while an image has any version.
+    pub version: u32,
+    /// When it was taken in, seconds since 1970.
+    pub added_unix: u64,
+    /// Who did it, as the audit log names them; empty for a folder that somebody put there by hand.
+    #[serde(default)]
+    pub by: String,
+    /// Its payload files in name order.
+    pub files: Vec<FileRecord>,
+}
+
+/// A payload file as it was taken in.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct FileRecord {
+    /// Name below the image's folder.
+    pub name: String,
+    /// Bytes.
+    pub len: u64,
+    /// Time of its content, nanoseconds since 1970.
+    pub modified_ns: i64,
+    /// BLAKE3 of the whole file in hexadecimal; `None` for one that was not read yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blake3: Option<String>,
+    /// When its bytes were last read and found to be these, seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verified_unix: Option<u64>,
+}
+
+impl FileRecord {
+    /// Of a file that is there, not read yet.
+    pub fn unread(name: &str, identity: &FileIdentity) -> Self {
+        Self {
+            name: name.to_owned(),
+            len: identity.len,
+            modified_ns: nanoseconds(identity),
+            ..Self::default()
+        }
+    }
+
+    /// True while length and time say that the content is what it was.
+    pub fn describes(&self, identity: &FileIdentity) -> bool {
+        self.len == identity.len && self.modified_ns == nanoseconds(identity)
+    }
+}
+
+fn nanoseconds(identity: &FileIdentity) -> i64 {
+    i64::try_from(identity.modified_ns).unwrap_or(i64::MAX)
+}
+
+impl Record {
+    /// Reads the record of a folder; `None` when it has none.
+    ///
+    /// # Errors
+    /// What reading says, and `InvalidData` for a record that cannot be understood.
+    pub fn read(folder: &Path) -> io::Result<Option<Self>> {
+        let path = folder.join(RECORD_NAME);
+        let meta = match fs::symlink_metadata(&path) {
+            Ok(meta) => meta,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let bad = |why: String| io::Error::new(io::ErrorKind::InvalidData, format!("{RECORD_NAME}: {why}"));
+        if !meta.is_file() || meta.len() > RECORD_LEN_MAX {
+            return Err(bad("not a record".to_owned()));
+        }
+        let mut record: Self =
+            serde_json::from_slice(&fs::read(&path)?).map_err(|error| bad(error.to_string()))?;
+        record.files.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(Some(record))
+    }
+
+    /// Writes the record into its folder, on the disk when this returns: whole, or as it was before.
+    ///
+    /// # Errors
+    /// What writing says.
+    pub fn write(&self, folder: &Path) -> io::Result<()> {
+        let staged = folder.join(format!("{RECORD_NAME}.new"));
+        let written = (|| {
+            let mut file = File::create(&staged)?;
+            file.write_all(&serde_json::to_vec_pretty(self).map_err(io::Error::other)?)?;
+            file.sync_all()?;
+            fs::rename(&staged, folder.join(RECORD_NAME))?;
+            File::open(folder)?.sync_all()
+        })();
+        if written.is_err() {
+            // What is left of it is of no use; the first error is the one to report.
+            let _ = fs::remove_file(&staged);
+        }
+        written
+    }
+
+    /// A file by its name.
+    pub fn file(&self, name: &str) -> Option<&FileRecord> {
+        let at = self.files.binary_search_by(|file| file.name.as_str().cmp(name)).ok()?;
+        self.files.get(at)
+    }
+
+    /// True when the record has this file, as it is.
+    pub fn describes(&self, name: &str, identity: &FileIdentity) -> bool {
+        self.file(name).is_some_and(|file| file.describes(identity))
+    }
+
+    /// When the last of its files was verified that was verified longest ago; `None` while there is one that never was.
+    pub fn verified_unix(&self) -> Option<u64> {
+        self.files.iter().map(|file| file.verified_unix).min().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::scan::test_folder::TestFolder;
+
+    #[test]
+    fn a_record_is_read_as_it_was_written_and_a_broken_one_is_an_error() {
+        let folder = TestFolder::new("record");
+        assert_eq!(Record::read(folder.path()).unwrap(), None);
+        let file = |name: &str, verified_unix| FileRecord {
+            name: name.into(),
+            verified_unix,
+            ..FileRecord::default()
+        };
+        let record = Record {
+            version: 3,
+            added_unix: 9,
+            by: "uid 0 (root)".into(),
+            files: vec![file("a", Some(5)), file("b", Some(4))],
+        };
+        record.write(folder.path()).unwrap();
+        assert_eq!(Record::read(folder.path()).unwrap().as_ref(), Some(&record));
+        assert_eq!(record.verified_unix(), Some(4));
+        assert!(record.file("b").is_some() && record.file("c").is_none());
+        let unread = Record { files: vec![file("a", Some(5)), file("b", None)], ..record };
+        assert_eq!(unread.verified_unix(), None);
+        for bytes in [&b"{"[..], b"[]", b"{\"version\": -1}"] {
+            folder.write(RECORD_NAME, bytes);
+            assert_eq!(Record::read(folder.path()).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        }
+    }
+}

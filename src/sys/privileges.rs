@@ -1,0 +1,168 @@
+//! What the process may do beyond an ordinary user, given up in two steps: what starting needs is kept until the sockets
+//! are open, what serving needs is kept for good.
+//!
+//! Capabilities belong to threads, and a new thread has its maker's. So each step is to be taken by the thread that makes
+//! the others, before it makes them.
+
+use std::fmt;
+use std::io;
+
+use caps::{CapSet, Capability, CapsHashSet};
+use nix::unistd::{Gid, Uid, User};
+
+use super::SysError;
+
+/// Kept for good: frames of our own, also on an interface that comes up later, and ports below 1024.
+const SERVING: [Capability; 2] = [Capability::CAP_NET_RAW, Capability::CAP_NET_BIND_SERVICE];
+/// Kept for good by a process that stays root: folders of other users, such as images in somebody's home. Without this root
+/// is a user like any other.
+const STAYING_ROOT: Capability = Capability::CAP_DAC_READ_SEARCH;
+/// Kept while sockets are opened: receive buffers above `net.core.rmem_max`, and the look at the packet filter.
+const STARTING: [Capability; 3] =
+    [Capability::CAP_NET_RAW, Capability::CAP_NET_BIND_SERVICE, Capability::CAP_NET_ADMIN];
+
+/// A user this process can become.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Account {
+    /// Name, as asked for.
+    pub name: String,
+    uid: Uid,
+    gid: Gid,
+}
+
+impl Account {
+    /// Looks a user up by name.
+    ///
+    /// # Errors
+    /// That there is none, with the command that makes one.
+    pub fn find(name: &str) -> Result<Self, SysError> {
+        let missing = || {
+            let advice = format!(
+                "there is no such user; `useradd --system --no-create-home --shell /usr/sbin/nologin {name}` makes it"
+            );
+            io::Error::new(io::ErrorKind::NotFound, advice)
+        };
+        let what = format!("find user {name}");
+        match User::from_name(name) {
+            Ok(Some(user)) => Ok(Self { name: name.to_owned(), uid: user.uid, gid: user.gid }),
+            Ok(None) => Err(SysError::new(what, missing())),
+            Err(errno) => Err(SysError::new(what, errno.into())),
+        }
+    }
+
+    /// True when this process runs as that user already.
+    pub fn is_current(&self) -> bool {
+        nix::unistd::geteuid() == self.uid
+    }
+
+    /// Gives a file or folder to this user.
+    pub fn give(&self, path: &std::path::Path) -> Result<(), SysError> {
+        nix::unistd::chown(path, Some(self.uid), Some(self.gid))
+            .map_err(|errno| SysError::new(format!("give {} to {}", path.display(), self.name), errno.into()))
+    }
+}
+
+/// What a thread may do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Rights(Vec<String>);
+
+impl fmt::Display for Rights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() { f.write_str("none") } else { f.write_str(&self.0.join(",")) }
+    }
+}
+
+/// First step, with one thread: becomes `account` if one is given, and keeps of what it has what opening the sockets
+/// needs. Fine without any privilege, then nothing is given up.
+///
+/// # Errors
+/// Another user is to be become and this one may not.
+pub fn prepare(account: Option<&Account>) -> Result<Rights, SysError> {
+    // While it may still be done: what nobody gets back by running a program.
+    if has(CapSet::Effective, Capability::CAP_SETPCAP) {
+        for capability in caps::all() {
+            // One that this kernel does not know is in nobody's set.
+            let _ = caps::drop(None, CapSet::Bounding, capability);
+        }
+    }
+    if let Some(account) = account.filter(|account| !account.is_current()) {
+        let fail = |errno: nix::errno::Errno| {
+            SysError::new(format!("become user {}", account.name), io::Error::from(errno))
+        };
+        nix::sys::prctl::set_keepcaps(true).map_err(fail)?;
+        nix::unistd::setgroups(&[account.gid]).map_err(fail)?;
+        nix::unistd::setresgid(account.gid, account.gid, account.gid).map_err(fail)?;
+        nix::unistd::setresuid(account.uid, account.uid, account.uid).map_err(fail)?;
+        nix::sys::prctl::set_keepcaps(false).map_err(fail)?;
+    }
+    keep(&STARTING)
+}
+
+/// Second step, before the threads that serve are made.
+pub fn settle() -> Result<Rights, SysError> {
+    keep(&SERVING)
+}
+
+/// For a thread that needs no privilege at all, but for the folders of a process that stays root.
+pub fn renounce() {
+    if let Err(error) = keep(&[]) {
+        tracing::warn!(%error, "a thread keeps privileges it does not need");
+    }
+}
+
+fn has(set: CapSet, capability: Capability) -> bool {
+    caps::has_cap(None, set, capability).unwrap_or(false)
+}
+
+fn keep(wanted: &[Capability]) -> Result<Rights, SysError> {
+    let fail = |error: caps::errors::CapsError| {
+        SysError::new("give up privileges", io::Error::other(error.to_string()))
+    };
+    let root = nix::unistd::geteuid().is_root().then_some(STAYING_ROOT);
+    let wanted = wanted.iter().copied().chain(root);
+    let kept: CapsHashSet = wanted.filter(|capability| has(CapSet::Permitted, *capability)).collect();
+    // Ambient ones go first: they may not outlive the others.
+    if caps::read(None, CapSet::Ambient).is_ok_and(|ambient| !ambient.is_empty()) {
+        caps::clear(None, CapSet::Ambient).map_err(fail)?;
+    }
+    caps::set(None, CapSet::Effective, &kept).map_err(fail)?;
+    caps::set(None, CapSet::Permitted, &kept).map_err(fail)?;
+    caps::clear(None, CapSet::Inheritable).map_err(fail)?;
+    let mut names: Vec<String> = kept.iter().map(ToString::to_string).collect();
+    names.sort();
+    Ok(Rights(names))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In a thread of its own: capabilities are a thread's.
+    fn in_a_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| scope.spawn(work).join().expect("does not panic"))
+    }
+
+    #[test]
+    fn what_is_settled_is_what_serving_needs_and_does_not_come_back() {
+        in_a_thread(|| {
+            let before = caps::read(None, CapSet::Permitted).expect("readable");
+            settle().expect("giving up is always allowed");
+            let now = caps::read(None, CapSet::Permitted).expect("readable");
+            let root = nix::unistd::geteuid().is_root().then_some(STAYING_ROOT);
+            let wanted: CapsHashSet =
+                SERVING.iter().copied().chain(root).filter(|c| before.contains(c)).collect();
+            assert_eq!(now, wanted);
+            assert!(caps::raise(None, CapSet::Effective, Capability::CAP_SYS_ADMIN).is_err());
+            renounce();
+            let left: CapsHashSet = root.into_iter().filter(|c| before.contains(c)).collect();
+            assert_eq!(caps::read(None, CapSet::Permitted).expect("readable"), left);
+        });
+    }
+
+    #[test]
+    fn a_user_that_is_not_there_is_named_with_the_way_to_make_it() {
+        let error = Account::find("no-such-user-here").expect_err("nobody has that name");
+        let text = error.source.to_string();
+        assert!(text.contains("useradd --system") && text.contains("no-such-user-here"), "{text}");
+    }
+}

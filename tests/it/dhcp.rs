@@ -1,0 +1,584 @@
+//! DHCP: every case by frames, real clients, several servers on one LAN, kills, storms and strangers.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use bootstorm::wire;
+use bootstorm::wire::MacAddr;
+use bootstorm::wire::dhcp::Message;
+use bootstorm::wire::frame::{UDP_PAYLOAD_OFFSET, UdpHeader, emit_udp_frame, parse_udp_frame};
+use labkit::{Namespace, TempDir, run, tool};
+
+use crate::server::{BRIDGE, FULL, Net, PROXY, SOON, Server, Site, binary};
+
+#[path = "../../src/proto/dhcp/tests/language.rs"]
+mod language;
+
+use language::{Came, Case, Said, Step, US, cases};
+
+/// A machine of its own on a bridge.
+fn plugged(at: &Namespace, name: &str) -> Namespace {
+    let client = Namespace::new();
+    at.wire(name, &client, "eth0");
+    at.ip(&format!("link set {name} master {BRIDGE}"));
+    client
+}
+
+/// Two loaders that nobody looks into.
+fn with_loaders(site: &Site) -> String {
+    let dir = site.dir.join("loaders");
+    fs::create_dir_all(&dir).expect("a folder");
+    for name in ["undionly.kpxe", "snponly.efi"] {
+        fs::write(dir.join(name), name).expect("a loader");
+    }
+    format!("[loaders]\ndirs = [\"{}\"]\n", dir.display())
+}
+
+fn append(site: &Site, text: &str) {
+    let mut file = fs::OpenOptions::new().append(true).open(site.config()).expect("the configuration");
+    file.write_all(text.as_bytes()).expect("the configuration can be written");
+}
+
+/// Sends frames in a client's namespace and says what came back, line by line: in `XID FRAME PROBE...`, where a probe
+/// is `XID:FRAME`; out the frame that answered, or `-` when every probe was answered and that was not.
+const PLAYER: &str = r#"
+import socket, struct, sys, time
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
+s.bind(("eth0", 0))
+s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
+def answers(end):
+    while time.monotonic() < end:
+        s.settimeout(max(0.001, end - time.monotonic()))
+        try: frame, where = s.recvfrom(4096)
+        except (TimeoutError, socket.timeout): return
+        if where[2] == socket.PACKET_OUTGOING or len(frame) < 282 or frame[23] != 17: continue
+        udp = 14 + 4 * (frame[14] & 15)
+        if frame[udp + 8] != 2 or struct.unpack("!H", frame[udp:udp + 2])[0] not in (67, 4011): continue
+        yield frame[udp + 12:udp + 16], frame
+for line in sys.stdin:
+    xid, frame, *probes = line.split()
+    xid, found, end = bytes.fromhex(xid), None, time.monotonic() + 20
+    s.send(bytes.fromhex(frame))
+    if not probes:
+        for got, answer in answers(end):
+            if got == xid:
+                found = answer
+                break
+        print(found.hex() if found else "timeout", flush=True)
+        continue
+    for probe in probes:
+        probe_xid, probe = (bytes.fromhex(part) for part in probe.split(":"))
+        s.send(probe)
+        done = False
+        for got, answer in answers(end):
+            if got == xid: found = answer
+            if got == probe_xid:
+                done = True
+                break
+        if not done: sys.exit("a good machine is not answered after " + frame)
+    print(found.hex() if found else "-", flush=True)
+"#;
+
+struct Player {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+    server_mac: MacAddr,
+    probes: u32,
+}
+
+impl Player {
+    fn start(net: &Net, client: &Namespace) -> Self {
+        let shown = run(net.server.command("ip").args(["-o", "link", "show", BRIDGE]));
+        let server_mac = shown.split_whitespace().skip_while(|word| *word != "link/ether").nth(1);
+        let server_mac = server_mac.and_then(|text| text.parse().ok()).expect("the bridge has an address");
+        let mut command = client.command(tool("python3", "python3"));
+        command.arg("-c").arg(PLAYER).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("python3 runs");
+        let input = child.stdin.take().expect("a pipe");
+        let output = BufReader::new(child.stdout.take().expect("a pipe"));
+        Self { child, input, output, server_mac, probes: 0 }
+    }
+
+    fn frame(&self, said: &Said) -> String {
+        let mut frame = vec![0; UDP_PAYLOAD_OFFSET + said.bytes.len()];
+        frame[UDP_PAYLOAD_OFFSET..].copy_from_slice(&said.bytes);
+        let header = UdpHeader {
+            src_mac: said.src_mac,
+            dst_mac: said.dst.map_or(MacAddr::BROADCAST, |_| self.server_mac),
+            src: said.src,
+            dst: SocketAddrV4::new(said.dst.unwrap_or(Ipv4Addr::BROADCAST), said.port),
+            ttl: 64,
+            ip_id: 1,
+        };
+        emit_udp_frame(&mut frame, &header, said.bytes.len()).expect("a frame");
+        hex(&frame)
+    }
+
+    /// A good machine that was never seen before.
+    fn probe(&mut self) -> String {
+        self.probes += 1;
+        let mut case = Case::new(60_000 + self.probes as usize % 5000);
+        let Step::Say(said, _) = case.read("discover uefi > offer") else { panic!("a message") };
+        format!("{}:{}", hex(&said.bytes[4..8]), self.frame(&said))
+    }
+
+    /// What came back.
+    fn play(&mut self, said: &Said, silence: bool) -> Option<Came> {
+        let xid = said.bytes.get(4..8).map_or("ffffffff".into(), hex);
+        let mut line = format!("{xid} {}", self.frame(said));
+        if silence {
+            // Two: by the time the second is answered, a turn that could have answered the case is over.
+            line.push_str(&format!(" {} {}", self.probe(), self.probe()));
+        }
+        writeln!(self.input, "{line}").expect("the player listens");
+        let mut answer = String::new();
+        self.output.read_line(&mut answer).expect("the player answers");
+        let answer = answer.trim();
+        assert!(!answer.is_empty(), "the player ended");
+        if answer == "-" || answer == "timeout" {
+            return None;
+        }
+        let bytes: Vec<u8> = (0..answer.len() / 2)
+            .map(|at| u8::from_str_radix(&answer[2 * at..2 * at + 2], 16).expect("hex"))
+            .collect();
+        let datagram = parse_udp_frame(&bytes).expect("a whole frame");
+        let reply = Message::parse(datagram.payload).expect("what is sent parses");
+        let to = if datagram.dst_mac == MacAddr::BROADCAST {
+            assert_eq!(datagram.dst, SocketAddrV4::new(Ipv4Addr::BROADCAST, 68));
+            "bcast".into()
+        } else if datagram.dst_mac == said.src_mac {
+            assert_eq!(datagram.dst, SocketAddrV4::new(reply.yiaddr(), 68));
+            "link".into()
+        } else {
+            datagram.dst.to_string()
+        };
+        assert_eq!(*datagram.src.ip(), US);
+        Some(Came { bytes: datagram.payload.to_vec(), to, from_port: datagram.src.port() })
+    }
+}
+
+impl Drop for Player {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+const NETWORKS: &str = r#"
+[[dhcp.subnet]]
+network = "10.77.0.0/16"
+range = "10.77.8.0-10.77.135.255"
+router = "10.77.0.1"
+dns = ["10.77.0.1", "10.77.0.3"]
+domain = "lab.test"
+dhcp_option = ["150=10.77.0.9"]
+[[dhcp.subnet]]
+network = "10.88.0.0/24"
+range = "10.88.0.100-10.88.0.150"
+next_server = "10.77.0.9"
+lease = "2h"
+[[dhcp.subnet]]
+network = "10.99.0.0/24"
+[[dhcp.reservation]]
+client_id = "desk8"
+ip = "10.77.0.50"
+[[dhcp.reservation]]
+circuit = "port17"
+ip = "10.88.0.60"
+"#;
+
+#[test]
+fn every_case_is_answered_by_frames_as_written_down() {
+    let mut wrong = Vec::new();
+    let mut played = 0;
+    for setting in ["proxy", "full", "open"] {
+        let net = Net::flat();
+        let client = plugged(&net.server, "plug0");
+        // The client's side answers ARP for every machine and relay there is.
+        client.ip("addr add 10.88.0.2/32 dev eth0");
+        for network in ["10.77.0.0/16", "10.88.0.0/16"] {
+            client.ip(&format!("route add local {network} dev lo"));
+            net.server.ip(&format!("route add {network} dev {BRIDGE}"));
+        }
+        let (mode, authoritative) = match setting {
+            "proxy" => ("proxy", true),
+            setting => ("full", setting == "full"),
+        };
+        let site = Site::new(
+            net.interface,
+            "auto",
+            &format!("[dhcp]\nmode = \"{mode}\"\nauthoritative = {authoritative}\n{NETWORKS}"),
+        );
+        append(&site, &with_loaders(&site));
+        let server = site.serve(&net);
+        let mut player = Player::start(&net, &client);
+        for (number, name, of, steps) in cases() {
+            if of != setting || steps.contains("+") {
+                continue;
+            }
+            played += 1;
+            let mut case = Case::new(number);
+            for text in steps.split(" ; ") {
+                let Step::Say(said, expected) = case.read(text) else { continue };
+                let silence = expected.starts_with('-');
+                let came = player.play(&said, silence);
+                if let Err(what) = case.check(&said, &expected, came.as_ref()) {
+                    wrong.push(format!("{setting}: {name}: {text}: {what}"));
+                    break;
+                }
+            }
+        }
+        drop(player);
+        server.stop();
+    }
+    assert!(played >= 300, "{played}");
+    assert!(wrong.is_empty(), "{} of {played} wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// Runs a client that must end well; what it said.
+fn client(command: &mut Command) -> String {
+    let output = command.output().expect("the client runs");
+    let text =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{command:?}: {}\n{text}", output.status);
+    text
+}
+
+fn dhclient(place: &Namespace, dir: &Path) -> String {
+    let _ = fs::remove_file(dir.join("leases"));
+    client(
+        place
+            .command("timeout")
+            .args(["60"])
+            .arg(tool("dhclient", "isc-dhcp-client"))
+            .args(["-4", "-1", "-v", "-sf", "/bin/true", "-cf", "/dev/null", "-pf", "/dev/null", "-lf"])
+            .arg(dir.join("leases"))
+            .arg("eth0"),
+    )
+}
+
+fn udhcpc(place: &Namespace) -> String {
+    let words = ["-i", "eth0", "-f", "-n", "-q", "-t", "8", "-T", "1", "-s", "/bin/true"];
+    client(place.command(tool("udhcpc", "udhcpc")).args(words))
+}
+
+fn dhcpcd(place: &Namespace) -> String {
+    // A test of the client alone: it asks, says what it was offered, and changes nothing.
+    let mut command = place.command("timeout");
+    command.arg("60").arg(tool("dhcpcd", "dhcpcd5")).args(["-4", "-T", "--noarp", "-t", "20", "eth0"]);
+    client(&mut command)
+}
+
+#[test]
+fn three_clients_get_their_leases_in_full_mode_beside_a_proxy_and_through_a_relay() {
+    let folder = TempDir::new("clients");
+    for kind in ["full", "proxy", "relayed"] {
+        let net = match kind {
+            "full" => Net::flat(),
+            "proxy" => Net::with_dnsmasq(&folder.0),
+            _ => Net::relayed(&folder.0),
+        };
+        let machine = plugged(net.machines(), "plug0");
+        let site = Site::new(net.interface, "auto", if kind == "proxy" { PROXY } else { FULL });
+        let server = site.serve(&net);
+        let from = match kind {
+            "proxy" => "10.77.0.2",
+            "full" => "10.77.0.1",
+            _ => "10.88.0.1",
+        };
+        for (name, text) in [
+            ("dhclient", dhclient(&machine, &folder.0)),
+            ("udhcpc", udhcpc(&machine)),
+            ("dhcpcd", dhcpcd(&machine)),
+        ] {
+            assert!(text.contains("10.77.0.1"), "{kind} {name}: {text}");
+            assert!(name == "dhcpcd" || text.contains(from), "{kind} {name}: {text}");
+        }
+        let replies = server.metric(&net, "bootstorm_dhcp_replies_total");
+        match kind {
+            "proxy" => assert_eq!(replies, 0, "nobody there was booting"),
+            _ => assert!(replies >= 5, "{replies}"),
+        }
+        server.stop();
+    }
+}
+
+/// DORA of many machines in turn, in a client's namespace, for so many seconds; every ACK is a line `MAC IP`. What is
+/// not answered within half a second is asked again, as long as it takes.
+const MANY: &str = r#"
+import os, socket, struct, sys, time
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
+s.bind(("eth0", 0))
+s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
+first, count, seconds = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+def sum16(data):
+    total = sum(struct.unpack("!%dH" % (len(data) // 2), data))
+    while total >> 16: total = (total & 65535) + (total >> 16)
+    return 65535 ^ total
+def frame(mac, xid, options):
+    dhcp = struct.pack("!BBBBIHH", 1, 1, 6, 0, xid, 0, 0x8000) + bytes(16) + mac + bytes(202) + b"\x63\x82\x53\x63" + options + b"\xff"
+    dhcp += bytes(max(0, 300 - len(dhcp)))
+    ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 28 + len(dhcp), 0, 0, 64, 17, 0, bytes(4), b"\xff" * 4)
+    ip = ip[:10] + struct.pack("!H", sum16(ip)) + ip[12:]
+    return b"\xff" * 6 + mac + b"\x08\x00" + ip + struct.pack("!HHHH", 68, 67, 8 + len(dhcp), 0) + dhcp
+waiting, todo, end = {}, list(range(first, first + count)), time.monotonic() + seconds
+def ask(n, offer=None):
+    mac = b"\x52\x54\x03" + n.to_bytes(3, "big")
+    if offer is None: options = b"\x35\x01\x01"
+    else: options = b"\x35\x01\x03\x32\x04" + offer[0] + b"\x36\x04" + offer[1]
+    waiting[n] = (time.monotonic(), offer)
+    try: s.send(frame(mac, 0x30000000 + n, options))
+    except OSError: pass
+s.settimeout(0.05)
+while (todo or waiting) and time.monotonic() < end:
+    while todo and len(waiting) < 64: ask(todo.pop(0))
+    try: data, where = s.recvfrom(4096)
+    except (TimeoutError, socket.timeout):
+        data = None
+    now = time.monotonic()
+    if data and where[2] != socket.PACKET_OUTGOING and data[23] == 17 and data[42] == 2:
+        n = struct.unpack("!I", data[46:50])[0] - 0x30000000
+        if n in waiting:
+            options, at = {}, 282
+            while at < len(data) and data[at] != 255:
+                options[data[at]] = data[at + 2:at + 2 + data[at + 1]]
+                at += 2 + data[at + 1]
+            kind, ip = options.get(53), data[58:62]
+            if kind == b"\x02" and waiting[n][1] is None: ask(n, (ip, options[54]))
+            elif kind == b"\x05":
+                del waiting[n]
+                print(n, socket.inet_ntoa(ip), flush=True)
+            elif kind == b"\x06": ask(n)
+    for n, (since, offer) in list(waiting.items()):
+        if now - since > 0.5: ask(n, None)
+if todo or waiting: sys.exit("%d machines got no address" % (len(todo) + len(waiting)))
+"#;
+
+fn many(place: &Namespace, first: u32, count: u32, seconds: u32) -> Child {
+    let mut command = place.command(tool("python3", "python3"));
+    command.arg("-c").arg(MANY).args([first, count, seconds].map(|n| n.to_string()));
+    command.stdout(Stdio::piped()).spawn().expect("python3 runs")
+}
+
+#[test]
+fn no_address_is_given_twice_whenever_the_server_is_killed() {
+    let kills = if std::env::var_os("LAB_ALL").is_some() { 40 } else { 4 };
+    let net = Net::flat();
+    let client = plugged(&net.server, "plug0");
+    let config = "[dhcp]\nmode = \"full\"\nper_circuit = 0\n[[dhcp.subnet]]\nnetwork = \"10.77.0.0/16\"\n\
+                  range = \"10.77.1.0-10.77.200.255\"\nlease = \"1h\"\n";
+    let site = Site::new(net.interface, "auto", config);
+    let mut owners = std::collections::HashMap::new();
+    let mut first = 0;
+    for round in 0..kills {
+        let mut server = site.serve(&net);
+        let mut load = many(&client, first, 600, 60);
+        let mut lines = BufReader::new(load.stdout.take().expect("a pipe")).lines();
+        // Killed at another moment each time, in the middle of it.
+        for line in lines.by_ref().take(50 + 37 * (round % 9)) {
+            given(&mut owners, &line.expect("a line"));
+        }
+        server.process.signal("KILL");
+        server.process.wait(SOON);
+        drop(server);
+        let server = site.serve(&net);
+        for line in lines {
+            given(&mut owners, &line.expect("a line"));
+        }
+        assert!(load.wait().expect("it ends").success(), "every machine gets its address in the end");
+        // All of them start again, and each gets what it had.
+        let mut again = many(&client, first, 600, 60);
+        for line in BufReader::new(again.stdout.take().expect("a pipe")).lines() {
+            let (machine, ip) = given(&mut owners, &line.expect("a line"));
+            assert_eq!(owners[&ip], machine);
+        }
+        assert!(again.wait().expect("it ends").success());
+        let had = owners.values().filter(|machine| (first..first + 600).contains(*machine)).count();
+        assert_eq!(had, 600, "one address for each machine");
+        server.stop();
+        first += 600;
+    }
+}
+
+/// Notes an ACK; nobody else may have had the address.
+fn given(owners: &mut std::collections::HashMap<Ipv4Addr, u32>, line: &str) -> (u32, Ipv4Addr) {
+    let (machine, ip) = line.split_once(' ').expect("a machine and an address");
+    let (machine, ip) = (machine.parse().expect("a number"), ip.parse().expect("an address"));
+    let before = owners.insert(ip, machine);
+    assert!(before.is_none_or(|before| before == machine), "{ip} was {before:?}'s and is now {machine}'s");
+    (machine, ip)
+}
+
+#[test]
+fn a_disk_that_is_full_still_takes_leases_into_the_space_taken_before() {
+    let net = Net::flat();
+    let client = plugged(&net.server, "plug0");
+    let site = Site::new(net.interface, "auto", FULL);
+    let disk = site.dir.join("state/leases");
+    fs::create_dir_all(&disk).expect("a folder");
+    let mount = |words: &[&str]| run(Command::new("mount").args(words).arg(&disk));
+    mount(&["-t", "tmpfs", "-o", "size=9m", "tmpfs"]);
+    let server = site.serve(&net);
+    udhcpc(&client);
+    fs::write(disk.join("filler"), vec![1; 16 << 20]).expect_err("the disk is full now");
+    let other = plugged(&net.server, "plug1");
+    udhcpc(&other);
+    server.stop();
+    run(Command::new("umount").arg(&disk));
+}
+
+#[test]
+fn of_two_servers_beside_a_third_the_one_that_has_the_job_answers() {
+    let folder = TempDir::new("two");
+    let net = Net::with_dnsmasq(&folder.0);
+    let second = plugged(&net.server, "second");
+    second.ip("addr add 10.77.0.3/24 dev eth0");
+    let sites = [Site::new(net.interface, "auto", PROXY), Site::new("eth0", "auto", PROXY)];
+    let macs = ["52:54:00:00:00:a1", "52:54:00:00:00:b2"];
+    for (site, mac) in sites.iter().zip(macs) {
+        append(site, &with_loaders(site));
+        site.add_linux();
+        let _ = mac;
+    }
+    let first_server = sites[0].serve(&net);
+    // The second stands in a namespace of its own.
+    let mut command = second.command(binary());
+    command.arg("serve").arg("--config").arg(sites[1].config()).args(["--log", "debug"]);
+    let mut process = labkit::Process::spawn("bootstorm", &mut command, &sites[1].dir.join("server.log"));
+    process.wait_for("bootstorm ready", SOON);
+    for (site, mac) in sites.iter().zip(macs) {
+        site.ask(&["job", "add", "tiny", "--mac", mac]);
+    }
+    let machine = plugged(&net.server, "plug0");
+    let offers = |mac: &str| {
+        let script = r#"
+import socket, sys, time
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800)); s.bind(("eth0", 0))
+mac = bytes.fromhex(sys.argv[1].replace(":", ""))
+xid = (int(time.time() * 1e6) & 0xffffffff).to_bytes(4, "big")
+options = b"\x35\x01\x01\x3c\x20PXEClient:Arch:00007:UNDI:003016\x5d\x02\x00\x07\xff"
+dhcp = b"\x01\x01\x06\x00" + xid + b"\x00\x00\x80\x00" + bytes(16) + mac + bytes(202) + b"\x63\x82\x53\x63" + options
+dhcp += bytes(max(0, 300 - len(dhcp)))
+import struct
+ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 28 + len(dhcp), 0, 0, 64, 17, 0, bytes(4), b"\xff" * 4)
+t = sum(struct.unpack("!10H", ip)); t = (t & 65535) + (t >> 16); t = (t & 65535) + (t >> 16)
+ip = ip[:10] + struct.pack("!H", 65535 ^ t) + ip[12:]
+s.send(b"\xff" * 6 + mac + b"\x08\x00" + ip + struct.pack("!HHHH", 68, 67, 8 + len(dhcp), 0) + dhcp)
+# A lease offer says that the other server has answered too, after which a proxy's would have come long ago.
+found, end, seen = set(), time.monotonic() + 10, False
+while time.monotonic() < end:
+    s.settimeout(max(0.001, end - time.monotonic()))
+    try: data, where = s.recvfrom(4096)
+    except (TimeoutError, socket.timeout): break
+    if where[2] == socket.PACKET_OUTGOING or len(data) < 282 or data[23] != 17 or data[42] != 2 or data[46:50] != xid: continue
+    server = socket.inet_ntoa(data[26:30])
+    if data[150:151] != b"\x00": found.add(server)
+    if server == "10.77.0.2" and not seen:
+        seen, end = True, min(end, time.monotonic() + 0.3)
+print(" ".join(sorted(found)))
+"#;
+        run(machine.command(tool("python3", "python3")).arg("-c").arg(script).arg(mac)).trim().to_owned()
+    };
+    // Nobody has heard anybody yet: both may answer. From then on they know of each other.
+    offers("52:54:00:00:00:01");
+    offers("52:54:00:00:00:02");
+    for round in 0..5 {
+        assert_eq!(offers(macs[0]), "10.77.0.1", "round {round}");
+        assert_eq!(offers(macs[1]), "10.77.0.3", "round {round}");
+    }
+    process.signal("TERM");
+    assert!(process.wait(SOON).success());
+    first_server.stop();
+}
+
+fn bench(load: &Namespace, words: &str) -> serde_json::Value {
+    let output = load
+        .command(binary())
+        .arg("bench")
+        .args(format!("{words} --json").split_whitespace())
+        .output()
+        .expect("bootstorm runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let report: serde_json::Value =
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("bench {words}: {error}\n{text}"));
+    report["points"][0].clone()
+}
+
+const WIDE: &str = "[dhcp]\nmode = \"full\"\n[[dhcp.subnet]]\nnetwork = \"10.77.0.0/16\"\n\
+                    range = \"10.77.1.0-10.77.200.255\"\n";
+
+#[test]
+fn ten_thousand_machines_at_once_all_get_their_address_before_their_firmware_gives_up() {
+    let net = Net::flat();
+    let load = plugged(&net.server, "plug0");
+    load.ip("addr add 10.77.0.2/24 dev eth0");
+    let site = Site::new(net.interface, "auto", WIDE);
+    append(&site, &with_loaders(&site));
+    let server = site.serve(&net);
+    let point = bench(&load, "dhcp --interface eth0 --mode avalanche --clients 10000 --time 70s");
+    assert_eq!((point["units"].as_u64(), point["failures"].as_u64()), (Some(10_000), Some(0)), "{point}");
+    server.stop();
+}
+
+/// Resident memory of a process, KiB.
+fn resident(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a size");
+    line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
+}
+
+fn bytes_below(dir: &Path) -> u64 {
+    let size = |entry: fs::DirEntry| match entry.metadata() {
+        Ok(meta) if meta.is_dir() => bytes_below(&entry.path()),
+        meta => meta.map_or(0, |meta| meta.len()),
+    };
+    fs::read_dir(dir).expect("a folder").filter_map(Result::ok).map(size).sum()
+}
+
+#[test]
+fn strangers_without_end_leave_memory_flat_and_a_registered_machine_its_address() {
+    let (rate, seconds) = if std::env::var_os("LAB_ALL").is_some() { (50_000, 20) } else { (20_000, 4) };
+    let net = Net::flat();
+    let load = plugged(&net.server, "plug0");
+    load.ip("addr add 10.77.0.2/24 dev eth0");
+    let machine = plugged(&net.server, "plug1");
+    machine.ip("link set eth0 down");
+    machine.ip("link set eth0 address 52:54:00:00:00:77");
+    machine.ip("link set eth0 up");
+    let site = Site::new(net.interface, "auto", FULL);
+    append(&site, &with_loaders(&site));
+    site.add_linux();
+    let server = site.serve(&net);
+    site.ask(&["job", "add", "tiny", "--mac", "52:54:00:00:00:77"]);
+    let words = |rate: u32, seconds: u32| {
+        format!(
+            "dhcp --interface eth0 --mode discover --pxe --machines 65536 --rate {rate} --time {seconds}s"
+        )
+    };
+    // The first second fills every table there is.
+    bench(&load, &words(rate, 4));
+    let pid = server.process.pid();
+    let (memory, disk) = (resident(pid), bytes_below(&site.dir.join("state")));
+    std::thread::scope(|scope| {
+        let storm = scope.spawn(|| bench(&load, &words(rate, seconds)));
+        let start = Instant::now();
+        let text = udhcpc(&machine);
+        assert!(text.contains("lease of 10.77.0."), "{text}");
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+        storm.join().expect("the storm ends");
+    });
+    assert!(server.metric(&net, "bootstorm_dhcp_packets_total") > u64::from(rate) * u64::from(seconds) / 2);
+    let (memory_after, disk_after) = (resident(pid), bytes_below(&site.dir.join("state")));
+    assert!(memory_after < memory + 24 * 1024, "{memory} KiB became {memory_after}");
+    assert!(disk_after < disk + (1 << 20), "{disk} bytes became {disk_after}");
+    drop::<Server<'_>>(server);
+}

@@ -1,0 +1,178 @@
+//! The Debian package: built, installed, run as its unit runs it, removed again with what it served left in place.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use labkit::{Firmware, INIT_WORD, Machine, MachineSpec, Process, TempDir, run, tool};
+
+use crate::server::{BRIDGE, FULL, Net, SOON, binary};
+
+const CONFIG: &str = "/etc/bootstorm/bootstorm.toml";
+
+/// The installed package, removed on drop with all it left: the machine is somebody's.
+struct Installed;
+
+impl Installed {
+    fn new() -> Self {
+        let known = Command::new(tool("dpkg", "dpkg")).args(["-s", "bootstorm"]).output().expect("dpkg runs");
+        assert!(
+            !known.status.success(),
+            "bootstorm is installed on this machine, which this test would remove"
+        );
+        assert!(
+            !Path::new("/var/lib/bootstorm").exists(),
+            "/var/lib/bootstorm exists, which this test would remove"
+        );
+        let root = env!("CARGO_MANIFEST_DIR");
+        let built = run(Command::new(format!("{root}/tools/deb")).args(["--binary", binary()]));
+        let file = built.lines().last().expect("it prints the package's path").to_owned();
+        run(Command::new("dpkg").arg("-i").arg(Path::new(root).join(file)));
+        Self
+    }
+}
+
+impl Drop for Installed {
+    fn drop(&mut self) {
+        let _ = Command::new("dpkg").args(["--purge", "bootstorm"]).output();
+        let _ = Command::new("userdel").arg("bootstorm").output();
+        let _ = fs::remove_dir_all("/var/lib/bootstorm");
+        let _ = fs::remove_dir_all("/etc/bootstorm");
+    }
+}
+
+/// A line of the installed unit.
+fn of_unit(key: &str) -> String {
+    let unit = fs::read_to_string("/lib/systemd/system/bootstorm.service").expect("the package has a unit");
+    let line = unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    line.unwrap_or_else(|| panic!("no {key} in\n{unit}")).to_owned()
+}
+
+/// Where a service manager would listen.
+struct Manager {
+    socket: UnixDatagram,
+    folder: TempDir,
+}
+
+impl Manager {
+    fn new() -> Self {
+        let folder = TempDir::new("manager");
+        let socket = UnixDatagram::bind(folder.join("notify")).expect("a socket");
+        for path in [folder.0.clone(), folder.join("notify")] {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o777)).expect("its own");
+        }
+        Self { socket, folder }
+    }
+
+    /// Waits for a message that holds `word`.
+    fn hears(&self, word: &str) {
+        let begun = Instant::now();
+        let mut buffer = [0; 4096];
+        loop {
+            let left = SOON.checked_sub(begun.elapsed()).unwrap_or_else(|| panic!("never heard {word}"));
+            self.socket.set_read_timeout(Some(left.max(Duration::from_millis(1)))).expect("a time");
+            let Ok(len) = self.socket.recv(&mut buffer) else { continue };
+            if String::from_utf8_lossy(&buffer[..len]).contains(word) {
+                return;
+            }
+        }
+    }
+}
+
+/// The unit's command, under its user and with its capabilities, as the service manager would start it.
+fn serve(net: &Net, manager: &Manager) -> Process {
+    let wanted = of_unit("AmbientCapabilities").to_lowercase().replace("cap_", "+").replace(' ', ",");
+    let mut command = net.server.command(tool("setpriv", "util-linux"));
+    command
+        .arg(format!("--reuid={}", of_unit("User")))
+        .arg(format!("--regid={}", of_unit("Group")))
+        .args(["--clear-groups", "--no-new-privs", "--bounding-set"])
+        .arg(format!("-all,{wanted}"))
+        .args(["--inh-caps", &wanted, "--ambient-caps", &wanted]);
+    command.args(of_unit("ExecStart").split(' '));
+    command.env("NOTIFY_SOCKET", manager.folder.join("notify")).env("WATCHDOG_USEC", "60000000");
+    let mut process = Process::spawn("bootstorm", &mut command, &manager.folder.join("log"));
+    process.wait_for("bootstorm ready", SOON);
+    process
+}
+
+#[test]
+fn the_package_installs_serves_as_its_own_user_and_goes_again() {
+    let installed = Installed::new();
+    let version = run(Command::new("/usr/bin/bootstorm").arg("--version"));
+    assert!(version.contains(env!("CARGO_PKG_VERSION")), "{version}");
+    run(Command::new("/usr/bin/bootstorm").args(["config", "check"]));
+    let bare = fs::read_to_string(CONFIG).expect("a configuration is installed");
+    let mut lines: Vec<&str> = bare.lines().collect();
+    let interfaces =
+        lines.iter_mut().find(|line| line.starts_with("interfaces = [")).expect("in the example");
+    *interfaces = "interfaces = [\"lan\"]";
+    let dhcp = lines.iter().position(|line| *line == "[dhcp]").expect("in the example");
+    // The table's own lines are replaced by those of this test's network.
+    let next = lines[dhcp + 1..].iter().position(|line| line.starts_with('[')).expect("another table follows");
+    lines.drain(dhcp..=dhcp + next);
+    fs::write(CONFIG, format!("{}\n{FULL}", lines.join("\n"))).expect("root may");
+
+    let folder = Path::new("/var/lib/bootstorm/images/tiny");
+    fs::create_dir_all(folder).expect("root may");
+    let scratch = TempDir::new("package");
+    fs::copy(labkit::kernel(), folder.join("vmlinuz")).expect("a kernel");
+    fs::copy(labkit::initramfs(&scratch.0), folder.join("initrd.gz")).expect("an initramfs");
+    fs::write(folder.join("image.toml"), "args = \"console=ttyS0 panic=1\"\n").expect("image.toml");
+
+    let net = Net::flat();
+    let manager = Manager::new();
+    let mut process = serve(&net, &manager);
+    manager.hears("READY=1");
+    manager.hears("WATCHDOG=1");
+    let status = fs::read_to_string(format!("/proc/{}/status", process.pid())).expect("it runs");
+    let two = format!("CapPrm:\t{:016x}", 1 << 10 | 1 << 13);
+    assert!(status.contains(&two), "{status}");
+    let added =
+        run(Command::new("/usr/bin/bootstorm").args(["job", "add", "tiny", "--mac", "52:54:00:00:00:01"]));
+    assert!(added.contains("j1"), "{added}");
+    // The long form boots a machine; here a script and its files, as that machine would ask for them.
+    let all = std::env::var_os("LAB_ALL").is_some();
+    let curl = |url: &str| {
+        run(net.server.command(tool("curl", "curl")).args(["-sS", "-f", "-A", "iPXE/1.21.1", url]))
+    };
+    let mut machine =
+        all.then(|| Machine::start(&MachineSpec::new(Firmware::Bios, 1), net.machines(), BRIDGE, &scratch.0));
+    let script =
+        curl("http://10.77.0.1:4433/ipxe?mac=52:54:00:00:00:01&platform=pcbios&buildarch=i386&longmode=1");
+    assert!(script.contains("/images/tiny/vmlinuz"), "{script}");
+
+    let changed = fs::read_to_string(CONFIG)
+        .expect("it is there")
+        .replace("menu_timeout = \"15s\"", "menu_timeout = \"16s\"");
+    fs::write(CONFIG, changed).expect("root may");
+    process.signal("HUP");
+    manager.hears("RELOADING=1");
+    process.wait_for("configuration reloaded", SOON);
+    if let Some(machine) = &mut machine {
+        machine.wait_for(INIT_WORD, Duration::from_secs(300));
+    }
+    process.signal("TERM");
+    manager.hears("STOPPING=1");
+    assert!(process.wait(SOON).success(), "{}", process.output());
+
+    run(Command::new("dpkg").args(["--remove", "bootstorm"]));
+    assert!(!Path::new("/usr/bin/bootstorm").exists());
+    assert!(folder.join("vmlinuz").exists(), "images stay");
+    assert!(Path::new("/var/lib/bootstorm/bootstorm.db").exists(), "state stays");
+    assert!(Path::new(CONFIG).exists(), "so does the configuration");
+    drop(installed);
+}
+
+#[test]
+fn the_unit_is_exposed_no_more_than_two_of_ten() {
+    let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/package/bootstorm.service");
+    let mut command = Command::new(tool("systemd-analyze", "systemd"));
+    let text = run(command.args(["security", "--offline=true", "--no-pager", unit]));
+    let line = text.lines().find(|line| line.contains("Overall exposure level")).expect("it judges");
+    let level: f32 = line.split_whitespace().find_map(|word| word.parse().ok()).expect("a number");
+    assert!(level <= 2.0, "{text}");
+}
