@@ -114,6 +114,8 @@ fn library() -> Library {
         key: None,
         template: None,
         answers: Vec::new(),
+        url_args: Vec::new(),
+        gss: None,
     })])
 }
 

@@ -77,6 +77,8 @@ fn library() -> Arc<Library> {
         key: None,
         template: None,
         answers: Vec::new(),
+        url_args: Vec::new(),
+        gss: None,
     };
     let script = Image {
         name: "script".into(),

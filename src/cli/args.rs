@@ -95,6 +95,12 @@ pub enum Verb {
     /// Take images in, look at them, check them, remove them
     #[command(subcommand, after_help = "Example: bootstorm image add winpe boot.wim")]
     Image(ImageVerb),
+    /// Take over what another product's boot server has
+    #[command(subcommand, after_help = "Example: bootstorm import gss /srv/PXE/Images")]
+    Import(ImportVerb),
+    /// Look at the boot loaders: what they are, who gets them, what will not work
+    #[command(subcommand, after_help = "Example: bootstorm loader list")]
+    Loader(LoaderVerb),
     /// Look at the scripts machines get
     #[command(subcommand, after_help = "Example: bootstorm script render --mac 52:54:00:00:00:01 --explain")]
     Script(ScriptVerb),
@@ -614,6 +620,14 @@ pub enum ImageVerb {
         #[arg(long)]
         json: bool,
     },
+    /// Say whether an image boots by iPXE or by its folder's own boot program
+    #[command(
+        subcommand,
+        after_help = "Example: bootstorm image loader disable MenuOption128\n\nThe switch is files in the image's folder, as in \
+                      GSS and DS: zipxe.0 for BIOS, ipxe64.efi and ipxe32.efi for UEFI machines. A running server shows a \
+                      change at the machines' next packet."
+    )]
+    Loader(ImageLoaderVerb),
     /// Read images again, and compare every byte with what was taken in
     #[command(
         after_help = "Example: bootstorm image verify winpe\n         bootstorm image verify --all\n\nExit code 1 and a line \
@@ -758,6 +772,78 @@ pub struct ImageVerify {
     /// As JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `import`.
+#[derive(Subcommand, Debug)]
+pub enum ImportVerb {
+    /// Read a PXE images tree of Ghost Solution Suite or Deployment Solution
+    #[command(
+        after_help = "Example: bootstorm import gss /mnt/express/PXE\n         bootstorm import gss /srv/PXE/Images --serve\n\nSays \
+                      what each folder holds, whether its iPXE is on, and what cannot be served and why. Nothing in the tree is \
+                      changed."
+    )]
+    Gss(ImportGss),
+}
+
+/// `import gss`.
+#[derive(clap::Args, Debug)]
+pub struct ImportGss {
+    /// The images folder (SBS/Images, PXE/Images), or one above it
+    pub dir: PathBuf,
+    /// Copy its folders into the images folder; one whose name is taken is left out
+    #[arg(long, conflicts_with = "serve")]
+    pub copy: bool,
+    /// Serve it where it lies: writes it into [images] trees of the configuration file
+    #[arg(long)]
+    pub serve: bool,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `loader`.
+#[derive(Subcommand, Debug)]
+pub enum LoaderVerb {
+    /// List the loader folders' files with version, features and signature, and warn of what will not work
+    #[command(after_help = "Example: bootstorm loader list --json")]
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one loader
+    #[command(after_help = "Example: bootstorm loader show snponly.efi")]
+    Show {
+        /// Its name below the loader folders
+        name: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// `image loader`.
+#[derive(Subcommand, Debug)]
+pub enum ImageLoaderVerb {
+    /// Switch iPXE on: loaders that were set aside come back, missing ones are copied from the loader folders
+    #[command(after_help = "Example: bootstorm image loader enable MenuOption128")]
+    Enable {
+        /// The image
+        name: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Switch iPXE off: the loaders in the folder are set aside, and machines boot by the folder's own program over TFTP
+    #[command(after_help = "Example: bootstorm image loader disable MenuOption128")]
+    Disable {
+        /// The image
+        name: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// `script`.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::args::{AccessArg, Common, ImageAdd, ImageVerb, ImageVerify, KindArg};
 use super::progress::Progress;
 use super::serve::{STORE, library_settings, open_library};
-use super::{Done, Exit, Failure, client, load_config, output};
+use super::{Done, Exit, Failure, client, image_loader, load_config, output};
 use crate::config::Plan;
 use crate::control::client::{Client, ClientError, escaped};
 use crate::control::user_name;
@@ -23,11 +23,16 @@ use crate::jobs::job::Job;
 use crate::store::{Kind, Log, SqliteStore, Store, StoreError, Transition, Write};
 
 pub(super) fn run(common: &Common, verb: &ImageVerb) -> Done {
+    // That one asks the running server first.
+    if let ImageVerb::Loader(verb) = verb {
+        return image_loader::run(common, verb);
+    }
     if common.api.is_some() {
         return far(common, verb);
     }
     let plan = load_config(common, &[])?.plan;
     match verb {
+        ImageVerb::Loader(_) => Ok(Exit::Fine),
         ImageVerb::Add(add) => self::add(&plan, add),
         ImageVerb::List { json } => {
             let library = open_library(&plan)?;
@@ -94,6 +99,7 @@ fn far(common: &Common, verb: &ImageVerb) -> Done {
     let client = client(common)?;
     let path = |name: &str, rest: &str| format!("/v1/images/{}{rest}", escaped(name));
     match verb {
+        ImageVerb::Loader(_) => {}
         ImageVerb::Add(_) => {
             let message =
                 "add takes files of the host it runs on: run it on the server itself, without --api";
@@ -489,6 +495,17 @@ fn show(image: &Value, as_json: bool) {
     }
     if image["access"] == json!("boot") {
         output::line("access: only boots with their token");
+    }
+    for program in image["gss"]["ipxe"].as_array().into_iter().flatten() {
+        output::line(format!(
+            "{} machines boot by iPXE ({})",
+            text(&program["family"]),
+            text(&program["file"])
+        ));
+    }
+    for native in image["gss"]["native"].as_array().into_iter().flatten() {
+        let (family, program) = (text(&native["family"]), text(&native["program"]));
+        output::line(format!("{family} machines boot {program} over TFTP, without iPXE"));
     }
     if let Some(reason) = image["unbootable"].as_str() {
         output::line(format!("cannot boot: {}", output::plain(reason)));

@@ -11,8 +11,11 @@ mod doctor;
 mod explain;
 mod https;
 mod image;
+mod image_loader;
+mod import;
 mod job;
 mod listing;
+mod loader;
 mod machine;
 mod output;
 mod progress;
@@ -108,6 +111,8 @@ pub fn main() -> ExitCode {
         Verb::Token(verb) => token::run(&args.common, &verb),
         Verb::Audit(verb) => audit::run(&args.common, &verb),
         Verb::Image(verb) => image::run(&args.common, &verb),
+        Verb::Import(verb) => import::run(&args.common, &verb),
+        Verb::Loader(verb) => loader::run(&args.common, &verb),
         Verb::Script(verb) => script::run(&args.common, &verb),
         Verb::Explain(explain) => explain::run(&args.common, &explain),
         Verb::Doctor(doctor) => doctor::run(&args.common, &doctor),

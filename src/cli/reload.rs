@@ -143,6 +143,7 @@ fn needs_restart(now: &Plan, next: &Plan) -> Vec<String> {
         "http.listen" http.listen;
         "https" https;
         "images.dir" images_dir;
+        "images.trees" image_trees;
         "loaders" loaders;
         "admin.listen" admin.listen;
         "admin.expect_within" admin.expect_within;

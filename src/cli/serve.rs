@@ -56,6 +56,7 @@ const REST: Duration = Duration::from_millis(200);
 pub(super) fn library_settings(plan: &Plan) -> LibrarySettings {
     LibrarySettings {
         images_dir: plan.images_dir.clone(),
+        trees: plan.image_trees.clone(),
         loader_dirs: plan.loaders.dirs.clone(),
         bios: plan.loaders.bios.clone(),
         uefi_x64: plan.loaders.uefi_x64.clone(),
@@ -268,7 +269,9 @@ fn own_files(common: &Common, plan: &Plan) -> sandbox::Files {
             read.extend(std::fs::canonicalize(file).ok().and_then(|file| file.parent().map(PathBuf::from)));
         }
     }
-    let write = vec![plan.server.state_dir.clone(), plan.images_dir.clone()];
+    // Loaders are switched in the folders of images, wherever those lie.
+    let mut write = vec![plan.server.state_dir.clone(), plan.images_dir.clone()];
+    write.extend(plan.image_trees.iter().cloned());
     let listen = plan.http.listen.iter().chain(&plan.https.listen);
     let mut tcp_ports: Vec<u16> = listen.map(|addr| addr.port()).collect();
     tcp_ports.extend(plan.admin.listen.map(|addr| addr.port()));

@@ -44,6 +44,7 @@ pub const KEYS: &[Key] = &[
     key("admission.per_subnet", "0"),
     key("admission.per_link", "0"),
     key("images.dir", "\"\""),
+    key("images.trees", "[]"),
     key("loaders.dirs", "[]"),
     key("loaders.bios", "[\"undionly.kpxe\"]"),
     key("loaders.uefi_x64", "[\"snponly.efi\", \"ipxe.efi\"]"),
@@ -235,6 +236,7 @@ per_link = 0                 # from the same address of this server
 
 [images]
 dir = ""                     # empty = images below state_dir
+trees = []                   # further folders of images, served as they lie: a GSS/DS PXE images folder
 
 [loaders]
 dirs = []                    # empty = loaders below state_dir, then /usr/lib/ipxe

@@ -230,6 +230,8 @@ pub struct Plan {
     pub admission: Limits,
     /// `images.dir`.
     pub images_dir: PathBuf,
+    /// `images.trees`.
+    pub image_trees: Vec<PathBuf>,
     /// `[loaders]`.
     pub loaders: LoaderPlan,
     /// `[policy]`.
@@ -533,6 +535,7 @@ pub(super) fn build(
         https,
         admission,
         images_dir,
+        image_trees: taker.list("images.trees").into_iter().map(PathBuf::from).collect(),
         loaders,
         policy: Policy { unknown, menu_timeout, menu_default, exclude },
         admin: AdminPlan { listen, expect_within, socket: state_dir.join("admin.sock") },

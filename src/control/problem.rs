@@ -107,6 +107,7 @@ impl From<Refusal> for Problem {
             | Refusal::CannotBoot { .. }
             | Refusal::DestructiveAlways { .. }
             | Refusal::DestructiveRule { .. }
+            | Refusal::NeedsIpxe { .. }
             | Refusal::Sequence { .. }
             | Refusal::NotIdentifying { .. }
             | Refusal::SharedIdent { .. }

@@ -88,6 +88,7 @@ impl Lab {
         let library = Arc::new(
             Library::open(Settings {
                 images_dir: dir.join("images"),
+                trees: Vec::new(),
                 loader_dirs: Vec::new(),
                 bios: Vec::new(),
                 uefi_x64: Vec::new(),

@@ -14,6 +14,7 @@ mod dhcp;
 pub mod filters;
 pub mod fragments;
 mod http;
+mod native;
 mod policy;
 pub mod presented;
 mod readers;

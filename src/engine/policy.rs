@@ -5,12 +5,16 @@ use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
 use super::shared::Shared;
+use crate::files::Catalog;
 use crate::jobs::Identity;
+use crate::jobs::gss;
+use crate::jobs::image::{Access, Images};
 use crate::jobs::script::Unknown;
 use crate::jobs::table::Decision;
 use crate::proto::dhcp::{Answer, BootFile, BootPolicy, Wish};
 use crate::proto::firmware::{Firmware, FirmwareKind};
-use crate::wire::MacAddr;
+use crate::wire::arch::Family;
+use crate::wire::{Arch, MacAddr};
 
 /// One look at the snapshots, for one message.
 pub(super) struct Decider<'a> {
@@ -48,6 +52,9 @@ impl BootPolicy for Decider<'_> {
         let catalog = self.shared.library.load();
         let port = self.shared.http_port(server);
         file.clear();
+        let family = Family::of(firmware.arch);
+        let job = decision.job();
+        let native = job.zip(family).and_then(|(job, family)| gss::program_of(job, &**catalog, family));
         let written = match (firmware.kind, port) {
             (FirmwareKind::Ipxe(features), Some(port)) if features.http => match who.mac {
                 Some(mac) => write!(file, "http://{server}:{port}/ipxe?mac={mac}"),
@@ -55,6 +62,12 @@ impl BootPolicy for Decider<'_> {
             },
             // Another iPXE would come back with the same question, and again without end.
             (FirmwareKind::Ipxe(features), None) if features.http => return Answer::NoBoot,
+            // The job's image boots without iPXE: straight to its own program, without a hop in between.
+            (FirmwareKind::Pxe | FirmwareKind::Ipxe(_), _) if let Some((image, native)) = native => {
+                write!(file, "{}/{}", image.name, native.program)
+            }
+            // Windows' and GSS's programs go on by TFTP, which HTTP Boot firmware cannot give them.
+            (FirmwareKind::HttpBoot, _) if native.is_some() => return Answer::NoBoot,
             // This iPXE cannot fetch a script by HTTP: it gets one that can, once, by TFTP.
             (FirmwareKind::Ipxe(_), _) => match catalog.full_loader_for(firmware.arch) {
                 Some((name, _)) => write!(file, "{name}"),
@@ -63,14 +76,20 @@ impl BootPolicy for Decider<'_> {
             (FirmwareKind::HttpBoot, Some(port)) => {
                 match catalog.loader_wished(firmware.arch, wish.loader, wish.pass_over) {
                     Some(name) => write!(file, "http://{server}:{port}/loaders/{name}"),
-                    None => return Answer::NoBoot,
+                    None => match own_loader(&catalog, decision, firmware.arch) {
+                        Some(name) => write!(file, "http://{server}:{port}/images/{name}"),
+                        None => return Answer::NoBoot,
+                    },
                 }
             }
             (FirmwareKind::HttpBoot, None) => return Answer::NoBoot,
             (FirmwareKind::Pxe, _) => match catalog.loader_wished(firmware.arch, wish.loader, wish.pass_over)
             {
                 Some(name) => write!(file, "{name}"),
-                None => return Answer::NoBoot,
+                None => match own_loader(&catalog, decision, firmware.arch) {
+                    Some(name) => write!(file, "{name}"),
+                    None => return Answer::NoBoot,
+                },
             },
         };
         // A name too long for the `file` field cannot be offered.
@@ -93,6 +112,13 @@ impl BootPolicy for Decider<'_> {
         let looked = || !matches!(self.shared.keeper.table().view().decide(who), Decision::NoJob);
         *self.claimed.get_or_insert_with(looked)
     }
+}
+
+/// The iPXE that the job's image brings in its folder, for machines the loader folders have none for.
+fn own_loader(catalog: &Catalog, decision: Decision<'_>, arch: Arch) -> Option<String> {
+    let image = catalog.image(decision.job()?.action.image()?)?;
+    let file = image.gss.as_ref()?.loader(Family::of(arch)?)?;
+    (image.access == Access::Open).then(|| format!("{}/{file}", image.name))
 }
 
 #[cfg(test)]

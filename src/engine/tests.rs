@@ -21,6 +21,7 @@ use crate::wire::tftp::{self, Mode, Options, Packet};
 mod held_up;
 mod http_cases;
 mod https;
+mod native;
 mod tftp_cases;
 
 /// A running server with one image folder, removed at the end.
@@ -75,6 +76,7 @@ impl Lab {
         fill(&dir.join("images"));
         let library = Library::open(Settings {
             images_dir: dir.join("images"),
+            trees: Vec::new(),
             loader_dirs: Vec::new(),
             bios: Vec::new(),
             uefi_x64: Vec::new(),

@@ -38,16 +38,16 @@ use mio::Registry;
 
 use super::core::{Owner, Turn, watch};
 use super::counters::Count;
+use super::native;
 use super::readers::Readers;
 use super::shared::Shared;
 use super::slab::{Key, Slab};
 use crate::files::catalog::TftpTarget;
 use crate::files::served::{Opened, Served};
-use crate::jobs::Identity;
 use crate::jobs::evidence::{self, Evidence, Over, Seen, TransferFacts};
 use crate::jobs::image::{Access, Images};
 use crate::jobs::machine::Ident;
-use crate::jobs::script::{self, Barrier, barrier};
+use crate::jobs::script;
 use crate::keeper::{Answer, AtTheLine};
 use crate::proto::dhcp::Interface;
 use crate::proto::tftp::{Limits, Outcome, Transfer, Transmit, Verdict};
@@ -57,6 +57,7 @@ use crate::sys::mmap::Mapping;
 use crate::sys::ring::FrameRing;
 use crate::sys::udp::{self, SEGMENTS_MAX, SEND_LEN_MAX, Source, UdpOptions, UdpSocket, Unsent};
 use crate::wire::MacAddr;
+use crate::wire::arch::Family;
 use crate::wire::capture;
 use crate::wire::frame::{UDP_PAYLOAD_OFFSET, UdpHeader, emit_udp_headers, parse_udp_frame};
 use crate::wire::tftp::{self, ErrorCode, Mode, Options, Packet, Request};
@@ -687,8 +688,7 @@ impl TftpSide {
             return Err((ErrorCode::AccessViolation, "this server is read-only"));
         }
         let catalog = turn.shared.library.load();
-        let hint = turn.shared.sightings.at(*client.ip()).map(|seen| seen.arch);
-        let served = match catalog.tftp(request.name, hint) {
+        let served = match native::target(turn.shared, &catalog, request.name, *client.ip()) {
             Ok(TftpTarget::File(served) | TftpTarget::Loader(served)) => served,
             Ok(TftpTarget::Autoexec) => return self.autoexec(source, turn),
             Err(_) => return Err((ErrorCode::FileNotFound, "file not found")),
@@ -698,6 +698,14 @@ impl TftpSide {
                 ErrorCode::AccessViolation,
                 "this image is given only to a boot with a token, by HTTP",
             ));
+        }
+        if let Some((name, file)) =
+            served.image().and_then(|name| Some((name, served.name.get(name.len() + 1..)?)))
+            && catalog.image(name).is_some_and(|image| native::needs_a_sighting(image, file))
+            && turn.shared.sightings.at(*client.ip()).is_none()
+        {
+            let why = "this image may wipe a disk, and this machine's DHCP was not seen here";
+            return Err((ErrorCode::AccessViolation, why));
         }
         let opened = served.open().map_err(|error| {
             turn.tally.add(Count::OpenFailures, 1);
@@ -1043,16 +1051,11 @@ fn line_of(served: &Served, client: SocketAddrV4, shared: &Shared) -> Option<Box
     let file = served.name.get(name.len() + 1..)?;
     let catalog = shared.library.load();
     let image = catalog.image(name)?;
-    if barrier(image) != Some(Barrier::File(file)) {
+    let seen = shared.sightings.at(*client.ip())?;
+    if !native::is_the_line(image, Family::of(seen.arch), file) {
         return None;
     }
-    let seen = shared.sightings.at(*client.ip())?;
-    let who = Identity {
-        mac: Some(seen.mac),
-        arch: Some(seen.arch),
-        address: Some(*client.ip()),
-        ..Identity::default()
-    };
+    let who = native::identity_of(seen, *client.ip());
     let view = shared.keeper.table().view();
     let job = view.decide(&who).job().filter(|job| !job.always && job.action.image() == Some(name))?;
     let at = AtTheLine {
@@ -1082,15 +1085,16 @@ fn note_request(shared: &Shared, client: Ipv4Addr, seen: Seen, packets: Vec<capt
 fn note(shared: &Shared, live: &Live, served: &Served, outcome: Option<Outcome>, took_ms: u32) {
     let over = Over::Tftp;
     let bytes = live.transfer.acked_bytes();
+    let line = live.line.as_ref().map(|line| &line.at);
     let seen = match (outcome, served.image()) {
         (Some(Outcome::ProbeAborted), _) => return,
         (Some(Outcome::Complete), None) => Seen::LoaderFetched { name: served.name.clone(), bytes, over },
         (Some(Outcome::Complete), Some(image)) => Seen::FileDone {
-            job: None,
+            job: line.map(|line| line.job),
             image: image.to_owned(),
             file: served.name.get(image.len() + 1..).unwrap_or_default().to_owned(),
             bytes,
-            last: false,
+            last: line.is_some(),
             over,
         },
         (outcome, _) => Seen::TransferFailed {
@@ -1121,6 +1125,7 @@ fn note(shared: &Shared, live: &Live, served: &Served, outcome: Option<Outcome>,
         },
     });
     evidence.mac = shared.sightings.at(*live.client.ip()).map(|seen| seen.mac);
+    evidence.boot = line.map(|line| line.boot);
     evidence.address = Some(*live.client.ip());
     shared.note(evidence);
 }

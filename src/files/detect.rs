@@ -3,11 +3,13 @@
 use std::fs;
 use std::path::Path;
 
+use crate::files::gss;
 use crate::files::loaders::{self, LoaderTable};
 use crate::files::manifest::{BadManifest, MANIFEST_NAME, Manifest};
 use crate::files::names::{self, base, folded};
 use crate::files::scan::{Found, Walk};
 use crate::files::sniff::{self, Sniff};
+use crate::files::tree::{self, Tree};
 use crate::files::wim::{Finding, Severity};
 use crate::jobs::answers::{self, Answer};
 use crate::jobs::image::{Access, BootFiles, Image, ImageFile, ImageKind, WimbootAt};
@@ -46,6 +48,8 @@ pub fn detect(name: &str, path: &Path, walk: &Walk, loaders: &LoaderTable) -> Im
         key: None,
         template: None,
         answers: Vec::new(),
+        url_args: Vec::new(),
+        gss: None,
     };
     let manifest = match read_manifest(path) {
         Ok(manifest) => manifest,
@@ -66,9 +70,12 @@ pub fn detect(name: &str, path: &Path, walk: &Walk, loaders: &LoaderTable) -> Im
     image.group = manifest.group.clone();
     image.key = manifest.key;
 
+    image.gss = gss::form(name, walk);
     let folder = Folder { path, walk, loaders, manifest: &manifest };
     let answers = folder.answers();
-    match folder.recognise(&mut image).and_then(|boot| answers.map(|answers| (boot, answers))) {
+    let boot = folder.recognise(&mut image);
+    let boot = folder.switched(boot, &mut image);
+    match boot.and_then(|boot| answers.map(|answers| (boot, answers))) {
         Ok((boot, answers)) => {
             image.boot = Some(boot);
             image.answers = answers;
@@ -132,6 +139,44 @@ impl Folder<'_> {
         }
     }
 
+    /// What a folder with a switch boots: by iPXE what was recognised, else its own programs.
+    fn switched(&self, boot: Recognised, image: &mut Image) -> Recognised {
+        if gss::is_bstrap_folder(&image.name) {
+            return Err("it holds the PXE server's own boot programs and is no image".to_owned());
+        }
+        let Some(gss) = &image.gss else { return boot };
+        if gss.native.is_empty() && !gss.is_on() {
+            let off = format!(
+                "its iPXE is off and it brings no boot program of its own: `bootstorm image loader enable {}` switches \
+                 iPXE on",
+                image.name
+            );
+            return Err(match boot {
+                Ok(_) => off,
+                Err(reason) if image.kind.is_none() || !self.walk.settling.is_empty() => reason,
+                Err(reason) => format!("{off}, but then: {reason}"),
+            });
+        }
+        if !gss.native.is_empty() && image.access == Access::Boot {
+            image.warnings.push(
+                "access = \"boot\": its own boot programs go by TFTP, where no machine can show a token, so they \
+                 are not given"
+                    .to_owned(),
+            );
+        }
+        match boot {
+            Ok(boot) if gss.is_on() => Ok(boot),
+            Ok(_) => Ok(BootFiles::Native),
+            Err(reason) if gss.native.is_empty() => Err(reason),
+            Err(reason) => {
+                if gss.is_on() {
+                    image.warnings.push(format!("by iPXE it cannot boot: {reason}"));
+                }
+                Ok(BootFiles::Native)
+            }
+        }
+    }
+
     /// The files `image.toml` names, found; every one has to be there.
     fn named_files(&self) -> Result<Vec<&Found>, String> {
         let names = self.manifest.files.iter().flatten();
@@ -178,6 +223,9 @@ impl Folder<'_> {
 
     fn kind(&self, named: &[&Found]) -> Option<ImageKind> {
         if named.is_empty() {
+            if let Some(tree) = self.tree() {
+                return Some(if tree.is_efi { ImageKind::Efi } else { ImageKind::Linux });
+            }
             let kinds =
                 [ImageKind::Winpe, ImageKind::Linux, ImageKind::Iso, ImageKind::Efi, ImageKind::Script];
             return kinds.into_iter().find(|kind| match kind {
@@ -202,6 +250,12 @@ impl Folder<'_> {
         } else {
             sniff.script.then_some(ImageKind::Script)
         }
+    }
+
+    /// The distribution's tree that the folder is, if it is one.
+    fn tree(&self) -> Option<Tree> {
+        let names: Vec<&str> = self.walk.files.iter().map(|file| file.name.as_str()).collect();
+        tree::of(&names)
     }
 
     // WinPE
@@ -409,8 +463,14 @@ impl Folder<'_> {
     }
 
     fn linux(&self, named: &[&Found], image: &mut Image) -> Recognised {
+        let tree = self.tree().filter(|tree| named.is_empty() && !tree.is_efi);
+        let of_tree = tree.as_ref().and_then(|tree| {
+            let initrds: Option<Vec<&Found>> = tree.initrds.iter().map(|name| self.find(name)).collect();
+            Some((self.find(&tree.program)?, initrds?))
+        });
         let (kernel, initrds) = match named {
             [kernel, initrds @ ..] => (*kernel, initrds.to_vec()),
+            [] if let Some(of_tree) = of_tree => of_tree,
             [] => {
                 let kernels = self.kernels();
                 let Some(kernel) = kernels.first() else {
@@ -437,6 +497,9 @@ impl Folder<'_> {
                 Err(why) => return Err(format!("cmdline: {why}")),
             }
         }
+        if let Some(tree) = &tree {
+            self.told(tree, image);
+        }
         let sniff = Sniff::of_file(&kernel.path);
         image.cpu = image.cpu.or(sniff.bzimage).or(sniff.kernel).or(sniff.efi);
         if sniff.bzimage.is_none() && (sniff.kernel.is_some() || sniff.efi.is_some()) {
@@ -444,6 +507,15 @@ impl Folder<'_> {
         }
         let initrds = initrds.into_iter().map(|file| file.name.clone()).collect();
         Ok(BootFiles::Linux { kernel: kernel.name.clone(), initrds })
+    }
+
+    /// Takes over the arguments that a tree needs, and what it lacks.
+    fn told(&self, tree: &Tree, image: &mut Image) {
+        (image.args, image.url_args) = tree::arguments(tree, &image.args);
+        image.warnings.extend(tree.warnings.iter().cloned());
+        if self.manifest.title.is_none() {
+            image.title = format!("{} ({})", image.name, tree.what);
+        }
     }
 
     /// Initrds at the top or beside the kernel, CPU microcode first as the kernel wants it.
@@ -494,7 +566,17 @@ impl Folder<'_> {
                 programs = of_name;
             }
         }
-        let program = self.only(named, programs, "EFI program")?;
+        let tree = self.tree().filter(|tree| named.is_empty() && tree.is_efi);
+        let of_tree = tree.as_ref().and_then(|tree| self.find(&tree.program));
+        let program = match of_tree {
+            Some(program) => program,
+            None => self.only(named, programs, "EFI program")?,
+        };
+        if let Some(tree) = &tree {
+            self.told(tree, image);
+            let config = self.find("boot.cfg").and_then(|file| read_text(&file.path).ok().flatten());
+            image.warnings.extend(config.and_then(|text| tree::boot_cfg_warning(&text)));
+        }
         let Some(cpu) = Sniff::of_file(&program.path).efi else {
             return Err(format!("{} is no EFI program", program.name));
         };
@@ -927,5 +1009,37 @@ mod tests {
         assert_eq!(wim, "X64/boot.wim");
         assert!(image.warnings.iter().any(|warning| warning.contains("2 WIMs")), "{:?}", image.warnings);
         assert_eq!(image.files.len(), 5);
+    }
+
+    #[test]
+    fn a_distributions_tree_boots_with_the_arguments_it_needs() {
+        let site = Site::new();
+        site.write("images/ubuntu/casper/vmlinuz", &samples::bzimage());
+        site.write("images/ubuntu/casper/initrd", b"initrd");
+        site.write("images/ubuntu/ubuntu.iso", &iso());
+        site.write("images/ubuntu/image.toml", b"args = \"quiet\"");
+        let image = site.image("ubuntu");
+        assert_eq!(image.kind, Some(ImageKind::Linux));
+        let Some(BootFiles::Linux { kernel, initrds }) = &image.boot else { panic!("{image:?}") };
+        assert_eq!(
+            (kernel.as_str(), initrds.as_slice()),
+            ("casper/vmlinuz", &["casper/initrd".to_owned()][..])
+        );
+        assert_eq!(image.args, "boot=casper ip=dhcp quiet");
+        assert_eq!(
+            (image.url_args[0].word.as_str(), image.url_args[0].file.as_str()),
+            ("url=", "ubuntu.iso")
+        );
+        assert_eq!(image.title, "ubuntu (Ubuntu live (casper))");
+        for name in ["b.b00", "s.v00"] {
+            site.write(&format!("images/esxi/{name}"), b"module");
+        }
+        site.write("images/esxi/boot.cfg", b"kernel=/b.b00\nmodules=/s.v00\n");
+        site.write("images/esxi/efi/boot/bootx64.efi", &samples::efi(0x8664));
+        site.write("images/esxi/mboot.efi", &samples::efi(0x8664));
+        let image = site.image("esxi");
+        assert_eq!(image.boot, Some(BootFiles::Efi { program: "mboot.efi".into() }), "{image:?}");
+        assert_eq!(image.url_args[0].word, "-c ");
+        assert!(image.warnings.iter().any(|warning| warning.contains("slash")), "{:?}", image.warnings);
     }
 }

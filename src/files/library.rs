@@ -1,5 +1,6 @@
 //! The library: folders on disk, scanned into snapshots of the [`Catalog`].
 
+use std::collections::HashMap;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -23,6 +24,8 @@ use crate::jobs::image::Access;
 pub struct Settings {
     /// A folder per image below it.
     pub images_dir: PathBuf,
+    /// Further folders of images, served as they lie. Of two images of one name the earlier folder's counts.
+    pub trees: Vec<PathBuf>,
     /// Loader folders, earlier ones first; those that do not exist are passed over.
     pub loader_dirs: Vec<PathBuf>,
     /// Loaders for PC BIOS, best first.
@@ -153,9 +156,19 @@ struct Scanned {
 
 impl Scanned {
     fn of(settings: &Settings, before: &Before, old: Option<&Catalog>) -> Result<Self, LibraryError> {
-        let failed = |error| LibraryError::ImagesDir { path: settings.images_dir.clone(), error };
-        let root = fs::canonicalize(&settings.images_dir).map_err(failed)?;
-        let folders = scan::image_folders(&root).map_err(failed)?;
+        let mut folders: Vec<(String, PathBuf, Arc<PathBuf>)> = Vec::new();
+        let mut names: HashMap<String, bool> = HashMap::new();
+        for dir in std::iter::once(&settings.images_dir).chain(&settings.trees) {
+            let failed = |error| LibraryError::ImagesDir { path: dir.clone(), error };
+            let root = Arc::new(fs::canonicalize(dir).map_err(failed)?);
+            for (name, path) in scan::image_folders(&root).map_err(failed)? {
+                let twice = names.entry(name.clone()).and_modify(|twice| *twice = true).or_insert(false);
+                if !*twice {
+                    folders.push((name, path, Arc::clone(&root)));
+                }
+            }
+        }
+        folders.sort_by(|(a, ..), (b, ..)| a.cmp(b));
 
         let preferences = Preferences {
             bios: settings.bios.clone(),
@@ -177,8 +190,11 @@ impl Scanned {
         let mut details = Vec::with_capacity(folders.len());
         let mut memory = Memory::default();
         let mut report = ScanReport::default();
-        for (name, path) in folders {
+        for (name, path, root) in folders {
             let mut walk = scan::walk_image(&root, &path, before);
+            if names.get(&name) == Some(&true) {
+                walk.notes.push("a folder of the same name in [images] trees is left out".to_owned());
+            }
             memory.extend(std::mem::take(&mut walk.memory));
             report.settling += walk.settling.len();
             let image = detect::detect(&name, &path, &walk, &loaders);
@@ -251,6 +267,7 @@ pub(crate) mod test_site {
             let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
             Settings {
                 images_dir: self.path().join("images"),
+                trees: Vec::new(),
                 loader_dirs: vec![self.path().join("loaders"), self.path().join("none")],
                 bios: names(&["undionly.kpxe"]),
                 uefi_x64: names(&["snponly.efi", "ipxe.efi"]),
@@ -301,6 +318,24 @@ mod tests {
         let names: Vec<_> = catalog.list().iter().map(|image| image.name.as_str()).collect();
         assert_eq!(names, ["C", "a", "b"]);
         assert!(catalog.image("a").is_some() && catalog.image("A").is_none());
+    }
+
+    #[test]
+    fn further_trees_are_served_as_they_lie_and_the_first_of_a_name_counts() {
+        let site = Site::new();
+        for name in ["images/b/x", "estate/a/x", "estate/b/other"] {
+            site.write(name, b"x");
+        }
+        let estate = site.path().join("estate");
+        let library = Library::open(Settings { trees: vec![estate], ..site.settings() }).unwrap();
+        let catalog = library.load();
+        let names: Vec<_> = catalog.list().iter().map(|image| image.name.as_str()).collect();
+        assert_eq!(names, ["a", "b"]);
+        assert!(catalog.http_image("a/x").is_ok() && catalog.http_image("b/x").is_ok());
+        assert!(catalog.http_image("b/other").is_err());
+        assert!(catalog.image("b").unwrap().warnings.iter().any(|note| note.contains("same name")));
+        let gone = Settings { trees: vec![site.path().join("gone")], ..site.settings() };
+        assert!(Library::open(gone).unwrap_err().to_string().contains("/gone"));
     }
 
     #[test]

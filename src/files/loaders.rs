@@ -7,7 +7,8 @@ use crate::files::names;
 use crate::files::served::Served;
 use crate::files::sniff::Sniff;
 use crate::wire::Arch;
-use crate::wire::arch::{Cpu, Platform};
+use crate::wire::arch::Cpu;
+pub use crate::wire::arch::Family;
 
 /// Values by name, found by exact name first and without regard to case second.
 #[derive(Debug)]
@@ -36,41 +37,6 @@ impl<T> NameTable<T> {
     /// All values, in no order.
     pub fn values(&self) -> impl Iterator<Item = &T> {
         self.exact.values()
-    }
-}
-
-/// A group of machines that boot the same loader.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Family {
-    /// PC BIOS.
-    Bios,
-    /// UEFI on x64.
-    UefiX64,
-    /// UEFI on 32-bit x86.
-    UefiIa32,
-    /// UEFI on ARM64.
-    UefiArm64,
-}
-
-impl Family {
-    /// The family of an option 93 code; `None` for machines the loader table has no column for.
-    pub fn of(arch: Arch) -> Option<Self> {
-        match (arch.platform(), arch.cpu()) {
-            (Platform::Bios, _) => Some(Self::Bios),
-            (Platform::Efi, Cpu::X64) => Some(Self::UefiX64),
-            (Platform::Efi, Cpu::X86) => Some(Self::UefiIa32),
-            (Platform::Efi, Cpu::Arm64) => Some(Self::UefiArm64),
-            _ => None,
-        }
-    }
-
-    fn cpu(self) -> Option<Cpu> {
-        match self {
-            Self::Bios => None,
-            Self::UefiX64 => Some(Cpu::X64),
-            Self::UefiIa32 => Some(Cpu::X86),
-            Self::UefiArm64 => Some(Cpu::Arm64),
-        }
     }
 }
 
@@ -131,7 +97,7 @@ pub struct Loader {
 impl Loader {
     /// False when the file is certainly of another family: an EFI program for another processor or for BIOS, or a
     /// BIOS program by its suffix for EFI. What is not known is believed.
-    fn suits(&self, family: Family) -> bool {
+    pub fn suits(&self, family: Family) -> bool {
         let name = names::folded(&self.served.name);
         let bios_name = [".0", ".pxe", ".kpxe", ".kkpxe", ".kkkpxe"].iter().any(|end| name.ends_with(end));
         match (family.cpu(), self.sniff.efi) {
@@ -166,7 +132,8 @@ pub struct Preferences {
 }
 
 impl Preferences {
-    fn of(&self, family: Family) -> &[String] {
+    /// A family's.
+    pub fn of(&self, family: Family) -> &[String] {
         match family {
             Family::Bios => &self.bios,
             Family::UefiX64 => &self.uefi_x64,

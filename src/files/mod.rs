@@ -9,8 +9,10 @@
 pub mod catalog;
 pub mod details;
 pub mod detect;
+pub mod gss;
 pub mod intake;
 pub mod library;
+pub mod loader_facts;
 pub mod loaders;
 pub mod manifest;
 pub mod names;
@@ -19,6 +21,7 @@ pub mod scan;
 pub mod served;
 mod sha1;
 pub mod sniff;
+pub mod tree;
 pub mod verify;
 pub mod versions;
 pub mod watch;

@@ -77,6 +77,11 @@ pub enum Refusal {
         /// The image.
         name: String,
     },
+    /// The image boots without iPXE, and the selector is one that only a script request shows.
+    NeedsIpxe {
+        /// The image.
+        name: String,
+    },
     /// A sequence of boots that cannot be one.
     Sequence {
         /// Why not.
@@ -177,6 +182,7 @@ impl Refusal {
             Self::CannotBoot { .. } => "image-cannot-boot",
             Self::DestructiveAlways { .. } => "destructive-needs-once",
             Self::DestructiveRule { .. } => "destructive-needs-allow-rule",
+            Self::NeedsIpxe { .. } => "image-needs-ipxe",
             Self::Sequence { .. } => "not-a-sequence",
             Self::HasJob { .. } => "machine-has-job",
             Self::NotIdentifying { .. } => "selector-not-identifying",
@@ -215,6 +221,12 @@ impl fmt::Display for Refusal {
             Self::DestructiveAlways { name } => write!(
                 f,
                 "image {name:?} may wipe a disk, and --always would wipe it at every boot; leave --always out"
+            ),
+            Self::NeedsIpxe { name } => write!(
+                f,
+                "image {name:?} boots without iPXE, and a machine's serial, asset tag, manufacturer and product are \
+                 known only when its iPXE asks; name the machine by MAC address or UUID, or switch iPXE on: bootstorm \
+                 image loader enable {name}"
             ),
             Self::DestructiveRule { name } => write!(
                 f,
@@ -727,7 +739,7 @@ impl Book {
         job.step = 0;
         let mut destructive = false;
         for action in std::iter::once(&job.action).chain(&job.sequence) {
-            destructive |= check_action(action, job.always, job.selector.is_exact(), job.allow_rule, images)?;
+            destructive |= check_action(action, job.always, &job.selector, job.allow_rule, images)?;
         }
         job.destructive = destructive;
         let mut course = job.course();
@@ -1364,7 +1376,7 @@ fn check_spec(spec: &JobSpec, images: &dyn Images) -> Result<bool, Refusal> {
     }
     let mut destructive = false;
     for action in std::iter::once(&spec.action).chain(&spec.then) {
-        destructive |= check_action(action, spec.always, exact, spec.allow_rule, images)?;
+        destructive |= check_action(action, spec.always, &spec.selector, spec.allow_rule, images)?;
     }
     Ok(destructive)
 }
@@ -1375,7 +1387,7 @@ const SEQUENCE_MAX: usize = 32;
 fn check_action(
     action: &Action,
     always: bool,
-    exact: bool,
+    selector: &Selector,
     allow_rule: bool,
     images: &dyn Images,
 ) -> Result<bool, Refusal> {
@@ -1392,13 +1404,25 @@ fn check_action(
             reason: "nothing in it was recognised as bootable".into(),
         });
     }
+    if image.is_native_only() && needs_script(selector) {
+        return Err(Refusal::NeedsIpxe { name: name.to_owned() });
+    }
     if image.destructive && always {
         return Err(Refusal::DestructiveAlways { name: name.to_owned() });
     }
-    if image.destructive && !exact && !allow_rule {
+    if image.destructive && !selector.is_exact() && !allow_rule {
         return Err(Refusal::DestructiveRule { name: name.to_owned() });
     }
     Ok(image.destructive)
+}
+
+/// True for what firmware does not show: it is known when iPXE asks for its script, and not before.
+fn needs_script(selector: &Selector) -> bool {
+    match selector {
+        Selector::Serial(_) | Selector::Asset(_) => true,
+        Selector::Rule(rule) => rule.manufacturer.is_some() || rule.product.is_some(),
+        Selector::Mac(_) | Selector::Uuid(_) | Selector::Any => false,
+    }
 }
 
 fn checked_selector(selector: Selector) -> Result<Selector, Refusal> {

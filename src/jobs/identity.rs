@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::wire::arch::{Cpu, Platform};
+use crate::wire::arch::{Cpu, Family, Platform};
 use crate::wire::{Arch, MacAddr, Uuid};
 
 /// Everything one request says about who sent it. DHCP fills the binary part (no allocation), a script request
@@ -100,6 +100,14 @@ impl Identity {
     /// The firmware family: what iPXE said, else what option 93 implies.
     pub fn firmware(&self) -> Option<Platform> {
         self.platform.or_else(|| self.arch.map(Arch::platform)).filter(|p| *p != Platform::Other)
+    }
+
+    /// The group of machines it belongs to that boot the same programs, as far as that is known.
+    pub fn family(&self) -> Option<Family> {
+        match self.firmware()? {
+            Platform::Bios => Some(Family::Bios),
+            platform => Family::on(platform, self.cpu()?),
+        }
     }
 
     /// The processor a boot program must be built for on this machine, if it is known for certain.

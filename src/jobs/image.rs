@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::answers::Answer;
+use super::gss::GssForm;
 use super::template::Template;
 use crate::wire::arch::{Cpu, Platform};
 
@@ -68,6 +69,18 @@ pub enum BootFiles {
         /// The script.
         script: String,
     },
+    /// Nothing that iPXE could boot: the folder's own boot programs do ([`GssForm::native`]).
+    Native,
+}
+
+/// A kernel argument that names one of the image's own files by URL. The URL is a boot's own, so it is known only when
+/// its script is written.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct UrlArg {
+    /// What stands in front of the URL: `fetch=`.
+    pub word: String,
+    /// The file below the image's folder; empty for the folder itself, with a slash at its end.
+    pub file: String,
 }
 
 /// Where an image's wimboot comes from.
@@ -130,6 +143,12 @@ pub struct Image {
     /// Answer files by name.
     #[serde(default)]
     pub answers: Vec<Answer>,
+    /// Arguments that name files of the image by URL, before [`Image::args`].
+    #[serde(default)]
+    pub url_args: Vec<UrlArg>,
+    /// Of a folder laid out as GSS and DS do: who boots it by iPXE and who without.
+    #[serde(default)]
+    pub gss: Option<GssForm>,
 }
 
 impl Image {

@@ -11,6 +11,8 @@ pub mod claim;
 #[forbid(unsafe_code)]
 pub mod evidence;
 #[forbid(unsafe_code)]
+pub mod gss;
+#[forbid(unsafe_code)]
 pub mod identity;
 #[forbid(unsafe_code)]
 pub mod image;

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use self::builder::Script;
 pub(in crate::jobs) use self::builder::{clean_base, push_encoded};
-pub use self::image::{Barrier, LastFile, barrier, last_file};
+pub use self::image::{Barrier, LastFile, barrier, barrier_of_script, last_file};
 use self::image::{Fit, fit};
 use self::local::{Disk, local};
 pub use self::local::{LOCAL_WAYS, LocalStrategy};
@@ -491,7 +491,11 @@ fn write(
     composed.what = match &plan.act {
         Act::Image(image) => {
             composed.image = Some(image.name.clone());
-            composed.last_file = last_file(image).map(|last| last.name.to_owned());
+            let native = who.family().and_then(|family| image.native_for(family));
+            composed.last_file = match native {
+                Some(native) => Some(native.last.clone()),
+                None => last_file(image).map(|last| last.name.to_owned()),
+            };
             match &image.template {
                 None => one_image(&mut script, image, who, plan.job.map(|job| job.id), urls, disk),
                 Some(template) => {

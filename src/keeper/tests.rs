@@ -48,6 +48,8 @@ fn images() -> ImagesNow {
         key: None,
         template: None,
         answers: Vec::new(),
+        url_args: Vec::new(),
+        gss: None,
     };
     let library: Arc<dyn Images + Send + Sync> = Arc::new(Library(vec![Arc::new(image)]));
     Box::new(move || Arc::clone(&library))

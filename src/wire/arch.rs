@@ -35,6 +35,69 @@ pub enum Platform {
     Other,
 }
 
+/// A group of machines that boot the same programs.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub enum Family {
+    /// PC BIOS.
+    #[serde(rename = "bios")]
+    Bios,
+    /// UEFI on x64.
+    #[serde(rename = "uefi-x64")]
+    UefiX64,
+    /// UEFI on 32-bit x86.
+    #[serde(rename = "uefi-ia32")]
+    UefiIa32,
+    /// UEFI on ARM64.
+    #[serde(rename = "uefi-arm64")]
+    UefiArm64,
+}
+
+impl Family {
+    /// All of them, the common ones first.
+    pub const ALL: [Self; 4] = [Self::Bios, Self::UefiX64, Self::UefiIa32, Self::UefiArm64];
+
+    /// The family of an option 93 code; `None` for machines nobody has programs for.
+    pub fn of(arch: Arch) -> Option<Self> {
+        Self::on(arch.platform(), arch.cpu())
+    }
+
+    /// The family of a firmware and a processor.
+    pub fn on(platform: Platform, cpu: Cpu) -> Option<Self> {
+        match (platform, cpu) {
+            (Platform::Bios, _) => Some(Self::Bios),
+            (Platform::Efi, Cpu::X64) => Some(Self::UefiX64),
+            (Platform::Efi, Cpu::X86) => Some(Self::UefiIa32),
+            (Platform::Efi, Cpu::Arm64) => Some(Self::UefiArm64),
+            _ => None,
+        }
+    }
+
+    /// Its firmware.
+    pub fn platform(self) -> Platform {
+        if self == Self::Bios { Platform::Bios } else { Platform::Efi }
+    }
+
+    /// The processor its EFI programs are built for; `None` for BIOS, whose programs have no such mark.
+    pub fn cpu(self) -> Option<Cpu> {
+        match self {
+            Self::Bios => None,
+            Self::UefiX64 => Some(Cpu::X64),
+            Self::UefiIa32 => Some(Cpu::X86),
+            Self::UefiArm64 => Some(Cpu::Arm64),
+        }
+    }
+
+    /// The word of lists and JSON, the one `--arch` takes.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Bios => "bios",
+            Self::UefiX64 => "uefi-x64",
+            Self::UefiIa32 => "uefi-ia32",
+            Self::UefiArm64 => "uefi-arm64",
+        }
+    }
+}
+
 impl Arch {
     /// x86 BIOS.
     pub const BIOS: Self = Self(0);

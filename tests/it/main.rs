@@ -14,6 +14,7 @@ mod dhcp;
 mod explain;
 mod faults;
 mod firmware;
+mod gss;
 mod https;
 mod images;
 mod interlock;

@@ -1,5 +1,6 @@
 //! Images.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -13,8 +14,10 @@ use utoipa::IntoParams;
 
 use super::super::Admin;
 use super::super::auth::{Administrator, Operator, Reader};
+use super::super::loaders::{loader_document, loader_entry};
 use super::super::problem::Problem;
 use super::{Answer, Asked, Named, Text, document_of, read_body};
+use crate::files::gss::{Switch, SwitchError};
 use crate::files::library::Library;
 use crate::files::verify::{self, How};
 use crate::files::versions::{Version, VersionError, Versions};
@@ -344,4 +347,69 @@ pub(super) async fn announce(
     let found = scan(&admin).await;
     note(&admin, &by.name, &name, &what, &about).await?;
     found.map(Json)
+}
+
+/// Whether an image is to boot by iPXE.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LoaderSwitch {
+    ipxe: bool,
+}
+
+/// Switch an image's iPXE on or off: the loader files in its folder are copied there, or set aside. Machines see it at
+/// their next packet.
+#[utoipa::path(
+    post, path = "/v1/images/{name}/loader", tag = "images",
+    params(("name" = String, Path, description = "The image's name")),
+    request_body(content = ref("#/components/schemas/LoaderSwitch"), content_type = "application/json"),
+    responses((status = 200, description = "What was done", body = ref("#/components/schemas/LoaderSwitched"))),
+    security(("token" = ["operate"]))
+)]
+pub(super) async fn loader(
+    Operator(by): Operator,
+    State(admin): State<Arc<Admin>>,
+    Named(name): Named<String>,
+    Text(body): Text,
+) -> Answer {
+    let LoaderSwitch { ipxe } = read_body(&body, "not-a-switch")?;
+    let (library, image) = (Arc::clone(&admin.state.library), name.clone());
+    // Reads, writes and walks folders: not on this thread, which answers /healthz.
+    let switched = tokio::task::spawn_blocking(move || {
+        let settings = library.settings();
+        let scan = || {
+            library.rescan().map_err(|error| SwitchError::Io {
+                path: settings.images_dir.clone(),
+                error: std::io::Error::other(error.to_string()),
+            })
+        };
+        // What somebody did by hand a moment ago counts.
+        scan()?;
+        let catalog = library.snapshot();
+        let roots: Vec<&Path> =
+            std::iter::once(&settings.images_dir).chain(&settings.trees).map(|path| path.as_path()).collect();
+        let switch = Switch::of(&catalog, &roots, &image)?;
+        let done = if ipxe { switch.enable() } else { switch.disable() }?;
+        scan()?;
+        Ok(loader_document(&library.snapshot(), &image, ipxe, &done))
+    });
+    let document = switched
+        .await
+        .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "switch-failed", error.to_string()))?
+        .map_err(|error: SwitchError| match &error {
+            SwitchError::NoImage(_) => {
+                Problem::new(StatusCode::NOT_FOUND, "unknown-image", error.to_string())
+            }
+            SwitchError::NotAnImage(_) | SwitchError::NoLoaders => {
+                Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "cannot-switch", error.to_string())
+            }
+            SwitchError::Io { .. } => {
+                Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "switch-failed", error.to_string())
+            }
+        })?;
+    let at = super::super::tokens::unix_ms(SystemTime::now());
+    let body = loader_entry(&by.name, ipxe, &document).to_string();
+    let entry = Write::Append { log: Log::Audit, at_unix_ms: at, subject: format!("image {name}"), body };
+    admin.look(move |_, store| store.commit(&[Transition { writes: vec![entry] }]).map(|_| ())).await??;
+    tracing::info!(image = name, ipxe, by = by.name, "image loader switched");
+    Ok(Json(document))
 }

@@ -56,6 +56,7 @@ fn documented() -> OpenApiRouter<Arc<Admin>> {
         .routes(routes!(images::verify))
         .routes(routes!(images::announce))
         .routes(routes!(images::rescan))
+        .routes(routes!(images::loader))
         .routes(routes!(boots::list))
         .routes(routes!(boots::explain))
         .routes(routes!(boots::pcap))

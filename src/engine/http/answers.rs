@@ -18,7 +18,7 @@ use crate::jobs::answers::{self, Asking};
 use crate::jobs::evidence::{Cause, Evidence, Seen, Why};
 use crate::jobs::image::{Access, Images};
 use crate::jobs::reach::{self, Shut};
-use crate::jobs::script::{self, Barrier, Composed, Context, Hints, Offer, barrier};
+use crate::jobs::script::{self, Barrier, Composed, Context, Hints, Offer, barrier_of_script};
 use crate::jobs::table::Decision;
 use crate::jobs::template::Values;
 use crate::jobs::token::Token as BootToken;
@@ -313,7 +313,7 @@ impl HttpSide {
         evidence.why = Some(why_of(&decision, excluded));
         // What such a script starts fetches the rest as it likes: the script itself is what must not leave too soon.
         if let (Offer::Image, Some(job), Some(image)) = (composed.what, once, composed.image)
-            && catalog.image(&image).and_then(barrier) == Some(Barrier::Script)
+            && catalog.image(&image).and_then(|image| barrier_of_script(image, &who)) == Some(Barrier::Script)
             && request.method != Method::Head
         {
             let what = "the script".to_owned();
@@ -341,7 +341,10 @@ impl HttpSide {
     ) -> Place {
         let Some(image) = &composed.image else { return Place::Now };
         let catalog = turn.shared.library.load();
-        let ends = matches!(catalog.image(image).and_then(barrier), Some(Barrier::File(_)));
+        let ends = matches!(
+            catalog.image(image).and_then(|image| barrier_of_script(image, who)),
+            Some(Barrier::File(_))
+        );
         if composed.what != Offer::Image || request.method == Method::Head || !ends {
             return Place::Now;
         }

@@ -42,6 +42,8 @@ fn library() -> Library {
         key: None,
         template: None,
         answers: Vec::new(),
+        url_args: Vec::new(),
+        gss: None,
         warnings: Vec::new(),
         files: Vec::new(),
     };

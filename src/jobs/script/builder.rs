@@ -81,6 +81,19 @@ impl<'o> Script<'o> {
         self
     }
 
+    /// The host of the server's own base URL, for another scheme: no port.
+    pub(super) fn host(&mut self, base_url: &str) -> &mut Self {
+        let base: String = base_chars(base_url).collect();
+        let rest = base.split_once("://").map_or(base.as_str(), |(_, rest)| rest);
+        let rest = rest.split('/').next().unwrap_or_default();
+        let host = match rest.rfind(':') {
+            Some(at) if !rest.ends_with(']') => rest.get(..at).unwrap_or_default(),
+            _ => rest,
+        };
+        self.out.push_str(host);
+        self
+    }
+
     /// The operator's own lines, without the `#!ipxe` in front, their values already made harmless
     /// ([`Template::render`]). They end where they end: no backslash reaches the line behind.
     pub(super) fn template(&mut self, template: &Template, values: &Values<'_>) -> &mut Self {

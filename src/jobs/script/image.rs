@@ -3,9 +3,10 @@
 use super::Urls;
 use super::builder::{Script, WIMBOOT_NAME_MAX};
 use crate::jobs::Identity;
-use crate::jobs::image::{BootFiles, Image, WimbootAt};
+use crate::jobs::gss::Native;
+use crate::jobs::image::{BootFiles, Image, UrlArg, WimbootAt};
 use crate::jobs::job::JobId;
-use crate::wire::arch::{Cpu, Platform};
+use crate::wire::arch::{Cpu, Family, Platform};
 
 /// A 32-bit iPXE, which every BIOS one is, addresses 4 GiB, and the WIM must fit twice for a while.
 const WIM_MAX_32_BIT: u64 = 2 << 30;
@@ -13,6 +14,7 @@ const WIM_MAX_32_BIT: u64 = 2 << 30;
 const WIMBOOT_FILES_MAX: usize = 60;
 const INITRDS_MAX: usize = 32;
 const WARNINGS_MAX: usize = 8;
+const URL_ARGS_MAX: usize = 8;
 /// Progress-based in every build: a download that delivers nothing for two minutes has died.
 const TIMEOUT: &str = " --timeout 120000 ";
 
@@ -49,6 +51,8 @@ pub fn last_file(image: &Image) -> Option<LastFile<'_>> {
         BootFiles::Iso { iso } => LastFile { name: iso, whole: false },
         BootFiles::Efi { program } => LastFile { name: program, whole: true },
         BootFiles::Script { script } => LastFile { name: script, whole: true },
+        // Which file is the last depends on the machine.
+        BootFiles::Native => return None,
     })
 }
 
@@ -65,8 +69,19 @@ pub enum Barrier<'a> {
 pub fn barrier(image: &Image) -> Option<Barrier<'_>> {
     Some(match image.boot.as_ref()? {
         BootFiles::Winpe { .. } | BootFiles::Linux { .. } => Barrier::File(last_file(image)?.name),
-        BootFiles::Iso { .. } | BootFiles::Efi { .. } | BootFiles::Script { .. } => Barrier::Script,
+        BootFiles::Iso { .. } | BootFiles::Efi { .. } | BootFiles::Script { .. } | BootFiles::Native => {
+            Barrier::Script
+        }
     })
+}
+
+/// Where it lies for a machine that boots by its script. A program of the folder that iPXE chains to fetches the rest as
+/// it likes.
+pub fn barrier_of_script<'i>(image: &'i Image, who: &Identity) -> Option<Barrier<'i>> {
+    match who.family() {
+        Some(family) if image.native_for(family).is_some() => Some(Barrier::Script),
+        _ => barrier(image),
+    }
 }
 
 /// Whether an image can boot on a machine.
@@ -82,6 +97,15 @@ pub(super) enum Fit {
 
 pub(super) fn fit(image: &Image, who: &Identity) -> Fit {
     let firmware = who.firmware();
+    match who.family() {
+        Some(family) if image.native_for(family).is_some() => return Fit::Fits,
+        Some(_) if image.is_native_only() => {
+            return Fit::Misfit(
+                "its iPXE is off, and its folder holds no boot program for this machine's firmware".into(),
+            );
+        }
+        _ => {}
+    }
     if let (Some(needs), Some(has)) = (image.platform, firmware)
         && needs != has
     {
@@ -121,6 +145,11 @@ pub(super) fn body(
     urls: Urls<'_>,
 ) -> bool {
     let Some(boot) = &image.boot else { return false };
+    let native = who.family().and_then(|family| image.native_for(family));
+    if native.is_some() || *boot == BootFiles::Native {
+        native_programs(script, image, who, native, urls);
+        return false;
+    }
     let guarded = guards(script, image, who);
     // Whatever an earlier try left registered would end up in the initrd, or in WinPE's System32.
     script.raw("imgfree ||\n");
@@ -139,15 +168,57 @@ pub(super) fn body(
         BootFiles::Efi { program } => {
             warn_lost_arguments(script, Script::args_are_changed(&image.args));
             script.raw("chain --autofree").raw(TIMEOUT);
-            url(script, urls, image, program).raw(" ").args(&image.args);
-            script.raw(" || goto failed\ngoto local\n");
+            url(script, urls, image, program);
+            url_args(script, urls, image);
+            script.raw(" ").args(&image.args).raw(" || goto failed\ngoto local\n");
         }
         BootFiles::Script { script: name } => {
             script.raw("chain --autofree").raw(TIMEOUT);
             url(script, urls, image, name).raw(" || goto failed\ngoto local\n");
         }
+        // Said above.
+        BootFiles::Native => {}
     }
     guarded
+}
+
+/// Hands over to the folder's own boot program, by TFTP as it expects: what it goes on to load it asks of the server
+/// and by the name that DHCP gave, which iPXE shows it in its own copies of the packets.
+fn native_programs(
+    script: &mut Script<'_>,
+    image: &Image,
+    who: &Identity,
+    native: Option<&Native>,
+    urls: Urls<'_>,
+) {
+    script.raw("imgfree ||\n");
+    let all = image.gss.iter().flat_map(|gss| &gss.native);
+    for program in all.filter(|program| native.is_none_or(|native| native == *program)) {
+        let only = match program.family {
+            _ if who.family().is_some() => "",
+            Family::Bios => "iseq ${platform} pcbios && ",
+            Family::UefiX64 => "iseq ${buildarch} x86_64 && iseq ${platform} efi && ",
+            Family::UefiIa32 => "iseq ${buildarch} i386 && iseq ${platform} efi && ",
+            Family::UefiArm64 => "iseq ${buildarch} arm64 && iseq ${platform} efi && ",
+        };
+        script.raw(only).raw("set netX/next-server ").host(urls.base).raw(" ||\n");
+        script.raw(only).raw("set netX/filename ");
+        script.segment(&image.name).raw("/").path(&program.program).raw(" ||\n");
+        script.raw(only).raw("chain --autofree").raw(TIMEOUT).raw("tftp://").host(urls.base).raw("/");
+        script.segment(&image.name).raw("/").path(&program.program).raw(" && goto local ||\n");
+    }
+    script.raw("goto failed\n");
+}
+
+/// Arguments that name the image's own files.
+fn url_args(script: &mut Script<'_>, urls: Urls<'_>, image: &Image) {
+    for UrlArg { word, file } in image.url_args.iter().take(URL_ARGS_MAX) {
+        script.raw(" ").args(word);
+        if word.ends_with(' ') {
+            script.raw(" ");
+        }
+        url(script, urls, image, file);
+    }
 }
 
 /// What iPXE has not said of itself yet, it is asked for where it runs: option 93 is the firmware's claim, and a
@@ -181,7 +252,7 @@ fn guards(script: &mut Script<'_>, image: &Image, who: &Identity) -> bool {
 pub(super) fn body_len_max(image: &Image, urls: Urls<'_>) -> usize {
     let per_file = 160 + urls.base.len() + urls.token.as_str().len() + 3 * image.name.len();
     let files: usize = match &image.boot {
-        None => 0,
+        None | Some(BootFiles::Native) => 0,
         Some(BootFiles::Winpe { wimboot, wim, extra }) => {
             let (WimbootAt::Image(wimboot) | WimbootAt::Loader(wimboot)) = wimboot;
             let extra: usize = extra.iter().map(|name| per_file + 5 * name.len()).sum();
@@ -198,7 +269,11 @@ pub(super) fn body_len_max(image: &Image, urls: Urls<'_>) -> usize {
             | BootFiles::Script { script: name },
         ) => per_file + 3 * name.len(),
     };
-    1_024 + WARNINGS_MAX * 160 + files + image.args.len()
+    let native = image.gss.iter().flat_map(|gss| &gss.native);
+    let native: usize =
+        native.map(|program| 3 * (per_file + 3 * program.program.len() + 80) + urls.base.len()).sum();
+    let named: usize = image.url_args.iter().map(|arg| per_file + 3 * arg.file.len() + arg.word.len()).sum();
+    1_024 + WARNINGS_MAX * 160 + files + native + named + image.args.len()
 }
 
 fn winpe(
@@ -316,6 +391,7 @@ fn linux(
         script.base(urls.base).raw("/s/").token(urls.token).raw("/answers/").segment(&image.name);
     }
     // Ours first: what the operator wrote may hold the `--` behind which everything belongs to init.
+    url_args(script, urls, image);
     script.raw(" ").args(&image.args).raw(" || goto failed\n");
     for (index, name) in initrds() {
         // No argument behind the URL: on BIOS it would wrap the initrd into a file of that name.

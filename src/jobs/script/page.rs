@@ -3,7 +3,9 @@
 use std::fmt::Write;
 
 use super::builder::push_encoded;
+use crate::jobs::gss::Way;
 use crate::jobs::image::{Access, Image, ImageKind, Images};
+use crate::wire::arch::Family;
 
 /// Writes the page into `out`, replacing what it held: UTF-8 HTML without scripts or anything from elsewhere.
 pub fn options_page(images: &dyn Images, out: &mut String) {
@@ -20,7 +22,7 @@ pub fn options_page(images: &dyn Images, out: &mut String) {
         out.push_str("<p>The library is empty. <code>bootstorm image add</code> fills it.</p>\n");
     } else {
         out.push_str(
-            "<table>\n<tr><th>Image</th><th>Kind</th><th>Size</th><th>Files</th><th>Notes</th></tr>\n",
+            "<table>\n<tr><th>Image</th><th>Kind</th><th>Boots by</th><th>Size</th><th>Files</th><th>Notes</th></tr>\n",
         );
         images.list().iter().for_each(|image| row(image, out));
         out.push_str("</table>\n");
@@ -44,6 +46,8 @@ fn row(image: &Image, out: &mut String) {
         Some(ImageKind::Script) => "iPXE script",
         None => "not recognised",
     });
+    out.push_str("</td><td>");
+    ways(image, out);
     // Writing to a String cannot fail.
     let _ = write!(out, "</td><td>{} MiB</td><td>", image.bytes().div_ceil(1 << 20));
     for (index, file) in image.files.iter().enumerate() {
@@ -82,6 +86,30 @@ fn row(image: &Image, out: &mut String) {
         out.push_str("<br>");
     }
     out.push_str("</td></tr>\n");
+}
+
+/// Whether machines boot it by iPXE or by the folder's own program, where that is a choice at all.
+fn ways(image: &Image, out: &mut String) {
+    if image.unbootable.is_some() || image.boot.is_none() {
+        return out.push_str("nothing");
+    }
+    if image.gss.is_none() {
+        return out.push_str("iPXE");
+    }
+    for family in Family::ALL {
+        match image.way(family) {
+            Way::Ipxe => {
+                let _ = write!(out, "{}: iPXE<br>", family.word());
+            }
+            Way::Native => {
+                let program = image.native_for(family).map_or("", |native| native.program.as_str());
+                let _ = write!(out, "{}: ", family.word());
+                escaped(program, out);
+                out.push_str(" by TFTP<br>");
+            }
+            Way::None => {}
+        }
+    }
 }
 
 fn escaped(text: &str, out: &mut String) {

@@ -52,6 +52,8 @@ fn image(name: &str, kind: ImageKind, boot: BootFiles, files: &[(&str, u64)]) ->
         key: None,
         template: None,
         answers: Vec::new(),
+        url_args: Vec::new(),
+        gss: None,
     }
 }
 

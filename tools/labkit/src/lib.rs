@@ -11,8 +11,8 @@ mod net;
 mod process;
 mod web;
 
-pub use machine::{Firmware, Machine, MachineSpec};
-pub use media::{DISK_WORD, INIT_WORD, initramfs, kernel, local_disk};
+pub use machine::{Firmware, Machine, MachineSpec, SNAKEOIL};
+pub use media::{DISK_WORD, INIT_WORD, bios_program, efi_program, initramfs, kernel, local_disk};
 pub use net::{BRIDGE, FULL, Net, PROXY};
 pub use process::{Process, run, tool};
 pub use web::{Answer, Asked, WebHost};

@@ -18,7 +18,13 @@ pub enum Firmware {
     Uefi,
     /// OVMF with PXE switched off: UEFI HTTP Boot.
     UefiHttp,
+    /// OVMF with Secure Boot on; it trusts the test key that Debian's package ovmf brings ([`SNAKEOIL`]), and no other.
+    UefiSecure,
 }
+
+/// Certificate, key and the key's passphrase that [`Firmware::UefiSecure`] trusts.
+pub const SNAKEOIL: (&str, &str, &str) =
+    ("/usr/share/ovmf/PkKek-1-snakeoil.pem", "/usr/share/ovmf/PkKek-1-snakeoil.key", "snakeoil");
 
 /// What machine to start.
 #[derive(Clone, Debug)]
@@ -116,9 +122,26 @@ impl Machine {
         let rom = if spec.firmware == Firmware::Bios { "" } else { ",romfile=" };
         command.arg("-device").arg(format!("virtio-net-pci,netdev=n,mac={},bootindex=1{rom}", spec.mac));
         if spec.firmware != Firmware::Bios {
-            let code = first_of(&["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_CODE.fd"], "ovmf");
-            let template =
-                first_of(&["/usr/share/OVMF/OVMF_VARS_4M.fd", "/usr/share/OVMF/OVMF_VARS.fd"], "ovmf");
+            let (code, template): (&[&str], &[&str]) = match spec.firmware {
+                Firmware::UefiSecure => {
+                    // Its variables are kept by system management mode, which nothing else may write to.
+                    command.args([
+                        "-machine",
+                        "q35,smm=on",
+                        "-global",
+                        "driver=cfi.pflash01,property=secure,value=on",
+                    ]);
+                    (
+                        &["/usr/share/OVMF/OVMF_CODE_4M.snakeoil.fd"],
+                        &["/usr/share/OVMF/OVMF_VARS_4M.snakeoil.fd"],
+                    )
+                }
+                _ => (
+                    &["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_CODE.fd"],
+                    &["/usr/share/OVMF/OVMF_VARS_4M.fd", "/usr/share/OVMF/OVMF_VARS.fd"],
+                ),
+            };
+            let (code, template) = (first_of(code, "ovmf"), first_of(template, "ovmf"));
             let variables = folder.join(format!("vars-{number}.fd"));
             fs::copy(template, &variables).expect("firmware variables can be copied");
             command.arg("-drive").arg(format!("if=pflash,format=raw,readonly=on,file={}", code.display()));

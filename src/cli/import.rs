@@ -1,0 +1,308 @@
+//! `import gss`: what an existing tree of GSS or DS holds, which machines could boot what from it, and two ways to serve
+//! it: where it lies, or copied.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::args::{Common, ImportGss, ImportVerb};
+use super::serve::library_settings;
+use super::{Done, Exit, Failure, load_config, output};
+use crate::config::{DEFAULT_FILE, Plan};
+use crate::control::ways;
+use crate::files::gss;
+use crate::files::library::{Library, Settings};
+use crate::files::loader_facts;
+use crate::jobs::Image;
+use crate::jobs::image::Images;
+
+/// Where the images folder is below what an administrator may name: the product's own folder, or one above it.
+const BELOW: &[&str] =
+    &["images", "pxe/images", "sbs/images", "deployment/sbs/images", "agents/deployment/sbs/images"];
+
+pub(super) fn run(common: &Common, verb: &ImportVerb) -> Done {
+    let ImportVerb::Gss(import) = verb;
+    let plan = load_config(common, &[])?.plan;
+    let root = root_of(&import.dir)?;
+    let tree =
+        Library::open(Settings { images_dir: root.clone(), trees: Vec::new(), ..library_settings(&plan) })
+            .map_err(|error| Failure::new(Exit::Wrong, error))?;
+    let catalog = tree.load();
+    let images: Vec<&Image> = catalog.list().iter().map(|image| &**image).collect();
+    if images.is_empty() {
+        let message = format!("{}: no folder of images in it", root.display());
+        return Err(Failure::new(Exit::Wrong, message));
+    }
+    let served = is_served(&plan, &root);
+    let mut document = json!({
+        "root": root,
+        "served": served,
+        "images": images.iter().map(|image| found(image, &root)).collect::<Vec<_>>(),
+        "beside": beside(&root),
+    });
+    if import.copy {
+        document["copied"] = Value::Array(copy_all(&plan, &root, &images)?);
+    }
+    if import.serve && !served {
+        document["configured"] = json!(configure(common, &root)?);
+    }
+    if import.json {
+        output::json(&document);
+    } else {
+        draw(&document, import, &plan);
+    }
+    Ok(Exit::Fine)
+}
+
+/// The images folder that `dir` means.
+fn root_of(dir: &Path) -> Result<PathBuf, Failure> {
+    let dir = fs::canonicalize(dir)
+        .map_err(|error| Failure::new(Exit::Wrong, format!("{}: {error}", dir.display())))?;
+    let is_root = dir.file_name().is_some_and(|name| name.eq_ignore_ascii_case("images"))
+        || steps(&dir).any(|(name, _)| gss::is_menu_option(&name) || gss::is_bstrap_folder(&name));
+    if is_root {
+        return Ok(dir);
+    }
+    let below = BELOW.iter().find_map(|path| {
+        path.split('/').try_fold(dir.clone(), |at, step| {
+            steps(&at).find(|(name, _)| name.eq_ignore_ascii_case(step)).map(|(_, path)| path)
+        })
+    });
+    Ok(below.unwrap_or(dir))
+}
+
+/// The folders in a folder.
+fn steps(dir: &Path) -> impl Iterator<Item = (String, PathBuf)> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.path().is_dir())
+        .filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())))
+}
+
+fn is_served(plan: &Plan, root: &Path) -> bool {
+    std::iter::once(&plan.images_dir)
+        .chain(&plan.image_trees)
+        .any(|dir| fs::canonicalize(dir).is_ok_and(|dir| dir == root))
+}
+
+/// One image of the tree.
+fn found(image: &Image, root: &Path) -> Value {
+    let form = match &image.gss {
+        _ if gss::is_bstrap_folder(&image.name) => "bstrap",
+        _ if gss::is_menu_option(&image.name) => "gss",
+        Some(_) => "ds",
+        None => "other",
+    };
+    let loaders: Vec<Value> = image
+        .gss
+        .iter()
+        .flat_map(|gss| &gss.ipxe)
+        .map(|program| {
+            let facts = loader_facts::read(&root.join(&image.name).join(&program.file)).ok();
+            json!({
+                "family": program.family,
+                "file": program.file,
+                "what": facts.as_ref().map(|facts| facts.what),
+                "version": facts.as_ref().and_then(|facts| facts.version.clone()),
+                "signed_by": facts.as_ref().map(|facts| facts.signed_by.clone()),
+                "blake3": facts.as_ref().map(|facts| facts.blake3.clone()),
+            })
+        })
+        .collect();
+    let programs: Vec<&str> =
+        image.files.iter().map(|file| file.name.as_str()).filter(|name| gss::is_boot_program(name)).collect();
+    json!({
+        "name": image.name,
+        "form": form,
+        "title": image.title,
+        "kind": image.kind,
+        "bytes": image.bytes(),
+        "ipxe": image.gss.as_ref().is_some_and(|gss| gss.is_on()),
+        "ipxe_loaders": loaders,
+        "boot_programs": programs,
+        "boots": ways(image),
+        "cannot_boot": image.unbootable,
+        "warnings": image.warnings,
+    })
+}
+
+/// Files beside the images' folders: nobody can ask for them, and their loader names are answered all the same.
+fn beside(root: &Path) -> Vec<String> {
+    let entries = fs::read_dir(root).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .filter(|entry| entry.path().is_file())
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    names
+}
+
+/// Copies every image into the images folder; those whose name is taken are left as they are.
+fn copy_all(plan: &Plan, root: &Path, images: &[&Image]) -> Result<Vec<Value>, Failure> {
+    let failed = |path: &Path| {
+        let path = path.display().to_string();
+        move |error: io::Error| {
+            let exit = match error.kind() {
+                io::ErrorKind::PermissionDenied => Exit::Permission,
+                _ => Exit::Runtime,
+            };
+            Failure::new(exit, format!("{path}: {error}"))
+        }
+    };
+    fs::create_dir_all(&plan.images_dir).map_err(failed(&plan.images_dir))?;
+    let mut copied = Vec::new();
+    for image in images {
+        let (from, to) = (root.join(&image.name), plan.images_dir.join(&image.name));
+        if to.exists() {
+            copied.push(json!({ "name": image.name, "done": "there already" }));
+            continue;
+        }
+        // Hidden from the scan until it is whole.
+        let staged = plan.images_dir.join(format!(".import-{}-{}", std::process::id(), image.name));
+        let done = copy_folder(&from, &staged).and_then(|bytes| fs::rename(&staged, &to).map(|()| bytes));
+        match done {
+            Ok(bytes) => copied.push(json!({ "name": image.name, "done": "copied", "bytes": bytes })),
+            Err(error) => {
+                // A half copy is of no use to anybody.
+                let _ = fs::remove_dir_all(&staged);
+                return Err(failed(&to)(error));
+            }
+        }
+    }
+    Ok(copied)
+}
+
+/// Copies a folder with all its files, on disk when it returns; its bytes. Links are left out, as the scan would not
+/// follow those that leave the folder.
+fn copy_folder(from: &Path, to: &Path) -> io::Result<u64> {
+    fs::create_dir_all(to)?;
+    let mut bytes = 0;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let (kind, target) = (entry.file_type()?, to.join(entry.file_name()));
+        if kind.is_dir() {
+            bytes += copy_folder(&entry.path(), &target)?;
+        } else if kind.is_file() {
+            bytes += fs::copy(entry.path(), &target)?;
+            fs::File::open(&target)?.sync_all()?;
+        }
+    }
+    fs::File::open(to)?.sync_all()?;
+    Ok(bytes)
+}
+
+/// Adds the tree to `[images] trees` of the configuration file; the file.
+fn configure(common: &Common, root: &Path) -> Result<PathBuf, Failure> {
+    let path = common.config.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
+    let failed = |error: io::Error| {
+        let exit =
+            if error.kind() == io::ErrorKind::PermissionDenied { Exit::Permission } else { Exit::Runtime };
+        Failure::new(exit, format!("{}: {error}", path.display()))
+    };
+    let wrong = |why: String| Failure::new(Exit::Config, format!("{}: {why}", path.display()));
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut document: toml_edit::DocumentMut =
+        text.parse().map_err(|error: toml_edit::TomlError| wrong(error.to_string()))?;
+    let root = root.to_str().ok_or_else(|| wrong("the folder's name is not UTF-8".into()))?;
+    let images = document.entry("images").or_insert_with(toml_edit::table);
+    let images = images.as_table_like_mut().ok_or_else(|| wrong("images is no table".into()))?;
+    let trees = images.entry("trees").or_insert_with(|| toml_edit::value(toml_edit::Array::new()));
+    let trees = trees.as_array_mut().ok_or_else(|| wrong("images.trees is no list".into()))?;
+    trees.push(root);
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(failed)?;
+    }
+    let staged = path.with_extension(format!("toml.{}.new", std::process::id()));
+    let written = fs::write(&staged, document.to_string()).and_then(|()| {
+        if let Ok(meta) = fs::metadata(&path) {
+            fs::set_permissions(&staged, meta.permissions())?;
+        }
+        fs::File::open(&staged)?.sync_all()?;
+        fs::rename(&staged, &path)
+    });
+    if let Err(error) = written {
+        // The old file is as it was.
+        let _ = fs::remove_file(&staged);
+        return Err(failed(error));
+    }
+    Ok(path)
+}
+
+fn draw(document: &Value, import: &ImportGss, plan: &Plan) {
+    let text = |value: &Value| output::plain(value.as_str().unwrap_or_default());
+    let root = text(&document["root"]);
+    let images = document["images"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let plural = if images.len() == 1 { "" } else { "s" };
+    output::line(format!("{root}: {} folder{plural}", images.len()));
+    let rows = images
+        .iter()
+        .map(|image| {
+            let boots = image["boots"].as_object().into_iter().flatten();
+            let boots: Vec<String> = boots
+                .filter_map(|(family, way)| match way["by"].as_str()? {
+                    "native" => Some(format!("{family}: {} (TFTP)", text(&way["program"]))),
+                    "ipxe" => Some(format!("{family}: iPXE (HTTP)")),
+                    _ => None,
+                })
+                .collect();
+            let ipxe = match (image["form"].as_str(), image["ipxe"].as_bool()) {
+                (Some("bstrap" | "other"), _) => "-",
+                (_, Some(true)) => "on",
+                _ => "off",
+            };
+            vec![
+                text(&image["name"]),
+                text(&image["form"]),
+                if image["kind"].is_null() { "-".into() } else { text(&image["kind"]) },
+                output::bytes(image["bytes"].as_u64().unwrap_or(0)),
+                ipxe.to_owned(),
+                if boots.is_empty() { "nothing".into() } else { boots.join(", ") },
+            ]
+        })
+        .collect();
+    output::table(&["FOLDER", "FORM", "KIND", "SIZE", "IPXE", "MACHINES BOOT"], rows);
+    for image in images {
+        let name = text(&image["name"]);
+        for loader in image["ipxe_loaders"].as_array().into_iter().flatten() {
+            let version = loader["version"].as_str().map(|version| format!(" {}", output::plain(version)));
+            let signed = match loader["signed_by"].as_array().map(Vec::as_slice) {
+                Some([first, ..]) => format!(", signed by {}", text(first)),
+                _ => String::new(),
+            };
+            let what = loader["what"].as_str().filter(|what| *what != "other").unwrap_or("a loader");
+            let version = version.unwrap_or_default();
+            output::line(format!("{name}: {} is {what}{version}{signed}", text(&loader["file"])));
+        }
+        if let Some(reason) = image["cannot_boot"].as_str() {
+            output::line(format!("warning: {name} is not offered: {}", output::plain(reason)));
+        }
+        for warning in image["warnings"].as_array().into_iter().flatten() {
+            output::line(format!("warning: {name}: {}", text(warning)));
+        }
+    }
+    let beside: Vec<String> = document["beside"].as_array().into_iter().flatten().map(&text).collect();
+    if !beside.is_empty() {
+        output::line(format!("not served, because they lie beside the folders: {}", beside.join(", ")));
+    }
+    for copied in document["copied"].as_array().into_iter().flatten() {
+        output::line(format!("{}: {}", text(&copied["name"]), text(&copied["done"])));
+    }
+    match (document["configured"].as_str(), document["served"].as_bool()) {
+        (Some(file), _) => output::line(format!(
+            "served in place from the server's next start on: {} has it in [images] trees now",
+            output::plain(file)
+        )),
+        (None, Some(true)) => output::line("this server's configuration serves it in place"),
+        _ if import.copy => output::line(format!("in {} now", plan.images_dir.display())),
+        _ => output::line(format!(
+            "nothing was changed; --serve serves it where it lies ([images] trees = [\"{root}\"]), --copy copies it to {}",
+            plan.images_dir.display()
+        )),
+    }
+}

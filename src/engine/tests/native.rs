@@ -1,0 +1,127 @@
+//! Machines that boot an image's own program, over TFTP from the running engine.
+
+use super::*;
+use crate::engine::sightings::Sighting;
+use crate::files::library::test_site::SMALL_WIM;
+use crate::jobs::job::Stage;
+use crate::wire::{Arch, MacAddr};
+
+/// A GSS image whose iPXE is off, and another that is a plain one; DHCP has seen the machine of this address.
+fn lab() -> Lab {
+    let lab = Lab::start_with(Driver::Mio, 1_000, |images| {
+        for (name, bytes) in [
+            ("MenuOption128/X64/pxeboot.n12", b"boot program".as_slice()),
+            ("MenuOption128/X64/bootmgr.exe", b"boot manager"),
+            ("MenuOption128/X64/Boot/BCD", b"boot store"),
+            ("MenuOption128/X64/boot.wim", SMALL_WIM),
+            ("MenuOption144/X64/bstrap.0", b"bstrap"),
+            ("MenuOption144/X64/vmlinuz", b"kernel"),
+            ("wipe/X64/pxeboot.n12", b"another program"),
+            ("wipe/X64/boot.wim", SMALL_WIM),
+            ("wipe/image.toml", b"destructive = true"),
+        ] {
+            let path = images.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        }
+    });
+    lab
+}
+
+fn see(lab: &Lab) {
+    let seen = Sighting { mac: MacAddr([2, 0, 0, 0, 0, 1]), arch: Arch::BIOS };
+    lab.shared.sightings.record(Ipv4Addr::LOCALHOST, seen);
+}
+
+/// The content, or the code of the refusal.
+fn ask(lab: &Lab, name: &str) -> Result<Vec<u8>, u16> {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut packet = [0; 512];
+    let len = tftp::emit_rrq(&mut packet, name.as_bytes(), Mode::Octet, &Options::default()).unwrap();
+    socket.send_to(&packet[..len], lab.engine.as_ref().unwrap().bound.tftp[0]).unwrap();
+    let mut buffer = [0; 1024];
+    let (len, _) = socket.recv_from(&mut buffer).expect("an answer");
+    match Packet::parse(&buffer[..len]).unwrap() {
+        Packet::Error(code, _) => Err(code.code()),
+        // All of it is in the first block.
+        Packet::Data(1, payload) if payload.len() < 512 => Ok(payload.to_vec()),
+        _ => Ok(tftp_get(lab, name, Options::default())),
+    }
+}
+
+#[test]
+fn the_boot_managers_names_mean_the_folder_of_the_machines_job() {
+    let lab = lab();
+    assert_eq!(ask(&lab, "\\Boot\\BCD"), Err(1), "nobody knows whose it is");
+    see(&lab);
+    assert_eq!(ask(&lab, "\\Boot\\BCD"), Err(1), "no job");
+    lab.add("MenuOption128");
+    for (name, content) in [
+        ("MenuOption128/X64/pxeboot.n12", "boot program"),
+        ("\\Boot\\BCD", "boot store"),
+        ("/boot\\bcd", "boot store"),
+        ("bootmgr.exe", "boot manager"),
+        // What an old DHCP scope calls the loader is this machine's program.
+        ("bstrap.0", "boot program"),
+        ("BStrap\\X86pc\\BStrap.0", "boot program"),
+    ] {
+        assert_eq!(
+            ask(&lab, name).map(|bytes| String::from_utf8(bytes).unwrap()).as_deref(),
+            Ok(content),
+            "{name}"
+        );
+    }
+    for name in
+        ["\\Boot\\Fonts\\wgl4_boot.ttf", "..\\image.toml", "image.toml", "revocations_sku.efi", "grubx64.efi"]
+    {
+        assert_eq!(ask(&lab, name), Err(1), "{name}");
+    }
+}
+
+#[test]
+fn the_last_block_of_the_wim_is_the_point_of_no_return() {
+    let lab = lab();
+    see(&lab);
+    let id = lab.add("MenuOption128");
+    assert!(ask(&lab, "bootmgr.exe").is_ok() && ask(&lab, "\\Boot\\BCD").is_ok());
+    assert_eq!(lab.stage(id), Stage::Armed);
+    assert_eq!(ask(&lab, "\\boot.wim").unwrap(), SMALL_WIM);
+    assert_eq!(lab.stage(id), Stage::Running);
+    assert!(ask(&lab, "\\Boot\\BCD").is_ok(), "the boot that passed goes on with its files");
+    assert_eq!(ask(&lab, "bstrap.0"), Err(1), "but nothing starts it again");
+}
+
+#[test]
+fn what_may_wipe_leaves_for_no_machine_whose_dhcp_was_not_seen() {
+    let lab = lab();
+    assert_eq!(ask(&lab, "wipe/X64/boot.wim"), Err(2));
+    assert!(ask(&lab, "wipe/X64/pxeboot.n12").is_ok(), "without the WIM it does nothing");
+    see(&lab);
+    assert!(ask(&lab, "wipe/X64/boot.wim").is_ok());
+}
+
+#[test]
+fn switching_takes_effect_at_the_next_packet() {
+    let lab = lab();
+    see(&lab);
+    lab.add("MenuOption144");
+    assert_eq!(ask(&lab, "undionly.kpxe").unwrap(), b"bstrap");
+    lab.add("MenuOption144");
+    let path = "/ipxe?mac=02:00:00:00:00:01&platform=pcbios";
+    let script = || String::from_utf8(get(&mut lab.http(), path, "User-Agent: iPXE/1.21\r\n").1).unwrap();
+    let by_tftp = "chain --autofree --timeout 120000 tftp://127.0.0.1/MenuOption144/X64/bstrap.0";
+    assert!(script().contains(by_tftp));
+    let (staged, loader) = (lab.dir.join("images/.new"), lab.dir.join("images/MenuOption144/X64/zipxe.0"));
+    fs::write(&staged, "iPXE").unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    fs::rename(&staged, &loader).unwrap();
+    lab.library.rescan().unwrap();
+    lab.add("MenuOption144");
+    assert_eq!(ask(&lab, "undionly.kpxe"), Err(1), "the loader folders hold none for it");
+    assert!(script().contains("/images/MenuOption144/X64/vmlinuz"), "{}", script());
+    fs::remove_file(loader).unwrap();
+    lab.library.rescan().unwrap();
+    lab.add("MenuOption144");
+    assert_eq!(ask(&lab, "undionly.kpxe").unwrap(), b"bstrap");
+}
