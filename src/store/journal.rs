@@ -146,18 +146,7 @@ impl Journal {
             begun.map_or((None, 0, next - 1), |(file, at, number)| (Some(file), at, number));
         let to_move = live.keys().copied().collect();
         let buffer = Vec::new();
-        Ok(Self {
-            folder: folder.into(),
-            file,
-            number,
-            at,
-            live,
-            old,
-            to_move,
-            buffer,
-            segment_len,
-            torn,
-        })
+        Ok(Self { folder: folder.into(), file, number, at, live, old, to_move, buffer, segment_len, torn })
     }
 
     /// Every key's newest value, in no order.

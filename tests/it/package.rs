@@ -112,7 +112,8 @@ fn the_package_installs_serves_as_its_own_user_and_goes_again() {
     *interfaces = "interfaces = [\"lan\"]";
     let dhcp = lines.iter().position(|line| *line == "[dhcp]").expect("in the example");
     // The table's own lines are replaced by those of this test's network.
-    let next = lines[dhcp + 1..].iter().position(|line| line.starts_with('[')).expect("another table follows");
+    let next =
+        lines[dhcp + 1..].iter().position(|line| line.starts_with('[')).expect("another table follows");
     lines.drain(dhcp..=dhcp + next);
     fs::write(CONFIG, format!("{}\n{FULL}", lines.join("\n"))).expect("root may");
 
