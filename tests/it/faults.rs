@@ -363,6 +363,10 @@ fn a_missing_wimboot_and_a_truncated_wim_are_found() {
     wim(&folder.join("boot.wim"));
     let file = fs::File::options().write(true).open(folder.join("boot.wim")).expect("the WIM");
     file.set_len(500_000).expect("a shorter WIM");
+    // A file that was changed this moment is taken for one that is still being written.
+    file.set_modified(SystemTime::now() - Duration::from_secs(3600)).expect("an older WIM");
+    // Nor may anybody have it open for writing.
+    drop(file);
     finds_only("truncated-wim", &cut, &doctor(&net.server, &cut, &[]));
 }
 
