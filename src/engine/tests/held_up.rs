@@ -55,9 +55,7 @@ fn other_images_and_machines_without_a_job_never_wait() {
 /// Reads a byte now and then for as long as it lives.
 fn slow_readers(lab: &Lab, count: usize) -> Vec<TcpStream> {
     let reader = |_| {
-        let socket = socket2::Socket::from(lab.http());
-        socket.set_recv_buffer_size(4096).unwrap();
-        let mut stream = TcpStream::from(socket);
+        let mut stream = lab.http();
         write!(stream, "GET /images/big/payload.bin HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
         stream.read_exact(&mut [0]).unwrap();
         stream
