@@ -93,9 +93,6 @@ impl RawPort {
             FrameRing::open(&interface.name, interface.index, filter, ring)
         };
         let (ring, discovers) = (open(rest)?, open(discovers)?);
-        // tcpdump beside a server that is suspected of silence must show its answers, and so must `doctor`.
-        ring.leave_by_queue();
-        discovers.leave_by_queue();
         let fail = |e| SysError::new(format!("send frames on {}", interface.name), e);
         let (fd, discovers_fd) = (ring.sender().map_err(fail)?, discovers.sender().map_err(fail)?);
         let interface = Arc::clone(interface);

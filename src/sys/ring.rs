@@ -255,13 +255,6 @@ impl FrameRing {
         done.map_or(0, |_| u64::from(stats.tp_drops))
     }
 
-    /// What is sent by this socket goes through the host's own queue from now on, where captures and other packet sockets
-    /// of this host hear it: whoever looks for a lost answer has to find it there.
-    pub fn leave_by_queue(&self) {
-        // An old kernel that does not know the option queues anyway.
-        let _ = set_int(self.fd.as_raw_fd(), libc::SOL_PACKET, PACKET_QDISC_BYPASS, 0);
-    }
-
     /// Another handle on the same socket, for a [`FrameBatch`] that is filled while frames are received.
     ///
     /// # Errors

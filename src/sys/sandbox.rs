@@ -26,7 +26,7 @@ pub struct Files {
     pub read: Vec<PathBuf>,
     /// Read, written, made and removed, with everything below.
     pub write: Vec<PathBuf>,
-    /// TCP ports that may be listened on; 0 is any free one. Nothing may be connected to.
+    /// TCP ports that may be listened on; with 0 among them any. Nothing may be connected to.
     pub tcp_ports: Vec<u16>,
 }
 
@@ -53,10 +53,14 @@ pub fn hold_files(files: &Files) -> Result<Held, SysError> {
     // Neither is any file of ours a program.
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let write = all & !(AccessFs::Execute | AccessFs::MakeChar | AccessFs::MakeBlock);
+    // Every core listens on the port that the first one was given, and which that is nobody knows yet.
+    let any_port = files.tcp_ports.contains(&0);
+    let net =
+        if any_port { AccessNet::ConnectTcp.into() } else { AccessNet::BindTcp | AccessNet::ConnectTcp };
     let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(all)
-        .and_then(|rules| rules.handle_access(AccessNet::BindTcp | AccessNet::ConnectTcp))
+        .and_then(|rules| rules.handle_access(net))
         .and_then(|rules| rules.scope(Scope::Signal))
         .and_then(|rules| rules.create())
         .map_err(|error| fail(&error))?;
@@ -68,7 +72,7 @@ pub fn hold_files(files: &Files) -> Result<Held, SysError> {
             rules = rules.add_rule(PathBeneath::new(opened, access)).map_err(|error| fail(&error))?;
         }
     }
-    for port in &files.tcp_ports {
+    for port in files.tcp_ports.iter().filter(|_| !any_port) {
         rules = rules.add_rule(NetPort::new(*port, AccessNet::BindTcp)).map_err(|error| fail(&error))?;
     }
     let status = rules.restrict_self().map_err(|error| fail(&error))?;
@@ -357,14 +361,17 @@ mod tests {
             std::fs::create_dir_all(&inside).expect("made");
             std::fs::create_dir_all(&images).expect("made");
             std::fs::write(images.join("boot.wim"), b"x").expect("written");
-            let files = Files { read: vec![images.clone()], write: vec![inside.clone()], tcp_ports: vec![0] };
+            let files =
+                Files { read: vec![images.clone()], write: vec![inside.clone()], tcp_ports: vec![47_113] };
             assert_ne!(hold_files(&files).expect("this kernel has landlock"), Held::Not);
             std::fs::write(inside.join("new"), b"x").expect("the state folder can be written");
             std::fs::read(images.join("boot.wim")).expect("images can be read");
             refused(std::fs::write(images.join("boot.wim"), b"y"));
             refused(std::fs::read("/etc/hostname"));
             refused(std::fs::write(folder.join("beside"), b"x"));
-            std::net::TcpListener::bind("127.0.0.1:0").expect("any free port");
+            let listen = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port));
+            listen(47_113).expect("its own port");
+            refused(listen(47_114));
             refused(std::net::TcpStream::connect("127.0.0.1:9"));
             // Threads made from here on are held too.
             std::thread::spawn(|| refused(std::fs::read("/etc/hostname"))).join().expect("no panic");
