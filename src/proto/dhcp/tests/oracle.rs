@@ -122,7 +122,7 @@ fn another_implementation_reads_generated_messages_as_we_do() {
         compare(&bytes, &mut tally).unwrap_or_else(|what| panic!("message {round}: {what}\n{bytes:02x?}"));
     }
     // Neither side may simply refuse everything.
-    assert!(tally.both > count / 2 && tally.options > count && tally.stopped < count / 2, "{tally:?}");
+    assert!(tally.both > count / 2 && tally.options > count / 2 && tally.stopped < count / 2, "{tally:?}");
     assert!(tally.panicked < count / 50, "{tally:?}");
 }
 
