@@ -8,7 +8,7 @@ use crate::wire::{Arch, MacAddr};
 
 /// A GSS image whose iPXE is off, and another that is a plain one; DHCP has seen the machine of this address.
 fn lab() -> Lab {
-    let lab = Lab::start_with(Driver::Mio, 1_000, |images| {
+    Lab::start_with(Driver::Mio, 1_000, |images| {
         for (name, bytes) in [
             ("MenuOption128/X64/pxeboot.n12", b"boot program".as_slice()),
             ("MenuOption128/X64/bootmgr.exe", b"boot manager"),
@@ -24,8 +24,7 @@ fn lab() -> Lab {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, bytes).unwrap();
         }
-    });
-    lab
+    })
 }
 
 fn see(lab: &Lab) {
