@@ -197,6 +197,7 @@ fn system(error: SysError) -> Failure {
 /// after it are held by what is done here.
 fn confine(common: &Common, plan: &Plan) -> Result<(), Failure> {
     affinity::raise_open_files();
+    affinity::raise_pinned_memory();
     let account = match plan.server.user.as_str() {
         "" => None,
         name => Some(Account::find(name).map_err(system)?),

@@ -207,8 +207,9 @@ impl Timeline {
             self.left_out = self.left_out.saturating_add(1);
             return;
         }
-        let repeated =
-            self.steps.iter_mut().rev().take(REPEATS_LOOK_BACK).find(|step| is_same(&step.seen, &seen));
+        // What anybody can send is counted where it first stood, however long ago: it must not make new steps.
+        let look_back = if is_anybodys(&seen) { usize::MAX } else { REPEATS_LOOK_BACK };
+        let repeated = self.steps.iter_mut().rev().take(look_back).find(|step| is_same(&step.seen, &seen));
         if let Some(step) = repeated {
             step.until = step.until.max(evidence.at);
             step.count = step.count.saturating_add(1);

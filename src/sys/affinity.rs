@@ -38,6 +38,18 @@ pub fn raise_open_files() -> u64 {
     if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft }
 }
 
+/// Raises the limit on memory that sends without a copy may pin: away with it where this process may, to the hard limit
+/// elsewhere. Without, a core's sends are copied again as soon as some 8 MiB of all are under way.
+pub fn raise_pinned_memory() {
+    use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
+    if setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY).is_err()
+        && let Ok((_, hard)) = getrlimit(Resource::RLIMIT_MEMLOCK)
+    {
+        // What is refused leaves the limit as it was: the senders find out.
+        let _ = setrlimit(Resource::RLIMIT_MEMLOCK, hard, hard);
+    }
+}
+
 /// CPU time the calling thread has taken so far, in user space and kernel.
 pub fn thread_cpu_time() -> std::time::Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };

@@ -105,10 +105,10 @@ fn machines_get_addresses_by_broadcast_and_across_relays() {
     let site = site(FULL);
     let server = site.serve(&net);
     for words in [
-        "dhcp --interface eth0 --mode discover --clients 1,20 --time 300ms",
-        "dhcp --interface eth0 --mode dora --clients 1,20 --time 300ms",
+        "dhcp --interface eth0 --mode discover --clients 1,20 --machines 90 --time 300ms",
+        "dhcp --interface eth0 --mode dora --clients 1,20 --machines 90 --time 300ms",
         "dhcp --interface eth0 --mode dora --pxe --clients 20 --rate 200 --time 1s",
-        "dhcp --interface eth0 --server 10.77.0.1 --relays 3 --mode dora --clients 20 --time 300ms",
+        "dhcp --interface eth0 --server 10.77.0.1 --relays 3 --mode dora --clients 20 --machines 90 --time 300ms",
     ] {
         for point in points(&load, words) {
             assert!(number(&point["latency"], "p50") > 0, "{point}");
