@@ -82,6 +82,12 @@ impl Alone {
         (descriptors, maps.lines().filter(|line| line.contains("file.bin")).count())
     }
 
+    /// A file that nobody asks for any more may be closed meanwhile.
+    fn holds_no_more_than(&self, before: (usize, usize)) -> bool {
+        let now = self.held();
+        now.0 <= before.0 && now.1 <= before.1
+    }
+
     /// The least of some looks: the connection that was asked for a metric may be open for a moment yet.
     fn settled(&self) -> (usize, usize) {
         (0..200).map(|_| self.held()).min().expect("some looks")
@@ -132,7 +138,9 @@ fn clients_killed_by_the_hundred_leave_nothing_behind() {
         }
         server.wait_until("their connections are gone", |server| open(server) == 0);
         let before = *before.get_or_insert_with(|| server.settled());
-        server.wait_until("descriptors and mappings are as they were", |server| server.held() == before);
+        server.wait_until("descriptors and mappings are as they were", |server| {
+            server.holds_no_more_than(before)
+        });
     }
     server.stop();
 }
@@ -156,7 +164,7 @@ fn thousands_of_idle_connections_cost_little_and_are_closed_in_the_end() {
     // Nothing was said on them for ten seconds: the server ends them, not the clients.
     server.wait_until("all closed", |server| server.metric("bootstorm_http_connections_open") == 0);
     assert!(server.metric("bootstorm_http_timed_out_total") >= count);
-    server.wait_until("descriptors are as they were", |server| server.held() == before);
+    server.wait_until("descriptors are as they were", |server| server.holds_no_more_than(before));
     drop(idle);
     server.stop();
 }

@@ -112,7 +112,7 @@ impl Kind {
         match self {
             Self::Ours | Self::OursProxy => "one core, defaults",
             Self::OursSplice => "one core, driver mio",
-            Self::OursZeroCopy => "one core, driver uring-always",
+            Self::OursZeroCopy => "one core, driver uring-always, sandbox off (no bound on pinned memory)",
             Self::Nginx => {
                 "1 worker, sendfile, sendfile_max_chunk 2m, tcp_nopush, open_file_cache, reuseport, no access log, \
                  keepalive_requests 10000000"
@@ -344,9 +344,11 @@ impl Recipe<'_> {
             Kind::OursZeroCopy => "uring-always",
             _ => "auto",
         };
+        // Where not even root may lift the limit on pinned memory, only a privilege that the sandbox takes is above it.
+        let sandbox = if self.kind == Kind::OursZeroCopy { "off" } else { "auto" };
         let loaders = self.site.folder.join("loaders");
         format!(
-            "[server]\ninterfaces = [\"lan\"]\nstate_dir = \"{}\"\ncores = 1\ndriver = \"{driver}\"\n[images]\ndir = \"{}\"\n\
+            "[server]\nsandbox = \"{sandbox}\"\ninterfaces = [\"lan\"]\nstate_dir = \"{}\"\ncores = 1\ndriver = \"{driver}\"\n[images]\ndir = \"{}\"\n\
              [loaders]\ndirs = [\"{}\"]\n[dhcp]\nmode = \"{mode}\"\n[[dhcp.subnet]]\nnetwork = \"10.{}.0.0/16\"\n\
              range = \"{first}-{last}\"\n[policy]\nmenu_default = \"tiny\"\nmenu_timeout = \"1s\"\n",
             self.own.display(),
