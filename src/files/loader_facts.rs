@@ -295,14 +295,21 @@ fn sbat_version(bytes: &[u8], component: &str) -> Option<String> {
     line.split(',').nth(4).map(|version| version.chars().take(VERSION_MAX).collect())
 }
 
-/// The common names in a PE file's certificate table, each once, in order.
+/// The common names in a PE file's certificate table, each once, in order; those of organizations where there is none.
 fn signers(bytes: &[u8]) -> Vec<String> {
-    // id-at-commonName, then a string type and its length.
+    // id-at-commonName and id-at-organizationName.
     const COMMON_NAME: &[u8] = &[0x06, 0x03, 0x55, 0x04, 0x03];
-    let Some(mut table) = certificate_table(bytes) else { return Vec::new() };
+    const ORGANIZATION: &[u8] = &[0x06, 0x03, 0x55, 0x04, 0x0a];
+    let Some(table) = certificate_table(bytes) else { return Vec::new() };
+    let mut kinds = [COMMON_NAME, ORGANIZATION].into_iter().map(|kind| names_in(table, kind));
+    kinds.find(|names| !names.is_empty()).unwrap_or_else(|| vec!["somebody without a name".to_owned()])
+}
+
+/// The texts behind this attribute's name, each once, in order: a string type, a length, the text.
+fn names_in(mut table: &[u8], attribute: &[u8]) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
-    while let Some(at) = find(table, COMMON_NAME) {
-        let rest = table.get(at + COMMON_NAME.len()..).unwrap_or_default();
+    while let Some(at) = find(table, attribute) {
+        let rest = table.get(at + attribute.len()..).unwrap_or_default();
         if let [kind, len @ 0..=0x7f, text @ ..] = rest {
             let text = text.get(..usize::from(*len)).unwrap_or_default();
             let name: String = match kind {
@@ -322,7 +329,7 @@ fn signers(bytes: &[u8]) -> Vec<String> {
         }
         table = rest;
     }
-    if names.is_empty() { vec!["somebody without a name".to_owned()] } else { names }
+    names
 }
 
 /// The attribute certificate table of a PE file (PE/COFF: data directory 4, a file offset), `None` without one.

@@ -487,8 +487,9 @@ fn firmware_that_is_cut_off_is_explained_at_every_stage() {
         return;
     }
     let block = |net: &Net, rule: &str| {
-        let rules =
-            format!("table inet plug {{ chain in {{ type filter hook input priority 0; {rule} drop; }} }}");
+        let rules = format!(
+            "table inet plug {{ chain in {{ type filter hook input priority 0; {rule} drop; }}; }}\n"
+        );
         let file =
             std::env::temp_dir().join(format!("bootstorm-nft-{}-{}", std::process::id(), labkit::unique()));
         fs::write(&file, rules).expect("a file");
