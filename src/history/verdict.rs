@@ -740,6 +740,33 @@ pub const RULES: &[Rule] = &[
         },
     },
     Rule {
+        name: "no-lease",
+        stage: Stop::Dhcp,
+        patience: DHCP,
+        codes: [&[E52], &[E16, E18], &[NO_CONFIGURATION]],
+        holds: |story| {
+            story.is_dhcp_only()
+                && (story.offered.is_some() || story.offered_ipxe.is_some())
+                && story.timeline.address.is_none()
+                && story.relay.is_none()
+                && story.chosen.is_none()
+                && !story.address_given
+                && !story.others.iter().any(|other| other.leases)
+        },
+        says: |story| {
+            (
+                format!(
+                    "It got our offer of {}, but no DHCP server was heard giving it an address: a boot offer alone is not \
+                     enough.",
+                    Plain(story.offered.or(story.offered_ipxe).unwrap_or_default())
+                ),
+                "look whether the LAN's DHCP server runs and has addresses left; or let this one give them ([dhcp] mode = \
+                 \"full\" and a [[dhcp.subnet]])."
+                    .into(),
+            )
+        },
+    },
+    Rule {
         name: "ipxe-no-script",
         stage: Stop::Script,
         patience: DHCP,
@@ -940,33 +967,6 @@ pub const RULES: &[Rule] = &[
                         rival.server
                     ),
                 },
-            )
-        },
-    },
-    Rule {
-        name: "no-lease",
-        stage: Stop::Dhcp,
-        patience: DHCP,
-        codes: [&[E52], &[E16, E18], &[NO_CONFIGURATION]],
-        holds: |story| {
-            story.is_dhcp_only()
-                && (story.offered.is_some() || story.offered_ipxe.is_some())
-                && story.timeline.address.is_none()
-                && story.relay.is_none()
-                && story.chosen.is_none()
-                && !story.address_given
-                && !story.others.iter().any(|other| other.leases)
-        },
-        says: |story| {
-            (
-                format!(
-                    "It got our offer of {}, but no DHCP server was heard giving it an address: a boot offer alone is not \
-                     enough.",
-                    Plain(story.offered.or(story.offered_ipxe).unwrap_or_default())
-                ),
-                "look whether the LAN's DHCP server runs and has addresses left; or let this one give them ([dhcp] mode = \
-                 \"full\" and a [[dhcp.subnet]])."
-                    .into(),
             )
         },
     },

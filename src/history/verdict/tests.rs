@@ -406,6 +406,13 @@ fn cases() -> Vec<Case> {
             "PXE-E18",
         ),
         (
+            "no-lease",
+            vec![bios()],
+            &["no DHCP server was heard giving it an address"],
+            "mode = \"full\"",
+            "PXE-E52",
+        ),
+        (
             "ipxe-no-script",
             vec![uefi(), leased(), loader(), ipxe(URL), leased()],
             &["told to ask http://10.77.0.1:4433/ipxe", "never did"],
@@ -472,13 +479,6 @@ fn cases() -> Vec<Case> {
             ],
             "10.0.0.5",
             "PXE-E53",
-        ),
-        (
-            "no-lease",
-            vec![bios()],
-            &["no DHCP server was heard giving it an address"],
-            "mode = \"full\"",
-            "PXE-E52",
         ),
         (
             "offer-not-taken",
@@ -610,4 +610,11 @@ fn text_from_outside_cannot_move_the_cursor() {
     let verdict = told(&[given(), refused("a\u{1b}[2Jb", 404, "x\ny")], 60.0, None);
     assert!(!verdict.to_string().contains('\u{1b}'), "{verdict}");
     assert_eq!(verdict.to_string().lines().count(), 3, "{verdict}");
+}
+
+/// Debian's iPXE of a BIOS ROM beside this server in proxy mode, with nobody to give addresses: it asks again and again.
+#[test]
+fn an_ipxe_that_nobody_gives_an_address_did_not_fail_at_its_script() {
+    let verdict = told(&[ipxe(URL), ipxe(URL), ipxe(URL)], 60.0, None);
+    assert_eq!((verdict.rule, verdict.codes[0].code), ("no-lease", "ipxe.org/040ee119"), "{verdict:?}");
 }
