@@ -788,10 +788,20 @@ pub const RULES: &[Rule] = &[
                 },
                 match rival {
                     Some(rival) => format!("take the boot file out of the DHCP server {}.", rival.server),
-                    None => format!(
-                        "let the firewalls between (and on this host) pass TCP {port} to {server}; from the machine's \
-                         network, curl http://{server}:{port}/healthz must say ok."
-                    ),
+                    None => {
+                        let firewalls = format!(
+                            "let the firewalls between (and on this host) pass TCP {port} to {server}; from the machine's \
+                             network, curl http://{server}:{port}/healthz must say ok"
+                        );
+                        // What it answered by unicast was not heard; a file name in it would win.
+                        match story.chosen.filter(|chosen| chosen.to_string() != server) {
+                            Some(chosen) => format!(
+                                "{firewalls}; if that is so, take the boot file out of the DHCP server {chosen}, which \
+                                 iPXE prefers."
+                            ),
+                            None => format!("{firewalls}."),
+                        }
+                    }
                 },
             )
         },
