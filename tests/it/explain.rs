@@ -427,10 +427,6 @@ fn another_servers_boot_file_is_named_with_its_address() {
 /// An emulated boot takes 25 to 45 s on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-fn all() -> bool {
-    std::env::var_os("LAB_ALL").is_some()
-}
-
 /// Starts a machine, waits for what its screen says, and returns what is explained of it.
 fn stopped(net: &Net, site: &Site, spec: &MachineSpec, screen: &str, rule: &str) -> String {
     let machine = Machine::start(spec, net.machines(), BRIDGE, &site.dir.0);
@@ -482,10 +478,8 @@ fn a_file_that_is_missing_shows_on_the_screen_as_explain_says() {
 
 /// The stages where something stands between, each with a firewall rule or a wrong server in a machine's way.
 #[test]
+#[ignore = "minutes of emulation: tools/test --all runs it"]
 fn firmware_that_is_cut_off_is_explained_at_every_stage() {
-    if !all() {
-        return;
-    }
     let block = |net: &Net, rule: &str| {
         let rules = format!(
             "table inet plug {{ chain in {{ type filter hook input priority 0; {rule} drop; }}; }}\n"

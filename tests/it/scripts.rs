@@ -582,9 +582,7 @@ fn bios_ipxe_executes_every_shape_and_no_hostile_text() {
 }
 
 #[test]
+#[ignore = "minutes of emulation: tools/test --all runs it"]
 fn uefi_ipxe_executes_every_shape_and_no_hostile_text() {
-    if !everything() {
-        return;
-    }
     execute(Firmware::Uefi, 31, [shapes(), hostile()].concat(), &shell_at_the_end());
 }

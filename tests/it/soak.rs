@@ -1,8 +1,7 @@
 //! A storm of honest machines beside strangers who misbehave in every way docs/THREAT-MODEL.md names: nobody honest fails, and
 //! nothing grows.
 //!
-//! In the ordinary run for one storm; with `LAB_ALL` for five minutes, or as many as `LAB_SOAK` says (60: the curve of
-//! docs/PERFORMANCE.md).
+//! In the ordinary run for one storm; with `LAB_ALL` for five minutes, or as many as `LAB_SOAK` says.
 
 use std::fs;
 use std::time::{Duration, Instant};
