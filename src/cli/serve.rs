@@ -1,6 +1,6 @@
 //! `serve`: from a plan to a running server, and its end.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -205,13 +205,11 @@ fn confine(common: &Common, plan: &Plan) -> Result<(), Failure> {
     if let Some(account) = &account
         && !account.is_current()
     {
-        let state = &plan.server.state_dir;
-        // What an earlier run as another user left there, which this one could not write.
-        for path in own_state(state, &plan.images_dir) {
-            account.give(&path).map_err(system)?;
-        }
-        if plan.images_dir.starts_with(state) {
-            account.give(&plan.images_dir).map_err(system)?;
+        // What an earlier run as another user left there, which this one could not write; not the images, which may be
+        // somebody else's: of those the folder alone.
+        account.give(&plan.server.state_dir, &plan.images_dir).map_err(system)?;
+        if plan.images_dir.starts_with(&plan.server.state_dir) {
+            account.give_alone(&plan.images_dir).map_err(system)?;
         }
     }
     if plan.server.sandbox == Sandbox::Off {
@@ -234,20 +232,6 @@ fn confine(common: &Common, plan: &Plan) -> Result<(), Failure> {
     }
     tracing::info!(rung = "landlock", held = word, "{text}");
     Ok(())
-}
-
-/// The state folder and what is in it and its folders, but for images: those may be somebody else's.
-fn own_state(state: &Path, images: &Path) -> Vec<PathBuf> {
-    let mut found = vec![state.to_owned()];
-    let mut next = 0;
-    while let Some(path) = found.get(next).cloned() {
-        next += 1;
-        let entries = std::fs::read_dir(&path).into_iter().flatten().flatten();
-        // A link would lead out of it.
-        let own = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir() || kind.is_file()));
-        found.extend(own.map(|entry| entry.path()).filter(|path| path != images));
-    }
-    found
 }
 
 /// What serving opens.

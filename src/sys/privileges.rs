@@ -6,6 +6,9 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::unistd::{Gid, Uid, User};
@@ -55,10 +58,41 @@ impl Account {
         nix::unistd::geteuid() == self.uid
     }
 
-    /// Gives a file or folder to this user.
-    pub fn give(&self, path: &std::path::Path) -> Result<(), SysError> {
-        nix::unistd::chown(path, Some(self.uid), Some(self.gid))
-            .map_err(|errno| SysError::new(format!("give {} to {}", path.display(), self.name), errno.into()))
+    /// Gives a folder to this user, with all in it but the folder `but`. Who may write there must not lead this process,
+    /// which is root, anywhere else: no link is followed, and what is below a folder is reached through the folder that was
+    /// opened, not by its name again. A file with a second name elsewhere is left alone.
+    pub fn give(&self, folder: &Path, but: &Path) -> Result<(), SysError> {
+        let what = || format!("give {} to {}", folder.display(), self.name);
+        self.give_opened(folder, folder, but).map_err(|error| SysError::new(what(), error))
+    }
+
+    /// Gives a folder without what is in it.
+    pub fn give_alone(&self, folder: &Path) -> Result<(), SysError> {
+        super::open_plain(folder)
+            .and_then(|opened| {
+                std::os::unix::fs::fchown(&opened, Some(self.uid.as_raw()), Some(self.gid.as_raw()))
+            })
+            .map_err(|error| SysError::new(format!("give {} to {}", folder.display(), self.name), error))
+    }
+
+    /// `place` is where it is opened, `name` what it is called.
+    fn give_opened(&self, place: &Path, name: &Path, but: &Path) -> io::Result<()> {
+        let opened = super::open_plain(place)?;
+        let meta = opened.metadata()?;
+        if meta.is_dir() {
+            let inside = format!("/proc/self/fd/{}", opened.as_raw_fd());
+            for entry in std::fs::read_dir(&inside)? {
+                let entry = entry?;
+                let name = name.join(entry.file_name());
+                let kind = entry.file_type()?;
+                if (kind.is_dir() || kind.is_file()) && name != but {
+                    self.give_opened(&entry.path(), &name, but)?;
+                }
+            }
+        } else if !meta.is_file() || meta.nlink() != 1 {
+            return Ok(());
+        }
+        std::os::unix::fs::fchown(&opened, Some(self.uid.as_raw()), Some(self.gid.as_raw()))
     }
 }
 
@@ -157,6 +191,31 @@ mod tests {
             let left: CapsHashSet = root.into_iter().filter(|c| before.contains(c)).collect();
             assert_eq!(caps::read(None, CapSet::Permitted).expect("readable"), left);
         });
+    }
+
+    #[test]
+    fn what_is_given_stays_inside_its_folder() {
+        let root = std::env::temp_dir().join(format!("bootstorm-give-{}", std::process::id()));
+        let (state, other) = (root.join("state"), root.join("other"));
+        for folder in [state.join("leases"), state.join("images"), other.clone()] {
+            std::fs::create_dir_all(folder).expect("made");
+        }
+        for file in ["state/db", "state/leases/1", "state/images/wim", "other/secret", "other/linked"] {
+            std::fs::write(root.join(file), b"x").expect("written");
+        }
+        std::os::unix::fs::symlink(other.join("secret"), state.join("link")).expect("a link");
+        std::os::unix::fs::symlink(&other, state.join("folder")).expect("a link");
+        std::fs::hard_link(other.join("linked"), state.join("second")).expect("a second name");
+        let nobody = Account::find("nobody").expect("every Linux has it");
+        nobody.give(&state, &state.join("images")).expect("as root");
+        let owner = |name: &str| std::fs::metadata(root.join(name)).expect("there").uid();
+        for given in ["state", "state/db", "state/leases", "state/leases/1"] {
+            assert_eq!(owner(given), nobody.uid.as_raw(), "{given}");
+        }
+        for kept in ["other", "other/secret", "other/linked", "state/images", "state/images/wim"] {
+            assert_eq!(owner(kept), nix::unistd::getuid().as_raw(), "{kept}");
+        }
+        std::fs::remove_dir_all(&root).expect("its own");
     }
 
     #[test]
