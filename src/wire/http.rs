@@ -209,10 +209,11 @@ pub fn fuzz_values(bytes: &[u8]) {
         assert!(!path.split(['/', '\\']).any(|segment| segment == ".." || segment == "."));
     }
     for len in [0, 1, 500, u64::MAX] {
-        let parts: &[ByteRange] = match &select_ranges(&text, len) {
+        let selected = select_ranges(&text, len);
+        let parts: &[ByteRange] = match &selected {
             Selected::Whole | Selected::Unsatisfiable => &[],
-            Selected::One(range) => &[*range],
-            Selected::Many(list) => &list.as_slice().to_vec(),
+            Selected::One(range) => std::slice::from_ref(range),
+            Selected::Many(list) => list.as_slice(),
         };
         for (at, part) in parts.iter().enumerate() {
             assert!(part.len > 0 && part.first < len && part.last() < len, "{part:?} of {len}");
