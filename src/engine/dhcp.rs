@@ -785,7 +785,7 @@ impl DhcpSide {
         if let (true, Some(mac), Some(addr), Some(arch)) = (told_address, event.mac, event.ip, event.arch)
             && !addr.is_unspecified()
         {
-            turn.shared.sightings.record(addr, Sighting { mac, arch });
+            turn.shared.sightings.record(addr, Sighting { mac, arch, exchange: 0 });
         }
         let Some(seen) = seen else { return };
         if !self.recorded.take(turn.now) {
@@ -840,9 +840,9 @@ fn tell(notice: &Notice, interfaces: &[Arc<Interface>], loud: bool) {
         }
     };
     match notice {
-        _ if !loud => tracing::debug!("{text}"),
-        Notice::OtherServer { .. } | Notice::Restarting { .. } => tracing::warn!("{text}"),
-        Notice::LateFirst { .. } | Notice::NextLoader { .. } => tracing::info!("{text}"),
+        Notice::OtherServer { .. } if loud => tracing::warn!("{text}"),
+        // Of one machine, or of a stranger in its name: counted, in its timeline, and an alarm where it has a job.
+        _ => tracing::debug!("{text}"),
     }
 }
 

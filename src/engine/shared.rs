@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use crossbeam_channel::Sender;
 
 use super::fragments::FragmentsLost;
+use super::native::Passed;
 use super::presented::Presented;
 use super::sightings::Sightings;
 use crate::files::library::Library;
@@ -47,6 +48,8 @@ pub struct Shared {
     pub tuning: ArcSwap<Tuning>,
     /// Who is at which address.
     pub sightings: Sightings,
+    /// Who passed the point of no return by TFTP.
+    pub(super) passed: Passed,
     /// Machines that fragments do not reach.
     pub fragments_lost: FragmentsLost,
     /// Who began which boot, for its answer files.
@@ -88,6 +91,7 @@ impl Shared {
             policy: ArcSwap::from_pointee(policy),
             tuning: ArcSwap::default(),
             sightings: Sightings::new(),
+            passed: Passed::default(),
             fragments_lost: FragmentsLost::new(Instant::now()),
             presented: Presented::new(),
             interfaces: ArcSwap::from_pointee(Vec::new()),

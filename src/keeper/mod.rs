@@ -23,7 +23,7 @@ mod tests;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -81,6 +81,8 @@ struct Counts {
     lines: AtomicU64,
     lines_refused: AtomicU64,
     lines_not_now: AtomicU64,
+    /// The last attempt to store something failed.
+    troubled: AtomicBool,
 }
 
 /// The handle that everyone has.
@@ -152,6 +154,11 @@ impl Keeper {
     /// The key of this server's tokens, the same after a restart.
     pub fn key(&self) -> &TokenKey {
         &self.key
+    }
+
+    /// False while the store refuses what it is given; looked into again every few seconds.
+    pub fn can_store(&self) -> bool {
+        !self.counts.troubled.load(Ordering::Relaxed)
     }
 
     /// Tells what was seen. Never waits: a full queue loses it and counts it.
@@ -327,6 +334,7 @@ fn keep(
         inputs.extend(seen.into_iter().map(Input::Seen));
         if Instant::now() >= next_tick {
             next_tick = Instant::now() + TICK;
+            ledger.try_again(SystemTime::now());
             inputs.push(Input::Tick);
         }
         let (mut desks, mut replies, mut looks, mut stop) = (Vec::new(), Vec::new(), Vec::new(), false);
@@ -379,6 +387,7 @@ fn keep(
         counts.commits.store(ledger.commits, Ordering::Relaxed);
         counts.transitions.store(ledger.transitions, Ordering::Relaxed);
         counts.failures.store(ledger.failures, Ordering::Relaxed);
+        counts.troubled.store(ledger.trouble().is_some(), Ordering::Relaxed);
         // Said once, not every turn.
         match ledger.trouble() {
             Some(error) if !troubled => {
