@@ -27,7 +27,6 @@ const FILES_MIN: u64 = 64;
 const EARLIEST: u64 = 1_735_689_600;
 /// Fewer descriptors than this are fewer connections than a hall has machines.
 const DESCRIPTORS_MIN: u64 = 4096;
-/// Longest loader that is read.
 
 /// What the running server says of itself, as far as it answers.
 #[derive(Clone, Debug, Default)]
