@@ -947,18 +947,15 @@ fn seen(event: &DhcpEvent) -> Option<Seen> {
     let named = !event.file.is_empty();
     Some(match event.what {
         DhcpStep::Offered if named => {
-            let asker = match event.kind? {
-                FirmwareKind::Pxe => Asker::Firmware,
-                FirmwareKind::HttpBoot => Asker::Http,
-                FirmwareKind::Ipxe(_) => Asker::Ipxe,
-            };
+            let asker = asker(event.kind?);
             Seen::DhcpOffered { asker, arch: event.arch, relay: event.relay, file: file() }
         }
         // An address and nothing to boot: what the screen says is that there is no boot file.
         DhcpStep::Offered => {
-            event.kind?;
+            let asker = Some(asker(event.kind?));
             Seen::DhcpIgnored {
                 reason: DropReason::NoBoot.word().into(),
+                asker,
                 arch: event.arch,
                 relay: event.relay,
                 boot_server: false,
@@ -986,6 +983,14 @@ fn seen(event: &DhcpEvent) -> Option<Seen> {
     })
 }
 
+fn asker(kind: FirmwareKind) -> Asker {
+    match kind {
+        FirmwareKind::Pxe => Asker::Firmware,
+        FirmwareKind::HttpBoot => Asker::Http,
+        FirmwareKind::Ipxe(_) => Asker::Ipxe,
+    }
+}
+
 /// Tells the flight recorder of boot firmware that got no answer, where the reason is about it and not about the packet.
 fn note_ignored(reason: DropReason, input: &Input<'_>, turn: &Turn<'_>) {
     let about_the_machine = matches!(
@@ -1010,6 +1015,7 @@ fn note_ignored(reason: DropReason, input: &Input<'_>, turn: &Turn<'_>) {
     let (Some(mac), Some(firmware)) = (message.mac(), Firmware::recognise(&message)) else { return };
     let seen = Seen::DhcpIgnored {
         reason: reason.word().into(),
+        asker: Some(asker(firmware.kind)),
         arch: firmware.arch_stated.then_some(firmware.arch),
         relay: Some(message.giaddr()).filter(|relay| !relay.is_unspecified()),
         boot_server,

@@ -183,7 +183,7 @@ pub fn of(bytes: &[u8]) -> Facts {
 
 impl Facts {
     /// Whether it certainly cannot do something.
-    fn lacks(&self, feature: &str) -> bool {
+    pub fn lacks(&self, feature: &str) -> bool {
         self.features.as_ref().is_some_and(|features| !features.contains(&feature))
     }
 }
