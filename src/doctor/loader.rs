@@ -11,6 +11,8 @@ pub(super) struct Features {
     pub(super) http: bool,
     /// It fetches by `https://`.
     pub(super) https: bool,
+    /// By TLS as of 2024: elliptic curves for the exchange of keys.
+    pub(super) curves: bool,
     /// An EFI program with a signature of whatever signer.
     pub(super) signed: Option<bool>,
 }
@@ -24,6 +26,8 @@ pub(super) fn features(bytes: &[u8], efi: Option<Cpu>) -> Features {
         http: has(b" HTTP/1."),
         // The label of TLS's key derivation.
         https: has(b"master secret"),
+        // The name of the first curve it learned, in January 2024 (crypto/x25519.c).
+        curves: has(b"x25519"),
         signed: efi.and_then(|_| is_signed(bytes)),
     }
 }
@@ -72,6 +76,11 @@ mod tests {
         let mut bytes = b"iPXE initialising devices http://ipxe.org\0%s %s HTTP/1.1\0".to_vec();
         let full = features(&bytes, None);
         assert!(full.readable_ipxe && full.http && !full.https);
+        let mut secure = bytes.clone();
+        secure.extend_from_slice(b"master secret\0");
+        assert!(features(&secure, None).https && !features(&secure, None).curves);
+        secure.extend_from_slice(b"x25519\0");
+        assert!(features(&secure, None).https && features(&secure, None).curves);
         bytes.truncate(42);
         let bare = features(&bytes, None);
         assert!(bare.readable_ipxe && !bare.http);

@@ -400,7 +400,8 @@ fn loaders(setup: &Setup<'_>, catalog: &Catalog) -> Vec<Finding> {
             }
             continue;
         };
-        found.extend(judge_loader(loader, machines, setup.secure_boot));
+        let https = !setup.plan.https.listen.is_empty();
+        found.extend(judge_loader(loader, machines, setup.secure_boot, https));
     }
     for image in catalog.list() {
         found.extend(own_loaders(setup.plan, catalog, image));
@@ -408,7 +409,7 @@ fn loaders(setup: &Setup<'_>, catalog: &Catalog) -> Vec<Finding> {
     found
 }
 
-fn judge_loader(loader: &Loader, machines: &str, secure_boot: bool) -> Vec<Finding> {
+fn judge_loader(loader: &Loader, machines: &str, secure_boot: bool, https: bool) -> Vec<Finding> {
     let path = loader.served.path();
     let shown = path.display();
     let bytes = match read_loader(path) {
@@ -442,6 +443,10 @@ fn judge_loader(loader: &Loader, machines: &str, secure_boot: bool) -> Vec<Findi
             "apt-get install ipxe, or build it with HTTP; bootstorm doctor --verbose shows what each can do",
         ));
     }
+    if https {
+        let loader = format!("{shown}, the loader of {machines} machines,");
+        found.extend(cannot_https(&loader, features));
+    }
     if secure_boot && features.signed == Some(false) {
         found.push(Finding::wrong(
             "unsigned-loader",
@@ -451,6 +456,36 @@ fn judge_loader(loader: &Loader, machines: &str, secure_boot: bool) -> Vec<Findi
         ));
     }
     found
+}
+
+/// What keeps a loader from fetching by HTTPS here, where there is HTTPS. Nothing that keeps a machine from booting: what
+/// it is told names `http` URLs unless it asked by HTTPS itself.
+fn cannot_https(loader: &str, features: loader::Features) -> Option<Finding> {
+    const MEND: &str = "nothing, where scripts and images go by http://; else an iPXE of 2024 or later, built with \
+                        DOWNLOAD_PROTO_HTTPS and TRUST=ca.pem (bootstorm https ca)";
+    match features {
+        loader::Features { readable_ipxe: false, .. } => Some(Finding::note(
+            "loader-https-unknown",
+            format!(
+                "{loader} does not show whether it fetches by https:// (builds for BIOS do not, as they come)"
+            ),
+            MEND,
+        )),
+        loader::Features { https: false, .. } => Some(Finding::note(
+            "loader-without-https",
+            format!("{loader} cannot fetch by https://: it says \"Operation not supported\" to such a URL"),
+            MEND,
+        )),
+        loader::Features { curves: false, .. } => Some(Finding::note(
+            "loader-https-too-old",
+            format!(
+                "{loader} is an iPXE of before 2024-01-30, whose TLS has RSA and DHE for the exchange of keys: no handshake \
+                 with this server, which has ECDHE only (bootstorm_https_handshakes_total{{outcome=\"incompatible\"}})"
+            ),
+            MEND,
+        )),
+        _ => None,
+    }
 }
 
 fn read_loader(path: &Path) -> std::io::Result<Vec<u8>> {
