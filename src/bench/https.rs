@@ -214,7 +214,8 @@ impl Run<'_> {
     fn point(self, meter: &Meter) -> Point {
         let connection = if self.load.close { "new each time" } else { "kept alive" };
         let mut point = Point {
-            work: "https".into(),
+            // Named apart: one is counted in bytes, the other in answers.
+            work: if self.load.close { "handshake" } else { "https" }.into(),
             settings: [("connection".to_owned(), connection.to_owned())].into(),
             clients: self.load.connections,
             bytes: self.bytes.iter().sum(),
