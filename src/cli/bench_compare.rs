@@ -31,7 +31,7 @@ pub struct Compare {
     /// Fewer settings and rounds: under five minutes
     #[arg(long)]
     pub quick: bool,
-    /// What to compare: http, transmit, tftp, dhcp, script, storm, network [default: all]
+    /// What to compare: http, https, transmit, tftp, dhcp, script, storm, network [default: all]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub work: Vec<String>,
     /// Interleaved rounds [default: 7, or 3 with --quick]

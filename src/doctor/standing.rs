@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{Finding, certificate};
 use crate::config::{DhcpMode, Driver, Plan};
 use crate::files::catalog::Catalog;
-use crate::files::loader_facts::{self, What};
+use crate::files::loader_facts::{self, Facts, What};
 use crate::files::loaders::{Family, Loader, family_of_name};
 use crate::jobs::image::{Image, Images};
 use crate::sys::host::{self, Listening, Owner};
@@ -399,7 +399,8 @@ fn loaders(setup: &Setup<'_>, catalog: &Catalog) -> Vec<Finding> {
             }
             continue;
         };
-        found.extend(judge_loader(loader, machines, setup.secure_boot));
+        let https = !setup.plan.https.listen.is_empty();
+        found.extend(judge_loader(loader, machines, setup.secure_boot, https));
     }
     for image in catalog.list() {
         found.extend(own_loaders(setup.plan, catalog, image));
@@ -407,7 +408,7 @@ fn loaders(setup: &Setup<'_>, catalog: &Catalog) -> Vec<Finding> {
     found
 }
 
-fn judge_loader(loader: &Loader, machines: &str, secure_boot: bool) -> Vec<Finding> {
+fn judge_loader(loader: &Loader, machines: &str, secure_boot: bool, https: bool) -> Vec<Finding> {
     let path = loader.served.path();
     let shown = path.display();
     let facts = match loader_facts::read(path) {
@@ -447,6 +448,10 @@ fn judge_loader(loader: &Loader, machines: &str, secure_boot: bool) -> Vec<Findi
             "apt-get install ipxe, or build it with HTTP; bootstorm doctor --verbose shows what each can do",
         ));
     }
+    if https && facts.what == What::Ipxe {
+        let loader = format!("{shown}, the loader of {machines} machines,");
+        found.extend(cannot_https(&loader, &facts));
+    }
     if secure_boot && facts.cpu.is_some() && facts.signed_by.is_empty() {
         found.push(Finding::wrong(
             "unsigned-loader",
@@ -456,6 +461,39 @@ fn judge_loader(loader: &Loader, machines: &str, secure_boot: bool) -> Vec<Findi
         ));
     }
     found
+}
+
+/// What keeps a loader from fetching by HTTPS here, where there is HTTPS. Nothing that keeps a machine from booting: what
+/// it is told names `http` URLs unless it asked by HTTPS itself.
+fn cannot_https(loader: &str, facts: &Facts) -> Option<Finding> {
+    const MEND: &str = "nothing, where scripts and images go by http://; else an iPXE of 2024 or later, built with \
+                        DOWNLOAD_PROTO_HTTPS and TRUST=ca.pem (bootstorm https ca)";
+    if facts.features.is_none() {
+        return Some(Finding::note(
+            "loader-https-unknown",
+            format!(
+                "{loader} does not show whether it fetches by https:// (builds for BIOS do not, as they come)"
+            ),
+            MEND,
+        ));
+    }
+    if facts.lacks("https") {
+        return Some(Finding::note(
+            "loader-without-https",
+            format!("{loader} cannot fetch by https://: it says \"Operation not supported\" to such a URL"),
+            MEND,
+        ));
+    }
+    facts.lacks("ecdhe").then(|| {
+        Finding::note(
+            "loader-https-too-old",
+            format!(
+                "{loader} is an iPXE of before 2024-01-30, whose TLS has RSA and DHE for the exchange of keys: no handshake \
+                 with this server, which has ECDHE only (bootstorm_https_handshakes_total{{outcome=\"incompatible\"}})"
+            ),
+            MEND,
+        )
+    })
 }
 
 /// Loaders in an image's folder, as GSS/DS has them, beside those of the loader folders.

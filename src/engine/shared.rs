@@ -23,6 +23,8 @@ use crate::proto::dhcp::Settings;
 use crate::proto::tftp;
 use crate::sys::interfaces::Interface;
 
+/// Evidence waiting for the recorder; beyond it evidence is lost and counted, never a core held up.
+const EVIDENCE_MAX: usize = 64 * 1024;
 /// Addresses remembered as refusing segmented sends; one per local address, and hosts have few.
 const REFUSING_MAX: usize = 32;
 
@@ -178,7 +180,9 @@ impl Shared {
         if moves {
             self.keeper.note(evidence.without_packets());
         }
-        if self.is_recording() && self.evidence.try_send(evidence).is_err() {
+        if self.is_recording()
+            && (self.evidence.len() >= EVIDENCE_MAX || self.evidence.try_send(evidence).is_err())
+        {
             self.evidence_lost.fetch_add(1, Ordering::Relaxed);
         }
     }

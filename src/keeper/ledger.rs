@@ -158,7 +158,8 @@ impl Ledger {
     ) -> Result<Self, StoreError> {
         let identity = Identity::begin(store.as_mut(), secret, now)?;
         let book = records::load(store.as_mut())?;
-        let (table, writer) = table::table(1024);
+        // What is known by now fits without growing.
+        let (table, writer) = table::table(book.published_len().max(1024));
         let mut ledger = Self {
             book,
             store,

@@ -4,6 +4,7 @@
 
 #![allow(unreachable_pub, reason = "one binary of modules: pub is what they share")]
 
+mod admission;
 mod api;
 mod bad_input;
 mod bench;
@@ -24,5 +25,6 @@ mod robust;
 mod scripts;
 mod server;
 mod soak;
+mod start;
 mod tftp_clients;
 mod winpe;

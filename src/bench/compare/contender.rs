@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::cgroup::{Group, Hierarchy};
 use super::place::{Folder, Namespace, Process, find_programs, run};
+use super::work::HTTPS_PORT;
 use super::{CompareError, SOON};
 use crate::bench::report::{Missing, OURS, Server};
 
@@ -17,6 +18,8 @@ pub(super) const IMAGE: &str = "data/image.bin";
 pub(super) const LOADER: &str = "data/loader.bin";
 /// Its length is what keeps block numbers below 65536 at 1428 bytes: not every peer takes them further.
 pub(super) const LOADER_LEN: u64 = 64 << 20;
+/// The folder of the certificate that all show by HTTPS; not there where nothing is asked by HTTPS.
+pub(super) const CERTIFICATES: &str = "https";
 /// Body of the script nginx answers with, about as long as one of ours.
 const SCRIPT_LEN: usize = 600;
 
@@ -115,7 +118,8 @@ impl Kind {
             Self::OursZeroCopy => "one core, driver uring-always, sandbox off (no bound on pinned memory)",
             Self::Nginx => {
                 "1 worker, sendfile, sendfile_max_chunk 2m, tcp_nopush, open_file_cache, reuseport, no access log, \
-                 keepalive_requests 10000000"
+                 keepalive_requests 10000000; \
+                 TLS 1.2 and 1.3 without kTLS, no session cache, ssl_buffer_size 16k"
             }
             Self::Dnsmasq | Self::DnsmasqProxy => {
                 "tftp-max 10000, dhcp-lease-max 200000, no ping, quiet; it knows no windowsize"
@@ -355,17 +359,40 @@ impl Recipe<'_> {
             self.images.display(),
             loaders.display(),
             self.number
-        )
+        ) + &match self.certificate() {
+            Some((certificate, key)) => format!(
+                "[https]\nlisten = [\"0.0.0.0:{HTTPS_PORT}\"]\ncertificate = \"{}\"\nkey = \"{}\"\n",
+                certificate.display(),
+                key.display()
+            ),
+            None => String::new(),
+        }
+    }
+
+    /// Certificate and key, where there is something to do by HTTPS.
+    fn certificate(&self) -> Option<(PathBuf, PathBuf)> {
+        let folder = self.site.folder.join(CERTIFICATES);
+        let pair = (folder.join("server.pem"), folder.join("server.key"));
+        pair.0.exists().then_some(pair)
     }
 
     fn nginx(&self) -> String {
+        let tls = self.certificate().map_or_else(String::new, |(certificate, key)| {
+            format!(
+                "listen {}:{HTTPS_PORT} ssl reuseport backlog=8192; ssl_certificate {}; ssl_certificate_key {};\n\
+                 ssl_protocols TLSv1.2 TLSv1.3; ssl_session_cache none; ssl_session_tickets off;\n",
+                self.addr,
+                certificate.display(),
+                key.display()
+            )
+        });
         format!(
             "daemon off; worker_processes 1; worker_rlimit_nofile 65536; pid {own}/nginx.pid; error_log {own}/error.log; \
              user root;\nevents {{ worker_connections 20000; }}\nhttp {{\n\
              access_log off; sendfile on; sendfile_max_chunk 2m; tcp_nopush on; open_file_cache max=100;\n\
              keepalive_requests 10000000; client_body_temp_path {own}/body; proxy_temp_path {own}/proxy;\n\
              fastcgi_temp_path {own}/fastcgi; uwsgi_temp_path {own}/uwsgi; scgi_temp_path {own}/scgi;\n\
-             server {{ listen {addr}:4433 reuseport backlog=8192; root {root};\n\
+             server {{ listen {addr}:4433 reuseport backlog=8192; root {root};\n{tls}\
              location = /ipxe {{ return 200 \"{script}\"; }} }} }}\n",
             own = self.own.display(),
             addr = self.addr,

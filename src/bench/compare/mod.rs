@@ -19,7 +19,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime};
 
 use cgroup::{Group, Hierarchy};
-use contender::{Contender, IMAGE, Kind, LOADER, LOADER_LEN, NULL, Site};
+use contender::{CERTIFICATES, Contender, IMAGE, Kind, LOADER, LOADER_LEN, NULL, Site};
 use place::{Folder, LoadFailure, Namespace, Process, inside, interrupted, run_load};
 pub use work::{Exchange, Load, Sender, What, Work};
 
@@ -30,6 +30,7 @@ use super::result::Point;
 use super::sink::Sink;
 use crate::sys::affinity::{allowed_cpus, pin_to};
 use crate::sys::uring::SendRing;
+use crate::tls::{Certificates, Source};
 
 /// At both ends.
 const CONGESTION_CONTROL: &str = "reno";
@@ -157,6 +158,9 @@ pub fn run(plan: &Plan, stop: &AtomicBool, say: &mut dyn FnMut(&str)) -> Result<
     let folder = Folder::new()?;
     say("making the files");
     make_files(&folder, plan.image_bytes)?;
+    if plan.works.contains(&Work::Https) {
+        make_certificate(&folder)?;
+    }
     let client = Namespace::new()?;
     let program =
         std::env::current_exe().map_err(|error| CompareError::new(format!("find this program: {error}")))?;
@@ -204,7 +208,8 @@ pub fn run(plan: &Plan, stop: &AtomicBool, say: &mut dyn FnMut(&str)) -> Result<
             report.rows.extend(bench.overload(factor, share)?);
         }
     }
-    report.rows.sort_by_key(|row| Work::ALL.into_iter().position(|work| work.word() == row.work));
+    let place = |word: &str| Work::ALL.into_iter().position(|work| work.word() == word);
+    report.rows.sort_by_key(|row| place(if row.work == "handshake" { "https" } else { &row.work }));
     if plan.works.contains(&Work::Network) {
         report.rows.extend(bench.network(say)?);
     }
@@ -234,6 +239,14 @@ pub fn run(plan: &Plan, stop: &AtomicBool, say: &mut dyn FnMut(&str)) -> Result<
         seconds: began.elapsed().as_secs_f64(),
     };
     Ok(report)
+}
+
+/// One certificate (RSA, 2048 bits) for all servers, in a folder of its own.
+fn make_certificate(folder: &Folder) -> Result<(), CompareError> {
+    let source = Source::Own { folder: folder.join(CERTIFICATES), host: None };
+    Certificates::open(source, &[])
+        .map(drop)
+        .map_err(|error| CompareError::new(format!("make a certificate: {error}")))
 }
 
 /// Takes out the transmit-only loads that this kernel refuses; what is told instead.

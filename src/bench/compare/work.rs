@@ -9,11 +9,12 @@ use serde::{Deserialize, Serialize};
 use super::contender::{IMAGE, Kind, LOADER};
 use crate::bench::dhcp::{DhcpLoad, Mode};
 use crate::bench::http::{HttpLoad, Work as HttpWork};
+use crate::bench::https::HttpsLoad;
 use crate::bench::result::Point;
 use crate::bench::storm::StormLoad;
 use crate::bench::tftp::TftpLoad;
 use crate::bench::transmit::TransmitLoad;
-use crate::bench::{Way, dhcp, http, storm, tftp, transmit};
+use crate::bench::{Way, dhcp, http, https, storm, tftp, transmit};
 use crate::client::{Kind as Firmware, Patience};
 
 /// Machines that scripts are asked for, and that DHCP serves in turn.
@@ -28,6 +29,7 @@ const TFTP_PORT: u16 = 69;
 /// The largest block that fits a frame of MTU 1500.
 const FRAME_BLKSIZE_MAX: u16 = 1468;
 const HTTP_PORT: u16 = 4433;
+pub(super) const HTTPS_PORT: u16 = 4434;
 const SCRIPT_PATH: &str = "/ipxe?mac={mac}";
 
 /// A part of a comparison.
@@ -35,7 +37,9 @@ const SCRIPT_PATH: &str = "/ipxe?mac={mac}";
 pub enum Work {
     /// Large files over HTTP.
     Http,
-    /// The same with nobody receiving them: what sending alone costs.
+    /// The same, and small answers, by TLS.
+    Https,
+    /// Large files over HTTP with nobody receiving them: what sending alone costs.
     Transmit,
     /// Files over TFTP.
     Tftp,
@@ -51,13 +55,22 @@ pub enum Work {
 
 impl Work {
     /// All of them, in the order they are done.
-    pub const ALL: [Self; 7] =
-        [Self::Http, Self::Transmit, Self::Tftp, Self::Dhcp, Self::Script, Self::Storm, Self::Network];
+    pub const ALL: [Self; 8] = [
+        Self::Http,
+        Self::Https,
+        Self::Transmit,
+        Self::Tftp,
+        Self::Dhcp,
+        Self::Script,
+        Self::Storm,
+        Self::Network,
+    ];
 
     /// As on the command line.
     pub fn word(self) -> &'static str {
         match self {
             Self::Http => "http",
+            Self::Https => "https",
             Self::Transmit => "transmit",
             Self::Tftp => "tftp",
             Self::Dhcp => "dhcp",
@@ -101,6 +114,13 @@ pub enum What {
         range: Option<u64>,
         /// Connections at once.
         connections: u32,
+    },
+    /// A file by HTTPS, again and again; or scripts, each on a new connection.
+    Https {
+        /// Connections at once.
+        connections: u32,
+        /// A script, a handshake each.
+        close: bool,
     },
     /// A file by HTTP that is acknowledged and not received.
     Transmit {
@@ -205,6 +225,14 @@ impl Load {
                 };
                 http::run(&http_load(work, connections, false))
             }
+            What::Https { connections, close } => https::run(&HttpsLoad {
+                server: at(HTTPS_PORT),
+                path: if close { SCRIPT_PATH.into() } else { format!("/images/{IMAGE}") },
+                machines: MACHINES,
+                connections,
+                close,
+                time,
+            }),
             What::Transmit { connections, requests, sender: _ } => transmit::run(&TransmitLoad {
                 server: at(HTTP_PORT),
                 interface: self.interface.clone(),
@@ -254,6 +282,7 @@ impl What {
         match &mut what {
             Self::Tftp { clients, .. } | Self::Dhcp { clients, .. } => *clients = count,
             Self::Http { connections, .. }
+            | Self::Https { connections, .. }
             | Self::Transmit { connections, .. }
             | Self::Script { connections, .. } => *connections = count,
             Self::Storm { machines, .. } => *machines = count,
@@ -276,7 +305,7 @@ impl What {
     }
 
     pub(super) fn is_http(&self) -> bool {
-        matches!(self, Self::Http { .. } | Self::Transmit { .. } | Self::Script { .. })
+        matches!(self, Self::Http { .. } | Self::Https { .. } | Self::Transmit { .. } | Self::Script { .. })
     }
 
     /// As rows name it: work, settings and clients.
@@ -294,6 +323,13 @@ impl What {
                 let request =
                     range.map_or_else(|| "whole file".into(), |len| format!("{} MiB ranges", len >> 20));
                 ("http", of(&[("request", request)]), *connections)
+            }
+            // Named apart, because one is counted in bytes and the other in answers.
+            Self::Https { connections, close: false } => {
+                ("https", of(&[("request", "whole file".into())]), *connections)
+            }
+            Self::Https { connections, close: true } => {
+                ("handshake", of(&[("connection", "new each time".into())]), *connections)
             }
             Self::Transmit { connections, sender, .. } => {
                 let sender = match sender {
@@ -348,6 +384,13 @@ pub(super) fn cases(works: &[Work], quick: bool) -> Vec<Case> {
                 for (mib, connections) in ranges.iter().copied() {
                     add(What::Http { range: Some(mib << 20), connections }, HTTP);
                 }
+            }
+            Work::Https => {
+                let clients: &[u32] = if quick { &[16] } else { &[1, 16, 256] };
+                for connections in clients.iter().copied() {
+                    add(What::Https { connections, close: false }, HTTP);
+                }
+                add(What::Https { connections: 16, close: true }, HTTP);
             }
             Work::Transmit => {
                 let senders: [(Sender, &[Kind]); 2] = [

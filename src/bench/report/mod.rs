@@ -181,8 +181,8 @@ impl Sample {
 /// What throughput is counted in.
 fn value_unit(work: &str) -> &'static str {
     match work {
-        "tftp" | "http" | "transmit" => "MB/s",
-        "script" => "requests/s",
+        "tftp" | "http" | "transmit" | "https" => "MB/s",
+        "script" | "handshake" => "requests/s",
         "storm" => "boots/s",
         _ => "exchanges/s",
     }
@@ -301,7 +301,7 @@ impl Row {
     /// What was asked of the server, clients aside: `TFTP blksize 1428, windowsize 16`.
     pub fn family(&self) -> String {
         let pairs: Vec<String> = self.settings.iter().map(|(key, value)| format!("{key} {value}")).collect();
-        let name = if matches!(self.work.as_str(), "script" | "storm" | "transmit") {
+        let name = if matches!(self.work.as_str(), "script" | "storm" | "transmit" | "handshake") {
             self.work.clone()
         } else {
             self.work.to_uppercase()
@@ -312,8 +312,8 @@ impl Row {
     /// The same with the clients.
     pub fn title(&self) -> String {
         let clients = match (self.work.as_str(), self.clients) {
-            ("http" | "script" | "transmit", 1) => "1 connection".into(),
-            ("http" | "script" | "transmit", count) => format!("{count} connections"),
+            ("http" | "https" | "script" | "handshake" | "transmit", 1) => "1 connection".into(),
+            ("http" | "https" | "script" | "handshake" | "transmit", count) => format!("{count} connections"),
             (_, 1) => "1 client".into(),
             (_, count) => format!("{count} clients"),
         };
