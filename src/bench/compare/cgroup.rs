@@ -141,6 +141,11 @@ impl Group {
         self.folders.iter().map(|folder| folder.join("cgroup.procs")).collect()
     }
 
+    /// Kills whoever is inside and waits until they are gone; what they used stays counted.
+    pub(super) fn end_members(&self) {
+        self.folders.iter().for_each(|folder| end_members(folder));
+    }
+
     /// CPU time of all that are or were inside.
     pub(super) fn used(&self) -> Result<Duration, CompareError> {
         let (file, read): (_, fn(&str) -> Option<Duration>) = match self.hierarchy {

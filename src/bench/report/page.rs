@@ -22,7 +22,7 @@ pub fn page(report: &Report, earlier: Option<&Report>) -> String {
          <body>\n<main>\n<h1>{title}</h1>\n"
     );
     conditions(&mut out, report);
-    summary(&mut out, report, earlier);
+    summary(&mut out, report);
     network(&mut out, report);
     throughput(&mut out, report, &styles);
     cpu(&mut out, report, &styles);
@@ -91,7 +91,7 @@ fn conditions(out: &mut String, report: &Report) {
     }
 }
 
-fn summary(out: &mut String, report: &Report, earlier: Option<&Report>) {
+fn summary(out: &mut String, report: &Report) {
     let lines = report.summary();
     if lines.is_empty() {
         return;
@@ -114,16 +114,12 @@ fn summary(out: &mut String, report: &Report, earlier: Option<&Report>) {
         );
     }
     out.push_str("</tbody>\n</table>\n");
-    if let Some(agreement) = earlier.and_then(|earlier| report.agreement(earlier)) {
-        let _ = writeln!(
-            out,
-            "<p>Against the earlier run of {}: {} of {} ratios agree within 15 %; median factor {:.2}, greatest {:.2}.</p>",
-            escape(&earlier.map(|earlier| earlier.conditions.date.clone()).unwrap_or_default()),
-            agreement.within,
-            agreement.ratios,
-            agreement.median,
-            agreement.greatest
-        );
+    if let Some(sentence) = report.confidence.sentence() {
+        let _ = writeln!(out, "<p>{}.</p>", escape(&sentence));
+    }
+    if let Some(agreement) = &report.agreement {
+        let since = escape(&agreement.since);
+        let _ = writeln!(out, "<p>Against the run of {since}: {}.</p>", escape(&agreement.sentence()));
     }
     out.push_str("</section>\n");
 }
@@ -362,12 +358,9 @@ fn figures(out: &mut String, report: &Report, earlier: Option<&Report>) {
 fn figures_row(out: &mut String, row: &Row, earlier: Option<&Report>) {
     let dash = || "-".to_owned();
     let mut remarks = Vec::new();
-    remarks.extend(
-        row.of_peak.map(|share| format!("{:.0} % of what it does when not overloaded", share * 100.0)),
-    );
-    if row.load_limited {
-        remarks.push("the load was the limit: only the CPU figure says something of the server".to_owned());
-    }
+    remarks.extend(row.overload_remark());
+    remarks.extend(row.load_remark());
+    remarks.extend(row.certainty());
     remarks.extend(row.error.as_ref().map(|error| format!("in one round: {error}")));
     let reasons: Vec<String> =
         row.failure_reasons.iter().map(|(why, count)| format!("{count} {why}")).collect();
