@@ -11,7 +11,7 @@ use serde_json::json;
 use super::{Done, Exit, Failure, output};
 use crate::bench::compare::{self, BRIDGE_READY, Load, Plan, Work, peer_names};
 use crate::bench::impair::{Impairment, bridge, duration_text, parse_rate, parse_rtt, parse_share};
-use crate::bench::model::{Answer, Ceiling, Question, answer};
+use crate::bench::model::{Answer, Ceiling, Question, advice, answer, seconds};
 use crate::bench::report::{FORMAT, OURS, Report, page, text};
 use crate::config::values;
 
@@ -326,7 +326,9 @@ pub(super) fn model(args: &Model) -> Done {
     };
     let answers = answer(&question, &ceilings).map_err(usage)?;
     if args.json {
-        output::json(&json!({ "question": question, "answers": answers }));
+        output::json(
+            &json!({ "question": question, "answers": answers, "advice": advice(&question, &answers) }),
+        );
         return Ok(Exit::Fine);
     }
     output::line(format!(
@@ -350,15 +352,13 @@ pub(super) fn model(args: &Model) -> Done {
     output::line(
         "\nall share it: every machine ends then. admitted: only as many at once as fill the link, first come, first served.",
     );
+    for sentence in advice(&question, &answers) {
+        output::line(format!("- {sentence}"));
+    }
     Ok(Exit::Fine)
 }
 
 fn model_row(answer: &Answer) -> Vec<String> {
-    let time = |seconds: f64| match seconds {
-        s if s < 10.0 => format!("{s:.1} s"),
-        s if s < 6000.0 => format!("{s:.0} s"),
-        s => format!("{:.1} h", s / 3600.0),
-    };
     let server = match answer.ceiling.server_bytes_per_s {
         Some(server) => format!("{}; server {:.0} MB/s", answer.ceiling.from, server / 1e6),
         None => answer.ceiling.from.clone(),
@@ -367,9 +367,9 @@ fn model_row(answer: &Answer) -> Vec<String> {
         answer.ceiling.method.name(),
         format!("{:.1} MB/s", answer.ceiling.client_bytes_per_s / 1e6),
         format!("{:.0} clients", answer.clients_to_fill.ceil()),
-        time(answer.sharing),
-        time(answer.admission_mean),
-        time(answer.admission_last),
+        seconds(answer.sharing),
+        seconds(answer.admission_mean),
+        seconds(answer.admission_last),
         server,
     ]
 }

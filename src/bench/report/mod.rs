@@ -381,7 +381,13 @@ impl Row {
 
     /// What was asked of the server, clients aside: `TFTP blksize 1428, windowsize 16`.
     pub fn family(&self) -> String {
-        let pairs: Vec<String> = self.settings.iter().map(|(key, value)| format!("{key} {value}")).collect();
+        // The values of these say by themselves what they are.
+        let plain = |key: &str| matches!(key, "request" | "mode" | "connection" | "timers" | "sender");
+        let pairs: Vec<String> = self
+            .settings
+            .iter()
+            .map(|(key, value)| if plain(key) { value.clone() } else { format!("{key} {value}") })
+            .collect();
         let name = if matches!(self.work.as_str(), "script" | "storm" | "transmit") {
             self.work.clone()
         } else {
@@ -484,7 +490,7 @@ impl Report {
             for (row, change) in changes {
                 let factor = change.max(1.0 / change);
                 if factor > AGREE {
-                    apart.push(format!("{} {}{what} ({factor:.2})", row.title(), row.server));
+                    apart.push(format!("{}, {}{what} ({factor:.2})", row.title(), row.server));
                 }
                 found.push(factor);
             }
@@ -567,14 +573,10 @@ pub struct Agreement {
 impl Agreement {
     /// `22 of 24 throughput ratios and 24 of 24 CPU ratios agree within 15 %, …`.
     fn sentence(&self) -> String {
-        let mut text = format!(
+        format!(
             "{} of {} throughput ratios and {} of {} CPU ratios agree within 15 %; median factor {:.2}, greatest {:.2}",
             self.within, self.ratios, self.cpu_within, self.cpu_ratios, self.median, self.greatest
-        );
-        if !self.apart.is_empty() {
-            text.push_str(&format!(". Not: {}", self.apart.join("; ")));
-        }
-        text
+        )
     }
 }
 
