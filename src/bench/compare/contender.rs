@@ -166,7 +166,7 @@ pub(super) struct Contender {
     pub(super) namespace: Namespace,
     number: u8,
     /// How often it had to be started again because it had ended.
-    fell_over: u32,
+    pub(super) fell_over: u32,
     /// Its address.
     pub(super) addr: Ipv4Addr,
     /// Its address for UDP, which is another one where the kernel is not asked.

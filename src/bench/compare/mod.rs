@@ -42,6 +42,8 @@ const PROBE_MS: u64 = 60;
 const PROBE_PAUSE: Duration = Duration::from_millis(50);
 /// A server that gave nothing for so many rounds in a row is not asked for the same again.
 const FRUITLESS_MAX: usize = 2;
+/// A server that falls over so often before its first answer is not waited for any longer.
+const FALLS_MAX: u32 = 5;
 /// How long a load is run to fill caches and tables before anything is counted.
 const WARM_UP: Duration = Duration::from_millis(250);
 /// Rounds over an impaired wire: chance is drawn from a seed there, so more of them say little more.
@@ -508,13 +510,17 @@ impl Bench<'_> {
     fn answers(&mut self, kind: Kind, what: &What) -> Result<Result<(), String>, CompareError> {
         let began = Instant::now();
         let probe = what.probe();
+        let falls = |bench: &Self| {
+            bench.contenders.iter().find(|contender| contender.kind == kind).map_or(0, |c| c.fell_over)
+        };
+        let fell_before = falls(self);
         loop {
             let why = match self.sample(kind, &probe, Duration::from_millis(PROBE_MS))? {
                 Ok(sample) if sample.point.bytes + sample.point.units > 0 => return Ok(Ok(())),
                 Ok(sample) => format!("no answer: {:?}", sample.point.failure_reasons),
                 Err(why) => why,
             };
-            if began.elapsed() > SOON {
+            if began.elapsed() > SOON || falls(self) - fell_before >= FALLS_MAX {
                 return Ok(Err(why));
             }
             std::thread::sleep(PROBE_PAUSE);
