@@ -158,6 +158,17 @@ impl Group {
         read(&text).ok_or_else(|| CompareError::new(format!("{}: no CPU time in {text:?}", path.display())))
     }
 
+    /// Behind everybody else: its members run when nobody else wants to. False where no controller can say so. A policy of the
+    /// processes alone would not do: the kernel weighs sessions and groups before it looks at what is in them.
+    pub(super) fn stand_back(&self) -> bool {
+        let folder = self.folders.last().unwrap_or(&self.folders[0]);
+        // Since Linux 5.15; before, the least weight there is.
+        [("cpu.idle", "1"), ("cpu.shares", "2"), ("cpu.weight", "1")].into_iter().any(|(name, value)| {
+            let file = folder.join(name);
+            file.exists() && fs::write(file, value).is_ok()
+        })
+    }
+
     /// Lets it use `share` of one CPU, or all it can get.
     pub(super) fn limit(&self, share: Option<f64>) -> Result<(), CompareError> {
         let quota = share.map(|share| ((PERIOD.as_micros() as f64 * share) as u64).max(1000));

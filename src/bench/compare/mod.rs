@@ -46,6 +46,8 @@ const FRUITLESS_MAX: usize = 2;
 const FALLS_MAX: u32 = 5;
 /// How long a load is run to fill caches and tables before anything is counted.
 const WARM_UP: Duration = Duration::from_millis(250);
+/// Of what is left for further rounds, one work takes at most one part of so many.
+const EXTRA_PART: u32 = 3;
 /// Rounds over an impaired wire: chance is drawn from a seed there, so more of them say little more.
 const NETWORK_ROUNDS_MAX: u32 = 3;
 /// A load over a wire that loses packets goes on for so many times as long, so that a time-out is a part and not the whole.
@@ -181,9 +183,11 @@ pub fn run(plan: &Plan, stop: &AtomicBool, say: &mut dyn FnMut(&str)) -> Result<
         program: &program,
     };
     let load_group = hierarchy.group("load")?;
-    // With one CPU for both, what keeps it awake would only be in the way.
-    let kept_awake = [server_cpu, load_cpu];
-    let _awake = Awake::keep(if server_cpu == load_cpu { &[] } else { &kept_awake })?;
+    let awake_group = hierarchy.group("awake")?;
+    // With one CPU for both, or where nobody can be put behind the others, what keeps awake would only be in the way.
+    let kept_awake = server_cpu != load_cpu && awake_group.stand_back();
+    let both = [server_cpu, load_cpu];
+    let _awake = Awake::keep(if kept_awake { &both } else { &[] }, &awake_group)?;
     let mut bench = Bench {
         plan,
         site,
@@ -240,7 +244,7 @@ pub fn run(plan: &Plan, stop: &AtomicBool, say: &mut dyn FnMut(&str)) -> Result<
     report.servers = bench.servers();
     report.missing = bench.missing;
     report.notes = bench.notes;
-    report.notes.extend(notes(plan, server_cpu == load_cpu));
+    report.notes.extend(notes(plan, server_cpu == load_cpu, kept_awake));
     report.conditions = Conditions {
         date: utc(SystemTime::now()),
         kernel: nix::sys::utsname::uname()
@@ -280,7 +284,7 @@ fn drop_refused(cases: &mut Vec<work::Case>) -> Option<Missing> {
 }
 
 /// What every reader has to know.
-fn notes(plan: &Plan, one_cpu: bool) -> Vec<String> {
+fn notes(plan: &Plan, one_cpu: bool, kept_awake: bool) -> Vec<String> {
     let mut notes = vec![
         "veth and loopback copy what a network card would not: zero-copy senders show nothing here, and a card's driver \
          and interrupts cost nothing. Ratios and CPU costs say more than throughput."
@@ -302,7 +306,7 @@ fn notes(plan: &Plan, one_cpu: bool) -> Vec<String> {
                 .to_owned(),
         );
     }
-    if !one_cpu {
+    if kept_awake {
         notes.push(
             "The two CPUs are kept from falling asleep by processes that run only when nobody else wants to: no server and no \
              load pays for waking a CPU, which takes longer on one machine than on another."
@@ -378,9 +382,11 @@ impl Bench<'_> {
             }
         }
         let most = case.what.rounds_max();
+        // No work takes all of what further rounds may take: what one leaves over is there for the next.
+        let mut allowance = self.extra / EXTRA_PART;
         let mut round = 0;
         while round < self.plan.rounds.min(most)
-            || (round < self.plan.rounds_max.min(most) && !self.extra.is_zero() && !trial.is_settled())
+            || (round < self.plan.rounds_max.min(most) && !allowance.is_zero() && !trial.is_settled())
         {
             let began = Instant::now();
             // Whoever goes first finds the caches as the last one left them, and what changes in the course of a round meets
@@ -399,6 +405,7 @@ impl Bench<'_> {
             }
             if round >= self.plan.rounds {
                 self.extra = self.extra.saturating_sub(began.elapsed());
+                allowance = allowance.saturating_sub(began.elapsed());
             }
             round += 1;
         }

@@ -199,11 +199,15 @@ impl Drop for Namespace {
     }
 }
 
+/// Words for a shell that make it a member of a group.
+fn joins(group: &Group) -> String {
+    group.procs().iter().map(|procs| format!("echo $$ > {} && ", procs.display())).collect()
+}
+
 /// `program` as a command that runs in a namespace, on a CPU and in a group, and ends with this process.
 pub(super) fn inside(namespace: &Namespace, cpu: usize, group: &Group, program: &Command) -> Command {
     // The shell joins the group and becomes the program, which thereby never runs outside of it.
-    let joins: String =
-        group.procs().iter().map(|procs| format!("echo $$ > {} && ", procs.display())).collect();
+    let joins = joins(group);
     let mut command = namespace.command("sh");
     command.args([
         "-c",
@@ -326,14 +330,18 @@ fn is_listed(list: &str, cpu: usize) -> bool {
 pub(super) struct Awake(Vec<Child>);
 
 impl Awake {
-    /// On every CPU of `cpus`. Whoever runs on them preempts it at once.
-    pub(super) fn keep(cpus: &[usize]) -> Result<Self, CompareError> {
+    /// On every CPU of `cpus`, as members of `group`, which must stand back behind everybody.
+    pub(super) fn keep(cpus: &[usize], group: &Group) -> Result<Self, CompareError> {
         let mut awake = Self(Vec::new());
         for cpu in cpus {
             let mut command = Command::new("setpriv");
             command.args(["--pdeathsig", "KILL", "taskset", "-c", &cpu.to_string(), "chrt", "--idle", "0"]);
-            command.args(["sh", "-c", "while :; do :; done"]).stdin(Stdio::null()).stdout(Stdio::null());
-            let child = command.spawn().map_err(|error| CompareError::new(format!("setpriv: {error}")))?;
+            command.args(["sh", "-c", &format!("{}while :; do :; done", joins(group))]);
+            let child = command
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .spawn()
+                .map_err(|error| CompareError::new(format!("setpriv: {error}")))?;
             awake.0.push(child);
         }
         Ok(awake)
