@@ -440,17 +440,20 @@ print(" ".join(sorted(found)))
             assert!(number == 0 || answered == server, "machine {number} of {server}: {answered}");
         }
     }
-    // Whole boots of every firmware, each machine's from the server that has its job. One whose lease is slow to come asks
+    // Whole boots, each machine's from the server that has its job. One whose lease is slow to come asks
     // again and hears the other server too; by then it has an offer to go by.
     let load = plugged(&net.server, "load");
     load.ip("addr add 10.77.0.9/24 dev eth0");
     let count = 12;
-    let owner = |index: u32| index as usize % 2;
+    // Two kinds in turn, and of either kind some for each.
+    let owner = |index: u32| index as usize / 2 % 2;
     for index in 0..count {
         sites[owner(index)].ask(&["job", "add", "tiny", "--mac", &machine_mac(index).to_string()]);
     }
-    let point =
-        bench(&load, &format!("storm --interface eth0 --machines {count} --impatient --patience 100s"));
+    let point = bench(
+        &load,
+        &format!("storm --interface eth0 --machines {count} --kind http,ipxe --impatient --patience 100s"),
+    );
     assert_eq!(
         (point["units"].as_u64(), point["failures"].as_u64()),
         (Some(count.into()), Some(0)),
