@@ -102,6 +102,7 @@ pub(super) fn dhcp_settings(plan: &Plan) -> Option<DhcpSettings> {
         reservations,
         authoritative: plan.dhcp.authoritative,
         circuit_max: plan.dhcp.circuit_max,
+        probe: plan.dhcp.probe,
         ..DhcpSettings::default()
     })
 }

@@ -386,6 +386,7 @@ impl Book {
                 rejected: machine.is_some_and(|machine| machine.is_rejected()),
                 approved: part.is_some_and(|part| part.state == super::machine::MachineState::Approved),
                 groups: part.map(|part| part.groups.clone()).unwrap_or_default(),
+                loader: machine.and_then(|machine| machine.loader.as_deref()).map(Box::from),
                 local_boot: machine.map_or(0, |machine| machine.local_boot),
             })
         });

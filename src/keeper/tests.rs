@@ -46,6 +46,7 @@ fn images() -> ImagesNow {
         files: Vec::new(),
         group: None,
         key: None,
+        loader: None,
         template: None,
         answers: Vec::new(),
         url_args: Vec::new(),

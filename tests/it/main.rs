@@ -12,6 +12,7 @@ mod clients;
 mod compare;
 mod demo;
 mod dhcp;
+mod dhcp_clients;
 mod explain;
 mod faults;
 mod firmware;
