@@ -55,7 +55,9 @@ use crate::sys::SysError;
 use crate::sys::frames::{FrameSender, HEAD_LEN_MAX};
 use crate::sys::mmap::Mapping;
 use crate::sys::ring::FrameRing;
-use crate::sys::udp::{self, SEGMENTS_MAX, SEND_LEN_MAX, Source, UdpOptions, UdpSocket, Unsent};
+use crate::sys::udp::{
+    self, BATCH, Datagram, SEGMENTS_MAX, SEND_LEN_MAX, Source, UdpOptions, UdpSocket, Unsent,
+};
 use crate::wire::MacAddr;
 use crate::wire::arch::Family;
 use crate::wire::capture;
@@ -69,6 +71,19 @@ const RECV_BUFFER: i32 = 8 << 20;
 /// Send buffer of each socket: a quantum for a good many transfers fits, where the default loses a single window of the
 /// largest blocks.
 const SEND_BUFFER: i32 = 4 << 20;
+/// A data port: the address that a datagram comes to is its transfer's, so nobody asks for it.
+const DATA_PORT: UdpOptions<'static> = UdpOptions {
+    reuse_port: false,
+    broadcast: false,
+    recv_buffer: RECV_BUFFER,
+    send_buffer: SEND_BUFFER,
+    fragment: true,
+    device: None,
+    anonymous: true,
+};
+/// The first packets of a turn leave as soon as there are this many, and the rest in full batches: clients and switches
+/// then work on the first ones while the rest is made, where else both sides would wait for each other in turns.
+const FIRST_BATCH: usize = 16;
 /// Bytes a transfer sends before the others have their turn: any window of unfragmented blocks that is granted, and two
 /// of the largest blocks.
 const QUANTUM: u32 = 128 << 10;
@@ -184,12 +199,14 @@ impl Live {
 pub(super) struct TftpSide {
     /// Listeners first, then the data ports.
     sockets: Vec<UdpSocket>,
+    /// Where each of them sends by another socket than it receives by.
+    senders: Vec<Option<UdpSocket>>,
     listeners: usize,
     /// Interfaces served by frames.
     links: Vec<Link>,
     ready_links: Vec<bool>,
-    /// Frames taken since [`TftpSide::take_frame_count`].
-    frame_count: usize,
+    /// Packets taken since [`TftpSide::take_count`].
+    taken: usize,
     /// Sockets with datagrams waiting.
     ready: VecDeque<u32>,
     is_ready: Vec<bool>,
@@ -209,6 +226,8 @@ pub(super) struct TftpSide {
     accepting: bool,
     /// Socket the waiting batch belongs to.
     batch_socket: usize,
+    /// Nothing has left in this turn yet.
+    is_first: bool,
     /// Sends the kernel refused, dealt with after the flush.
     refused: Vec<Unsent>,
 }
@@ -237,13 +256,23 @@ impl TftpSide {
         if !single_port && listeners > 0 {
             sockets.extend(data_ports.take());
         }
+        let sender = |socket: &UdpSocket| {
+            socket
+                .sender_beside(&DATA_PORT)
+                .inspect_err(|error| tracing::debug!(%error, "this port sends by the socket it receives by"))
+                .ok()
+        };
+        // The listeners are shared by all cores, and send little.
+        let mut senders: Vec<Option<UdpSocket>> = (0..listeners).map(|_| None).collect();
+        senders.extend(sockets[listeners..].iter().map(sender));
         Ok(Self {
+            senders,
             is_ready: vec![false; sockets.len()],
             sockets,
             listeners,
             links: Vec::new(),
             ready_links: Vec::new(),
-            frame_count: 0,
+            taken: 0,
             ready: VecDeque::new(),
             transfers: Slab::new(TRANSFERS_MAX),
             by_client: HashTable::new(),
@@ -257,6 +286,7 @@ impl TftpSide {
             segmentation,
             accepting: true,
             batch_socket: 0,
+            is_first: true,
             refused: Vec::new(),
         })
     }
@@ -315,9 +345,14 @@ impl TftpSide {
         self.ready_links.contains(&true)
     }
 
-    /// Frames taken since this was asked last.
-    pub(super) fn take_frame_count(&mut self) -> usize {
-        std::mem::take(&mut self.frame_count)
+    /// Packets taken since this was asked last.
+    pub(super) fn take_count(&mut self) -> usize {
+        std::mem::take(&mut self.taken)
+    }
+
+    /// True when all that is expected comes by frame, so that [`TftpSide::has_frames`] sees it.
+    pub(super) fn is_by_frame(&self) -> bool {
+        !self.links.is_empty()
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -353,16 +388,17 @@ impl TftpSide {
                         continue;
                     }
                 };
-                if taken == 0 {
-                    drained = true;
-                    break;
-                }
+                self.taken += taken;
                 if (index as usize) < self.listeners && !self.single_port {
                     // One data port per batch of requests: their answers then leave in one call.
                     self.next_port = (self.next_port + 1) % DATA_PORTS;
                 }
                 for i in 0..taken {
                     self.datagram(index, i, turn);
+                }
+                if taken < BATCH {
+                    drained = true;
+                    break;
                 }
             }
             if drained {
@@ -400,7 +436,7 @@ impl TftpSide {
             Err(_) => turn.tally.add(Count::TftpMalformed, 1),
         });
         self.links[index].ring = Some(ring);
-        self.frame_count += taken;
+        self.taken += taken;
         taken == FRAMES_PER_TURN
     }
 
@@ -414,15 +450,18 @@ impl TftpSide {
     }
 
     fn datagram(&mut self, socket: u32, index: usize, turn: &mut Turn<'_>) {
-        // Copied out: a request's bytes must not stay borrowed from the batch that the answer's code uses too.
-        let mut bytes = [0u8; 1024];
-        let (len, from, local) = match turn.recv.datagram(index) {
-            Some(d) if d.bytes.len() <= bytes.len() => {
-                bytes[..d.bytes.len()].copy_from_slice(d.bytes);
-                (d.bytes.len(), d.from, d.local)
-            }
-            _ => return turn.tally.add(Count::TftpMalformed, 1),
+        let Some(Datagram { bytes: received, from, local, .. }) = turn.recv.datagram(index) else {
+            return turn.tally.add(Count::TftpMalformed, 1);
         };
+        if let Ok(Packet::Ack(block)) = Packet::parse(received) {
+            return self.on_transfer(socket, from, turn, |transfer, now| transfer.handle_ack(now, block));
+        }
+        // Copied out: a request's bytes must not stay borrowed from the batch that the answer's code uses too.
+        let (mut bytes, len) = ([0u8; 1024], received.len());
+        match bytes.get_mut(..len) {
+            Some(bytes) => bytes.copy_from_slice(received),
+            None => return turn.tally.add(Count::TftpMalformed, 1),
+        }
         let source = Source { addr: local, interface: 0 };
         self.packet(socket, &bytes[..len], from, source, None, turn);
     }
@@ -894,7 +933,9 @@ impl TftpSide {
         head: &mut [u8],
         body: Option<(&Arc<Mapping>, u64, usize)>,
     ) {
-        if self.links.get(usize::from(link)).is_some_and(|link| link.sender.is_full()) {
+        let is_first = self.is_first;
+        let is_due = |link: &Link| link.sender.is_full() || (is_first && link.sender.len() >= FIRST_BATCH);
+        if self.links.get(usize::from(link)).is_some_and(is_due) {
             self.flush_frames(usize::from(link));
         }
         let (Some(live), Some(link)) = (self.transfers.get_mut(key), self.links.get_mut(usize::from(link)))
@@ -925,13 +966,15 @@ impl TftpSide {
         if let Some(link) = self.links.get_mut(link)
             && !link.sender.is_empty()
         {
+            self.is_first = false;
             link.sender.flush(|unsent| refused.push(unsent));
         }
     }
 
     /// Makes room in the batch, and makes it this socket's.
     fn reserve(&mut self, socket: u32, pieces: usize, bytes: usize, turn: &mut Turn<'_>) {
-        if self.batch_socket != socket as usize || turn.send.is_full(pieces, bytes) {
+        let is_due = self.is_first && turn.send.len() >= FIRST_BATCH;
+        if is_due || self.batch_socket != socket as usize || turn.send.is_full(pieces, bytes) {
             self.flush_batch(turn);
             self.batch_socket = socket as usize;
         }
@@ -952,8 +995,10 @@ impl TftpSide {
 
     fn flush_batch(&mut self, turn: &mut Turn<'_>) {
         if !turn.send.is_empty() {
-            let refused = &mut self.refused;
-            turn.send.flush(&self.sockets[self.batch_socket], |unsent| refused.push(unsent));
+            self.is_first = false;
+            let (refused, receiver) = (&mut self.refused, &self.sockets[self.batch_socket]);
+            let socket = self.senders[self.batch_socket].as_ref().unwrap_or(receiver);
+            turn.send.flush(socket, |unsent| refused.push(unsent));
         }
     }
 
@@ -964,6 +1009,7 @@ impl TftpSide {
         for link in 0..self.links.len() {
             self.flush_frames(link);
         }
+        self.is_first = true;
         for unsent in std::mem::take(&mut self.refused) {
             turn.tally.add(Count::TftpSendErrors, 1);
             if unsent.error.kind() == io::ErrorKind::WouldBlock {
@@ -1159,12 +1205,7 @@ impl DataPorts {
     /// Binds them. Where no run is free, ports anywhere do, but [`DataPorts::range`] is empty and frames cannot be
     /// told apart.
     pub(super) fn bind(cores: usize, seed: u32) -> Result<Self, SysError> {
-        let options = UdpOptions {
-            fragment: true,
-            recv_buffer: RECV_BUFFER,
-            send_buffer: SEND_BUFFER,
-            ..UdpOptions::default()
-        };
+        let options = DATA_PORT;
         let any = |port| SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
         let len = (cores * DATA_PORTS) as u16;
         let runs = (u16::MAX - Self::FIRST) / len.max(1);
