@@ -17,6 +17,11 @@ const TARGETS: &[Target] = &[
     }),
     ("wim_header", bootstorm::wire::wim::fuzz_wim),
     ("wim_file", bootstorm::files::wim::fuzz_file),
+    ("udp_frame", bootstorm::wire::frame::fuzz_frame),
+    ("http_values", bootstorm::wire::http::fuzz_values),
+    ("loader", bootstorm::files::loader_facts::fuzz_loader),
+    ("template", bootstorm::jobs::template::fuzz_template),
+    ("lease_segment", bootstorm::store::journal::fuzz_segment),
 ];
 
 /// Changed copies made of every seed.

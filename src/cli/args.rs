@@ -167,8 +167,8 @@ pub struct Serve {
     /// Loops; 0 is one per available core
     #[arg(long, value_name = "N")]
     pub cores: Option<u16>,
-    /// How log lines look
-    #[arg(long, value_enum, default_value = "text", env = "BOOTSTORM_LOG_FORMAT")]
+    /// How log lines look; auto is systemd's journal with fields where standard error is it, text elsewhere
+    #[arg(long, value_enum, default_value = "auto", env = "BOOTSTORM_LOG_FORMAT")]
     pub log_format: LogFormat,
     /// Log level or filter: error, warn, info, debug, trace
     #[arg(long, value_name = "LEVEL", default_value = "info", env = "BOOTSTORM_LOG")]
@@ -200,8 +200,10 @@ pub enum Driver {
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "shown as they are")]
 pub enum LogFormat {
+    Auto,
     Text,
     Json,
+    Journal,
 }
 
 /// `demo`.

@@ -563,10 +563,15 @@ pub(super) fn run(common: &Common, serve: &Serve) -> Done {
     let source = move || load_config(&common, &flags).map(|loaded| loaded.plan);
     let plan = source()?;
     let format = match serve.log_format {
+        LogFormatArg::Auto => LogFormat::Auto,
         LogFormatArg::Text => LogFormat::Text,
         LogFormatArg::Json => LogFormat::Json,
+        LogFormatArg::Journal => LogFormat::Journal,
     };
-    start_log(format, &serve.log);
+    start_log(format, &serve.log).map_err(|error| {
+        let message = format!("--log-format journal: no systemd journal takes entries here: {error}");
+        Failure::new(Exit::Runtime, message)
+    })?;
     for note in &plan.notes {
         tracing::info!("{note}");
     }

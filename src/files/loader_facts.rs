@@ -486,6 +486,19 @@ fn second_stage(name: &str, cpu: Option<Cpu>) -> String {
     sibling(name, &second)
 }
 
+/// Takes any bytes for a loader. For fuzz targets and the mutation tests. Panics only when something is told of them that
+/// nobody could print.
+pub fn fuzz_loader(bytes: &[u8]) {
+    let facts = of(bytes);
+    assert_eq!(facts.len, bytes.len() as u64);
+    assert!(facts.signed_by.len() <= SIGNERS_MAX && facts.sbat.len() <= 32);
+    let texts = facts.signed_by.iter().chain(facts.version.iter());
+    for text in texts {
+        assert!(!text.is_empty() && !text.chars().any(char::is_control), "{text:?}");
+    }
+    assert!(facts.version.is_none_or(|version| version.chars().count() <= VERSION_MAX));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,10 +7,12 @@
 //! An order that is refused has changed nothing. Everything is bounded: jobs, claims, machines, and what is
 //! remembered of boots and of machines nobody knows.
 
+mod boots;
 mod machines;
+mod orders;
+mod refusal;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -18,16 +20,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 pub use self::machines::{MACHINES_MAX, MachineSpec};
+use self::orders::{check_action, check_spec, checked_selector};
+pub use self::refusal::Refusal;
 use super::claim::{Claim, ClaimId};
-use super::evidence::{Evidence, Seen};
-use super::identity;
+use super::evidence::Evidence;
 use super::image::Images;
-use super::job::{Action, Confirm, Job, JobId, JobSpec, Selector, Stage};
+use super::job::{Job, JobId, JobSpec, Stage};
 pub use super::lifecycle::SILENCE;
-use super::lifecycle::{Course, Denial, Passage, Terms, since};
+use super::lifecycle::since;
 use super::machine::{Ident, Machine, MachineId};
-use super::reach;
-use super::script::LocalStrategy;
 use super::table::{Entry, Key, Standing, Writer};
 use super::token::BootId;
 use crate::wire::MacAddr;
@@ -38,8 +39,6 @@ pub const JOBS_MAX: usize = 100_000;
 pub const CLAIMS_MAX: usize = 200_000;
 /// Boots of which the presented identities are remembered between script and last file.
 const BOOTS_MAX: usize = 100_000;
-/// How the reason of a job begins whose boot should have called back.
-const NO_CALL_BACK: &str = "no call-back came";
 /// Jobs that are over and still shown as the reason of a machine's local boots.
 const SPENT_SHOWN: usize = 4;
 
@@ -51,243 +50,6 @@ pub struct Moment {
     /// No boot that begins from here on has a lower number.
     pub next_boot: BootId,
 }
-
-/// Why an order to the book is refused. `Display` is one line that says what to do next.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Refusal {
-    /// No such image.
-    UnknownImage {
-        /// The name asked for.
-        name: String,
-    },
-    /// The image is there but cannot boot.
-    CannotBoot {
-        /// The image.
-        name: String,
-        /// Why it cannot.
-        reason: String,
-    },
-    /// The image may wipe a disk, and the job would boot it every time.
-    DestructiveAlways {
-        /// The image.
-        name: String,
-    },
-    /// The image may wipe a disk, and the job is a rule that does not allow that.
-    DestructiveRule {
-        /// The image.
-        name: String,
-    },
-    /// The image boots without iPXE, and the selector is one that only a script request shows.
-    NeedsIpxe {
-        /// The image.
-        name: String,
-    },
-    /// A sequence of boots that cannot be one.
-    Sequence {
-        /// Why not.
-        why: &'static str,
-    },
-    /// The machine has a live job already.
-    HasJob {
-        /// That job.
-        id: JobId,
-        /// The machine, as both name it.
-        selector: Selector,
-    },
-    /// The selector names something that many machines share.
-    NotIdentifying {
-        /// The selector.
-        selector: Selector,
-    },
-    /// A rule that boots no image, and so never has given a machine its boot.
-    RuleOnce,
-    /// `attempts` is 0.
-    NoAttempts,
-    /// No such job.
-    NotFound {
-        /// The number asked for.
-        id: JobId,
-    },
-    /// No such claim.
-    NoClaim {
-        /// The number asked for.
-        id: ClaimId,
-    },
-    /// The job is over.
-    Ended {
-        /// The job.
-        id: JobId,
-        /// How it ended.
-        stage: Stage,
-    },
-    /// The job is not over, so there is nothing to re-arm.
-    NotEnded {
-        /// The job.
-        id: JobId,
-        /// Its stage.
-        stage: Stage,
-    },
-    /// Nothing of the job waits to be confirmed.
-    NotRunning {
-        /// The job.
-        id: JobId,
-        /// Its stage.
-        stage: Stage,
-    },
-    /// [`JOBS_MAX`] live jobs.
-    TooMany,
-    /// Machines on record are at their bound.
-    TooManyMachines,
-    /// No such machine.
-    NoMachine {
-        /// As it was named.
-        named: String,
-    },
-    /// An identity belongs to another machine already.
-    IdentTaken {
-        /// The identity.
-        ident: Ident,
-        /// Its machine.
-        machine: MachineId,
-    },
-    /// An identity that many machines share cannot name one.
-    SharedIdent {
-        /// The identity.
-        ident: Ident,
-    },
-    /// These two cannot become one, or this one cannot be taken apart.
-    CannotMerge {
-        /// Why.
-        why: String,
-    },
-    /// It has changed since it was looked at.
-    Stale {
-        /// Its generation now.
-        found: u64,
-    },
-    /// What the order would change cannot be stored now. Nothing was changed.
-    StoreUnavailable {
-        /// What the store says, with what to do.
-        reason: String,
-    },
-    /// Too many orders wait already.
-    Busy,
-}
-
-impl Refusal {
-    /// The refusal as one kebab-case word, for JSON.
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::UnknownImage { .. } => "unknown-image",
-            Self::CannotBoot { .. } => "image-cannot-boot",
-            Self::DestructiveAlways { .. } => "destructive-needs-once",
-            Self::DestructiveRule { .. } => "destructive-needs-allow-rule",
-            Self::NeedsIpxe { .. } => "image-needs-ipxe",
-            Self::Sequence { .. } => "not-a-sequence",
-            Self::HasJob { .. } => "machine-has-job",
-            Self::NotIdentifying { .. } => "selector-not-identifying",
-            Self::RuleOnce => "rule-needs-always",
-            Self::NoAttempts => "no-attempts",
-            Self::NotFound { .. } => "job-not-found",
-            Self::NoClaim { .. } => "claim-not-found",
-            Self::Ended { .. } => "job-ended",
-            Self::NotEnded { .. } => "job-not-ended",
-            Self::NotRunning { .. } => "job-not-running",
-            Self::TooMany => "too-many-jobs",
-            Self::TooManyMachines => "too-many-machines",
-            Self::NoMachine { .. } => "machine-not-found",
-            Self::IdentTaken { .. } => "identity-taken",
-            Self::SharedIdent { .. } => "identity-shared",
-            Self::CannotMerge { .. } => "cannot-merge",
-            Self::Stale { .. } => "changed-meanwhile",
-            Self::StoreUnavailable { .. } => "store-unavailable",
-            Self::Busy => "busy",
-        }
-    }
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::UnknownImage { name } => {
-                write!(f, "there is no image {name:?}; `bootstorm image list` shows the ones there are")
-            }
-            Self::CannotBoot { name, reason } => {
-                write!(
-                    f,
-                    "image {name:?} cannot boot: {reason}; mend that, then `bootstorm image show {name}` again"
-                )
-            }
-            Self::DestructiveAlways { name } => write!(
-                f,
-                "image {name:?} may wipe a disk, and --always would wipe it at every boot; leave --always out"
-            ),
-            Self::NeedsIpxe { name } => write!(
-                f,
-                "image {name:?} boots without iPXE, and a machine's serial, asset tag, manufacturer and product are \
-                 known only when its iPXE asks; name the machine by MAC address or UUID, or switch iPXE on: bootstorm \
-                 image loader enable {name}"
-            ),
-            Self::DestructiveRule { name } => write!(
-                f,
-                "image {name:?} may wipe a disk, and a rule sends it to machines nobody named; add --allow-rule if \
-                 that is meant, or name the machines"
-            ),
-            Self::Sequence { why } => write!(f, "{why}; a sequence is one machine's images, each booted once"),
-            Self::HasJob { id, selector } => write!(
-                f,
-                "{selector} has the live job {id} already; add --replace, or --then to have this one follow it, or \
-                 `bootstorm job cancel {id}` first"
-            ),
-            Self::NotIdentifying { selector } => write!(
-                f,
-                "{selector} does not name one machine (many share it or nobody set it); use another of the \
-                 machine's identities"
-            ),
-            Self::RuleOnce => f.write_str(
-                "a rule that boots no image never comes to an end with a machine; add --always, or name the machines",
-            ),
-            Self::NoAttempts => f.write_str("a job with 0 attempts never starts; use --attempts 1 or more"),
-            Self::NotFound { id } => {
-                write!(f, "there is no job {id}; `bootstorm job list` shows the ones there are")
-            }
-            Self::NoClaim { id } => {
-                write!(f, "there is no claim {id}")
-            }
-            Self::Ended { id, stage } => {
-                write!(f, "job {id} has ended already ({stage}); `bootstorm job rearm {id}` starts it again")
-            }
-            Self::NotEnded { id, stage } => {
-                write!(f, "job {id} has not ended ({stage}); `bootstorm job cancel {id}` ends it")
-            }
-            Self::NotRunning { id, stage } => write!(
-                f,
-                "job {id} is {stage}: only a running one can be confirmed; `bootstorm job show {id}` shows how far it is"
-            ),
-            Self::TooMany => write!(f, "{JOBS_MAX} jobs are live, which is the most; cancel some first"),
-            Self::TooManyMachines => {
-                write!(f, "{MACHINES_MAX} machines are on record, which is the most; forget some first")
-            }
-            Self::NoMachine { named } => {
-                write!(f, "there is no machine {named}; `bootstorm machine list` shows the ones there are")
-            }
-            Self::IdentTaken { ident, machine } => {
-                write!(f, "{ident} belongs to machine {machine} already; merge the two, or split it off there first")
-            }
-            Self::SharedIdent { ident } => {
-                write!(f, "{ident} does not name one machine (many share it, or it goes from machine to machine)")
-            }
-            Self::CannotMerge { why } => f.write_str(why),
-            Self::Stale { found } => {
-                write!(f, "it has changed meanwhile (now generation {found}); look again and repeat the order")
-            }
-            Self::StoreUnavailable { reason } => write!(f, "not stored, nothing was changed: {reason}"),
-            Self::Busy => f.write_str("too many orders wait already; try again in a moment"),
-        }
-    }
-}
-
-impl std::error::Error for Refusal {}
 
 /// A boot at the point of no return.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -669,7 +431,7 @@ impl Book {
         let id = JobId(self.number(|numbers| &mut numbers.job));
         if spec.replace {
             for old in live.iter().copied() {
-                self.move_job(old, at, |course, terms| {
+                self.move_job(old, |course, terms| {
                     course.cancel(format!("replaced by {id}"), terms.always, at.now)
                 });
             }
@@ -700,9 +462,7 @@ impl Book {
         if !job.is_live() {
             return Err(Refusal::Ended { id, stage: job.stage });
         }
-        self.move_job(id, at, |course, terms| {
-            course.cancel(format!("cancelled by {by}"), terms.always, at.now)
-        });
+        self.move_job(id, |course, terms| course.cancel(format!("cancelled by {by}"), terms.always, at.now));
         self.say_changed(by, "job-cancelled", &job)
     }
 
@@ -776,7 +536,7 @@ impl Book {
         let Some(boot) = job.passed.filter(|_| job.stage == Stage::Running) else {
             return Err(Refusal::NotRunning { id, stage: job.stage });
         };
-        self.move_job(id, at, |course, terms| course.confirmed(boot, terms.always, at.now));
+        self.move_job(id, |course, terms| course.confirmed(boot, terms.always, at.now));
         self.advance(id, Stage::Confirmed, at);
         self.say_changed(by, "job-confirmed", &job)
     }
@@ -795,353 +555,6 @@ impl Book {
             json!({ "by": by, "what": "claim-forgotten", "claim": &*claim }),
         );
         Ok(())
-    }
-
-    /// A boot is about to get the last bytes it needs. [`Passage::Now`] holds once the change is stored, and not
-    /// before; [`Passage::Before`] holds at once.
-    pub fn pass(&mut self, line: &AtTheLine, at: Moment) -> Passage {
-        let Some(job) = self.jobs.get(&line.job).cloned() else { return Passage::Denied(Denial::NoJob) };
-        if let Some((mac, name)) = &line.once {
-            return self.give(&job, line, *mac, name);
-        }
-        // What boots every time wipes nothing, and what a person picked from a menu is the person's doing.
-        if job.always || job.action.image().is_none() {
-            return Passage::Before;
-        }
-        let presented = self.boots.get(line.boot).cloned().unwrap_or_else(|| line.idents.clone());
-        let own = Ident::of_selector(&job.selector);
-        if presented.iter().chain(&own).any(|ident| self.is_rejected(ident)) {
-            return Passage::Denied(Denial::Rejected);
-        }
-        if own.is_some() {
-            if job.passed == Some(line.boot) {
-                return Passage::Before;
-            }
-            if job.action.image() != Some(line.image.as_str()) {
-                return Passage::Denied(Denial::OtherImage);
-            }
-            let mut passage = Passage::Before;
-            let reason = format!("{} left the server: what it boots may have started", line.what);
-            self.move_job(line.job, at, |course, terms| {
-                passage = course.pass(line.boot, reason, terms, at.now);
-                passage == Passage::Now
-            });
-            if passage == Passage::Now {
-                self.advance(line.job, Stage::Running, at);
-            }
-            return passage;
-        }
-        self.pass_claim(&job, line, presented, at)
-    }
-
-    /// An answer file is about to leave that is given once per boot. Remembered in the job that names the machine,
-    /// else with the machine.
-    fn give(&mut self, job: &Arc<Job>, line: &AtTheLine, mac: MacAddr, name: &str) -> Passage {
-        let ident = Ident::Mac(mac);
-        if self.is_rejected(&ident) {
-            return Passage::Denied(Denial::Rejected);
-        }
-        match reach::image_of(job, line.boot) {
-            Ok(image) if image == line.image => {}
-            Ok(_) => return Passage::Denied(Denial::OtherImage),
-            Err(_) => return Passage::Denied(Denial::Outdated),
-        }
-        if job.selector.is_exact() {
-            let mut job = Job::clone(job);
-            if !job.given.give(line.boot, name) {
-                return Passage::Denied(Denial::GivenBefore);
-            }
-            job.generation += 1;
-            self.change_job(job.id, Some(Arc::new(job)));
-            return Passage::Now;
-        }
-        let Some(machine) = self.machine_with(&ident) else { return Passage::Denied(Denial::NotOnRecord) };
-        let mut machine = Machine::clone(machine);
-        if !machine.given.give(line.boot, name) {
-            return Passage::Denied(Denial::GivenBefore);
-        }
-        self.put_changed(machine);
-        Passage::Now
-    }
-
-    /// The point of no return of a rule's job: every claim of whoever the boot presents itself as has a say.
-    fn pass_claim(&mut self, job: &Arc<Job>, line: &AtTheLine, presented: Vec<Ident>, at: Moment) -> Passage {
-        let by_boot = self.by_boot.get(&line.boot).and_then(|id| self.claims.get(id)).cloned();
-        if let Some(claim) = by_boot.as_ref().filter(|claim| claim.job == job.id)
-            && claim.passed == Some(line.boot)
-        {
-            return Passage::Before;
-        }
-        // A rule that expires takes no further machine; one that is in the middle of its boot goes on.
-        let under_way =
-            by_boot.as_ref().is_some_and(|claim| claim.job == job.id && claim.stage == Stage::Fetching);
-        let open = job.is_live() || job.stage == Stage::Expired && under_way;
-        if !open {
-            return Passage::Denied(Denial::Over(job.stage));
-        }
-        if line.boot < job.floor {
-            return Passage::Denied(Denial::Outdated);
-        }
-        if job.action.image() != Some(line.image.as_str()) {
-            return Passage::Denied(Denial::OtherImage);
-        }
-        let mut idents: Vec<Ident> = presented.into_iter().filter(Ident::is_identifying).collect();
-        if let Some(claim) = by_boot.filter(|claim| claim.job == job.id) {
-            idents.extend(claim.idents.iter().cloned());
-        }
-        if idents.is_empty() {
-            return Passage::Denied(Denial::UnknownBoot);
-        }
-        if job.destructive && !idents.iter().any(|ident| matches!(ident, Ident::Uuid(_) | Ident::Serial(_))) {
-            return Passage::Denied(Denial::NotIdentified);
-        }
-        let mut passage = Passage::Denied(Denial::Spent);
-        let reason = format!("{} left the server: what it boots may have started", line.what);
-        self.move_claim(job, &idents, at, |course, terms| {
-            passage = course.pass(line.boot, reason, terms, at.now);
-            passage == Passage::Now
-        });
-        passage
-    }
-
-    /// Moves what `evidence` is about, and returns the job if anything of it changed.
-    pub fn note(&mut self, evidence: &Evidence, at: Moment) -> Option<Arc<Job>> {
-        match (&evidence.seen, evidence.mac, evidence.uuid) {
-            (Seen::DhcpOffered { .. }, Some(mac), Some(uuid)) => {
-                self.seen_together(mac, uuid, at);
-                return None;
-            }
-            (Seen::ScriptAsked { offer, .. }, ..) => self.script_asked(evidence, offer, at),
-            (Seen::LocalBack { strategy }, ..) => {
-                if let (Some(boot), Some(way)) = (evidence.boot, LocalStrategy::of_word(strategy)) {
-                    self.local_came_back(boot, way, at);
-                }
-                return None;
-            }
-            _ => {}
-        }
-        let (id, boot) = (evidence.job()?, evidence.boot?);
-        let job = self.jobs.get(&id)?.clone();
-        let moved = if job.selector.is_exact() {
-            self.move_job(id, at, |course, terms| weigh(course, &job, evidence, boot, terms, at.now))
-        } else if !job.always && job.action.image().is_some() {
-            let mut idents = self.boots.get(boot).cloned().unwrap_or_default();
-            if idents.is_empty()
-                && let Some(claim) = self.by_boot.get(&boot).and_then(|claim| self.claims.get(claim))
-            {
-                idents.clone_from(&claim.idents);
-            }
-            idents.retain(Ident::is_identifying);
-            let known = idents
-                .iter()
-                .any(|ident| self.by_ident.contains_key(ident) || self.claim_for(job.id, ident).is_some());
-            // Machines nobody knows are taken on record only so fast.
-            if idents.is_empty() || !known && !self.bucket.take(at.now) {
-                return None;
-            }
-            self.move_claim(&job, &idents, at, |course, terms| {
-                weigh(course, &job, evidence, boot, terms, at.now)
-            })
-        } else {
-            false
-        };
-        if moved && matches!(evidence.seen, Seen::CalledBack { .. }) {
-            self.advance(id, Stage::Confirmed, at);
-        }
-        moved.then(|| self.jobs.get(&id).cloned()).flatten()
-    }
-
-    /// Ends jobs whose time ran out, and counts an attempt of every boot that fell silent while fetching. To be
-    /// called every few seconds; returns the jobs it changed.
-    pub fn expire(&mut self, at: Moment) -> Vec<Arc<Job>> {
-        let due: Vec<JobId> = self
-            .jobs
-            .values()
-            .filter(|job| job.has_expired(at.now) || job.stage == Stage::Fetching || job.boots > 0)
-            .map(|job| job.id)
-            .collect();
-        let mut changed = Vec::new();
-        for id in due {
-            let expired = self.jobs.get(&id).is_some_and(|job| job.has_expired(at.now));
-            let moved = self.move_job(id, at, |course, terms| {
-                if expired { course.expire(terms.always, at.now) } else { course.look(terms, at.now) }
-            });
-            if moved && let Some(job) = self.jobs.get(&id) {
-                changed.push(Arc::clone(job));
-            }
-        }
-        self.miss_call_backs(at, &mut changed);
-        let due: Vec<Arc<Claim>> = self
-            .claims
-            .values()
-            .filter(|claim| claim.stage == Stage::Fetching || claim.boots > 0)
-            .cloned()
-            .collect();
-        for old in due {
-            let Some(job) = self.jobs.get(&old.job).cloned() else { continue };
-            let mut course = old.course();
-            if course.look(&job.terms(), at.now) {
-                self.set_claim_course(&old, course);
-            }
-        }
-        changed
-    }
-
-    /// A boot that passed and was to call back, and has not within the window, is said to have not. It stays running:
-    /// what it booted may be at work, so nobody else gets the job.
-    fn miss_call_backs(&mut self, at: Moment, changed: &mut Vec<Arc<Job>>) {
-        let overdue = |stage: Stage, updated: SystemTime, reason: &str, job: &Job| {
-            stage == Stage::Running
-                && job.confirm == Confirm::Callback
-                && since(updated, at.now) >= job.window
-                && !reason.starts_with(NO_CALL_BACK)
-        };
-        let reason = |job: &Job| {
-            let minutes = job.window.as_secs().div_ceil(60);
-            format!("{NO_CALL_BACK} within {minutes} minutes: whether what it boots runs is not known")
-        };
-        let jobs: Vec<Arc<Job>> = self
-            .jobs
-            .values()
-            .filter(|job| overdue(job.stage, job.updated, &job.reason, job))
-            .cloned()
-            .collect();
-        for job in jobs {
-            let Some(boot) = job.passed else { continue };
-            let why = reason(&job);
-            if self.move_job(job.id, at, |course, _| course.learned(boot, why.clone(), at.now)) {
-                self.say(
-                    false,
-                    job.id.to_string(),
-                    json!({ "what": "no-call-back", "boot": boot, "reason": why }),
-                );
-                changed.extend(self.jobs.get(&job.id).cloned());
-            }
-        }
-        let claims: Vec<(Arc<Claim>, Arc<Job>)> = self
-            .claims
-            .values()
-            .filter_map(|claim| Some((Arc::clone(claim), self.jobs.get(&claim.job).cloned()?)))
-            .filter(|(claim, job)| overdue(claim.stage, claim.updated, &claim.reason, job))
-            .collect();
-        for (claim, job) in claims {
-            let (Some(boot), why) = (claim.passed, reason(&job)) else { continue };
-            let mut course = claim.course();
-            if course.learned(boot, why.clone(), at.now) {
-                self.set_claim_course(&claim, course);
-                let body = json!({ "what": "no-call-back", "claim": claim.id, "boot": boot, "reason": why });
-                self.say(false, job.id.to_string(), body);
-            }
-        }
-    }
-
-    /// A sequence goes on to its next image once `reached` is what its boots are to reach.
-    fn advance(&mut self, id: JobId, reached: Stage, at: Moment) {
-        let Some(job) = self.jobs.get(&id).cloned() else { return };
-        let due = match job.confirm {
-            Confirm::Image => Stage::Running,
-            Confirm::Callback => Stage::Confirmed,
-        };
-        if job.stage != reached || reached < due || !job.has_next_step() {
-            return;
-        }
-        let mut next = Job::clone(&job);
-        let mut course = next.course();
-        if !course.next(at.next_boot, at.now) {
-            return;
-        }
-        next.set_course(course);
-        next.step += 1;
-        if let Some(action) = next.sequence.get(next.step as usize) {
-            next.action = action.clone();
-        }
-        next.generation += 1;
-        self.change_job(id, Some(Arc::new(next)));
-    }
-
-    /// Moves a job's own course; says whether it changed.
-    fn move_job(&mut self, id: JobId, _at: Moment, change: impl FnOnce(&mut Course, &Terms) -> bool) -> bool {
-        let Some(old) = self.jobs.get(&id).cloned() else { return false };
-        let mut course = old.course();
-        if !change(&mut course, &old.terms()) {
-            return false;
-        }
-        let mut job = Job::clone(&old);
-        job.set_course(course);
-        job.generation += 1;
-        if job.stage != old.stage {
-            let body = json!({ "what": "job", "from": old.stage, "to": job.stage, "boot": job.boot,
-                "reason": job.reason, "step": job.step });
-            self.say(false, id.to_string(), body);
-        }
-        self.change_job(id, Some(Arc::new(job)));
-        true
-    }
-
-    /// Moves the claim of whoever presents `idents`, a new one if there is none; says whether it changed. When these
-    /// identities have several claims and one of them is over, nothing moves: a denial holds for all.
-    fn move_claim(
-        &mut self,
-        job: &Arc<Job>,
-        idents: &[Ident],
-        at: Moment,
-        change: impl FnOnce(&mut Course, &Terms) -> bool,
-    ) -> bool {
-        let mut all: BTreeSet<ClaimId> = BTreeSet::new();
-        let mut machine = None;
-        for ident in idents {
-            all.extend(self.claim_for(job.id, ident));
-            if let Some(id) = self.by_ident.get(ident) {
-                machine = machine.or(Some(*id));
-                if let Some(record) = self.machines.get(id) {
-                    all.extend(record.idents().filter_map(|ident| self.claim_for(job.id, ident)));
-                }
-            }
-        }
-        let over = all.iter().find(|id| self.claims.get(id).is_some_and(|claim| !claim.stage.is_live(false)));
-        let chosen = over.or(all.first()).copied();
-        let old = match chosen.and_then(|id| self.claims.get(&id).cloned()) {
-            Some(claim) => claim,
-            None if self.claims.len() >= CLAIMS_MAX && !self.make_claims_room() => return false,
-            None => {
-                let id = ClaimId(self.number(|numbers| &mut numbers.claim));
-                Arc::new(Claim::new(id, job, Vec::new(), at.now))
-            }
-        };
-        let mut course = old.course();
-        if !change(&mut course, &job.terms()) {
-            return false;
-        }
-        let mut claim = Claim::clone(&old);
-        for ident in idents {
-            if !claim.idents.contains(ident) {
-                claim.idents.push(ident.clone());
-            }
-        }
-        claim.machine = claim.machine.or(machine);
-        if claim.stage != course.stage() {
-            let body = json!({ "what": "claim", "claim": claim.id, "machine": claim.machine, "from": claim.stage,
-                "to": course.stage(), "boot": course.boot, "reason": course.reason });
-            self.say(false, job.id.to_string(), body);
-        }
-        self.set_claim_course(&claim, course);
-        true
-    }
-
-    fn set_claim_course(&mut self, claim: &Claim, course: Course) {
-        let mut claim = claim.clone();
-        claim.set_course(course);
-        claim.generation += 1;
-        self.change_claim(claim.id, Some(Arc::new(claim)));
-    }
-
-    fn claim_for(&self, job: JobId, ident: &Ident) -> Option<ClaimId> {
-        let of = self.claims_of.get(ident)?;
-        of.iter().copied().find(|id| self.claims.get(id).is_some_and(|claim| claim.job == job))
-    }
-
-    fn is_rejected(&self, ident: &Ident) -> bool {
-        self.by_ident.get(ident).and_then(|id| self.machines.get(id)).is_some_and(|m| m.is_rejected())
     }
 
     fn expect_job(&self, id: JobId, expected: Expected) -> Result<Arc<Job>, Refusal> {
@@ -1310,135 +723,6 @@ impl Book {
             self.touched.extend(machine.idents().cloned());
         }
     }
-}
-
-/// Lets evidence move a course; says whether it changed.
-fn weigh(
-    course: &mut Course,
-    job: &Job,
-    evidence: &Evidence,
-    boot: BootId,
-    terms: &Terms,
-    now: SystemTime,
-) -> bool {
-    let ours = |image: &str| job.action.image() == Some(image);
-    match &evidence.seen {
-        Seen::ScriptAsked { .. } => course.offered(boot, job.action.image().is_some(), terms, now),
-        Seen::FileStarted { image, file, .. } | Seen::FileProgress { image, file, .. } if ours(image) => {
-            course.fetched(boot, format!("fetching {file}"), terms, now)
-        }
-        // What boots every time needs no barrier: its evidence is all there is.
-        Seen::LastPieceSent { image, file, .. } | Seen::FileDone { image, file, last: true, .. }
-            if ours(image) && terms.always =>
-        {
-            let reason = format!("the last of {file} has left: what it boots may have started");
-            course.pass(boot, reason, terms, now) == Passage::Now
-        }
-        Seen::FileDone { file, last: true, .. } => course.learned(
-            boot,
-            format!("{file}, the last file, was delivered: what it boots may have started"),
-            now,
-        ),
-        Seen::FileDone { image, file, last: false, .. } if ours(image) => {
-            course.fetched(boot, format!("has {file}"), terms, now)
-        }
-        Seen::TransferFailed { file, reason, .. } => {
-            course.broke_off(boot, format!("{file} broke off: {reason}"), now)
-        }
-        Seen::CalledBack { .. } => course.confirmed(boot, terms.always, now),
-        Seen::FailureCalled { reason, .. } => course.failed(boot, reason, terms, now),
-        _ => false,
-    }
-}
-
-/// Everything a spec must be; whether it may wipe a disk.
-fn check_spec(spec: &JobSpec, images: &dyn Images) -> Result<bool, Refusal> {
-    if spec.attempts == 0 {
-        return Err(Refusal::NoAttempts);
-    }
-    let exact = spec.selector.is_exact();
-    if !exact && !spec.always && spec.action.image().is_none() {
-        return Err(Refusal::RuleOnce);
-    }
-    if !spec.then.is_empty() {
-        let why = match () {
-            () if spec.always => "a job with --always has no second image",
-            () if !exact => "a rule has no second image",
-            () if spec.then.len() >= SEQUENCE_MAX => "a sequence has at most 32 images",
-            () if std::iter::once(&spec.action).chain(&spec.then).any(|action| action.image().is_none()) => {
-                "what boots no image is no step"
-            }
-            () => "",
-        };
-        if !why.is_empty() {
-            return Err(Refusal::Sequence { why });
-        }
-    }
-    let mut destructive = false;
-    for action in std::iter::once(&spec.action).chain(&spec.then) {
-        destructive |= check_action(action, spec.always, &spec.selector, spec.allow_rule, images)?;
-    }
-    Ok(destructive)
-}
-
-/// Images of one sequence.
-const SEQUENCE_MAX: usize = 32;
-
-fn check_action(
-    action: &Action,
-    always: bool,
-    selector: &Selector,
-    allow_rule: bool,
-    images: &dyn Images,
-) -> Result<bool, Refusal> {
-    let Some(name) = action.image() else { return Ok(false) };
-    let Some(image) = images.image(name) else {
-        return Err(Refusal::UnknownImage { name: name.to_owned() });
-    };
-    if let Some(reason) = &image.unbootable {
-        return Err(Refusal::CannotBoot { name: name.to_owned(), reason: reason.clone() });
-    }
-    if image.boot.is_none() {
-        return Err(Refusal::CannotBoot {
-            name: name.to_owned(),
-            reason: "nothing in it was recognised as bootable".into(),
-        });
-    }
-    if image.is_native_only() && needs_script(selector) {
-        return Err(Refusal::NeedsIpxe { name: name.to_owned() });
-    }
-    if image.destructive && always {
-        return Err(Refusal::DestructiveAlways { name: name.to_owned() });
-    }
-    if image.destructive && !selector.is_exact() && !allow_rule {
-        return Err(Refusal::DestructiveRule { name: name.to_owned() });
-    }
-    Ok(image.destructive)
-}
-
-/// True for what firmware does not show: it is known when iPXE asks for its script, and not before.
-fn needs_script(selector: &Selector) -> bool {
-    match selector {
-        Selector::Serial(_) | Selector::Asset(_) => true,
-        Selector::Rule(rule) => rule.manufacturer.is_some() || rule.product.is_some(),
-        Selector::Mac(_) | Selector::Uuid(_) | Selector::Any => false,
-    }
-}
-
-fn checked_selector(selector: Selector) -> Result<Selector, Refusal> {
-    let selector = match selector {
-        Selector::Serial(serial) => Selector::Serial(serial.trim().to_owned()),
-        Selector::Asset(asset) => Selector::Asset(asset.trim().to_owned()),
-        other => other,
-    };
-    let identifies = match &selector {
-        // An adapter that goes from machine to machine is a fine name for a job: the next boot behind it.
-        Selector::Mac(mac) => !mac.is_zero() && !mac.is_group(),
-        Selector::Uuid(uuid) => uuid.is_identifying(),
-        Selector::Serial(text) | Selector::Asset(text) => identity::is_identifying_text(text),
-        Selector::Any | Selector::Rule(_) => true,
-    };
-    if identifies { Ok(selector) } else { Err(Refusal::NotIdentifying { selector }) }
 }
 
 impl Job {

@@ -61,6 +61,8 @@ pub struct Claim {
     pub generation: u64,
 }
 
+super::lifecycle::has_course!(Claim);
+
 impl Claim {
     pub(super) fn new(id: ClaimId, job: &Job, idents: Vec<Ident>, now: SystemTime) -> Self {
         let course = Course::begin(now);
@@ -81,32 +83,6 @@ impl Claim {
             reason: course.reason,
             generation: 0,
         }
-    }
-
-    pub(super) fn course(&self) -> Course {
-        Course {
-            stage: self.stage,
-            boot: self.boot,
-            passed: self.passed,
-            floor: self.floor,
-            attempts_used: self.attempts_used,
-            boots: self.boots,
-            boots_since: self.boots_since,
-            updated: self.updated,
-            reason: self.reason.clone(),
-        }
-    }
-
-    pub(super) fn set_course(&mut self, course: Course) {
-        self.stage = course.stage;
-        self.boot = course.boot;
-        self.passed = course.passed;
-        self.floor = course.floor;
-        self.attempts_used = course.attempts_used;
-        self.boots = course.boots;
-        self.boots_since = course.boots_since;
-        self.updated = course.updated;
-        self.reason = course.reason;
     }
 
     /// True when the machine's next boot does not get the job.

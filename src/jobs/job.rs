@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::answers::Given;
-use super::lifecycle::{Course, Terms, holds_back};
+use super::lifecycle::{Terms, holds_back};
 use super::rule::{Rule, Specificity};
 use super::token::BootId;
 use crate::wire::{MacAddr, Uuid};
@@ -369,6 +369,8 @@ fn usual_window() -> Duration {
     WINDOW
 }
 
+super::lifecycle::has_course!(Job);
+
 impl Job {
     /// A job as armed now. What the image says of itself is the caller's to know: `destructive`.
     pub fn new(id: JobId, spec: &JobSpec, destructive: bool, now: SystemTime) -> Self {
@@ -429,34 +431,6 @@ impl Job {
     /// What the course of this job is judged by.
     pub fn terms(&self) -> Terms {
         Terms { attempts: self.attempts, window: self.window, always: self.always }
-    }
-
-    /// How far it has come, to be moved and put back.
-    pub(super) fn course(&self) -> Course {
-        Course {
-            stage: self.stage,
-            boot: self.boot,
-            passed: self.passed,
-            floor: self.floor,
-            attempts_used: self.attempts_used,
-            boots: self.boots,
-            boots_since: self.boots_since,
-            updated: self.updated,
-            reason: self.reason.clone(),
-        }
-    }
-
-    /// Puts a moved course back, as a change of the job.
-    pub(super) fn set_course(&mut self, course: Course) {
-        self.stage = course.stage;
-        self.boot = course.boot;
-        self.passed = course.passed;
-        self.floor = course.floor;
-        self.attempts_used = course.attempts_used;
-        self.boots = course.boots;
-        self.boots_since = course.boots_since;
-        self.updated = course.updated;
-        self.reason = course.reason;
     }
 }
 

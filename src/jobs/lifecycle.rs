@@ -219,6 +219,42 @@ pub struct Course {
     pub reason: String,
 }
 
+/// Gives a record that holds the fields of a [`Course`] among its own the two ways between them.
+macro_rules! has_course {
+    ($record:ty) => {
+        impl $record {
+            /// How far it has come, to be moved and put back.
+            pub(super) fn course(&self) -> $crate::jobs::lifecycle::Course {
+                $crate::jobs::lifecycle::Course {
+                    stage: self.stage,
+                    boot: self.boot,
+                    passed: self.passed,
+                    floor: self.floor,
+                    attempts_used: self.attempts_used,
+                    boots: self.boots,
+                    boots_since: self.boots_since,
+                    updated: self.updated,
+                    reason: self.reason.clone(),
+                }
+            }
+
+            /// Puts a moved course back, as a change of the record.
+            pub(super) fn set_course(&mut self, course: $crate::jobs::lifecycle::Course) {
+                self.stage = course.stage;
+                self.boot = course.boot;
+                self.passed = course.passed;
+                self.floor = course.floor;
+                self.attempts_used = course.attempts_used;
+                self.boots = course.boots;
+                self.boots_since = course.boots_since;
+                self.updated = course.updated;
+                self.reason = course.reason;
+            }
+        }
+    };
+}
+pub(super) use has_course;
+
 /// Why a boot may not pass the point of no return. `Display` is a clause for the log and the machine's screen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Denial {

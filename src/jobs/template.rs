@@ -10,7 +10,7 @@ use std::net::Ipv4Addr;
 
 use super::Identity;
 use super::job::JobId;
-use super::token::{BootId, SignedToken};
+use super::token::{BootId, SignedToken, Token, TokenKey};
 use crate::wire::arch::{Cpu, Platform};
 use crate::wire::{MacAddr, Uuid};
 
@@ -400,10 +400,43 @@ fn write_claimed(text: &str, format: Format, out: &mut String) {
     }
 }
 
+/// Takes any text as a template, and renders it in every format for a machine whose every field is that text. For fuzz
+/// targets and the mutation tests. Panics only when an invariant of this module is broken.
+pub fn fuzz_template(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let Ok(template) = Template::parse(&text) else { return };
+    let claimed = || Some(text.chars().take(80).collect::<String>());
+    let who = Identity {
+        mac: bytes.first_chunk().map(|mac| MacAddr(*mac)),
+        uuid: bytes.first_chunk().map(|uuid| Uuid::from_smbios(*uuid)),
+        serial: claimed(),
+        asset: claimed(),
+        manufacturer: claimed(),
+        product: claimed(),
+        build_arch: claimed(),
+        ..Identity::default()
+    };
+    let token = Token { boot: BootId(7), mac: who.mac, job: Some(JobId(3)), menu: false, expires_unix: 9 };
+    let hostname = claimed();
+    let values = Values {
+        who: &who,
+        hostname: hostname.as_deref(),
+        job: Some(JobId(3)),
+        boot: BootId(7),
+        image: "win 11",
+        base_url: "http://10.0.0.1:4433/",
+        token: &TokenKey::new([1; 32]).sign(&token),
+    };
+    for format in [Format::Script, Format::Xml, Format::Json, Format::Plain] {
+        let mut out = String::new();
+        template.render(format, &values, &mut out);
+        assert!(out.len() <= template.rendered_len_max());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::jobs::token::{Token, TokenKey};
 
     fn rendered(text: &str, format: Format, serial: &str) -> String {
         let who = Identity {

@@ -304,13 +304,20 @@ fn begin(folder: &Path, number: u64, len: u64) -> io::Result<(File, u64)> {
 fn replay(path: &Path, number: u64, live: &mut Live) -> io::Result<bool> {
     let mut bytes = Vec::new();
     File::open(path)?.read_to_end(&mut bytes)?;
-    let Some((head, _)) = bytes.split_at_checked(HEADER_LEN as usize) else { return Ok(false) };
+    replay_bytes(&bytes, number, live).ok_or_else(|| {
+        let what = format!("{} is no journal of ours: move it away, with what is beside it", path.display());
+        io::Error::new(io::ErrorKind::InvalidData, what)
+    })
+}
+
+/// The same from what the file holds; `None` when another program wrote it.
+fn replay_bytes(bytes: &[u8], number: u64, live: &mut Live) -> Option<bool> {
+    let Some((head, _)) = bytes.split_at_checked(HEADER_LEN as usize) else { return Some(false) };
     if head.iter().all(|byte| *byte == 0) {
-        return Ok(false);
+        return Some(false);
     }
     if head[..8] != *MAGIC || head[8..] != number.to_le_bytes() {
-        let what = format!("{} is no journal of ours: move it away, with what is beside it", path.display());
-        return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        return None;
     }
     let mut at = HEADER_LEN as usize;
     while let Some((head, rest)) = bytes[at..].split_at_checked(BATCH_HEAD_LEN) {
@@ -324,7 +331,7 @@ fn replay(path: &Path, number: u64, live: &mut Live) -> io::Result<bool> {
         read_batch(entries, number, live);
         at += BATCH_HEAD_LEN + entries.len();
     }
-    Ok(true)
+    Some(true)
 }
 
 fn read_batch(mut entries: &[u8], number: u64, live: &mut Live) {
@@ -338,6 +345,32 @@ fn read_batch(mut entries: &[u8], number: u64, live: &mut Live) {
             live.insert(key, (entry, number));
         }
         entries = rest;
+    }
+}
+
+/// Takes any bytes for a segment as a crash or a bad disk may leave it, and for a batch whose hash is right. For fuzz
+/// targets and the mutation tests. Panics only when an invariant of this module is broken.
+pub fn fuzz_segment(bytes: &[u8]) {
+    let mut live = Live::default();
+    let _ = replay_bytes(bytes, 1, &mut live);
+    let mut segment = [MAGIC.as_slice(), &1u64.to_le_bytes()].concat();
+    let _ = replay_bytes(&[&segment, bytes].concat(), 1, &mut live);
+    live.clear();
+    let at = segment.len() as u64;
+    segment.extend_from_slice(&hash(1, at, bytes));
+    segment.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+    segment.extend_from_slice(bytes);
+    assert_eq!(replay_bytes(&segment, 1, &mut live), Some(true));
+    // What was read is what a journal of these entries would hold, and cut anywhere it is a batch that never was.
+    let mut again = Live::default();
+    let mut entries = Vec::new();
+    live.values().for_each(|(entry, _)| entry.emit(&mut entries));
+    read_batch(&entries, 1, &mut again);
+    assert_eq!(again, live);
+    if let Some(cut) = segment.len().checked_sub(1).filter(|_| !bytes.is_empty()) {
+        live.clear();
+        assert_eq!(replay_bytes(&segment[..cut], 1, &mut live), Some(true));
+        assert!(live.is_empty());
     }
 }
 

@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use io_uring::register::Restriction;
 use io_uring::{IoUring, Probe, cqueue, opcode, types};
@@ -14,6 +15,9 @@ use super::mmap::Mapping;
 const SEND_ZC_REPORT_USAGE: u16 = 1 << 3;
 /// Set in a notification's result when it did.
 const NOTIF_USAGE_ZC_COPIED: u32 = 1 << 31;
+
+/// How long the end of a ring waits for the kernel to let go of pages.
+const LETTING_GO_MAX: Duration = Duration::from_millis(500);
 
 /// What a send came to.
 #[derive(Debug)]
@@ -144,12 +148,22 @@ impl SendRing {
 
 impl Drop for SendRing {
     fn drop(&mut self) {
-        // Every socket is shut down by now, so what is in flight ends with an error at once; a bound keeps a
-        // surprising kernel from hanging the exit. What is left after it is leaked, never unmapped under the kernel.
-        for _ in 0..64 {
+        // Every socket is shut down by now, so what the sockets had not taken ends with an error at once. What they had
+        // taken is let go of when the peer acknowledges it, and a peer that has vanished never does: no exit waits for
+        // that. What is left is leaked, never unmapped under the kernel.
+        let until = Instant::now() + LETTING_GO_MAX;
+        loop {
             while self.complete().is_some() {}
-            if self.inflight() == 0 || self.ring.submit_and_wait(1).is_err() {
+            let left = until.saturating_duration_since(Instant::now());
+            if self.inflight() == 0 || left.is_zero() {
                 break;
+            }
+            let timeout = types::Timespec::from(left);
+            let wait = types::SubmitArgs::new().timespec(&timeout);
+            match self.ring.submitter().submit_with_args(1, &wait) {
+                Ok(_) => {}
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR)) => {}
+                Err(_) => break,
             }
         }
         for inflight in self.inflight.drain(..).flatten() {
@@ -218,6 +232,35 @@ mod tests {
             }
         }
         assert_eq!(ring.inflight(), 0);
+    }
+
+    #[test]
+    fn the_end_does_not_wait_for_a_peer_that_takes_nothing() {
+        let Ok(mut ring) = SendRing::new(64) else {
+            panic!("io_uring is refused here: no test of the ring is possible")
+        };
+        let path = std::env::temp_dir().join(format!("bootstorm-uring-e-{}", std::process::id()));
+        std::fs::write(&path, vec![7; 1 << 20]).unwrap();
+        let mapping = Arc::new(Mapping::map(&std::fs::File::open(&path).unwrap()).unwrap());
+        std::fs::remove_file(&path).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        server.set_nonblocking(true).unwrap();
+        for _ in 0..64 {
+            assert!(ring.send(server.as_raw_fd(), &mapping, 0, 1 << 20, 1));
+        }
+        ring.submit().unwrap();
+        server.shutdown(std::net::Shutdown::Both).unwrap();
+        let begun = Instant::now();
+        drop(ring);
+        // The kernel still held pages, and would have until the peer reads or the connection is given up.
+        assert!(
+            begun.elapsed() >= LETTING_GO_MAX && begun.elapsed() < Duration::from_secs(20),
+            "{:?}",
+            begun.elapsed()
+        );
+        drop(peer);
     }
 
     #[test]

@@ -95,25 +95,68 @@ pub fn render_process(started: std::time::SystemTime, version: &str, out: &mut S
 /// How log lines look.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum LogFormat {
-    /// For people.
+    /// [`Journal`](Self::Journal) where standard error is systemd's journal, [`Text`](Self::Text) elsewhere.
     #[default]
+    Auto,
+    /// For people.
     Text,
     /// One JSON object a line.
     Json,
+    /// Entries of systemd's journal, every field of a line a field of the entry: `BOOTSTORM_MAC`, `BOOTSTORM_STAGE`, ...
+    Journal,
 }
 
-/// Starts logging to standard error. `filter` is a level or a `tracing` directive list; an unreadable one means
-/// `info`. A second call changes nothing.
-pub fn start_log(format: LogFormat, filter: &str) {
-    use tracing_subscriber::EnvFilter;
+/// Starts logging, to standard error or to systemd's journal. `filter` is a level or a `tracing` directive list; an
+/// unreadable one means `info`. A second call changes nothing.
+///
+/// # Errors
+/// [`LogFormat::Journal`] was asked for, and no journal takes entries here.
+pub fn start_log(format: LogFormat, filter: &str) -> std::io::Result<()> {
+    use tracing_subscriber::layer::SubscriberExt as _;
+    use tracing_subscriber::util::SubscriberInitExt as _;
+    use tracing_subscriber::{EnvFilter, fmt};
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    // Fails only when a subscriber is already there, as in tests.
-    let _ = match format {
-        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    let journal = match format {
+        LogFormat::Journal => Some(journal()?),
+        // What cannot be reached as a journal is still read from standard error.
+        LogFormat::Auto if stderr_is_journal() => journal().ok(),
+        _ => None,
     };
+    let registry = tracing_subscriber::registry().with(filter);
+    let lines = || fmt::layer().with_writer(std::io::stderr).with_target(false);
+    // Fails only when a subscriber is already there, as in tests.
+    let _ = match (journal, format) {
+        (Some(journal), _) => registry.with(journal).try_init(),
+        (None, LogFormat::Json) => registry.with(lines().json().flatten_event(true)).try_init(),
+        (None, _) => {
+            let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+            registry.with(lines().with_ansi(ansi)).try_init()
+        }
+    };
+    Ok(())
+}
+
+/// Entries by the journal's own socket, with the levels systemd's tools expect.
+fn journal() -> std::io::Result<tracing_journald::Layer> {
+    use tracing_journald::{Priority, PriorityMappings};
+    let priorities =
+        PriorityMappings { info: Priority::Informational, debug: Priority::Debug, ..PriorityMappings::new() };
+    let layer = tracing_journald::layer()?;
+    Ok(layer.with_field_prefix(Some("BOOTSTORM".to_owned())).with_priority_mappings(priorities))
+}
+
+/// systemd says in `JOURNAL_STREAM` which stream it connected (systemd.exec(5)): whoever inherited the variable and wrote
+/// its standard error elsewhere has not that stream.
+fn stderr_is_journal() -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let Some((device, inode)) = std::env::var("JOURNAL_STREAM")
+        .ok()
+        .and_then(|said| said.split_once(':').map(|(d, i)| (d.parse(), i.parse())))
+    else {
+        return false;
+    };
+    std::fs::metadata("/proc/self/fd/2")
+        .is_ok_and(|stderr| device == Ok(stderr.dev()) && inode == Ok(stderr.ino()))
 }
 
 #[cfg(test)]

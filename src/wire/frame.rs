@@ -276,6 +276,37 @@ fn fold(total: u32) -> u16 {
     ((once >> 16) + (once & 0xffff)) as u16
 }
 
+/// Takes any frame through the parsers of this room, and what is a datagram back into a frame: for fuzz targets and the
+/// mutation tests. Panics only when an invariant of this module or of [`arp`](super::arp) is broken.
+pub fn fuzz_frame(bytes: &[u8]) {
+    if let Some(arp) = super::arp::parse_arp_frame(bytes) {
+        let mut frame = [0; super::arp::ARP_FRAME_LEN];
+        super::arp::emit_arp_frame(&mut frame, &arp).expect("the buffer is a frame long");
+        assert_eq!(super::arp::parse_arp_frame(&frame), Some(arp));
+    }
+    let head = parse_udp_head(bytes);
+    let Ok(datagram) = parse_udp_frame(bytes) else { return };
+    let head = head.expect("a frame that is whole has its headers");
+    assert_eq!((head.src, head.dst, head.payload_len), (datagram.src, datagram.dst, datagram.payload.len()));
+    assert_eq!(
+        bytes.get(head.payload_offset..).map(|rest| &rest[..head.payload_len]),
+        Some(datagram.payload)
+    );
+    let header = UdpHeader {
+        src_mac: datagram.src_mac,
+        dst_mac: datagram.dst_mac,
+        src: datagram.src,
+        dst: datagram.dst,
+        ttl: 64,
+        ip_id: 0,
+    };
+    let mut frame = vec![0; UDP_PAYLOAD_OFFSET + datagram.payload.len()];
+    frame[UDP_PAYLOAD_OFFSET..].copy_from_slice(datagram.payload);
+    let len =
+        emit_udp_frame(&mut frame, &header, datagram.payload.len()).expect("what came in a packet fits one");
+    assert_eq!(parse_udp_frame(&frame[..len]), Ok(datagram));
+}
+
 #[cfg(test)]
 mod tests {
     use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};

@@ -198,5 +198,45 @@ pub(crate) fn unescape(text: &str) -> Vec<u8> {
     bytes
 }
 
+/// Takes any bytes through the readers of this room that stand behind a request's first look: a path, a range set, a
+/// form, a date, a response's head. For fuzz targets and the mutation tests. Panics only when an invariant of one of
+/// them is broken.
+pub fn fuzz_values(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let mut buffer = [0; PATH_MAX];
+    if let Ok(path) = decode_path(&text, &mut buffer) {
+        assert!(path.starts_with('/') && !path.contains("//") && !path.chars().any(|c| c.is_ascii_control()));
+        assert!(!path.split(['/', '\\']).any(|segment| segment == ".." || segment == "."));
+    }
+    for len in [0, 1, 500, u64::MAX] {
+        let selected = select_ranges(&text, len);
+        let parts: &[ByteRange] = match &selected {
+            Selected::Whole | Selected::Unsatisfiable => &[],
+            Selected::One(range) => std::slice::from_ref(range),
+            Selected::Many(list) => list.as_slice(),
+        };
+        for (at, part) in parts.iter().enumerate() {
+            assert!(part.len > 0 && part.first < len && part.last() < len, "{part:?} of {len}");
+            let apart = |other: &ByteRange| part.last() < other.first || other.last() < part.first;
+            assert!(parts[..at].iter().all(apart), "{parts:?}");
+        }
+    }
+    for plus in [Plus::Plus, Plus::Blank] {
+        for field in fields(bytes, plus) {
+            let whole = field.value.bytes().count();
+            let mut buffer = [0; 64];
+            assert!(field.value.decode(&mut buffer).is_none_or(|text| text.len() == whole));
+            let text = field.value.text(64).unwrap_or_default();
+            assert!(text.len() <= 64 && text == text.trim() && !text.chars().any(char::is_control));
+            let _ = field.name.is("mac");
+        }
+    }
+    let _ = parse_date(&text);
+    if let Ok(Some(head)) = parse_response_head(bytes) {
+        assert!(head.len <= bytes.len());
+        let _ = (head.body(false), head.header("Location"), head.fields().count());
+    }
+}
+
 #[cfg(test)]
 mod cases;

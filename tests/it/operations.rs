@@ -266,6 +266,65 @@ fn json_log_lines_are_json_and_name_the_boot() {
     server.stop();
 }
 
+/// A journal at its usual place, in a mount namespace of its own, which prints every entry as one line; and the server, with
+/// standard error as the stream that `JOURNAL_STREAM` names (systemd.exec(5)).
+const JOURNAL: &str = r#"
+import os, socket, sys
+os.makedirs("/run/systemd/journal")
+journal = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+journal.bind("/run/systemd/journal/socket")
+journal.settimeout(0.2)
+server = os.getpid()
+if os.fork() != 0:
+    stderr = os.fstat(2)
+    os.environ["JOURNAL_STREAM"] = f"{stderr.st_dev}:{stderr.st_ino}"
+    os.execv(sys.argv[1], sys.argv[1:])
+while os.getppid() == server:
+    try:
+        entry, fields = journal.recv(1 << 16), []
+    except TimeoutError:
+        continue
+    while entry:
+        name, entry = entry.split(b"\n", 1)
+        if b"=" not in name:
+            length = int.from_bytes(entry[:8], "little")
+            name, entry = name + b"=" + entry[8:8 + length], entry[9 + length:]
+        fields.append(name.decode().replace("\n", " "))
+    if fields:
+        print("entry " + "|".join(fields), flush=True)
+"#;
+
+#[test]
+fn under_systemd_the_fields_of_a_line_are_fields_of_the_journals_entry() {
+    let net = Net::flat();
+    let site = Site::new(net.interface, "auto", PROXY);
+    let mut command = net.server.command("unshare");
+    command.args([
+        "--mount",
+        "sh",
+        "-c",
+        "mount -t tmpfs none /run && exec \"$@\"",
+        "sh",
+        "python3",
+        "-c",
+        JOURNAL,
+    ]);
+    command.arg(binary()).args(["serve", "--config"]).arg(site.config());
+    let mut process = labkit::Process::spawn("journal", &mut command, &site.dir.join("journal.log"));
+    process.wait_for("bootstorm ready", SOON);
+    script(&net);
+    let entry = process.wait_for("BOOTSTORM_STAGE=script", SOON);
+    let fields: Vec<&str> = entry.trim_start_matches("entry ").split('|').collect();
+    for field in ["PRIORITY=6", "SYSLOG_IDENTIFIER=bootstorm", "BOOTSTORM_STAGE=script"] {
+        assert!(fields.contains(&field), "{field} is not in {entry}");
+    }
+    for start in ["MESSAGE=", "BOOTSTORM_MAC=52:54:", "BOOTSTORM_SESSION="] {
+        assert!(fields.iter().any(|field| field.starts_with(start)), "{start} is not in {entry}");
+    }
+    process.signal("TERM");
+    assert!(process.wait(SOON + Duration::from_secs(10)).success());
+}
+
 #[test]
 fn it_is_ready_when_everything_answers_and_drains_when_told_to_end() {
     let net = Net::flat();

@@ -890,10 +890,14 @@ impl HttpSide {
         // Closing the descriptor takes it out of the poll as well: nobody else has a copy of it.
     }
 
-    /// The server stops: every connection ends.
+    /// The server stops: every connection ends. A body that is cut short ends in a reset, and the kernel lets go of what it
+    /// still held for it.
     pub(super) fn close_all(&mut self) {
         for key in self.connections.keys() {
             if let Some(connection) = self.connections.get_mut(key) {
+                if !connection.out.is_empty() {
+                    tcp::reset_on_close(connection.stream.as_raw_fd());
+                }
                 let _ = connection.stream.shutdown(std::net::Shutdown::Both);
             }
         }

@@ -1,5 +1,7 @@
 //! A book with its table, for tests: what the keeper does, without a store.
 
+use crate::jobs::evidence::Seen;
+use crate::jobs::lifecycle::Passage;
 use std::cell::{Ref, RefCell, RefMut};
 use std::sync::Arc;
 

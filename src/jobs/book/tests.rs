@@ -5,8 +5,10 @@ use std::time::{Duration, UNIX_EPOCH};
 use super::published::Published;
 use super::*;
 use crate::jobs::Identity;
-use crate::jobs::evidence::Over;
+use crate::jobs::evidence::{Over, Seen};
 use crate::jobs::image::{Access, BootFiles, Image, ImageKind};
+use crate::jobs::job::{Action, Confirm, Selector};
+use crate::jobs::lifecycle::{Denial, Passage};
 use crate::jobs::table::Decision;
 use crate::wire::{MacAddr, Uuid};
 
