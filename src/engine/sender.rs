@@ -115,8 +115,8 @@ impl Moved {
 }
 
 /// A core's pipes. A connection whose socket is full may keep what is in its pipe, but not the last pipe: so there is one
-/// for whoever can send. That matters beyond the pipes, because `sendfile` brings a pipe of its own, and where an ordinary
-/// user's pipe memory is used up (`fs.pipe-user-pages-soft`) it gets one of two pages, which costs four times as much a byte.
+/// for whoever can send. `sendfile` in its place is dearer, and can be much dearer: it brings a pipe of its own, which has
+/// two pages where an ordinary user's pipe memory is used up (`fs.pipe-user-pages-soft`; fs/pipe.c, `alloc_pipe_info`).
 #[derive(Debug, Default)]
 pub struct PipePool {
     free: Vec<Pipe>,
