@@ -2,8 +2,7 @@
 //!
 //! A core hands over a batch and goes on; the desk hears when the batch is on the disk, or that it is not. Whoever must
 //! not say something before it is stored holds it until then. One batch waits while one is written, so what comes
-//! meanwhile shares the next fsync; and where the disk is so fast that there are few of those, small batches keep a
-//! distance from each other, so that light load does not cost an fsync for every machine.
+//! meanwhile shares the next fsync.
 
 use std::fmt;
 use std::io;
@@ -11,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
@@ -21,11 +20,6 @@ pub use crate::store::journal::{Entry, VALUE_LEN_MAX};
 
 /// Batches on their way: one is written, one waits.
 const BATCHES_MAX: usize = 2;
-/// Between the beginnings of two batches, if the second is a small one. No firmware notices, and the first machine after
-/// a pause waits for nothing.
-const DISTANCE: Duration = Duration::from_millis(2);
-/// A batch of less than this is small.
-const SMALL: usize = 16;
 
 struct Batch {
     entries: Vec<Entry>,
@@ -136,14 +130,8 @@ impl Scribe {
 
 fn write(mut journal: Journal, batches: &Receiver<Option<Batch>>, counts: &Counts) {
     let mut troubled = false;
-    let mut last: Option<Instant> = None;
     while let Ok(Some(Batch { entries, tag, desk })) = batches.recv() {
-        let early = last.and_then(|last| DISTANCE.checked_sub(last.elapsed()));
-        if let Some(early) = early.filter(|_| entries.len() < SMALL) {
-            std::thread::sleep(early);
-        }
         let start = Instant::now();
-        last = Some(start);
         let answer = match journal.commit(&entries) {
             Ok(()) => {
                 counts.commits.fetch_add(1, Ordering::Relaxed);
