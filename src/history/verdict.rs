@@ -240,9 +240,15 @@ fn image(story: &Story<'_>) -> String {
 }
 
 fn rearm(story: &Story<'_>) -> String {
-    match story.timeline.job {
-        Some(job) => format!("bootstorm job rearm {job}"),
-        None => "add a job (bootstorm job add)".into(),
+    let Some(id) = story.timeline.job else { return "add a job (bootstorm job add)".into() };
+    // A rule's job is many machines': only this one is to start over.
+    if story.job.is_none_or(|job| job.selector.is_exact()) {
+        return format!("bootstorm job rearm {id}");
+    }
+    match (story.timeline.mac, story.timeline.uuid) {
+        (Some(mac), _) => format!("bootstorm job rearm {id} --machine {mac}"),
+        (None, Some(uuid)) => format!("bootstorm job rearm {id} --machine {uuid}"),
+        (None, None) => format!("bootstorm job rearm {id} --machine ITS-ADDRESS"),
     }
 }
 

@@ -574,8 +574,8 @@ impl TftpSide {
         line.asked = false;
         match answer {
             Answer::Go => {
+                // The line is kept: whose the file was is told when it is delivered.
                 turn.shared.passed.note(line.seen);
-                live.line = None;
                 live.transfer.release();
                 self.follow(key, Verdict::Progress, turn);
             }
