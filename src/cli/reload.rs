@@ -151,6 +151,9 @@ fn needs_restart(now: &Plan, next: &Plan) -> Vec<String> {
     use crate::config::DhcpMode::Off;
     let (was, is) = (now.dhcp.mode, next.dhcp.mode);
     fixed("dhcp.mode", (was == Off) == (is == Off), &was, &is);
+    // What is asked with is opened at the start.
+    let asks = |plan: &Plan| plan.dhcp.mode == crate::config::DhcpMode::Full && !plan.dhcp.probe.is_zero();
+    fixed("dhcp.probe", asks(now) || !asks(next), &now.dhcp.probe, &next.dhcp.probe);
     changes
 }
 
