@@ -138,7 +138,7 @@ fn mask_head(mut bytes: &[u8]) -> Vec<u8> {
             }
         }
         mask_runs(&mut out[start..]);
-        if line == b"\r\n" && out[..start].ends_with(b"\r\n") {
+        if number > 0 && line == b"\r\n" {
             break;
         }
     }
@@ -170,24 +170,20 @@ fn mask_segment(line: &mut [u8]) {
     rest[..end].fill(b'*');
 }
 
-/// Blots out runs of base32 characters as long as a token's. A run that long has one of every [`TOKEN_RUN`] places, so
-/// only around those that hold such a character the others are looked at.
+/// Blots out runs of base32 characters as long as a token's. A run that long has one of every [`TOKEN_RUN`] bytes, so
+/// of most text only every fortieth byte is looked at.
 fn mask_runs(text: &mut [u8]) {
-    let is_token = |byte: &u8| matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'2'..=b'7');
-    // No run reaches from before `at` to behind it.
+    let is_token = |byte: &u8| matches!(byte.to_ascii_lowercase(), b'a'..=b'z' | b'2'..=b'7');
+    // No run that is not blotted out yet begins before here.
     let mut at = 0;
-    while let Some(probe) = text.get(at + TOKEN_RUN - 1) {
-        let place = at + TOKEN_RUN - 1;
-        if !is_token(probe) {
-            at = place + 1;
+    while let Some(next) = text.get(at..at + TOKEN_RUN) {
+        if let Some(outside) = next.iter().rposition(|byte| !is_token(byte)) {
+            at += outside + 1;
             continue;
         }
-        let start = place - text[at..place].iter().rev().take_while(|byte| is_token(byte)).count();
-        let end = place + text[place..].iter().take_while(|byte| is_token(byte)).count();
-        if end - start >= TOKEN_RUN {
-            text[start..end].fill(b'*');
-        }
-        at = end;
+        let more = text[at + TOKEN_RUN..].iter().take_while(|byte| is_token(byte)).count();
+        text[at..at + TOKEN_RUN + more].fill(b'*');
+        at += TOKEN_RUN + more;
     }
 }
 
@@ -398,24 +394,6 @@ mod tests {
             let expected = slow(&text);
             mask_runs(&mut text);
             assert_eq!(String::from_utf8_lossy(&text), String::from_utf8_lossy(&expected));
-        }
-    }
-
-    #[test]
-    fn a_run_as_long_as_a_token_is_found_wherever_it_stands() {
-        for before in 0..90 {
-            for run in [1, TOKEN_RUN - 1, TOKEN_RUN, TOKEN_RUN + 1, 64, 3 * TOKEN_RUN] {
-                for (gap, end) in [(1, ""), (TOKEN_RUN - 1, " "), (3, "-ab")] {
-                    let text = format!("{}{}{end}", "ab1".repeat(before), "1".repeat(gap));
-                    let (front, back) = (&text[..text.len() - end.len()], end);
-                    let whole = format!("{front}{}{back}", &TOKEN.repeat(2)[..run]);
-                    let mut masked = whole.clone().into_bytes();
-                    mask_runs(&mut masked);
-                    let mask =
-                        if run >= TOKEN_RUN { "*".repeat(run) } else { TOKEN.repeat(2)[..run].to_owned() };
-                    assert_eq!(String::from_utf8(masked).unwrap(), format!("{front}{mask}{back}"));
-                }
-            }
         }
     }
 
