@@ -9,6 +9,7 @@ use crate::control::Role;
 use crate::control::client::ServerUrl;
 use crate::control::csv::arch;
 use crate::jobs::rule::{Circuit, Network};
+use crate::telemetry::LogFilter;
 use crate::wire::{MacAddr, Uuid};
 
 /// A network boot server: DHCP/proxyDHCP, TFTP, HTTP and iPXE scripts made from jobs.
@@ -84,7 +85,7 @@ pub enum Verb {
     #[command(subcommand, after_help = "Example: bootstorm job add winpe-x64 --mac 52:54:00:00:00:01")]
     Job(JobVerb),
     /// Look at machines, let them in or refuse them
-    #[command(subcommand, after_help = "Example: bootstorm machine list --state pending")]
+    #[command(subcommand, after_help = "Example: bootstorm machine list --is pending")]
     Machine(MachineVerb),
     /// Make and revoke API tokens
     #[command(subcommand, after_help = "Example: bootstorm token add --role operate --name ci --expires 90d")]
@@ -172,7 +173,7 @@ pub struct Serve {
     pub log_format: LogFormat,
     /// Log level or filter: error, warn, info, debug, trace
     #[arg(long, value_name = "LEVEL", default_value = "info", env = "BOOTSTORM_LOG")]
-    pub log: String,
+    pub log: LogFilter,
     /// Run without the flight recorder, to measure what it costs
     #[arg(long, hide = true)]
     pub without_recorder: bool,
@@ -437,11 +438,11 @@ pub enum JobAction {
 #[derive(Subcommand, Debug)]
 pub enum MachineVerb {
     /// List machines on record
-    #[command(after_help = "Example: bootstorm machine list --state pending --watch")]
+    #[command(after_help = "Example: bootstorm machine list --is pending --watch")]
     List {
-        /// Only machines of this state: known, pending, approved, rejected
-        #[arg(long)]
-        state: Option<String>,
+        /// Only machines of this state
+        #[arg(long, value_enum, value_name = "STATE")]
+        is: Option<MachineState>,
         /// Only machines of this group
         #[arg(long)]
         group: Option<String>,
@@ -489,6 +490,28 @@ pub enum MachineVerb {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// `--is`.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "shown as they are")]
+pub enum MachineState {
+    Known,
+    Pending,
+    Approved,
+    Rejected,
+}
+
+impl MachineState {
+    /// The API's word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Known => "known",
+            Self::Pending => "pending",
+            Self::Approved => "approved",
+            Self::Rejected => "rejected",
+        }
+    }
 }
 
 /// A machine by its number or an identity.
@@ -957,6 +980,43 @@ mod tests {
     #[test]
     fn the_arguments_are_consistent() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn no_verb_takes_the_name_of_a_flag_of_every_command_for_its_own() {
+        let whole = Args::command();
+        let common: Vec<_> = whole.get_arguments().filter(|arg| arg.is_global_set()).collect();
+        assert!(common.iter().any(|arg| arg.get_long() == Some("state")));
+        fn walk(command: &clap::Command, common: &[&clap::Arg]) {
+            for sub in command.get_subcommands() {
+                for arg in sub.get_arguments() {
+                    let same = |other: &&&clap::Arg| {
+                        other.get_id() == arg.get_id() || other.get_long() == arg.get_long()
+                    };
+                    // Two arguments of one id read each other's values, and panic where their types differ.
+                    let taken = common.iter().filter(|other| other.get_long().is_some()).find(same);
+                    assert!(taken.is_none(), "{} --{:?}", sub.get_name(), arg.get_id());
+                }
+                walk(sub, common);
+            }
+        }
+        walk(&whole, &common);
+    }
+
+    #[test]
+    fn machines_are_listed_by_their_state_with_the_state_folder_named_at_either_place() {
+        for text in [
+            "bootstorm --state /s machine list --is pending",
+            "bootstorm machine list --is pending --state /s",
+        ] {
+            let args = Args::try_parse_from(text.split(' ')).unwrap();
+            assert_eq!(args.common.state, Some("/s".into()));
+            assert!(matches!(
+                args.verb,
+                Verb::Machine(MachineVerb::List { is: Some(MachineState::Pending), .. })
+            ));
+        }
+        assert!(Args::try_parse_from(["bootstorm", "machine", "list", "--is", "foo"]).is_err());
     }
 
     #[test]
