@@ -236,7 +236,7 @@ pub enum ConfigVerb {
         #[arg(long)]
         json: bool,
     },
-    /// Print the configuration
+    /// Print the configuration: what is set, or with --effective every key
     #[command(after_help = "Example: bootstorm config show --effective")]
     Show {
         /// With defaults, and where each value came from

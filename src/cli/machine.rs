@@ -13,7 +13,8 @@ use crate::wire::{MacAddr, Uuid};
 
 pub(super) fn run(common: &Common, verb: &MachineVerb) -> Done {
     if let (MachineVerb::List { .. }, Some(folder)) = (verb, &common.state)
-        && let Some(word) = MachineState::value_variants().iter().map(|is| is.word()).find(|w| folder == Path::new(w))
+        && let Some(word) =
+            MachineState::value_variants().iter().map(|is| is.word()).find(|w| folder == Path::new(w))
         && !folder.is_dir()
     {
         let message = format!("--state is the server's state folder; machines of one state: --is {word}");

@@ -121,10 +121,12 @@ impl std::str::FromStr for LogFilter {
 
     fn from_str(text: &str) -> Result<Self, String> {
         const LEVELS: &[&str] = &["off", "error", "warn", "info", "debug", "trace"];
-        let expected = "expected error, warn, info, debug or trace, or directives such as info,bootstorm::engine=debug";
+        let expected =
+            "expected error, warn, info, debug or trace, or directives such as info,bootstorm::engine=debug";
         let is_level = |word: &str| LEVELS.iter().any(|level| word.eq_ignore_ascii_case(level));
         // A bare word that is no level would be taken for the name of a part of the program, and nothing be logged.
-        let is_fine = text.split(',').all(|part| is_level(part.trim()) || part.contains(['=', '[', ']', '{', '}']));
+        let is_fine =
+            text.split(',').all(|part| is_level(part.trim()) || part.contains(['=', '[', ']', '{', '}']));
         match tracing_subscriber::EnvFilter::try_new(text) {
             Ok(_) if is_fine => Ok(Self(text.to_owned())),
             Ok(_) => Err(expected.to_owned()),
