@@ -622,7 +622,7 @@ fn say_removed(name: &str, version: Option<u32>, as_json: bool) {
 // Who else has to know
 
 /// The user of this process, as the audit log names them.
-fn me() -> String {
+pub(super) fn me() -> String {
     user_name(nix::unistd::Uid::current().as_raw())
 }
 

@@ -170,7 +170,7 @@ impl fmt::Display for Refusal {
             Self::CannotBoot { name, reason } => {
                 write!(
                     f,
-                    "image {name:?} cannot boot: {reason}; mend that, then `bootstorm image show {name}` again"
+                    "image {name:?} cannot boot: {reason}; `bootstorm image show {name}` says when that is over"
                 )
             }
             Self::DestructiveAlways { name } => write!(
@@ -208,6 +208,13 @@ impl fmt::Display for Refusal {
             }
             Self::NoClaim { id } => {
                 write!(f, "there is no claim {id}")
+            }
+            Self::Ended { id, stage: Stage::Running } => {
+                write!(
+                    f,
+                    "job {id} was handed over and gives no boot any more (running); `bootstorm job rearm {id}` starts \
+                     it again"
+                )
             }
             Self::Ended { id, stage } => {
                 write!(f, "job {id} has ended already ({stage}); `bootstorm job rearm {id}` starts it again")
