@@ -8,7 +8,10 @@ use super::bench::BenchVerb;
 use crate::control::Role;
 use crate::control::client::ServerUrl;
 use crate::control::csv::arch;
+use crate::files::manifest::cpu_word;
+use crate::jobs::job::{JobId, Stage};
 use crate::jobs::rule::{Circuit, Network};
+use crate::jobs::script;
 use crate::telemetry::LogFilter;
 use crate::wire::{MacAddr, Uuid};
 
@@ -284,8 +287,8 @@ pub enum JobVerb {
     #[command(after_help = "Example: bootstorm job list --stage armed,offered --watch")]
     List {
         /// Only jobs in these stages
-        #[arg(long, value_name = "STAGE,...")]
-        stage: Option<String>,
+        #[arg(long, value_name = "STAGE,...", value_delimiter = ',', value_parser = stage)]
+        stage: Vec<Stage>,
         /// Only jobs that boot this image
         #[arg(long, value_name = "IMAGE")]
         image: Option<String>,
@@ -316,8 +319,8 @@ pub enum JobVerb {
 /// A job by its id.
 #[derive(clap::Args, Debug)]
 pub struct JobNamed {
-    /// Job id
-    pub id: String,
+    /// Job id such as j17
+    pub id: JobId,
     /// As JSON
     #[arg(long)]
     pub json: bool,
@@ -327,6 +330,10 @@ pub struct JobNamed {
 #[derive(clap::Args, Debug)]
 #[command(group(ArgGroup::new("what").args(["image_name", "image", "action"])))]
 #[command(group(ArgGroup::new("exact").args(["mac", "uuid", "serial", "asset", "any"])))]
+#[command(group(ArgGroup::new("whom").required(true).multiple(true).args([
+    "mac", "uuid", "serial", "asset", "any", "any_unknown", "group", "subnet", "circuit", "arch", "manufacturer", "product",
+    "csv",
+])))]
 pub struct JobAdd {
     /// Image to boot; several are a sequence of boots
     #[arg(value_name = "IMAGE", required_unless_present_any = ["image", "action", "csv"])]
@@ -338,19 +345,16 @@ pub struct JobAdd {
     #[arg(long, value_enum)]
     pub action: Option<JobAction>,
     /// The machine with this MAC address
-    #[arg(long, required_unless_present_any = [
-        "uuid", "serial", "asset", "any", "csv", "any_unknown", "group", "subnet", "circuit", "arch", "manufacturer",
-        "product",
-    ])]
+    #[arg(long)]
     pub mac: Option<MacAddr>,
     /// The machine with this SMBIOS UUID
     #[arg(long)]
     pub uuid: Option<Uuid>,
     /// The machine with this SMBIOS serial
-    #[arg(long)]
+    #[arg(long, value_parser = identity)]
     pub serial: Option<String>,
     /// The machine with this asset tag
-    #[arg(long)]
+    #[arg(long, value_parser = identity)]
     pub asset: Option<String>,
     /// Every machine that no other job is for
     #[arg(long)]
@@ -359,7 +363,7 @@ pub struct JobAdd {
     #[arg(long, conflicts_with = "exact")]
     pub any_unknown: bool,
     /// Rule: machines of this group
-    #[arg(long, conflicts_with = "exact")]
+    #[arg(long, value_parser = identity, conflicts_with = "exact")]
     pub group: Option<String>,
     /// Rule: machines of this network
     #[arg(long, value_name = "NETWORK", conflicts_with = "exact")]
@@ -371,10 +375,10 @@ pub struct JobAdd {
     #[arg(long, value_parser = arch, conflicts_with = "exact")]
     pub arch: Vec<u16>,
     /// Rule: machines of this SMBIOS manufacturer
-    #[arg(long, conflicts_with = "exact")]
+    #[arg(long, value_parser = identity, conflicts_with = "exact")]
     pub manufacturer: Option<String>,
     /// Rule: machines of this SMBIOS product
-    #[arg(long, conflicts_with = "exact")]
+    #[arg(long, value_parser = identity, conflicts_with = "exact")]
     pub product: Option<String>,
     /// A file of jobs, up to 10,000: all are added, or none (- reads standard input)
     #[arg(long, value_name = "FILE", conflicts_with_all = [
@@ -405,7 +409,7 @@ pub struct JobAdd {
     /// A destructive image may go to every machine that the rule matches
     #[arg(long)]
     pub allow_rule: bool,
-    /// Cancel the live job this machine has, instead of being refused
+    /// Cancel the live jobs this machine has, with what follows them, instead of being refused
     #[arg(long, conflicts_with = "then")]
     pub replace: bool,
     /// Follow the live job this machine has, instead of being refused
@@ -462,8 +466,11 @@ pub enum MachineVerb {
     /// Refuse a machine: no loader, no script, no job
     #[command(after_help = "Example: bootstorm machine reject m17")]
     Reject(MachineNamed),
-    /// Forget a machine; what its jobs denied stays denied
-    #[command(after_help = "Example: bootstorm machine forget m17")]
+    /// Forget a machine; what its jobs denied stays denied, and a rejection is forgotten with it
+    #[command(
+        after_help = "Example: bootstorm machine forget m17\n\nA rejected machine that is forgotten is an unknown one \
+                            again: to keep it out, leave it rejected."
+    )]
     Forget(MachineNamed),
     /// Make two machines one: what either was refused holds for both
     #[command(after_help = "Example: bootstorm machine merge m17 m18 --why \"second network card\"")]
@@ -517,7 +524,7 @@ impl MachineState {
 /// A machine by its number or an identity.
 #[derive(clap::Args, Debug)]
 pub struct MachineNamed {
-    /// m17, or a MAC address, UUID, serial or asset tag
+    /// m17, or a MAC address, UUID, serial, asset tag or name
     pub machine: String,
     /// As JSON
     #[arg(long)]
@@ -545,10 +552,10 @@ pub struct MachineSet {
     #[arg(long)]
     pub uuid: Option<Uuid>,
     /// Its SMBIOS serial
-    #[arg(long)]
+    #[arg(long, value_parser = identity)]
     pub serial: Option<String>,
     /// Its asset tag
-    #[arg(long)]
+    #[arg(long, value_parser = identity)]
     pub asset: Option<String>,
     /// As JSON
     #[arg(long)]
@@ -725,14 +732,14 @@ pub struct ImageAdd {
     /// How many earlier versions are kept for a way back
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub keep: usize,
-    /// Shown to people in lists and menus
-    #[arg(long)]
+    /// Shown to people in lists and menus, up to 200 bytes
+    #[arg(long, value_parser = title)]
     pub title: Option<String>,
     /// How it boots [default: seen from the files]
     #[arg(long, value_enum)]
     pub kind: Option<KindArg>,
     /// Processor it is built for: x86, x64, arm32, arm64 [default: seen from the files]
-    #[arg(long)]
+    #[arg(long, value_parser = processor)]
     pub arch: Option<String>,
     /// Kernel or wimboot arguments
     #[arg(long, allow_hyphen_values = true)]
@@ -753,7 +760,7 @@ pub struct ImageAdd {
     #[arg(long)]
     pub group: Option<String>,
     /// The key that chooses it in the menu
-    #[arg(long)]
+    #[arg(long, value_parser = key)]
     pub key: Option<String>,
     /// As JSON
     #[arg(long)]
@@ -781,9 +788,9 @@ pub enum AccessArg {
 
 /// `image verify`.
 #[derive(clap::Args, Debug)]
+#[command(group(ArgGroup::new("which").required(true).multiple(true).args(["name", "all"])))]
 pub struct ImageVerify {
     /// The image; its version that is served, and with --all every one that is kept
-    #[arg(required_unless_present = "all")]
     pub name: Option<String>,
     /// Every image, and every version that is kept
     #[arg(long)]
@@ -971,6 +978,42 @@ pub enum FirmwareKind {
     Ipxe,
 }
 
+// What a value may be, said beside its flag. An empty text takes a setting away.
+
+fn processor(text: &str) -> Result<String, String> {
+    match text.is_empty() || cpu_word(text).is_some() {
+        true => Ok(text.to_owned()),
+        false => Err("expected x86, x64, arm32 or arm64".into()),
+    }
+}
+
+fn key(text: &str) -> Result<String, String> {
+    match text.is_empty() || script::menu_key(&text.to_ascii_lowercase()).is_some() {
+        true => Ok(text.to_owned()),
+        false => Err(format!("expected one letter or digit that is none of {}", script::MENU_KEYS_RESERVED)),
+    }
+}
+
+fn title(text: &str) -> Result<String, String> {
+    match text.len() <= 200 && !text.contains(char::is_control) {
+        true => Ok(text.to_owned()),
+        false => Err("expected up to 200 bytes, without control characters".into()),
+    }
+}
+
+/// What a machine shows of itself, or a group's name.
+fn identity(text: &str) -> Result<String, String> {
+    match text.len() <= 128 && !text.trim().is_empty() && !text.contains(char::is_control) {
+        true => Ok(text.to_owned()),
+        false => Err("expected 1 to 128 bytes, without control characters".into()),
+    }
+}
+
+fn stage(text: &str) -> Result<Stage, String> {
+    let known = Stage::ALL.into_iter().find(|stage| stage.word() == text.trim());
+    known.ok_or_else(|| format!("expected one of {}", Stage::ALL.map(Stage::word).join(", ")))
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -1056,6 +1099,28 @@ mod tests {
         assert!(parse("bootstorm job add --csv jobs.csv") && parse("bootstorm job add winpe --csv jobs.csv"));
         assert!(!parse("bootstorm job add --csv jobs.csv --mac 52:54:00:00:00:01"));
         assert!(parse("bootstorm job list --api http://127.0.0.1:8081 --token x"));
+    }
+
+    #[test]
+    fn what_a_flag_may_not_be_is_said_of_the_flag() {
+        for (line, words) in [
+            ("image add x f --arch sparc", ["--arch", "x86, x64, arm32 or arm64"]),
+            ("image add x f --key ll", ["--key", "one letter or digit"]),
+            ("job list --stage armed,foo", ["--stage", "armed, offered"]),
+            ("job show foo", ["'foo' for '<ID>'", "j17"]),
+            ("job add x --serial  ", ["--serial", "1 to 128 bytes"]),
+            ("job add x", ["--mac", "--subnet"]),
+            ("image verify", ["NAME", "--all"]),
+        ] {
+            let args = std::iter::once("bootstorm").chain(line.split(' '));
+            let said = Args::try_parse_from(args).unwrap_err().to_string();
+            assert!(words.iter().all(|word| said.contains(word)), "{line}: {said}");
+        }
+        let long = format!("--title={}", "x".repeat(201));
+        assert!(Args::try_parse_from(["bootstorm", "image", "add", "x", "f", &long]).is_err());
+        let parse = |text: &str| Args::try_parse_from(text.split(' ')).is_ok();
+        assert!(parse("bootstorm job list --stage armed,offered") && parse("bootstorm job show 17"));
+        assert!(parse("bootstorm image add x f --arch amd64 --key W --title="));
     }
 
     #[test]

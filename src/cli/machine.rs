@@ -48,10 +48,18 @@ pub(super) fn run(common: &Common, verb: &MachineVerb) -> Done {
             done(&client.post(&path(machine, "/reject"), &Value::Null)?, *json, "rejected");
         }
         MachineVerb::Forget(MachineNamed { machine, json }) => {
-            client.delete(&path(machine, ""))?;
+            let was = client.get(&path(machine, ""))?;
+            let id = was["id"].as_str().unwrap_or(machine);
+            client.delete(&path(id, ""))?;
+            let rejected = was["state"] == json!("rejected");
             match json {
-                true => output::json(&json!({ "forgotten": machine })),
+                true => output::json(&json!({ "forgotten": machine, "was_rejected": rejected })),
                 false => output::line(format!("forgot {}", output::plain(machine))),
+            }
+            if rejected {
+                output::remark(
+                    "warning: it was rejected, and that is forgotten too: from now on it is an unknown machine",
+                );
             }
         }
         MachineVerb::Merge { machine, other, why, json } => {

@@ -316,8 +316,10 @@ impl Taker<'_> {
         .unwrap_or_default()
     }
 
+    /// One of some words; one with a hyphen is for measuring alone, and is not offered.
     fn word<T: Copy>(&mut self, path: &'static str, words: &[(&str, T)]) -> Option<T> {
-        let expected = words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", ");
+        let offered = words.iter().map(|(word, _)| *word).filter(|word| !word.contains('-'));
+        let expected = offered.collect::<Vec<_>>().join(", ");
         self.take(path, &format!("one of {expected}"), |value| match value {
             Value::Text(text) => words.iter().find(|(word, _)| word == text).map(|(_, meaning)| *meaning),
             _ => None,
