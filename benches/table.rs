@@ -112,6 +112,7 @@ fn library() -> Library {
         files: Vec::new(),
         group: None,
         key: None,
+        loader: None,
         template: None,
         answers: Vec::new(),
         url_args: Vec::new(),

@@ -75,6 +75,7 @@ fn library() -> Arc<Library> {
         files: Vec::new(),
         group: None,
         key: None,
+        loader: None,
         template: None,
         answers: Vec::new(),
         url_args: Vec::new(),

@@ -59,7 +59,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // Looks at everything the server stands on, and boots against it as a client; nothing of its engine.
     ("doctor", &["wire", "jobs", "files", "config", "client", "sys"]),
     // Rings and batches: a load through ordinary sockets is slower than what it measures.
-    ("bench", &["wire", "client", "sys"]),
+    ("bench", &["wire", "client", "sys", "tls"]),
     (
         "cli",
         &[

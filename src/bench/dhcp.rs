@@ -78,7 +78,9 @@ pub struct DhcpLoad {
     pub rate: Option<u32>,
     /// An exchange without an answer for so long is lost. iPXE waits 1 s first, PXE ROMs and EDK2 4 s.
     pub wait: Duration,
-    /// Measured for this long; an avalanche may end sooner.
+    /// Exchanges after which it is over; `None`: only time ends it.
+    pub exchanges_max: Option<u32>,
+    /// Measured for this long; an avalanche, or a load of so many exchanges, may end sooner.
     pub time: Duration,
 }
 
@@ -281,22 +283,27 @@ impl Run<'_> {
         self.load.mode == Mode::Avalanche
     }
 
+    /// Exchanges that are begun at most.
+    fn begun_max(&self) -> Option<u64> {
+        if self.is_avalanche() {
+            return Some(self.load.clients.into());
+        }
+        self.load.exchanges_max.map(u64::from)
+    }
+
     fn is_over(&self) -> bool {
-        self.is_avalanche()
-            && self.begun >= u64::from(self.load.clients)
-            && self.free.len() == self.exchanges.len()
+        self.begun_max().is_some_and(|most| self.begun >= most) && self.free.len() == self.exchanges.len()
     }
 
     /// How many exchanges are to be begun now.
     fn due(&self, elapsed: Duration) -> u32 {
-        match self.load.rate {
-            _ if self.is_avalanche() => (u64::from(self.load.clients) - self.begun) as u32,
-            Some(rate) => {
-                let wanted = (elapsed.as_secs_f64() * f64::from(rate)) as u64;
-                u32::try_from(wanted.saturating_sub(self.begun)).unwrap_or(u32::MAX)
-            }
-            None => self.free.len() as u32,
-        }
+        let left = self.begun_max().map_or(u64::MAX, |most| most.saturating_sub(self.begun));
+        let due = match self.load.rate {
+            _ if self.is_avalanche() => left,
+            Some(rate) => ((elapsed.as_secs_f64() * f64::from(rate)) as u64).saturating_sub(self.begun),
+            None => self.free.len() as u64,
+        };
+        u32::try_from(due.min(left)).unwrap_or(u32::MAX)
     }
 
     fn begin(&mut self, now: Instant, out: &mut RawOut) {

@@ -11,6 +11,7 @@ pub mod dhcp;
 mod fetch;
 mod hosts;
 pub mod http;
+pub mod https;
 pub mod impair;
 pub mod model;
 pub mod null;

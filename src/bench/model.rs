@@ -166,6 +166,68 @@ pub struct Answer {
     pub admission_last: f64,
 }
 
+/// What the answers come to, in sentences: who is the limit, and what would help.
+pub fn advice(question: &Question, answers: &[Answer]) -> Vec<String> {
+    let of = |wanted: &dyn Fn(&Method) -> bool| answers.iter().find(|answer| wanted(&answer.ceiling.method));
+    let (Some(http), Some(lockstep)) = (
+        of(&|method| *method == Method::Http),
+        of(&|method| matches!(method, Method::Tftp { windowsize: 1, blksize } if *blksize < 1500)),
+    ) else {
+        return Vec::new();
+    };
+    let mut said = Vec::new();
+    let clients = f64::from(question.clients);
+    if clients >= http.clients_to_fill {
+        said.push(format!(
+            "By HTTP {:.0} machines fill the server's link, so the link is the limit: only a faster one, or a second server, \
+             shortens {}; letting in as many at once as fill it brings the mean to {} and costs the last {}.",
+            http.clients_to_fill.ceil(),
+            seconds(http.sharing),
+            seconds(http.admission_mean),
+            match http.admission_last - http.sharing {
+                later if later < 0.5 => "nothing".into(),
+                later => format!("{} more", seconds(later)),
+            }
+        ));
+    } else {
+        said.push(format!(
+            "By HTTP all machines together do not fill the server's link: each one's own link or receive window is the limit, \
+             and a faster server changes nothing about {}.",
+            seconds(http.sharing)
+        ));
+    }
+    if lockstep.sharing > http.sharing * 1.05 {
+        said.push(format!(
+            "By TFTP without a window, which is what UEFI and iPXE ask for, the round trip is the limit: {}, {:.1} times as long. \
+             Load a small loader by TFTP and the rest by HTTP.",
+            seconds(lockstep.sharing),
+            lockstep.sharing / http.sharing
+        ));
+    } else {
+        said.push(format!(
+            "With so many machines TFTP without a window fills the link too, once {:.0} of them load at once; one machine alone \
+             takes {} that way and {} by HTTP.",
+            lockstep.clients_to_fill.ceil(),
+            seconds(question.image_bytes as f64 / lockstep.ceiling.client_bytes_per_s),
+            seconds(question.image_bytes as f64 / http.ceiling.client_bytes_per_s)
+        ));
+    }
+    said.push(
+        "Loading alone: power-on self-test, DHCP, disks and what the image then does come on top, a minute or more as a rule."
+            .into(),
+    );
+    said
+}
+
+/// A time for people: `8.9 s`, `446 s`, `2.0 h`.
+pub fn seconds(seconds: f64) -> String {
+    match seconds {
+        s if s < 10.0 => format!("{s:.1} s"),
+        s if s < 6000.0 => format!("{s:.0} s"),
+        s => format!("{:.1} h", s / 3600.0),
+    }
+}
+
 /// Reckons every ceiling's answer.
 ///
 /// # Errors
@@ -351,6 +413,25 @@ mod tests {
         let answer = answers.iter().find(|answer| answer.ceiling.method == WINDOW_16).unwrap();
         assert!(near(answer.sharing, 1000.0 * 524.288 / 500.0), "{answer:?}");
         assert!(Ceiling::from_rows(&question, &rows, "nginx").iter().all(|c| c.from == "arithmetic"));
+    }
+
+    #[test]
+    fn advice_names_the_limit_and_the_way_out() {
+        let said = |question: &Question| {
+            advice(question, &answer(question, &Ceiling::by_arithmetic(question)).unwrap()).join("\n")
+        };
+        let full = said(&question(10.0, 1000));
+        assert!(
+            full.contains("10 machines fill the server's link") && full.contains("mean to 225 s"),
+            "{full}"
+        );
+        assert!(full.contains("fills the link too, once 834 of them"), "{full}");
+        let few = said(&question(10.0, 5));
+        assert!(
+            few.contains("do not fill") && few.contains("372 s, 83.") && few.contains(" times as long"),
+            "{few}"
+        );
+        assert!(advice(&question(1.0, 1), &[]).is_empty());
     }
 
     #[test]

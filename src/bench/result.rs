@@ -18,7 +18,7 @@ pub const CEILING_FACTOR: f64 = 1.2;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Point {
-    /// What was asked for: `tftp`, `http`, `transmit`, `dhcp`, `script`, `storm`.
+    /// What was asked for: `tftp`, `http`, `https`, `transmit`, `dhcp`, `script`, `storm`.
     pub work: String,
     /// How it was asked for: `blksize` → `1428`, `windowsize` → `16`, `mode` → `proxy`, …
     pub settings: BTreeMap<String, String>,

@@ -545,6 +545,9 @@ pub struct MachineSet {
     /// It is in no group any more
     #[arg(long, conflicts_with = "group")]
     pub no_group: bool,
+    /// The loader its firmware is given, where it fits, before the image's and the subnet's; empty takes it away
+    #[arg(long, value_name = "NAME")]
+    pub loader: Option<String>,
     /// A further MAC address of it; may be repeated
     #[arg(long)]
     pub mac: Vec<MacAddr>,

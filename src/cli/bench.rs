@@ -73,6 +73,9 @@ pub enum BenchVerb {
         after_help = "Example: sudo bootstorm bench compare --quick --work http,tftp --json now.json --html now.html"
     )]
     Compare(Box<super::bench_compare::Compare>),
+    /// Print a report of `compare` again, as a page or beside another one
+    #[command(after_help = "Example: bootstorm bench report now.json --against then.json --html now.html")]
+    Report(super::bench_compare::Show),
     /// Reckon how long N machines take to boot over a link
     #[command(
         after_help = "Example: bootstorm bench model --nic 10G --clients 1000 --image 500MiB --rtt 1ms"
@@ -374,6 +377,7 @@ pub(super) fn run(verb: &BenchVerb) -> Done {
         BenchVerb::Storm(args) => run_storm(args),
         BenchVerb::Null(args) => run_null(args),
         BenchVerb::Compare(args) => bench_compare::compare(args),
+        BenchVerb::Report(args) => bench_compare::show(args),
         BenchVerb::Model(args) => bench_compare::model(args),
         BenchVerb::Wire(args) => bench_compare::wire(args),
         BenchVerb::One { load } => bench_compare::one(load),
@@ -520,6 +524,7 @@ fn run_dhcp(args: &DhcpArgs) -> Done {
                 first_relay: args.from,
                 rate,
                 wait: args.wait,
+                exchanges_max: None,
                 time: args.time,
             };
             jobs.push(Box::new(move || dhcp::run(&load)));

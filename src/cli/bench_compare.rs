@@ -11,15 +11,20 @@ use serde_json::json;
 use super::{Done, Exit, Failure, output};
 use crate::bench::compare::{self, BRIDGE_READY, Load, Plan, Work, peer_names};
 use crate::bench::impair::{Impairment, bridge, duration_text, parse_rate, parse_rtt, parse_share};
-use crate::bench::model::{Answer, Ceiling, Question, answer};
+use crate::bench::model::{Answer, Ceiling, Question, advice, answer, seconds};
 use crate::bench::report::{FORMAT, OURS, Report, page, text};
 use crate::config::values;
 
-/// Rounds unless told otherwise: what a noisy machine needs, and what fits five minutes.
+/// Rounds unless told otherwise, at least and at most, and what the further ones may take together: what a noisy machine
+/// needs, and what fits half an hour and five minutes.
 const ROUNDS: u32 = 7;
+const ROUNDS_TIMES: u32 = 2;
+const EXTRA: Duration = Duration::from_secs(5 * 60);
+const TIME: Duration = Duration::from_secs(1);
 const ROUNDS_QUICK: u32 = 3;
-const TIME: Duration = Duration::from_millis(1500);
-const TIME_QUICK: Duration = Duration::from_millis(700);
+const ROUNDS_TIMES_QUICK: u32 = 3;
+const EXTRA_QUICK: Duration = Duration::from_secs(45);
+const TIME_QUICK: Duration = Duration::from_millis(600);
 const ROUNDS_MAX: u32 = 100;
 /// The large file's least and greatest length: a range of 16 MiB is asked for.
 const IMAGE_MIN: u64 = 16 << 20;
@@ -28,16 +33,16 @@ const IMAGE_MAX: u64 = 8 << 30;
 /// `bench compare`.
 #[derive(clap::Args, Debug)]
 pub struct Compare {
-    /// Fewer settings and rounds: under five minutes
+    /// Fewer settings and rounds: under five minutes instead of half an hour
     #[arg(long)]
     pub quick: bool,
-    /// What to compare: http, transmit, tftp, dhcp, script, storm, network [default: all]
+    /// What to compare: http, https, transmit, tftp, dhcp, script, storm, network [default: all]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub work: Vec<String>,
-    /// Interleaved rounds [default: 7, or 3 with --quick]
+    /// Interleaved rounds, no more and no less [default: 7, or 3 with --quick, and more where they disagree]
     #[arg(long, value_name = "N")]
     pub rounds: Option<u32>,
-    /// How long one load runs, such as 1500ms [default: 1500ms, or 700ms with --quick]
+    /// How long one load runs, such as 1500ms [default: 1s, or 600ms with --quick]
     #[arg(long, value_name = "TIME")]
     pub time: Option<String>,
     /// Size of the large file
@@ -65,6 +70,20 @@ pub struct Compare {
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
     /// Write the report as a page with charts
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Compare with an earlier report
+    #[arg(long, value_name = "FILE")]
+    pub against: Option<PathBuf>,
+}
+
+/// `bench report`.
+#[derive(clap::Args, Debug)]
+pub struct Show {
+    /// A report of `bench compare --json`
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Write it as a page with charts
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
     /// Compare with an earlier report
@@ -155,25 +174,34 @@ pub(super) fn compare(args: &Compare) -> Done {
         let exit = if error.is_permission() { Exit::Permission } else { Exit::Runtime };
         Failure::new(exit, error)
     })?;
-    if let Some(agreement) = earlier.as_ref().and_then(|earlier| report.agreement(earlier)) {
-        report.notes.push(format!(
-            "Against the run of {}: {} of {} ratios agree within 15 %.",
-            earlier.as_ref().map_or("", |earlier| earlier.conditions.date.as_str()),
-            agreement.within,
-            agreement.ratios
-        ));
-    }
+    report.agreement = earlier.as_ref().and_then(|earlier| report.agreement_with(earlier));
     if let Some(path) = &args.json {
         let document =
             serde_json::to_string_pretty(&report).map_err(|error| Failure::new(Exit::Runtime, error))?;
         fs::write(path, document + "\n").map_err(|error| unwritable(path, &error))?;
     }
-    if let Some(path) = &args.html {
-        fs::write(path, page(&report, earlier.as_ref())).map_err(|error| unwritable(path, &error))?;
-    }
-    output::line(text(&report, earlier.as_ref()));
+    show_report(&report, earlier.as_ref(), args.html.as_deref())?;
     let ours_failed = report.rows.iter().any(|row| row.server == OURS && row.rounds == 0);
     Ok(if ours_failed { Exit::Wrong } else { Exit::Fine })
+}
+
+/// A report that was measured before, once more.
+pub(super) fn show(args: &Show) -> Done {
+    let mut report = read_report(&args.file)?;
+    let earlier = args.against.as_deref().map(read_report).transpose()?;
+    if let Some(earlier) = &earlier {
+        report.agreement = report.agreement_with(earlier);
+    }
+    show_report(&report, earlier.as_ref(), args.html.as_deref())?;
+    Ok(Exit::Fine)
+}
+
+fn show_report(report: &Report, earlier: Option<&Report>, html: Option<&Path>) -> Result<(), Failure> {
+    if let Some(path) = html {
+        fs::write(path, page(report, earlier)).map_err(|error| unwritable(path, &error))?;
+    }
+    output::line(text(report, earlier));
+    Ok(())
 }
 
 fn plan(args: &Compare) -> Result<Plan, Failure> {
@@ -190,8 +218,17 @@ fn plan(args: &Compare) -> Result<Plan, Failure> {
     if let Some(peer) = args.peers.iter().find(|peer| !peer_names().contains(&peer.as_str())) {
         return Err(usage(format!("--peers {peer:?}: expected some of {}", peer_names().join(", "))));
     }
-    let default_rounds = if args.quick { ROUNDS_QUICK } else { ROUNDS };
+    let (default_rounds, times, extra) = if args.quick {
+        (ROUNDS_QUICK, ROUNDS_TIMES_QUICK, EXTRA_QUICK)
+    } else {
+        (ROUNDS, ROUNDS_TIMES, EXTRA)
+    };
     let rounds = args.rounds.unwrap_or(default_rounds);
+    // Who names a number of rounds gets that number.
+    let (rounds_max, extra) = match args.rounds {
+        Some(rounds) => (rounds, Duration::ZERO),
+        None => (rounds * times, extra),
+    };
     if !(1..=ROUNDS_MAX).contains(&rounds) {
         return Err(usage(format!("--rounds {rounds}: expected 1 to {ROUNDS_MAX}")));
     }
@@ -216,6 +253,8 @@ fn plan(args: &Compare) -> Result<Plan, Failure> {
         works,
         quick: args.quick,
         rounds,
+        rounds_max,
+        extra,
         time,
         peers: args.peers.clone(),
         image_bytes,
@@ -287,7 +326,9 @@ pub(super) fn model(args: &Model) -> Done {
     };
     let answers = answer(&question, &ceilings).map_err(usage)?;
     if args.json {
-        output::json(&json!({ "question": question, "answers": answers }));
+        output::json(
+            &json!({ "question": question, "answers": answers, "advice": advice(&question, &answers) }),
+        );
         return Ok(Exit::Fine);
     }
     output::line(format!(
@@ -311,15 +352,13 @@ pub(super) fn model(args: &Model) -> Done {
     output::line(
         "\nall share it: every machine ends then. admitted: only as many at once as fill the link, first come, first served.",
     );
+    for sentence in advice(&question, &answers) {
+        output::line(format!("- {sentence}"));
+    }
     Ok(Exit::Fine)
 }
 
 fn model_row(answer: &Answer) -> Vec<String> {
-    let time = |seconds: f64| match seconds {
-        s if s < 10.0 => format!("{s:.1} s"),
-        s if s < 6000.0 => format!("{s:.0} s"),
-        s => format!("{:.1} h", s / 3600.0),
-    };
     let server = match answer.ceiling.server_bytes_per_s {
         Some(server) => format!("{}; server {:.0} MB/s", answer.ceiling.from, server / 1e6),
         None => answer.ceiling.from.clone(),
@@ -328,9 +367,9 @@ fn model_row(answer: &Answer) -> Vec<String> {
         answer.ceiling.method.name(),
         format!("{:.1} MB/s", answer.ceiling.client_bytes_per_s / 1e6),
         format!("{:.0} clients", answer.clients_to_fill.ceil()),
-        time(answer.sharing),
-        time(answer.admission_mean),
-        time(answer.admission_last),
+        seconds(answer.sharing),
+        seconds(answer.admission_mean),
+        seconds(answer.admission_last),
         server,
     ]
 }

@@ -93,6 +93,9 @@ fn change(client: &Client, set: &MachineSet) -> Result<Value, ClientError> {
     if let Some(name) = &set.name {
         spec["name"] = json!(name);
     }
+    if let Some(loader) = &set.loader {
+        spec["loader"] = json!(loader);
+    }
     if !set.group.is_empty() || set.no_group {
         spec["groups"] = json!(set.group);
     }
@@ -161,6 +164,10 @@ fn show(machine: &Value) {
     let known = if machine["registered"] == json!(true) { "registered" } else { "seen, not registered" };
     output::line(format!("{}{name}: {}, {known}", text(&machine["id"]), text(&machine["state"])));
     output::line(format!("first seen {}, last seen {}", when("first_seen"), when("last_seen")));
+    let loader = text(&machine["loader"]);
+    if !loader.is_empty() {
+        output::line(format!("loader {loader}"));
+    }
     for part in machine["parts"].as_array().into_iter().flatten() {
         let groups: Vec<&str> =
             part["groups"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();

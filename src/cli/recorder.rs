@@ -20,7 +20,9 @@ use crate::store::{Guard, Kind, Log, Record, Store, StoreError, Transition, Writ
 use crate::wire::{MacAddr, Uuid};
 
 /// How long evidence is gathered before the recorder looks again.
-const GATHER: Duration = Duration::from_millis(5);
+const GATHER: Duration = Duration::from_millis(20);
+/// Without evidence the recorder looks at its clock this often.
+const IDLE: Duration = Duration::from_millis(200);
 /// How often timelines are stored, how many machines at once, and how many boots of each.
 const STORE_EVERY: Duration = Duration::from_secs(2);
 const STORED_AT_ONCE: usize = 64;
@@ -49,26 +51,25 @@ impl Recorder {
     /// Until the server stops: what is left is written down and stored then.
     pub(super) fn run(self, evidence: &Receiver<Evidence>) {
         let mut lines = Budget::new(1000.0, 100.0);
+        let mut take = |seen: Evidence| {
+            say(&seen, &mut lines);
+            self.history.note(seen);
+        };
         let mut pen = Pen::new();
         let mut gathering = false;
         while !self.stopping.load(Ordering::Acquire) {
             pen.look(&self);
             // Waking a thread that waits costs the core that wakes it more than the evidence does. So while evidence
             // comes, it is gathered for a moment instead of being waited for.
-            let seen = if gathering {
-                let Ok(seen) = evidence.try_recv() else {
-                    std::thread::park_timeout(GATHER);
-                    gathering = !evidence.is_empty();
-                    continue;
-                };
-                seen
+            if gathering {
+                std::thread::park_timeout(GATHER);
             } else {
-                let Ok(seen) = evidence.recv_timeout(Duration::from_millis(200)) else { continue };
-                gathering = true;
-                seen
-            };
-            say(&seen, &mut lines);
-            self.history.note(seen);
+                let Ok(seen) = evidence.recv_timeout(IDLE) else { continue };
+                take(seen);
+            }
+            let waiting = evidence.len();
+            evidence.try_iter().take(waiting).for_each(&mut take);
+            gathering = !gathering || waiting > 0;
         }
         for seen in evidence.try_iter() {
             self.history.note(seen);
@@ -239,7 +240,11 @@ fn raise(alarms: &[Alarm], now: SystemTime, store: &mut dyn Store) {
             tracing::warn!(alarm = kind.word(), subject = alarm.subject, "{alarm}");
         }
         if more > 0 {
-            tracing::warn!(alarm = kind.word(), more, "and {more} more at the same time: `bootstorm explain` lists them");
+            tracing::warn!(
+                alarm = kind.word(),
+                more,
+                "and {more} more at the same time: `bootstorm explain` lists them"
+            );
         }
     }
     for alarm in alarms {
@@ -329,7 +334,8 @@ mod tests {
         };
         let many = (0..1000).map(|n| alarm(alarms::Kind::NeverSeen, n));
         let all: Vec<Alarm> = many.chain([alarm(alarms::Kind::Loop, 7)]).collect();
-        let said: Vec<_> = spoken(&all).into_iter().map(|(kind, said, more)| (kind, said.len(), more)).collect();
+        let said: Vec<_> =
+            spoken(&all).into_iter().map(|(kind, said, more)| (kind, said.len(), more)).collect();
         assert_eq!(
             said,
             [

@@ -138,6 +138,12 @@ fn needs_restart(now: &Plan, next: &Plan) -> Vec<String> {
     if (was == DhcpMode::Off) != (is == DhcpMode::Off) {
         changes.push(format!("dhcp.mode is {} and would be {}", json!(was), json!(is)));
     }
+    // What is asked with is opened at the start.
+    let asks = |plan: &Plan| plan.dhcp.mode == DhcpMode::Full && !plan.dhcp.probe.is_zero();
+    if !asks(now) && asks(next) {
+        let [was, is] = [now, next].map(|plan| json!(duration_text(plan.dhcp.probe)));
+        changes.push(format!("dhcp.probe is {was} and would be {is}"));
+    }
     changes
 }
 

@@ -35,12 +35,10 @@ use crate::store::{SqliteStore, StoreError};
 use crate::sys::links::LinkWatch;
 use crate::sys::privileges::{self, Account};
 use crate::sys::sandbox::{self, Held};
-use crate::sys::{SysError, affinity, interfaces};
+use crate::sys::{SysError, affinity, interfaces, memory};
 use crate::telemetry::{LogFormat, render_process, start_log};
 use crate::tls::{Certificates, OWN_FOLDER, Source as CertificateSource};
 
-/// Evidence waiting for the recorder; beyond it evidence is lost and counted, never a core held up.
-const EVIDENCE_QUEUE: usize = 64 * 1024;
 /// The store's file in the state folder.
 pub(super) const STORE: &str = "bootstorm.db";
 /// The folder of leases beside it.
@@ -104,6 +102,7 @@ pub(super) fn dhcp_settings(plan: &Plan) -> Option<DhcpSettings> {
         reservations,
         authoritative: plan.dhcp.authoritative,
         circuit_max: plan.dhcp.circuit_max,
+        probe: plan.dhcp.probe,
         ..DhcpSettings::default()
     })
 }
@@ -282,7 +281,8 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
         // The store's lock, taken by now, says that nobody else writes in this folder.
         Ok::<_, Failure>((keeper, start_journal(plan)?))
     })??;
-    let (evidence, recorder) = crossbeam_channel::bounded::<Evidence>(EVIDENCE_QUEUE);
+    // `Shared::note` bounds it: an array as long as that would be touched page by page before anybody is answered.
+    let (evidence, recorder) = crossbeam_channel::unbounded::<Evidence>();
     let shared =
         Shared::new(Arc::clone(&library), keeper.keeper().clone(), plan.policy.clone(), evidence, DRAIN);
     shared.limit_boots(plan.admission, networks(plan));
@@ -562,6 +562,9 @@ pub(super) fn run(common: &Common, serve: &Serve) -> Done {
     if let Some(cores) = serve.cores {
         flags.push(("server.cores", "--cores", Value::Integer(cores.into())));
     }
+    // While there is one thread. With more, the kernel waits until every CPU has been through its scheduler, which takes ten
+    // milliseconds and more; the job table asks again, and finds it done.
+    memory::has_barrier_everywhere();
     let (outer, common) = (common.clone(), common.clone());
     let source = move || load_config(&common, &flags).map(|loaded| loaded.plan);
     let plan = source()?;

@@ -14,6 +14,8 @@ use crate::jobs::admission::Limits;
 use crate::jobs::script::{MenuDefault, Policy, Unknown};
 use crate::wire::{MacAddr, MacPattern, Uuid};
 
+/// Firmware repeats its DISCOVER after two to four seconds, and gives up after four.
+const PROBE_MAX: Duration = Duration::from_secs(2);
 /// What a `dhcp_option` looks like.
 const OPTION_EXPECTED: &str = "options such as \"150=10.77.0.1\", \"12=text:lab\" or \"252=hex:0a0b\", of codes that this \
                                server does not set itself";
@@ -146,6 +148,8 @@ pub struct DhcpPlan {
     pub authoritative: bool,
     /// Addresses for strangers behind one circuit.
     pub circuit_max: u32,
+    /// How long an address is asked for before it is offered first; zero: it is not.
+    pub probe: Duration,
     /// Options for every subnet.
     pub options: Vec<(u8, Vec<u8>)>,
     /// Networks.
@@ -518,6 +522,12 @@ pub(super) fn build(
         .unwrap_or_default();
     let authoritative = taker.flag("dhcp.authoritative");
     let circuit_max = taker.number("dhcp.per_circuit", 0, 65_536) as u32;
+    let probe = taker
+        .take("dhcp.probe", "a time up to \"2s\" such as \"300ms\", or \"0s\"", |value| match value {
+            Value::Text(text) => values::time(text).filter(|time| *time <= PROBE_MAX),
+            _ => None,
+        })
+        .unwrap_or_default();
     let options: Vec<_> =
         taker.list("dhcp.dhcp_option").iter().map(|text| values::dhcp_option(text)).collect();
     if options.contains(&None) {
@@ -558,6 +568,7 @@ pub(super) fn build(
             boot_server_port,
             authoritative,
             circuit_max,
+            probe,
             options,
             subnets,
             reservations,

@@ -31,7 +31,16 @@ pub struct Nobody(String);
 
 impl std::fmt::Display for Nobody {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:?} is no MAC address, UUID, job number (j17) or name of a machine on record", self.0)
+        match self.0.parse::<JobId>() {
+            Ok(job) if self.0.starts_with(['j', 'J']) => write!(f, "there is no job {job}"),
+            _ => {
+                write!(
+                    f,
+                    "{:?} is no MAC address, UUID, job number (j17) or name of a machine on record",
+                    self.0
+                )
+            }
+        }
     }
 }
 

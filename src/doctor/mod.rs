@@ -11,7 +11,6 @@
 pub mod certificate;
 mod link;
 pub mod live;
-mod loader;
 mod offers;
 mod packet;
 mod probe;

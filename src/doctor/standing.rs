@@ -7,9 +7,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
-use super::{Finding, certificate, loader};
+use super::{Finding, certificate};
 use crate::config::{DhcpMode, Driver, Plan};
 use crate::files::catalog::Catalog;
+use crate::files::loader_facts::{self, Facts, What};
 use crate::files::loaders::{Family, Loader, family_of_name};
 use crate::jobs::image::{Image, Images};
 use crate::sys::host::{self, Listening, Owner};
@@ -26,8 +27,6 @@ const FILES_MIN: u64 = 64;
 const EARLIEST: u64 = 1_735_689_600;
 /// Fewer descriptors than this are fewer connections than a hall has machines.
 const DESCRIPTORS_MIN: u64 = 4096;
-/// Longest loader that is read.
-const LOADER_LEN_MAX: u64 = 64 << 20;
 
 /// What the running server says of itself, as far as it answers.
 #[derive(Clone, Debug, Default)]
@@ -400,7 +399,8 @@ fn loaders(setup: &Setup<'_>, catalog: &Catalog) -> Vec<Finding> {
             }
             continue;
         };
-        found.extend(judge_loader(loader, machines, setup.secure_boot));
+        let https = !setup.plan.https.listen.is_empty();
+        found.extend(judge_loader(loader, machines, setup.secure_boot, https));
     }
     for image in catalog.list() {
         found.extend(own_loaders(setup.plan, catalog, image));
@@ -408,11 +408,11 @@ fn loaders(setup: &Setup<'_>, catalog: &Catalog) -> Vec<Finding> {
     found
 }
 
-fn judge_loader(loader: &Loader, machines: &str, secure_boot: bool) -> Vec<Finding> {
+fn judge_loader(loader: &Loader, machines: &str, secure_boot: bool, https: bool) -> Vec<Finding> {
     let path = loader.served.path();
     let shown = path.display();
-    let bytes = match read_loader(path) {
-        Ok(bytes) => bytes,
+    let facts = match loader_facts::read(path) {
+        Ok(facts) => facts,
         Err(error) => {
             return vec![Finding::wrong(
                 "loader-unreadable",
@@ -422,19 +422,25 @@ fn judge_loader(loader: &Loader, machines: &str, secure_boot: bool) -> Vec<Findi
             )];
         }
     };
-    let features = loader::features(&bytes, loader.sniff.efi);
-    let hash = blake3::hash(&bytes).to_hex();
+    let version = facts.version.as_ref().map_or(String::new(), |version| format!(" {version}"));
+    let can = match &facts.features {
+        Some(features) if !features.is_empty() => format!(", can {}", features.join(" ")),
+        _ => String::new(),
+    };
+    let signed = match facts.signed_by.as_slice() {
+        [] => String::new(),
+        names => format!(", signed by {}", names.join(", ")),
+    };
     let mut found = vec![Finding::fine(
         "loader",
         format!(
-            "{machines}: {shown}, {} bytes, blake3 {}{}{}",
-            bytes.len(),
-            hash.get(..16).unwrap_or_default(),
-            if features.https { ", https" } else { "" },
-            if features.signed == Some(true) { ", signed" } else { "" },
+            "{machines}: {shown}, {}{version}, {} bytes, blake3 {}{can}{signed}",
+            facts.what.word(),
+            facts.len,
+            facts.blake3.get(..16).unwrap_or_default(),
         ),
     )];
-    if features.readable_ipxe && !features.http {
+    if facts.what == What::Ipxe && facts.lacks("http") {
         found.push(Finding::wrong(
             "loader-without-http",
             format!("{shown}, the loader of {machines} machines, is an iPXE that cannot fetch by HTTP"),
@@ -442,7 +448,11 @@ fn judge_loader(loader: &Loader, machines: &str, secure_boot: bool) -> Vec<Findi
             "apt-get install ipxe, or build it with HTTP; bootstorm doctor --verbose shows what each can do",
         ));
     }
-    if secure_boot && features.signed == Some(false) {
+    if https && facts.what == What::Ipxe {
+        let loader = format!("{shown}, the loader of {machines} machines,");
+        found.extend(cannot_https(&loader, &facts));
+    }
+    if secure_boot && facts.cpu.is_some() && facts.signed_by.is_empty() {
         found.push(Finding::wrong(
             "unsigned-loader",
             format!("{shown}, the loader of {machines} machines, is not signed"),
@@ -453,11 +463,37 @@ fn judge_loader(loader: &Loader, machines: &str, secure_boot: bool) -> Vec<Findi
     found
 }
 
-fn read_loader(path: &Path) -> std::io::Result<Vec<u8>> {
-    if std::fs::metadata(path)?.len() > LOADER_LEN_MAX {
-        return Err(std::io::Error::other("too long for a loader"));
+/// What keeps a loader from fetching by HTTPS here, where there is HTTPS. Nothing that keeps a machine from booting: what
+/// it is told names `http` URLs unless it asked by HTTPS itself.
+fn cannot_https(loader: &str, facts: &Facts) -> Option<Finding> {
+    const MEND: &str = "nothing, where scripts and images go by http://; else an iPXE of 2024 or later, built with \
+                        DOWNLOAD_PROTO_HTTPS and TRUST=ca.pem (bootstorm https ca)";
+    if facts.features.is_none() {
+        return Some(Finding::note(
+            "loader-https-unknown",
+            format!(
+                "{loader} does not show whether it fetches by https:// (builds for BIOS do not, as they come)"
+            ),
+            MEND,
+        ));
     }
-    std::fs::read(path)
+    if facts.lacks("https") {
+        return Some(Finding::note(
+            "loader-without-https",
+            format!("{loader} cannot fetch by https://: it says \"Operation not supported\" to such a URL"),
+            MEND,
+        ));
+    }
+    facts.lacks("ecdhe").then(|| {
+        Finding::note(
+            "loader-https-too-old",
+            format!(
+                "{loader} is an iPXE of before 2024-01-30, whose TLS has RSA and DHE for the exchange of keys: no handshake \
+                 with this server, which has ECDHE only (bootstorm_https_handshakes_total{{outcome=\"incompatible\"}})"
+            ),
+            MEND,
+        )
+    })
 }
 
 /// Loaders in an image's folder, as GSS/DS has them, beside those of the loader folders.
@@ -469,8 +505,10 @@ fn own_loaders(plan: &Plan, catalog: &Catalog, image: &Image) -> Vec<Finding> {
             continue;
         }
         let path = plan.images_dir.join(&image.name).join(&file.name);
-        let (Ok(own), Some(other)) = (read_loader(&path), catalog.loaders().find(base)) else { continue };
-        if read_loader(other.served.path()).is_ok_and(|bytes| bytes != own) {
+        let (Ok(own), Some(other)) = (loader_facts::read(&path), catalog.loaders().find(base)) else {
+            continue;
+        };
+        if loader_facts::read(other.served.path()).is_ok_and(|facts| facts.blake3 != own.blake3) {
             found.push(Finding::note(
                 "loader-differs",
                 format!(

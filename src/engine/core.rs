@@ -61,6 +61,8 @@ pub(super) enum Owner {
     DhcpRaw(u32),
     /// A UDP DHCP socket.
     DhcpUdp(u32),
+    /// A socket that hears who has an address.
+    DhcpProbe(u32),
     /// DHCP's own deadlines.
     DhcpTimer,
     /// The journal of leases.
@@ -95,6 +97,7 @@ impl Owner {
             Self::TftpFrames(index) => (9, index, 0),
             Self::Near => (10, 0, 0),
             Self::DhcpJournal => (11, 0, 0),
+            Self::DhcpProbe(index) => (12, index, 0),
         };
         u64::from(kind as u8) << 56 | u64::from(index & 0x00ff_ffff) << 32 | u64::from(generation)
     }
@@ -116,6 +119,7 @@ impl Owner {
             9 => Self::TftpFrames(index),
             10 => Self::Near,
             11 => Self::DhcpJournal,
+            12 => Self::DhcpProbe(index),
             _ => return None,
         })
     }
@@ -308,6 +312,11 @@ impl Core {
                             dhcp.udp_readable(index);
                         }
                     }
+                    Some(Owner::DhcpProbe(_)) => {
+                        if let Some(dhcp) = &mut self.dhcp {
+                            dhcp.probe_readable();
+                        }
+                    }
                     Some(Owner::Tftp(index)) => self.tftp.readable(index),
                     Some(Owner::TftpFrames(index)) => self.tftp.frames_readable(index),
                     Some(Owner::HttpListener(index)) => self.http.acceptable(index),
@@ -409,6 +418,7 @@ mod tests {
             Owner::DhcpRaw(3),
             Owner::DhcpUdp(1),
             Owner::DhcpTimer,
+            Owner::DhcpProbe(2),
             Owner::Tftp(9),
             Owner::TftpFrames(1),
             Owner::Near,

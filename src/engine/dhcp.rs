@@ -27,6 +27,7 @@ use super::core::{Owner, Turn, watch};
 use super::counters::Count;
 use super::filters;
 use super::policy::Decider;
+use super::probe::Prober;
 use super::shared::Tuning;
 use super::sightings::Sighting;
 use crate::jobs::evidence::{Asker, Evidence, Seen};
@@ -34,7 +35,7 @@ use crate::keeper::Answer;
 use crate::keeper::journal::{Entry, Scribe};
 use crate::proto::dhcp::{
     CLIENT_PORT, Change, DhcpEvent, DhcpStep, DropReason, Input, Interface, LeaseRecord, LeaseTerm, Network,
-    Notice, Output, Rival, Server, ServerPort, Settings, To, Verdict,
+    Notice, Output, Probe, Rival, Server, ServerPort, Settings, To, Verdict,
 };
 use crate::proto::firmware::{Firmware, FirmwareKind};
 use crate::sys::SysError;
@@ -265,6 +266,8 @@ pub(super) struct DhcpSide {
     /// The UDP port whose datagrams the core's batch holds.
     gathered: Option<usize>,
     journal: Option<Journal>,
+    /// Where addresses are asked for before they are offered first.
+    prober: Option<Prober<Came>>,
     recorded: Budget,
     noticed: Budget,
     pools_at: Instant,
@@ -316,6 +319,7 @@ impl DhcpSide {
                 sent_when_stored: Held::default(),
                 gathering: Held::default(),
             }),
+            prober: None,
             recorded: Budget::new(RECORDED_BURST, RECORDED_PER_SECOND),
             noticed: Budget::new(NOTICED_BURST, NOTICED_PER_SECOND),
             pools_at: now,
@@ -325,13 +329,26 @@ impl DhcpSide {
         }
     }
 
+    /// Addresses are asked for, with these sockets.
+    ///
+    /// # Errors
+    /// EPERM without CAP_NET_RAW.
+    pub(super) fn ask_before_offering(&mut self) -> Result<(), SysError> {
+        self.prober = Some(Prober::open(self.raws.iter().map(|raw| &raw.interface))?);
+        Ok(())
+    }
+
     /// Takes up what a reload changed.
     fn take_up(&mut self, turn: &Turn<'_>) {
         let now = turn.shared.tuning.load();
         if !Arc::ptr_eq(&now, &self.tuning) {
             self.tuning = Arc::clone(&now);
             if let Some(settings) = &now.dhcp {
-                self.server.replace_settings(settings.clone());
+                let mut settings = settings.clone();
+                if self.prober.is_none() {
+                    settings.probe = Duration::ZERO;
+                }
+                self.server.replace_settings(settings);
             }
         }
     }
@@ -343,7 +360,7 @@ impl DhcpSide {
         for (index, udp) in self.udps.iter().enumerate() {
             watch(registry, udp.socket.as_raw_fd(), Owner::DhcpUdp(index as u32))?;
         }
-        Ok(())
+        self.prober.as_ref().map_or(Ok(()), |prober| prober.register(registry))
     }
 
     /// Looks at every socket once: frames may have come between opening and registering.
@@ -364,8 +381,17 @@ impl DhcpSide {
         }
     }
 
+    pub(super) fn probe_readable(&mut self) {
+        if let Some(prober) = &mut self.prober {
+            prober.ready = true;
+        }
+    }
+
     pub(super) fn is_busy(&self) -> bool {
-        !self.ready_raw.is_empty() || !self.ready_udp.is_empty() || !self.waiting.queue.is_empty()
+        self.prober.as_ref().is_some_and(|prober| prober.ready)
+            || !self.ready_raw.is_empty()
+            || !self.ready_udp.is_empty()
+            || !self.waiting.queue.is_empty()
     }
 
     pub(super) fn turn(&mut self, turn: &mut Turn<'_>) {
@@ -390,6 +416,7 @@ impl DhcpSide {
             }
         }
         self.serve_waiting(turn);
+        self.settle_probes(turn);
         self.store(turn);
         self.flush(turn);
         self.look_around(turn);
@@ -409,6 +436,23 @@ impl DhcpSide {
             } else {
                 self.handle(&came, &bytes[..len], turn);
             }
+        }
+    }
+
+    /// Hands in again what waited for an address that somebody has, or that nobody has answered for.
+    fn settle_probes(&mut self, turn: &mut Turn<'_>) {
+        let Some(prober) = &mut self.prober else { return };
+        for (ip, by) in prober.answers() {
+            if !self.server.heard_from(turn.now, ip, by) {
+                continue;
+            }
+            let waiting = self.prober.as_mut().map(|prober| prober.waited_for(ip)).unwrap_or_default();
+            for waited in waiting {
+                self.handle(&waited.came, &waited.bytes, turn);
+            }
+        }
+        while let Some(waited) = self.prober.as_mut().and_then(|prober| prober.due(turn.now)) {
+            self.handle(&waited.came, &waited.bytes, turn);
         }
     }
 
@@ -443,8 +487,24 @@ impl DhcpSide {
         }
     }
 
+    /// An address is to be asked for, and the message kept until that is done.
+    fn ask(&mut self, probe: &Probe, came: &Came, bytes: &[u8], turn: &mut Turn<'_>) {
+        let Some(prober) = &mut self.prober else { return };
+        if prober.ask(&self.interfaces[came.interface], probe, *came, bytes) {
+            turn.tally.add(Count::DhcpProbes, 1);
+            turn.wheel.schedule(probe.until, Owner::DhcpTimer.pack());
+        } else {
+            turn.tally.drop_dhcp(DropReason::QueueFull);
+        }
+    }
+
     /// A deadline of the machine may have passed.
     pub(super) fn expired(&mut self, turn: &mut Turn<'_>) {
+        if self.prober.is_some() {
+            self.settle_probes(turn);
+            self.store(turn);
+            self.flush(turn);
+        }
         if self.armed_at.is_some_and(|at| at <= turn.now) {
             self.armed_at = None;
             self.server.handle_timeout(turn.now);
@@ -566,6 +626,7 @@ impl DhcpSide {
                 let (seen, packets) = told(&event, &input, None, turn);
                 self.note(&event, seen, packets, turn);
             }
+            Verdict::Probe(probe) => self.ask(&probe, came, bytes, turn),
             Verdict::Drop(reason) => {
                 turn.tally.drop_dhcp(reason);
                 note_ignored(reason, &input, turn);
@@ -785,7 +846,7 @@ impl DhcpSide {
         if let (true, Some(mac), Some(addr), Some(arch)) = (told_address, event.mac, event.ip, event.arch)
             && !addr.is_unspecified()
         {
-            turn.shared.sightings.record(addr, Sighting { mac, arch });
+            turn.shared.sightings.record(addr, Sighting { mac, arch, exchange: 0 });
         }
         let Some(seen) = seen else { return };
         if !self.recorded.take(turn.now) {
@@ -811,6 +872,7 @@ fn count_of(notice: &Notice) -> Count {
     match notice {
         Notice::OtherServer { .. } => Count::DhcpOtherServers,
         Notice::Restarting { .. } => Count::DhcpRestarting,
+        Notice::InUse { .. } => Count::DhcpInUse,
         Notice::LateFirst { .. } => Count::DhcpLateFirst,
         Notice::NextLoader { .. } => Count::DhcpNextLoader,
     }
@@ -833,6 +895,12 @@ fn tell(notice: &Notice, interfaces: &[Arc<Interface>], loud: bool) {
             "{mac} had been asking for {secs} s when it was first heard: its switch port does not forward at once; \
              switch spanning tree to edge (portfast) there"
         ),
+        Notice::InUse { ip, by } => {
+            let by = by.map_or_else(|| "some machine".into(), |mac| mac.to_string());
+            format!(
+                "{ip} is in use by {by}, without a lease: nobody is offered it for ten minutes; take it out of the range"
+            )
+        }
         Notice::NextLoader { mac, .. } => {
             format!(
                 "{mac} came back without having reached its script: the next loader is tried, if there is one"
@@ -840,9 +908,9 @@ fn tell(notice: &Notice, interfaces: &[Arc<Interface>], loud: bool) {
         }
     };
     match notice {
-        _ if !loud => tracing::debug!("{text}"),
-        Notice::OtherServer { .. } | Notice::Restarting { .. } => tracing::warn!("{text}"),
-        Notice::LateFirst { .. } | Notice::NextLoader { .. } => tracing::info!("{text}"),
+        Notice::OtherServer { .. } | Notice::InUse { .. } if loud => tracing::warn!("{text}"),
+        // Of one machine, or of a stranger in its name: counted, in its timeline, and an alarm where it has a job.
+        _ => tracing::debug!("{text}"),
     }
 }
 
@@ -947,18 +1015,15 @@ fn seen(event: &DhcpEvent) -> Option<Seen> {
     let named = !event.file.is_empty();
     Some(match event.what {
         DhcpStep::Offered if named => {
-            let asker = match event.kind? {
-                FirmwareKind::Pxe => Asker::Firmware,
-                FirmwareKind::HttpBoot => Asker::Http,
-                FirmwareKind::Ipxe(_) => Asker::Ipxe,
-            };
+            let asker = asker(event.kind?);
             Seen::DhcpOffered { asker, arch: event.arch, relay: event.relay, file: file() }
         }
         // An address and nothing to boot: what the screen says is that there is no boot file.
         DhcpStep::Offered => {
-            event.kind?;
+            let asker = Some(asker(event.kind?));
             Seen::DhcpIgnored {
                 reason: DropReason::NoBoot.word().into(),
+                asker,
                 arch: event.arch,
                 relay: event.relay,
                 boot_server: false,
@@ -986,6 +1051,14 @@ fn seen(event: &DhcpEvent) -> Option<Seen> {
     })
 }
 
+fn asker(kind: FirmwareKind) -> Asker {
+    match kind {
+        FirmwareKind::Pxe => Asker::Firmware,
+        FirmwareKind::HttpBoot => Asker::Http,
+        FirmwareKind::Ipxe(_) => Asker::Ipxe,
+    }
+}
+
 /// Tells the flight recorder of boot firmware that got no answer, where the reason is about it and not about the packet.
 fn note_ignored(reason: DropReason, input: &Input<'_>, turn: &Turn<'_>) {
     let about_the_machine = matches!(
@@ -1010,6 +1083,7 @@ fn note_ignored(reason: DropReason, input: &Input<'_>, turn: &Turn<'_>) {
     let (Some(mac), Some(firmware)) = (message.mac(), Firmware::recognise(&message)) else { return };
     let seen = Seen::DhcpIgnored {
         reason: reason.word().into(),
+        asker: Some(asker(firmware.kind)),
         arch: firmware.arch_stated.then_some(firmware.arch),
         relay: Some(message.giaddr()).filter(|relay| !relay.is_unspecified()),
         boot_server,

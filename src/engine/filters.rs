@@ -123,6 +123,13 @@ pub fn raw(port: u16, everything: bool, part: Part) -> Vec<BpfInstruction> {
     program
 }
 
+/// For the raw sockets that hear answers to ARP questions (bound to ARP frames): replies, of any link.
+pub fn arp_replies() -> Vec<BpfInstruction> {
+    const OPERATION: u32 = 20;
+    const REPLY: u32 = 2;
+    vec![load(LD_H_ABS, OPERATION), jump(JUMP_EQ, REPLY, 0, 1), ACCEPT, DROP]
+}
+
 /// The ports TFTP is served on: the listeners', and one run of data ports.
 #[derive(Clone, Debug)]
 pub struct TftpPorts {

@@ -17,6 +17,7 @@ mod http;
 mod native;
 mod policy;
 pub mod presented;
+mod probe;
 mod readers;
 pub mod sender;
 pub mod shared;

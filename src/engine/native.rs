@@ -5,7 +5,9 @@
 //! The machine is the one that DHCP last saw at the address, which is a hint: it finds names among files that anybody
 //! may have, and it takes away.
 
+use std::collections::VecDeque;
 use std::net::Ipv4Addr;
+use std::sync::{Mutex, PoisonError};
 
 use super::shared::Shared;
 use super::sightings::Sighting;
@@ -13,10 +15,13 @@ use crate::files::catalog::{Catalog, NotServed, TftpTarget};
 use crate::files::gss::file_of_native;
 use crate::files::loaders::family_of_name;
 use crate::files::names;
+use crate::files::served::Served;
 use crate::jobs::Identity;
+use crate::jobs::book::AtTheLine;
 use crate::jobs::gss::{self, Native};
-use crate::jobs::image::Image;
-use crate::jobs::script::{Barrier, barrier};
+use crate::jobs::image::Images;
+use crate::jobs::machine::Ident;
+use crate::jobs::script::{Barrier, Unknown, barrier};
 use crate::jobs::table::Decision;
 use crate::wire::arch::Family;
 
@@ -70,17 +75,95 @@ fn is_meant_to_the_letter(catalog: &Catalog, name: &str) -> bool {
     name.contains('/') && catalog.loader(name).is_ok()
 }
 
-/// Whether the end of `file` is the point of no return of a machine that boots this image by TFTP.
-pub(super) fn is_the_line(image: &Image, family: Option<Family>, file: &str) -> bool {
-    match family.and_then(|family| image.native_for(family)) {
+/// Whether the machine last seen at an address is one that gets nothing here: an operator refuses it, or the policy does.
+pub(super) fn is_denied(shared: &Shared, client: Ipv4Addr) -> bool {
+    let Some(seen) = shared.sightings.at(client) else { return false };
+    let policy = shared.policy.load();
+    policy.excludes(seen.mac)
+        || match shared.keeper.table().view().decide(&identity_of(seen, client)) {
+            Decision::Rejected => true,
+            Decision::NoJob => policy.unknown == Unknown::Silent,
+            Decision::Job(_) | Decision::Done(_) => false,
+        }
+}
+
+/// What the end of a file is to who asks for it by TFTP.
+pub(super) enum End {
+    /// The end of a file.
+    Open,
+    /// The point of no return of the machine that was seen at the address.
+    Line(AtTheLine, Sighting),
+    /// Not for this machine, and why.
+    Shut(&'static str),
+}
+
+/// The end of a file of an image. The address is a hint, so it only takes away: it never gives a machine anything.
+///
+/// What ends a boot that wipes is given to a machine with a live job for it, and once more to the same boot. Where iPXE
+/// is off that holds for everybody, since an old server's scope that names the program would wipe at every boot.
+pub(super) fn end_of(served: &Served, client: Ipv4Addr, shared: &Shared) -> End {
+    let catalog = shared.library.load();
+    let Some(name) = served.image() else { return End::Open };
+    let (Some(file), Some(image)) = (served.name.get(name.len() + 1..), catalog.image(name)) else {
+        return End::Open;
+    };
+    let is_last = |native: &Native| native.last == file;
+    let by_firmware = image.gss.as_ref().is_some_and(|gss| gss.native.iter().any(is_last));
+    let wipes = image.destructive && (by_firmware || barrier(image) == Some(Barrier::File(file)));
+    let Some(seen) = shared.sightings.at(client) else {
+        return match wipes && by_firmware {
+            true => End::Shut("this image may wipe a disk, and this machine's DHCP was not seen here"),
+            false => End::Open,
+        };
+    };
+    let view = shared.keeper.table().view();
+    let decision = view.decide(&identity_of(seen, client));
+    let job = decision.job().filter(|job| !job.always && job.action.image() == Some(name));
+    let is_the_line = match Family::of(seen.arch).and_then(|family| image.native_for(family)) {
         Some(native) => native.last == file,
         None => barrier(image) == Some(Barrier::File(file)),
+    };
+    if let Some(job) = job.filter(|_| is_the_line || wipes) {
+        let at = AtTheLine {
+            // No script began this boot, so it is counted here.
+            boot: shared.next_boot(),
+            job: job.id,
+            image: name.to_owned(),
+            what: format!("the last block of {file}"),
+            idents: vec![Ident::Mac(seen.mac)],
+            once: None,
+        };
+        return End::Line(at, seen);
+    }
+    let had_it = matches!(decision, Decision::Done(job) if job.action.image() == Some(name));
+    match wipes && (by_firmware || had_it) && !shared.passed.holds(seen) {
+        true if had_it => End::Shut("this machine had its job"),
+        true => End::Shut("this image may wipe a disk, and this machine has no job for it"),
+        false => End::Open,
     }
 }
 
-/// Whether `file` is the last of some machine's boot without iPXE, and wipes: given only to a machine whose DHCP was
-/// seen, or nothing could hold it at the point of no return.
-pub(super) fn needs_a_sighting(image: &Image, file: &str) -> bool {
-    let is_last = |native: &Native| native.last == file;
-    image.destructive && image.gss.as_ref().is_some_and(|gss| gss.native.iter().any(is_last))
+/// Machines past their point of no return by TFTP, each with the exchange of the boot that passed: the same boot may
+/// fetch its files again, the next one may not. In memory alone: after a restart nobody may.
+#[derive(Debug, Default)]
+pub(super) struct Passed(Mutex<VecDeque<Sighting>>);
+
+/// A machine fetches again within minutes, or not at all.
+const PASSED_MAX: usize = 4096;
+
+impl Passed {
+    /// The machine's boot has passed.
+    pub(super) fn note(&self, seen: Sighting) {
+        let mut passed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        passed.retain(|one| one.mac != seen.mac);
+        if passed.len() >= PASSED_MAX {
+            passed.pop_front();
+        }
+        passed.push_back(seen);
+    }
+
+    /// Whether this is that boot.
+    pub(super) fn holds(&self, seen: Sighting) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&seen)
+    }
 }

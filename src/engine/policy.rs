@@ -54,6 +54,13 @@ impl BootPolicy for Decider<'_> {
         file.clear();
         let family = Family::of(firmware.arch);
         let job = decision.job();
+        // The machine's own, its image's, its subnet's: the narrowest counts.
+        let loader = || {
+            let own = view.standing(who).and_then(|standing| standing.loader.as_deref());
+            let image = job.and_then(|job| catalog.image(job.action.image()?)?.loader.as_deref());
+            let named = [own, image, wish.loader].into_iter().flatten();
+            catalog.loader_wished(firmware.arch, named, wish.pass_over)
+        };
         let native = job.zip(family).and_then(|(job, family)| gss::program_of(job, &**catalog, family));
         let written = match (firmware.kind, port) {
             (FirmwareKind::Ipxe(features), Some(port)) if features.http => match who.mac {
@@ -73,18 +80,15 @@ impl BootPolicy for Decider<'_> {
                 Some((name, _)) => write!(file, "{name}"),
                 None => return Answer::NoBoot,
             },
-            (FirmwareKind::HttpBoot, Some(port)) => {
-                match catalog.loader_wished(firmware.arch, wish.loader, wish.pass_over) {
-                    Some(name) => write!(file, "http://{server}:{port}/loaders/{name}"),
-                    None => match own_loader(&catalog, decision, firmware.arch) {
-                        Some(name) => write!(file, "http://{server}:{port}/images/{name}"),
-                        None => return Answer::NoBoot,
-                    },
-                }
-            }
+            (FirmwareKind::HttpBoot, Some(port)) => match loader() {
+                Some(name) => write!(file, "http://{server}:{port}/loaders/{name}"),
+                None => match own_loader(&catalog, decision, firmware.arch) {
+                    Some(name) => write!(file, "http://{server}:{port}/images/{name}"),
+                    None => return Answer::NoBoot,
+                },
+            },
             (FirmwareKind::HttpBoot, None) => return Answer::NoBoot,
-            (FirmwareKind::Pxe, _) => match catalog.loader_wished(firmware.arch, wish.loader, wish.pass_over)
-            {
+            (FirmwareKind::Pxe, _) => match loader() {
                 Some(name) => write!(file, "{name}"),
                 None => match own_loader(&catalog, decision, firmware.arch) {
                     Some(name) => write!(file, "{name}"),
@@ -183,6 +187,83 @@ mod tests {
             (&[], FirmwareKind::Pxe, Arch::BIOS, "undionly.kpxe"),
         ] {
             assert_eq!(told(listeners, kind, arch), (Answer::BootUnclaimed, file.to_owned()));
+        }
+    }
+
+    #[test]
+    fn the_narrowest_word_on_loaders_counts_where_it_fits() {
+        let site = Site::new();
+        for name in ["undionly.kpxe", "ipxe.pxe", "snponly.efi", "ipxe.efi", "own.efi", "http.efi"] {
+            site.write(&format!("loaders/{name}"), b"a loader");
+        }
+        site.write("images/plain/vmlinuz", b"a kernel");
+        site.write("images/plain/image.toml", b"kind = \"linux\"\nfiles = [\"vmlinuz\"]");
+        site.write("images/choosy/vmlinuz", b"a kernel");
+        site.write(
+            "images/choosy/image.toml",
+            b"kind = \"linux\"\nfiles = [\"vmlinuz\"]\nloader = \"http.efi\"",
+        );
+        let library = Arc::new(site.library());
+        let images = Arc::clone(&library);
+        let keeper = Keeper::start(
+            Box::new(MemoryStore::new()),
+            Box::new(move || images.snapshot()),
+            [1; 32],
+            Box::new(|_| {}),
+        )
+        .unwrap();
+        let mac = |last| MacAddr([0x52, 0x54, 0, 0, 0, last]);
+        for (last, image, loader) in [
+            (1, None, None),
+            (2, Some("plain"), None),
+            (3, Some("choosy"), None),
+            (4, Some("choosy"), Some("own.efi")),
+        ] {
+            if let Some(loader) = loader {
+                let spec = crate::jobs::book::MachineSpec {
+                    idents: vec![crate::jobs::machine::Ident::Mac(mac(last))],
+                    loader: Some(format!(" {loader} ")),
+                    ..Default::default()
+                };
+                keeper.keeper().order_and_wait(crate::keeper::Order::Register(spec), "a test").unwrap();
+            }
+            let Some(image) = image else { continue };
+            let spec = crate::jobs::job::JobSpec::new(
+                crate::jobs::job::Action::Image(image.into()),
+                crate::jobs::job::Selector::Mac(mac(last)),
+            );
+            keeper.keeper().order_and_wait(crate::keeper::Order::AddJobs(vec![spec]), "a test").unwrap();
+        }
+        let (evidence, _) = crossbeam_channel::bounded(1);
+        let shared =
+            Shared::new(library, keeper.keeper().clone(), Policy::default(), evidence, Duration::ZERO);
+        shared.set_http(vec!["0.0.0.0:4433".parse::<SocketAddrV4>().unwrap()]);
+        let told = |last, kind, arch, wish: &Wish<'_>| {
+            let who = Identity { mac: Some(mac(last)), ..Identity::default() };
+            let firmware = Firmware { kind, arch, arch_stated: true };
+            let mut file = BootFile::new();
+            Decider::new(&shared).resolve(&who, &firmware, US, wish, &mut file);
+            file.as_str().rsplit('/').next().unwrap().to_owned()
+        };
+        let subnet = Wish { loader: Some("ipxe.efi"), pass_over: 0 };
+        for (last, wish, loader) in [
+            (1, Wish::default(), "snponly.efi"),
+            (1, subnet, "ipxe.efi"),
+            (2, subnet, "ipxe.efi"),
+            (3, subnet, "http.efi"),
+            (4, subnet, "own.efi"),
+            (4, Wish { pass_over: 1, ..Wish::default() }, "own.efi"),
+        ] {
+            for (kind, arch) in
+                [(FirmwareKind::Pxe, Arch::UEFI_X64), (FirmwareKind::HttpBoot, Arch::HTTP_X64)]
+            {
+                assert_eq!(told(last, kind, arch, &wish), loader, "machine {last}");
+            }
+            // A loader for EFI is none for a BIOS.
+            assert_eq!(
+                told(last, FirmwareKind::Pxe, Arch::BIOS, &Wish { pass_over: 0, ..wish }),
+                "undionly.kpxe"
+            );
         }
     }
 

@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use crossbeam_channel::Sender;
 
 use super::fragments::FragmentsLost;
+use super::native::Passed;
 use super::presented::Presented;
 use super::sightings::Sightings;
 use crate::files::library::Library;
@@ -22,6 +23,8 @@ use crate::proto::dhcp::Settings;
 use crate::proto::tftp;
 use crate::sys::interfaces::Interface;
 
+/// Evidence waiting for the recorder; beyond it evidence is lost and counted, never a core held up.
+const EVIDENCE_MAX: usize = 64 * 1024;
 /// Addresses remembered as refusing segmented sends; one per local address, and hosts have few.
 const REFUSING_MAX: usize = 32;
 
@@ -47,6 +50,8 @@ pub struct Shared {
     pub tuning: ArcSwap<Tuning>,
     /// Who is at which address.
     pub sightings: Sightings,
+    /// Who passed the point of no return by TFTP.
+    pub(super) passed: Passed,
     /// Machines that fragments do not reach.
     pub fragments_lost: FragmentsLost,
     /// Who began which boot, for its answer files.
@@ -88,6 +93,7 @@ impl Shared {
             policy: ArcSwap::from_pointee(policy),
             tuning: ArcSwap::default(),
             sightings: Sightings::new(),
+            passed: Passed::default(),
             fragments_lost: FragmentsLost::new(Instant::now()),
             presented: Presented::new(),
             interfaces: ArcSwap::from_pointee(Vec::new()),
@@ -174,7 +180,9 @@ impl Shared {
         if moves {
             self.keeper.note(evidence.without_packets());
         }
-        if self.is_recording() && self.evidence.try_send(evidence).is_err() {
+        if self.is_recording()
+            && (self.evidence.len() >= EVIDENCE_MAX || self.evidence.try_send(evidence).is_err())
+        {
             self.evidence_lost.fetch_add(1, Ordering::Relaxed);
         }
     }

@@ -41,6 +41,8 @@ pub struct Sighting {
     pub mac: MacAddr,
     /// Option 93 of its DHCP exchange.
     pub arch: Arch,
+    /// Differs from the one before whenever the machine speaks DHCP again. Set by [`Sightings::record`].
+    pub exchange: u16,
 }
 
 impl Default for Sightings {
@@ -84,7 +86,7 @@ impl Sightings {
         let bytes = machine.to_be_bytes();
         let mut mac = [0; 6];
         mac.copy_from_slice(&bytes[2..]);
-        Some(Sighting { mac: MacAddr(mac), arch: Arch((tag >> 16) as u16) })
+        Some(Sighting { mac: MacAddr(mac), arch: Arch((tag >> 16) as u16), exchange: tag as u16 })
     }
 }
 
@@ -93,7 +95,7 @@ mod tests {
     use super::*;
 
     fn seen(n: u8) -> Sighting {
-        Sighting { mac: MacAddr([2, 0, 0, 0, 0, n]), arch: Arch(u16::from(n)) }
+        Sighting { mac: MacAddr([2, 0, 0, 0, 0, n]), arch: Arch(u16::from(n)), exchange: 0 }
     }
 
     #[test]

@@ -679,7 +679,11 @@ fn open_dhcp(
     let mut dhcp = dhcp.clone();
     dhcp.journal = settings.journal.is_some();
     let journal = settings.journal.clone();
-    let side = DhcpSide::new(dhcp, seed, interfaces, arrived, raws, udps, settings.dhcp_ports, journal);
+    let ask = dhcp.mode == Mode::Full && !dhcp.probe.is_zero();
+    let mut side = DhcpSide::new(dhcp, seed, interfaces, arrived, raws, udps, settings.dhcp_ports, journal);
+    if ask {
+        side.ask_before_offering()?;
+    }
     Ok(Opened { side, names, waiting: Waiting { names: waiting, raw_everywhere, filters, arrivals } })
 }
 

@@ -731,9 +731,10 @@ fn the_last_block_by_tftp_waits_where_the_machine_at_that_address_has_a_job() {
     let lab = Lab::with_jobs(Driver::Mio, 100_000);
     let id = lab.add("linux");
     let mac = "02:00:00:00:00:01".parse().unwrap();
-    lab.shared
-        .sightings
-        .record(Ipv4Addr::LOCALHOST, crate::engine::sightings::Sighting { mac, arch: crate::wire::Arch(7) });
+    lab.shared.sightings.record(
+        Ipv4Addr::LOCALHOST,
+        crate::engine::sightings::Sighting { mac, arch: crate::wire::Arch(7), exchange: 0 },
+    );
     lab.store.inner().fill_up(true);
     let options = Options { blksize: Some(1428), tsize: Some(0), windowsize: Some(8), timeout_secs: None };
     std::thread::scope(|scope| {
@@ -808,6 +809,7 @@ fn answer_files_go_to_the_machine_whose_exchange_was_seen_and_once_if_so_marked(
     let seen = |last: u8| crate::engine::sightings::Sighting {
         mac: crate::wire::MacAddr([2, 0, 0, 0, 0, last]),
         arch: crate::wire::Arch(7),
+        exchange: 0,
     };
     assert_eq!(status(one, "ks.cfg"), "403", "no exchange seen");
     lab.shared.sightings.record(Ipv4Addr::LOCALHOST, seen(2));
@@ -862,7 +864,7 @@ fn a_choice_from_the_menu_gets_the_answer_files_that_are_not_once_only() {
     let status = |rest: &str| lab.status(&format!("{boot}/answers/{rest}"));
     assert_eq!(status("closed/ks.cfg"), "403", "no exchange seen");
     let mac = crate::wire::MacAddr([2, 0, 0, 0, 0, 1]);
-    let seen = crate::engine::sightings::Sighting { mac, arch: crate::wire::Arch(7) };
+    let seen = crate::engine::sightings::Sighting { mac, arch: crate::wire::Arch(7), exchange: 0 };
     lab.shared.sightings.record(Ipv4Addr::LOCALHOST, seen);
     let (_, body) = get(&mut lab.http(), &format!("{answers}/ks.cfg"), "");
     assert_eq!(String::from_utf8(body).unwrap(), "host  serial S-1 Box\n");

@@ -38,15 +38,15 @@ use mio::Registry;
 
 use super::core::{Owner, Turn, watch};
 use super::counters::Count;
-use super::native;
+use super::native::{self, End};
 use super::readers::Readers;
 use super::shared::Shared;
+use super::sightings::Sighting;
 use super::slab::{Key, Slab};
 use crate::files::catalog::TftpTarget;
 use crate::files::served::{Opened, Served};
 use crate::jobs::evidence::{self, Evidence, Over, Seen, TransferFacts};
-use crate::jobs::image::{Access, Images};
-use crate::jobs::machine::Ident;
+use crate::jobs::image::Access;
 use crate::jobs::script;
 use crate::keeper::{Answer, AtTheLine};
 use crate::proto::dhcp::Interface;
@@ -57,7 +57,6 @@ use crate::sys::mmap::Mapping;
 use crate::sys::ring::FrameRing;
 use crate::sys::udp::{self, SEGMENTS_MAX, SEND_LEN_MAX, Source, UdpOptions, UdpSocket, Unsent};
 use crate::wire::MacAddr;
-use crate::wire::arch::Family;
 use crate::wire::capture;
 use crate::wire::frame::{UDP_PAYLOAD_OFFSET, UdpHeader, emit_udp_headers, parse_udp_frame};
 use crate::wire::tftp::{self, ErrorCode, Mode, Options, Packet, Request};
@@ -91,9 +90,18 @@ const HEADERS_LEN: u32 = 28;
 /// A boot that cannot be recorded asks again this often.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
+/// What a request names, opened.
+struct Found {
+    payload: Payload,
+    served: Option<Arc<Served>>,
+    line: Option<Box<Line>>,
+}
+
 /// A transfer whose last block is a point of no return.
 struct Line {
     at: AtTheLine,
+    /// Whose.
+    seen: Sighting,
     /// The keeper was asked, and has not answered.
     asked: bool,
     /// Not before this is it asked again.
@@ -532,7 +540,7 @@ impl TftpSide {
         }
         let listener = SocketAddrV4::new(source.addr, TFTP_PORT);
         let socket = if self.single_port { socket } else { (self.listeners + self.next_port) as u32 };
-        let (payload, served) = match self.find(request, client, source, turn) {
+        let Found { payload, served, line } = match self.find(request, client, source, turn) {
             Ok(found) => found,
             Err((code, message)) => {
                 self.refuse(socket, client, source, code, message, turn);
@@ -552,7 +560,6 @@ impl TftpSide {
         };
         let limits = self.limits_for(client, source, turn);
         let (mut transfer, _start) = Transfer::accept(turn.now, request, len, &limits);
-        let line = served.as_ref().and_then(|served| line_of(served, client, turn.shared));
         if line.is_some() {
             transfer.hold_last();
         }
@@ -683,12 +690,17 @@ impl TftpSide {
         client: SocketAddrV4,
         source: Source,
         turn: &Turn<'_>,
-    ) -> Result<(Payload, Option<Arc<Served>>), (ErrorCode, &'static str)> {
+    ) -> Result<Found, (ErrorCode, &'static str)> {
         if request.write {
             return Err((ErrorCode::AccessViolation, "this server is read-only"));
         }
         let catalog = turn.shared.library.load();
         let served = match native::target(turn.shared, &catalog, request.name, *client.ip()) {
+            Ok(TftpTarget::Loader(_) | TftpTarget::Autoexec)
+                if native::is_denied(turn.shared, *client.ip()) =>
+            {
+                return Err((ErrorCode::AccessViolation, "this machine is refused here"));
+            }
             Ok(TftpTarget::File(served) | TftpTarget::Loader(served)) => served,
             Ok(TftpTarget::Autoexec) => return self.autoexec(source, turn),
             Err(_) => return Err((ErrorCode::FileNotFound, "file not found")),
@@ -699,43 +711,37 @@ impl TftpSide {
                 "this image is given only to a boot with a token, by HTTP",
             ));
         }
-        if let Some((name, file)) =
-            served.image().and_then(|name| Some((name, served.name.get(name.len() + 1..)?)))
-            && catalog.image(name).is_some_and(|image| native::needs_a_sighting(image, file))
-            && turn.shared.sightings.at(*client.ip()).is_none()
-        {
-            let why = "this image may wipe a disk, and this machine's DHCP was not seen here";
-            return Err((ErrorCode::AccessViolation, why));
-        }
+        let line = match native::end_of(&served, *client.ip(), turn.shared) {
+            End::Open => None,
+            End::Line(at, seen) => Some(Box::new(Line { at, seen, asked: false, again: None })),
+            End::Shut(why) => return Err((ErrorCode::AccessViolation, why)),
+        };
         let opened = served.open().map_err(|error| {
             turn.tally.add(Count::OpenFailures, 1);
             tracing::debug!(name = served.name, %error, "cannot open");
             (ErrorCode::FileNotFound, "file not found")
         })?;
-        match request.mode {
-            Mode::Octet => Ok((Payload::File(opened), Some(served))),
+        let payload = match request.mode {
+            Mode::Octet => Payload::File(opened),
             Mode::Netascii if opened.len > NETASCII_LEN_MAX => {
-                Err((ErrorCode::NotDefined, "netascii is served up to 1 MiB; ask for octet"))
+                return Err((ErrorCode::NotDefined, "netascii is served up to 1 MiB; ask for octet"));
             }
             Mode::Netascii => {
                 let mut raw = vec![0; opened.len as usize];
                 std::os::unix::fs::FileExt::read_exact_at(&opened.file, &mut raw, 0)
                     .map_err(|_| (ErrorCode::FileNotFound, "file not found"))?;
-                Ok((Payload::Text(Arc::new(tftp::to_netascii(&raw))), Some(served)))
+                Payload::Text(Arc::new(tftp::to_netascii(&raw)))
             }
-        }
+        };
+        Ok(Found { payload, served: Some(served), line })
     }
 
     /// The constant script: the same bytes for the size query and the read after it.
-    fn autoexec(
-        &self,
-        source: Source,
-        turn: &Turn<'_>,
-    ) -> Result<(Payload, Option<Arc<Served>>), (ErrorCode, &'static str)> {
+    fn autoexec(&self, source: Source, turn: &Turn<'_>) -> Result<Found, (ErrorCode, &'static str)> {
         let port = turn.shared.http_port(source.addr).ok_or((ErrorCode::FileNotFound, "file not found"))?;
         let mut script = String::new();
         script::ask_identity(&format!("http://{}:{port}", source.addr), &mut script);
-        Ok((Payload::Text(Arc::new(script.into_bytes())), None))
+        Ok(Found { payload: Payload::Text(Arc::new(script.into_bytes())), served: None, line: None })
     }
 
     /// Does what a machine's verdict asks for: send what it wants sent, keep its deadline, or end it.
@@ -990,6 +996,7 @@ impl TftpSide {
         line.asked = false;
         match answer {
             Answer::Go => {
+                turn.shared.passed.note(line.seen);
                 live.line = None;
                 live.transfer.release();
                 self.follow(key, Verdict::Progress, turn);
@@ -1042,32 +1049,6 @@ impl TftpSide {
         let took_ms = self.readers.elapsed_ms(turn.now).wrapping_sub(live.began_ms);
         note(turn.shared, &live, served, outcome, took_ms);
     }
-}
-
-/// The point of no return that the end of a file is, if the machine at this address has a live job that boots its
-/// image once. The address is a hint, so it only takes away: it never gives a machine anything.
-fn line_of(served: &Served, client: SocketAddrV4, shared: &Shared) -> Option<Box<Line>> {
-    let name = served.image()?;
-    let file = served.name.get(name.len() + 1..)?;
-    let catalog = shared.library.load();
-    let image = catalog.image(name)?;
-    let seen = shared.sightings.at(*client.ip())?;
-    if !native::is_the_line(image, Family::of(seen.arch), file) {
-        return None;
-    }
-    let who = native::identity_of(seen, *client.ip());
-    let view = shared.keeper.table().view();
-    let job = view.decide(&who).job().filter(|job| !job.always && job.action.image() == Some(name))?;
-    let at = AtTheLine {
-        // No script began this boot, so it is counted here.
-        boot: shared.next_boot(),
-        job: job.id,
-        image: name.to_owned(),
-        what: format!("the last block of {file}"),
-        idents: vec![Ident::Mac(seen.mac)],
-        once: None,
-    };
-    Some(Box::new(Line { at, asked: false, again: None }))
 }
 
 /// Tells the flight recorder of a request, if it comes from where a machine was seen.

@@ -103,10 +103,16 @@ impl Catalog {
         Some((&loader.served.name, Arc::clone(&loader.served)))
     }
 
-    /// The same, where there is a choice: `named` if it is there and fits, else the one after `pass_over` others.
-    pub fn loader_wished(&self, arch: Arch, named: Option<&str>, pass_over: u8) -> Option<&str> {
+    /// The same, where there is a choice: the first of `named` that is there and fits, else the one after `pass_over`
+    /// others.
+    pub fn loader_wished<'n>(
+        &self,
+        arch: Arch,
+        named: impl IntoIterator<Item = &'n str>,
+        pass_over: u8,
+    ) -> Option<&str> {
         let family = Family::of(arch)?;
-        let named = named.and_then(|name| self.loaders.named(name, family));
+        let named = named.into_iter().find_map(|name| self.loaders.named(name, family));
         let loader = named.or_else(|| self.loaders.for_family_after(family, pass_over))?;
         Some(&loader.served.name)
     }

@@ -46,6 +46,7 @@ pub fn detect(name: &str, path: &Path, walk: &Walk, loaders: &LoaderTable) -> Im
         files: walk.files.iter().map(|f| ImageFile { name: f.name.clone(), len: f.identity.len }).collect(),
         group: None,
         key: None,
+        loader: None,
         template: None,
         answers: Vec::new(),
         url_args: Vec::new(),
@@ -69,6 +70,12 @@ pub fn detect(name: &str, path: &Path, walk: &Walk, loaders: &LoaderTable) -> Im
     image.kind = manifest.kind;
     image.group = manifest.group.clone();
     image.key = manifest.key;
+    image.loader = manifest.loader.clone();
+    if let Some(loader) = image.loader.as_deref().filter(|loader| loaders.find(loader).is_none()) {
+        image.warnings.push(format!(
+            "its loader {loader} is not in the loader folders: its machines get what everybody gets"
+        ));
+    }
 
     image.gss = gss::form(name, walk);
     let folder = Folder { path, walk, loaders, manifest: &manifest };

@@ -91,6 +91,8 @@ pub struct Facts {
 pub const FEATURES: &[(&str, &[u8])] = &[
     ("http", b"http\0"),
     ("https", b"https\0"),
+    // TLS with elliptic curves for the exchange of keys: the name of the first curve it learned, in January 2024.
+    ("ecdhe", b"x25519\0"),
     ("tftp", b"tftp\0"),
     ("nfs", b"nfs\0"),
     ("iscsi", b"iscsi\0"),
@@ -183,7 +185,7 @@ pub fn of(bytes: &[u8]) -> Facts {
 
 impl Facts {
     /// Whether it certainly cannot do something.
-    fn lacks(&self, feature: &str) -> bool {
+    pub fn lacks(&self, feature: &str) -> bool {
         self.features.as_ref().is_some_and(|features| !features.contains(&feature))
     }
 }

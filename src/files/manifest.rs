@@ -37,6 +37,8 @@ pub struct Manifest {
     /// The key that chooses it in the menu.
     #[serde(default, deserialize_with = "menu_key")]
     pub key: Option<char>,
+    /// The loader of machines with a job for it.
+    pub loader: Option<String>,
     /// Answer files: names in the folder's `private`.
     pub answers: Option<Vec<String>>,
     /// Answer files that are given once per boot.
@@ -135,6 +137,7 @@ mod tests {
             access = "boot"
             group = "Windows"
             key = "W"
+            loader = "ipxe.efi"
             answers = ["a.xml"]
             answers_once = ["b.xml"]
         "#;
@@ -147,6 +150,7 @@ mod tests {
         assert_eq!(manifest.index, Some(2));
         assert!(manifest.destructive);
         assert_eq!((manifest.group.as_deref(), manifest.key), (Some("Windows"), Some('w')));
+        assert_eq!(manifest.loader.as_deref(), Some("ipxe.efi"));
         assert_eq!((manifest.answers.unwrap().len(), manifest.answers_once.unwrap().len()), (1, 1));
         assert_eq!(manifest.access, Access::Boot);
         assert_eq!(Manifest::parse("").unwrap(), Manifest::default());

@@ -29,7 +29,7 @@ use self::sealed::{Head, Kept};
 pub use self::sealed::{merge, read_record, record};
 pub use self::story::Context;
 pub use self::timeline::{Outcome, Step, Timeline};
-pub use self::verdict::{Code, RULES, Rule, Stop, Verdict, never_seen};
+pub use self::verdict::{Code, Rule, Stop, Verdict, never_seen, rules};
 use crate::jobs::evidence::{Asker, Evidence, Seen};
 use crate::jobs::token::BootId;
 use crate::wire::capture::Packet;
@@ -64,6 +64,8 @@ const PACKETS_MAX: usize = 96;
 const PACKET_BYTES_MAX: usize = 48 << 10;
 /// What a machine takes besides its boots: its entry and those of the indexes.
 const MACHINE_COST: usize = 400;
+/// A machine that goes on talking moves behind the others this often.
+const TOUCHED_AGAIN: Duration = Duration::from_secs(1);
 /// A machine that says the same thing all the time is not stored more often than this.
 const STORED_AGAIN: Duration = Duration::from_secs(60);
 
@@ -114,6 +116,9 @@ impl FromStr for Named {
 
 /// Longer than this without a sign of life, and the next one begins another boot.
 const PAUSE_MAX: Duration = Duration::from_secs(10 * 60);
+/// Offers of other servers that wait for the boot they belong to, and for how long they do.
+const OVERHEARD_MAX: usize = 64;
+const OVERHEARD_FOR: Duration = Duration::from_secs(3);
 /// Firmware repeats its DHCP for a minute or so before it gives up.
 const DHCP_PAUSE_MAX: Duration = Duration::from_secs(2 * 60);
 
@@ -142,6 +147,8 @@ struct Records {
     /// To be stored: since the last look, and before it.
     fresh: Vec<u64>,
     ripe: VecDeque<u64>,
+    /// Other servers' offers to whom is not known to boot: the fastest server answers before this one is asked.
+    overheard: VecDeque<Evidence>,
 }
 
 #[derive(Debug)]
@@ -156,6 +163,8 @@ struct Machine {
     /// Packets of the last boot and their bytes.
     packets_now: (usize, usize),
     place: (bool, u64),
+    /// When it was given its place; `None` while its place is to be looked at.
+    touched: Option<SystemTime>,
     is_open: bool,
     /// Waits to be stored.
     is_due: bool,
@@ -212,13 +221,14 @@ impl History {
     /// that was last seen at its address, and is marked so; with none of these it is only counted.
     pub fn note(&self, evidence: Evidence) {
         let mut records = self.records();
-        let Some((key, by_address)) = records.find_or_make(&evidence, self.bounds) else {
+        let Some((key, only_address)) = records.find_or_make(&evidence, self.bounds) else {
             records.unplaced += u64::from(!is_of_others(&evidence.seen));
-            return;
+            return records.overhear(evidence);
         };
+        let at = evidence.at;
         records.learn(key, &evidence);
-        records.write_down(key, evidence, by_address, self.bounds);
-        records.touch(key);
+        records.write_down(key, evidence, only_address, self.bounds);
+        records.touch(key, at);
         records.keep_within(self.bounds);
     }
 
@@ -358,6 +368,31 @@ impl History {
     }
 }
 
+impl Machine {
+    /// Keeps packets of the last boot, as far as there is room for them.
+    fn keep_packets(&mut self, moment: SystemTime, packets: Vec<Packet>, packet_bytes: &mut usize) {
+        for (n, packet) in (0..).zip(packets) {
+            let cost = packet.footprint();
+            let (count, bytes) = &mut self.packets_now;
+            if *count >= PACKETS_MAX || *bytes + cost > PACKET_BYTES_MAX {
+                continue;
+            }
+            *count += 1;
+            *bytes += cost;
+            *packet_bytes += cost;
+            // Packets of one piece of evidence keep their order in a file sorted by time.
+            self.packets.push((moment + Duration::from_micros(n), packet));
+        }
+    }
+
+    /// Its last boot is ready for more evidence.
+    fn opened(&mut self) {
+        if !std::mem::replace(&mut self.is_open, true) {
+            self.touched = None;
+        }
+    }
+}
+
 fn newest_first<'a>(boots: impl Iterator<Item = &'a Kept>) -> Vec<Timeline> {
     let mut boots: Vec<Timeline> = boots.filter_map(Kept::timeline).collect();
     boots.sort_by_key(|timeline| std::cmp::Reverse(timeline.until));
@@ -401,6 +436,7 @@ impl Records {
             packets: Vec::new(),
             packets_now: (0, 0),
             place,
+            touched: None,
             is_open: false,
             is_due: false,
             stored: None,
@@ -432,7 +468,7 @@ impl Records {
         }
     }
 
-    fn write_down(&mut self, key: u64, mut evidence: Evidence, by_address: bool, bounds: Bounds) {
+    fn write_down(&mut self, key: u64, mut evidence: Evidence, only_address: bool, bounds: Bounds) {
         let packets = std::mem::take(&mut evidence.packets);
         let moment = evidence.at;
         evidence.at = whole_millis(moment);
@@ -442,13 +478,14 @@ impl Records {
             Some(index) => index,
             None => {
                 if let Some(last) = machine.boots.back_mut() {
-                    self.bytes -= last.footprint();
-                    last.open();
-                    self.bytes += last.footprint();
-                    machine.is_open = true;
+                    last.open(&mut self.bytes);
+                    machine.opened();
                 }
                 let begins = match machine.boots.back() {
-                    Some(Kept::Open(last)) if !goes_on(last, &evidence) => return,
+                    Some(Kept::Open(last)) if !goes_on(last, &evidence) => {
+                        evidence.packets = packets;
+                        return self.overhear(evidence);
+                    }
                     Some(Kept::Open(last)) => begins_another(last, &evidence),
                     Some(Kept::Sealed(_)) | None => true,
                 };
@@ -462,9 +499,7 @@ impl Records {
                         }
                     }
                     if let Some(last) = machine.boots.back_mut() {
-                        self.bytes -= last.footprint();
-                        last.seal();
-                        self.bytes += last.footprint();
+                        last.seal(&mut self.bytes);
                         let since = last.started();
                         let before: usize =
                             machine.packets.iter().map(|(_, packet)| packet.footprint()).sum();
@@ -477,23 +512,32 @@ impl Records {
                     let begun = Kept::Open(Box::new(Timeline::begin(evidence.at)));
                     self.bytes += begun.footprint();
                     machine.boots.push_back(begun);
+                    if !self.overheard.is_empty() {
+                        for mut heard in told_of(&mut self.overheard, &evidence) {
+                            let packets = std::mem::take(&mut heard.packets);
+                            machine.keep_packets(heard.at, packets, &mut self.packet_bytes);
+                            if let Some(Kept::Open(boot)) = machine.boots.back_mut() {
+                                heard.at = whole_millis(heard.at);
+                                boot.started = boot.started.min(heard.at);
+                                boot.write_down(heard, false, bounds.steps, &mut self.bytes);
+                            }
+                        }
+                    }
                 }
                 machine.boots.len().saturating_sub(1)
             }
         };
         let is_last = index + 1 == machine.boots.len();
         let Some(kept) = machine.boots.get_mut(index) else { return };
-        self.bytes -= kept.footprint();
         let before = kept.boot();
-        if let Some(timeline) = kept.open() {
+        if let Some(timeline) = kept.open(&mut self.bytes) {
             timeline.mac = machine.mac;
             timeline.uuid = machine.uuid;
-            timeline.write_down(&evidence, by_address, bounds.steps);
+            timeline.write_down(evidence, only_address, bounds.steps, &mut self.bytes);
         }
         if !is_last {
-            kept.seal();
+            kept.seal(&mut self.bytes);
         }
-        self.bytes += kept.footprint();
         let now = kept.boot();
         if before != now {
             if let Some(before) = before {
@@ -503,33 +547,39 @@ impl Records {
                 self.by_boot.insert(now, key);
             }
         }
-        machine.is_open = true;
+        machine.opened();
         if !std::mem::replace(&mut machine.is_due, true) {
             self.fresh.push(key);
         }
         if is_last {
-            for (n, packet) in (0..).zip(packets) {
-                let cost = packet.footprint();
-                let (count, bytes) = &mut machine.packets_now;
-                if *count >= PACKETS_MAX || *bytes + cost > PACKET_BYTES_MAX {
-                    continue;
-                }
-                *count += 1;
-                *bytes += cost;
-                self.packet_bytes += cost;
-                // Packets of one piece of evidence keep their order in a file sorted by time.
-                machine.packets.push((moment + Duration::from_micros(n), packet));
-            }
+            machine.keep_packets(moment, packets, &mut self.packet_bytes);
         }
     }
 
-    fn touch(&mut self, key: u64) {
-        self.sequence += 1;
+    /// Keeps another server's offer until the boot begins that it was for.
+    fn overhear(&mut self, evidence: Evidence) {
+        if !matches!(evidence.seen, Seen::OtherOffered { .. }) || evidence.mac.is_none() {
+            return;
+        }
+        if self.overheard.len() >= OVERHEARD_MAX {
+            self.overheard.pop_front();
+        }
+        self.overheard.push_back(evidence);
+    }
+
+    fn touch(&mut self, key: u64, at: SystemTime) {
         let Some(machine) = self.machines.get_mut(&key) else { return };
-        self.order.remove(&machine.place);
-        self.open.remove(&(machine.place.1, key));
         // Once as far as a script, a machine is no stranger, whatever its later boots come to.
         let came_further = machine.place.0 || machine.boots.iter().any(|boot| boot.boot().is_some());
+        // Who was heard of before whom matters by the second, not by the packet.
+        let lately = machine.touched.is_some_and(|last| last <= at && since(last, at) < TOUCHED_AGAIN);
+        if lately && came_further == machine.place.0 {
+            return;
+        }
+        self.sequence += 1;
+        self.order.remove(&machine.place);
+        self.open.remove(&(machine.place.1, key));
+        machine.touched = Some(at);
         machine.place = (came_further, self.sequence);
         self.order.insert(machine.place, key);
         if machine.is_open {
@@ -543,9 +593,7 @@ impl Records {
             let Some(machine) = self.machines.get_mut(&key) else { continue };
             machine.is_open = false;
             for kept in &mut machine.boots {
-                self.bytes -= kept.footprint();
-                kept.seal();
-                self.bytes += kept.footprint();
+                kept.seal(&mut self.bytes);
             }
         }
         while self.bytes > bounds.bytes && self.machines.len() > 1 {
@@ -613,6 +661,16 @@ fn remove_if<K: std::hash::Hash + Eq>(index: &mut HashMap<K, u64>, name: K, key:
     }
 }
 
+/// Takes the offers that were made to the machine of `first` just before it was heard of first.
+fn told_of(overheard: &mut VecDeque<Evidence>, first: &Evidence) -> Vec<Evidence> {
+    overheard
+        .retain(|heard| since(heard.at, first.at) <= OVERHEARD_FOR && heard.at <= first.at + OVERHEARD_FOR);
+    let (theirs, others) =
+        overheard.drain(..).partition(|heard| heard.mac == first.mac && first.mac.is_some());
+    *overheard = others;
+    Vec::from(theirs)
+}
+
 /// What is heard of other servers, and what the middle of a boot shows: it begins no boot.
 fn is_of_others(seen: &Seen) -> bool {
     matches!(
@@ -649,20 +707,24 @@ fn begins_another(last: &Timeline, evidence: &Evidence) -> bool {
         // Firmware starts over, or repeats its question.
         Seen::DhcpOffered { asker: Asker::Firmware | Asker::Http, .. }
         | Seen::BootServerAnswered { .. }
-        | Seen::DhcpIgnored { .. } => {
+        | Seen::DhcpIgnored { asker: None | Some(Asker::Firmware | Asker::Http), .. } => {
             !matches!(last.outcome, Outcome::Answered | Outcome::Ignored)
                 || pause > DHCP_PAUSE_MAX
                 // It has an address and asks for one again: it started over.
                 || matches!(&evidence.seen, Seen::DhcpOffered { .. }) && has_address(last)
         }
         // A loader asks DHCP again in the middle of a boot, before it asks for its script; a ROM begins with it.
-        Seen::DhcpOffered { asker: Asker::Ipxe, .. } => {
+        Seen::DhcpOffered { asker: Asker::Ipxe, .. } | Seen::DhcpIgnored { asker: Some(Asker::Ipxe), .. } => {
             let is_rom = last.steps.iter().find_map(|step| match step.seen {
-                Seen::DhcpOffered { asker, .. } => Some(asker == Asker::Ipxe),
+                Seen::DhcpOffered { asker, .. } | Seen::DhcpIgnored { asker: Some(asker), .. } => {
+                    Some(asker == Asker::Ipxe)
+                }
                 _ => None,
             });
             last.boot.is_some()
-                || is_rom == Some(true) && last.outcome == Outcome::Answered && has_address(last)
+                || is_rom == Some(true)
+                    && matches!(last.outcome, Outcome::Answered | Outcome::Ignored)
+                    && (has_address(last) || pause > DHCP_PAUSE_MAX)
         }
         // Waiting machines and those whose answer got lost ask again and again in one boot.
         Seen::ScriptAsked { .. } => matches!(last.outcome, Outcome::Running | Outcome::Confirmed),

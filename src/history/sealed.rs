@@ -52,20 +52,25 @@ impl Head {
 }
 
 impl Kept {
-    /// Packs it.
-    pub(super) fn seal(&mut self) {
+    /// Packs it. `bytes` is what it counts in.
+    pub(super) fn seal(&mut self, bytes: &mut usize) {
         let Self::Open(timeline) = self else { return };
         // A timeline is plain data with text for keys, so this does not fail; if it did, it stays as it is.
         let Ok(text) = serde_json::to_vec(timeline) else { return };
-        let bytes = lz4_flex::compress_prepend_size(&text).into();
+        let packed = lz4_flex::compress_prepend_size(&text).into();
         let (boot, outcome, head) = (timeline.boot, timeline.outcome, Head::of(timeline));
-        *self = Self::Sealed(Sealed { bytes, boot, outcome, head });
+        *bytes -= self.footprint();
+        *self = Self::Sealed(Sealed { bytes: packed, boot, outcome, head });
+        *bytes += self.footprint();
     }
 
-    /// Makes it ready for more evidence.
-    pub(super) fn open(&mut self) -> Option<&mut Timeline> {
+    /// Makes it ready for more evidence. `bytes` is what it counts in.
+    pub(super) fn open(&mut self, bytes: &mut usize) -> Option<&mut Timeline> {
         if let Self::Sealed(sealed) = self {
-            *self = Self::Open(Box::new(sealed.timeline()?));
+            let timeline = Box::new(sealed.timeline()?);
+            *bytes -= self.footprint();
+            *self = Self::Open(timeline);
+            *bytes += self.footprint();
         }
         match self {
             Self::Open(timeline) => Some(timeline),

@@ -73,6 +73,8 @@ pub(super) struct Story<'a> {
     pub(super) relay: Option<Ipv4Addr>,
     /// Why DHCP was not answered, if that is the last that DHCP did; and whether on port 4011.
     pub(super) ignored: Option<(&'a str, bool)>,
+    /// iPXE asked by DHCP and was left without an answer.
+    pub(super) ipxe_ignored: bool,
     pub(super) boot_server: Option<&'a str>,
     pub(super) others: Vec<Other>,
     pub(super) chosen: Option<Ipv4Addr>,
@@ -109,6 +111,7 @@ impl<'a> Story<'a> {
             offered_ipxe: None,
             relay: None,
             ignored: None,
+            ipxe_ignored: false,
             boot_server: None,
             others: Vec::new(),
             chosen: None,
@@ -149,7 +152,8 @@ impl<'a> Story<'a> {
                     Asker::Firmware | Asker::Http => self.offered = Some(file),
                 }
             }
-            Seen::DhcpIgnored { reason, arch, relay, boot_server } => {
+            Seen::DhcpIgnored { reason, asker, arch, relay, boot_server } => {
+                self.ipxe_ignored |= *asker == Some(Asker::Ipxe);
                 self.arch = arch.or(self.arch);
                 self.relay = relay.or(self.relay);
                 self.ignored = Some((reason, *boot_server));
@@ -197,7 +201,9 @@ impl<'a> Story<'a> {
                     cause: step.why.as_ref().map(|why| why.cause),
                     said: step.why.as_ref().map_or("", |why| &why.said),
                 });
-                (self.failed, self.refused, self.started, self.tftp_refused) = (None, None, None, None);
+                // What was fetched under an earlier script is not this one's.
+                (self.failed, self.refused, self.started, self.done) = (None, None, None, None);
+                self.tftp_refused = None;
             }
             Seen::FileStarted { file, over, .. } => self.started = Some((file, 0, *over)),
             Seen::FileProgress { file, over, bytes, .. } => self.started = Some((file, *bytes, *over)),
@@ -240,6 +246,11 @@ impl<'a> Story<'a> {
             && self.failed.is_none()
             && self.loader.is_none()
             && self.is_before_script()
+    }
+
+    /// iPXE runs from a loader of ours, asked by DHCP for its script, and was not answered.
+    pub(super) fn is_ipxe_unanswered(&self) -> bool {
+        self.loader.is_some() && self.ipxe_ignored && self.offered_ipxe.is_none() && self.is_before_script()
     }
 
     /// It never came as far as a script.

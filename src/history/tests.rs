@@ -3,7 +3,7 @@
 use std::time::UNIX_EPOCH;
 
 use super::*;
-use crate::jobs::evidence::{Over, TransferFacts, Way};
+use crate::jobs::evidence::{Cause, Over, TransferFacts, Way, Why};
 use crate::jobs::job::JobId;
 use crate::wire::Arch;
 
@@ -27,7 +27,7 @@ fn loader() -> Seen {
 }
 
 fn ignored(reason: &str) -> Seen {
-    Seen::DhcpIgnored { reason: reason.into(), arch: None, relay: None, boot_server: false }
+    Seen::DhcpIgnored { reason: reason.into(), asker: None, arch: None, relay: None, boot_server: false }
 }
 
 fn script(offer: &str) -> Seen {
@@ -327,7 +327,40 @@ fn what_is_heard_of_others_begins_no_boot_and_leaves_a_boot_alone_that_is_past_d
     // The system that was booted asks for its address.
     history.note(of(MAC, 30.0, heard(5, None)));
     let boots = history.boots(MAC);
-    assert_eq!((boots.len(), boots[0].steps.len()), (1, 3), "{boots:?}");
+    assert_eq!((boots.len(), boots[0].steps.len()), (1, 4), "{boots:?}");
+}
+
+#[test]
+fn an_offer_heard_before_the_machine_is_known_is_its_boots() {
+    let history = History::default();
+    let offer = |seconds, file| {
+        let mut evidence = of(MAC, seconds, heard(5, Some(file)));
+        evidence.packets = vec![packet(300)];
+        evidence
+    };
+    history.note(offer(0.0, "old.efi"));
+    history.note(offer(20.0, "grub.efi"));
+    history.note(of(MacAddr([2, 0, 0, 0, 0, 1]), 20.0, heard(6, None)));
+    assert_eq!(history.machines().len(), 0, "nobody's boot yet");
+    history.note(of(MAC, 20.1, ignored("deferred")));
+    let boot = &history.boots(MAC)[0];
+    assert_eq!((boot.started, boot.steps.len(), boot.outcome), (at(20.0), 2, Outcome::Ignored), "{boot}");
+    assert!(matches!(&boot.steps[0].seen, Seen::OtherOffered { file: Some(file), .. } if file == "grub.efi"));
+    assert_eq!(history.packets(MAC, boot.started).len(), 1);
+    // The same before a later boot of a machine that is known, and once only.
+    history.note(offer(900.0, "again.efi"));
+    history.note(of(MAC, 900.1, dhcp(Asker::Firmware, "x")));
+    history.note(of(MAC, 1_900.0, dhcp(Asker::Firmware, "x")));
+    let lengths: Vec<usize> = history.boots(MAC).iter().map(|boot| boot.steps.len()).collect();
+    assert_eq!(lengths, [1, 2, 2]);
+    for n in 0..10_000u32 {
+        let [_, _, c, d] = n.to_be_bytes();
+        history.note(of(MacAddr([6, 0, 0, 0, c, d]), 2_000.0, heard(7, Some("x"))));
+    }
+    assert!(history.records().overheard.len() <= OVERHEARD_MAX);
+    assert_eq!(history.machines().len(), 1);
+    let records = history.records();
+    assert_eq!(records.bytes, counted(&records));
 }
 
 /// A hundred thousand machines boot once each, whole, and twenty thousand strangers ask by DHCP.
@@ -373,15 +406,60 @@ fn a_hundred_thousand_machines_fit_into_their_bytes() {
     assert_eq!(history.boots(machine(5, 2)).len(), 1, "strangers push out nobody who came further");
     // What is counted is what there is.
     let records = history.records();
-    let counted: usize = records
-        .machines
-        .values()
-        .map(|machine| MACHINE_COST + machine.boots.iter().map(Kept::footprint).sum::<usize>())
-        .sum();
-    assert_eq!(records.bytes, counted);
+    assert_eq!(records.bytes, counted(&records));
     let boots = records.machines.values().flat_map(|machine| &machine.boots);
     assert_eq!(records.by_boot.len(), boots.filter(|boot| boot.boot().is_some()).count());
     assert!(records.open.len() <= bounds.open);
+}
+
+/// What `Records::bytes` has to be, reckoned anew from everything there is.
+fn counted(records: &Records) -> usize {
+    let of = |machine: &Machine| MACHINE_COST + machine.boots.iter().map(Kept::footprint).sum::<usize>();
+    records.machines.values().map(of).sum()
+}
+
+#[test]
+fn bytes_are_counted_right_whatever_a_boot_does() {
+    let history = History::new(Bounds { steps: 6, open: 2, boots: 3, ..Bounds::default() });
+    let whys = ["", "it had its job", &"long ".repeat(100)];
+    for n in 0..400u32 {
+        let mac = MacAddr([2, 0, 0, 0, 0, (n % 5) as u8]);
+        let name = "x".repeat(n as usize * 7 % 300);
+        let mut evidence = of(
+            mac,
+            f64::from(n) * 40.0,
+            match n % 7 {
+                0 => dhcp(Asker::Firmware, &name),
+                1 => heard(n as u8, Some(&name)),
+                2 => Seen::TftpRefused { file: name, reason: "gone".into() },
+                3 => started(&name),
+                4 => done("same", 9, false),
+                _ => script(&name),
+            },
+        );
+        evidence.boot = (n % 3 > 0).then_some(BootId(u64::from(n / 9)));
+        evidence.why = Some(Why { cause: Cause::Job, said: whys[n as usize % 3].to_owned() });
+        history.note(evidence);
+        let records = history.records();
+        assert_eq!(records.bytes, counted(&records), "after {n}");
+    }
+}
+
+#[test]
+fn who_goes_on_talking_moves_behind_the_others_once_a_second() {
+    let history = History::new(Bounds { machines: 3, ..Bounds::default() });
+    let machine = |n: u8| MacAddr([2, 0, 0, 0, 0, n]);
+    for n in 0..3 {
+        history.note(of(machine(n), f64::from(n), dhcp(Asker::Firmware, "x")));
+    }
+    history.note(of(machine(0), 5.0, dhcp(Asker::Firmware, "x")));
+    history.note(of(machine(3), 6.0, dhcp(Asker::Firmware, "x")));
+    assert!(history.boots(machine(1)).is_empty(), "the longest unseen makes room");
+    assert!(!history.boots(machine(0)).is_empty());
+    // A clock that was set back keeps nobody from moving.
+    history.note(of(machine(2), 0.0, dhcp(Asker::Firmware, "x")));
+    history.note(of(machine(4), 6.5, dhcp(Asker::Firmware, "x")));
+    assert!(history.boots(machine(0)).is_empty() && !history.boots(machine(2)).is_empty());
 }
 
 #[test]
@@ -401,6 +479,7 @@ fn bytes_are_bounded_and_old_boots_go_before_machines() {
     }
     let size = history.size();
     assert!(size.bytes <= 200_000, "{size:?}");
+    assert_eq!(size.bytes, counted(&history.records()), "what is counted is what there is");
     assert_eq!(size.machines, 20, "nobody was forgotten whole");
     for n in 0..20u8 {
         assert!(!history.boots(MacAddr([2, 0, 0, 0, 0, n])).is_empty());

@@ -14,6 +14,8 @@ use crate::wire::{MacAddr, Uuid};
 
 /// Longest text kept of one step.
 const TEXT_MAX: usize = 200;
+/// Room made at once for further steps.
+const STEPS_MORE: usize = 4;
 /// A silence from this length on is shown between two steps.
 const PAUSE_SHOWN: std::time::Duration = std::time::Duration::from_secs(10);
 /// Different steps of one sort that a boot keeps, of the sorts that anybody can make up.
@@ -183,18 +185,36 @@ impl Timeline {
         }
     }
 
-    pub(super) fn write_down(&mut self, evidence: &Evidence, by_address: bool, steps_max: usize) {
+    /// Writes one piece of evidence down, as a step of its own or into the one it repeats. `footprint` is what the
+    /// timeline's bytes count in: reckoned from what changes, for a storm writes down a dozen steps a machine.
+    pub(super) fn write_down(
+        &mut self,
+        evidence: Evidence,
+        by_address: bool,
+        steps_max: usize,
+        footprint: &mut usize,
+    ) {
+        *footprint -= self.outer();
         self.until = self.until.max(evidence.at);
         self.boot = evidence.boot.or(self.boot);
         self.address = evidence.address.or(self.address);
         self.job = evidence.job().or(self.job);
         self.outcome = self.outcome.after(&evidence.seen);
-        let mut seen = evidence.seen.clone();
+        self.add(evidence, by_address, steps_max, footprint);
+        *footprint += self.outer();
+    }
+
+    fn add(&mut self, evidence: Evidence, by_address: bool, steps_max: usize, footprint: &mut usize) {
+        let Evidence { at, mut seen, transfer, mut why, .. } = evidence;
         texts(&mut seen).into_iter().flatten().for_each(clip);
+        if let Some(why) = &mut why {
+            clip(&mut why.said);
+        }
         if let Seen::ScriptAsked { image: Some(image), .. }
         | Seen::FileStarted { image, .. }
         | Seen::LastPieceSent { image, .. }
         | Seen::FileDone { image, .. } = &seen
+            && self.image.as_ref() != Some(image)
         {
             self.image = Some(image.clone());
         }
@@ -211,7 +231,8 @@ impl Timeline {
         let look_back = if is_anybodys(&seen) { usize::MAX } else { REPEATS_LOOK_BACK };
         let repeated = self.steps.iter_mut().rev().take(look_back).find(|step| is_same(&step.seen, &seen));
         if let Some(step) = repeated {
-            step.until = step.until.max(evidence.at);
+            *footprint -= step.texts();
+            step.until = step.until.max(at);
             step.count = step.count.saturating_add(1);
             // Progress reports count from the start of their transfer, all others for themselves.
             step.total = match &seen {
@@ -219,35 +240,41 @@ impl Timeline {
                 _ => step.total.saturating_add(bytes),
             };
             step.seen = seen;
-            step.transfer = evidence.transfer;
-            if evidence.why.is_some() {
-                step.why.clone_from(&evidence.why);
-            }
+            step.transfer = transfer;
+            step.why = why.or(step.why.take());
+            *footprint += step.texts();
             return;
         }
         if self.steps.len() >= steps_max {
             // How it began and how it ended are worth more than the middle.
-            self.steps.remove(steps_max / 2);
+            *footprint -= self.steps.remove(steps_max / 2).texts();
             self.left_out = self.left_out.saturating_add(1);
         }
-        let (at, until) = (evidence.at, evidence.at);
-        let (transfer, mut why) = (evidence.transfer, evidence.why.clone());
-        if let Some(why) = &mut why {
-            clip(&mut why.said);
+        if self.steps.len() == self.steps.capacity() {
+            // Doubled, most of the room would stay empty: a usual boot has some ten steps.
+            self.steps.reserve_exact(STEPS_MORE);
         }
-        self.steps.push(Step { at, until, seen, count: 1, total: bytes, by_address, transfer, why });
+        let step = Step { at, until: at, seen, count: 1, total: bytes, by_address, transfer, why };
+        *footprint += step.texts();
+        self.steps.push(step);
     }
 
     /// Bytes it takes in memory, heap included.
     pub fn footprint(&self) -> usize {
-        let texts = |step: &Step| {
-            let why = step.why.as_ref().map_or(0, |why| why.said.capacity());
-            why + texts_of(&step.seen).into_iter().flatten().map(String::capacity).sum::<usize>()
-        };
-        size_of::<Self>()
-            + self.image.as_ref().map_or(0, String::capacity)
-            + self.steps.capacity() * size_of::<Step>()
-            + self.steps.iter().map(texts).sum::<usize>()
+        size_of::<Self>() + self.outer() + self.steps.iter().map(Step::texts).sum::<usize>()
+    }
+
+    /// What of its footprint its steps' texts have no part in.
+    fn outer(&self) -> usize {
+        self.image.as_ref().map_or(0, String::capacity) + self.steps.capacity() * size_of::<Step>()
+    }
+}
+
+impl Step {
+    /// Bytes of its texts.
+    fn texts(&self) -> usize {
+        let why = self.why.as_ref().map_or(0, |why| why.said.capacity());
+        why + texts_of(&self.seen).into_iter().flatten().map(String::capacity).sum::<usize>()
     }
 }
 
@@ -300,9 +327,10 @@ impl fmt::Display for Step {
                     write!(f, " through relay {relay}")?;
                 }
             }
-            Seen::DhcpIgnored { reason, boot_server, .. } => {
+            Seen::DhcpIgnored { reason, asker, boot_server, .. } => {
+                let who = if *asker == Some(Asker::Ipxe) { "iPXE " } else { "" };
                 let port = if *boot_server { " on port 4011" } else { "" };
-                write!(f, "DHCP: not answered{port}, {}", Plain(reason))?;
+                write!(f, "DHCP: {who}not answered{port}, {}", Plain(reason))?;
             }
             Seen::BootServerAnswered { file, .. } => {
                 write!(f, "DHCP: asked port 4011 and was told {}", Plain(file))?;

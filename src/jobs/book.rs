@@ -319,6 +319,12 @@ impl Book {
         }
     }
 
+    /// How much [`Book::publish_all`] publishes, at most.
+    pub fn published_len(&self) -> usize {
+        // An identity of a job and of a machine is published once; as a rule machines with a job are few or all.
+        self.jobs.len() + self.exact.len() + self.by_ident.len() + self.claims_of.len()
+    }
+
     /// Publishes everything, and what `before` had and this book has not.
     pub fn publish_all(&mut self, before: &Self, writer: &mut Writer) {
         self.settle();
@@ -385,6 +391,7 @@ impl Book {
                 rejected: machine.is_some_and(|machine| machine.is_rejected()),
                 approved: part.is_some_and(|part| part.state == super::machine::MachineState::Approved),
                 groups: part.map(|part| part.groups.clone()).unwrap_or_default(),
+                loader: machine.and_then(|machine| machine.loader.as_deref()).map(Box::from),
                 local_boot: machine.map_or(0, |machine| machine.local_boot),
             })
         });

@@ -314,6 +314,9 @@ pub enum Seen {
     DhcpIgnored {
         /// Why: the word of the drop counter.
         reason: String,
+        /// Who asked; not in what earlier versions stored.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        asker: Option<Asker>,
         /// Option 93.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         arch: Option<Arch>,

@@ -137,6 +137,9 @@ pub struct Image {
     /// The key that chooses it in the menu, if it has one of its own.
     #[serde(default)]
     pub key: Option<char>,
+    /// The loader that firmware of machines with a job for it is given, where it fits, instead of what everybody gets.
+    #[serde(default)]
+    pub loader: Option<String>,
     /// Of a custom script with variables: its text, written into the machine's script instead of being fetched.
     #[serde(skip)]
     pub template: Option<Template>,

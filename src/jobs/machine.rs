@@ -207,6 +207,9 @@ pub struct Machine {
     /// Identities that a script request showed beside these. A suggestion: nothing is granted or denied by it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub suggested: Vec<Ident>,
+    /// The loader its firmware is given, where it fits, instead of what everybody gets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loader: Option<String>,
     /// Where in the list of ways to leave for the local disk its scripts begin, as
     /// [`LocalStrategy::list`](super::script::LocalStrategy::list) counts them.
     #[serde(default)]
@@ -240,6 +243,7 @@ impl Machine {
             registered: false,
             parts: vec![part],
             suggested: Vec::new(),
+            loader: None,
             local_boot: 0,
             local_proven: false,
             given: Given::default(),

@@ -14,7 +14,7 @@ use crate::jobs::lifecycle::{Denial, Passage};
 use crate::jobs::machine::{Machine, MachineId};
 use crate::jobs::table::{self, Table, Writer};
 use crate::jobs::token::{BootId, Boots, TokenKey};
-use crate::store::{Store, StoreError};
+use crate::store::{Log, Store, StoreError, Transition, Write};
 
 /// Where orders look images up: the catalogue of the moment.
 pub type ImagesNow = Box<dyn Fn() -> Arc<dyn Images + Send + Sync> + Send>;
@@ -158,7 +158,8 @@ impl Ledger {
     ) -> Result<Self, StoreError> {
         let identity = Identity::begin(store.as_mut(), secret, now)?;
         let book = records::load(store.as_mut())?;
-        let (table, writer) = table::table(1024);
+        // What is known by now fits without growing.
+        let (table, writer) = table::table(book.published_len().max(1024));
         let mut ledger = Self {
             book,
             store,
@@ -312,6 +313,22 @@ impl Ledger {
             }
             Order::Merge { id, other, why } => book.merge(id, other, &why, by, at).map(Done::Machine),
             Order::Split { id, part } => book.split(id, part, by, at).map(Done::Machine),
+        }
+    }
+
+    /// After a failure: finds out whether the store takes something again, by an event that says so.
+    pub fn try_again(&mut self, now: SystemTime) {
+        if self.trouble.is_none() {
+            return;
+        }
+        let at_unix_ms =
+            now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        let body = serde_json::json!({ "what": "store-works-again" }).to_string();
+        let works = Write::Append { log: Log::Event, at_unix_ms, subject: "store".into(), body };
+        match self.store.commit(&[Transition { writes: vec![works] }]) {
+            Ok(results) if results.iter().all(Result::is_ok) => self.trouble = None,
+            Ok(_) => {}
+            Err(error) => self.trouble = Some(error),
         }
     }
 

@@ -23,11 +23,11 @@ mod tests;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
+use crossbeam_channel::{Receiver, SendError, Sender, bounded, select, unbounded};
 
 pub use self::ledger::{Answer, Done, ImagesNow, Input, Ledger, Order, Output};
 pub use self::records::load as stored_book;
@@ -81,6 +81,8 @@ struct Counts {
     lines: AtomicU64,
     lines_refused: AtomicU64,
     lines_not_now: AtomicU64,
+    /// The last attempt to store something failed.
+    troubled: AtomicBool,
 }
 
 /// The handle that everyone has.
@@ -121,8 +123,9 @@ impl Keeper {
         observer: Observer,
     ) -> Result<Running, StoreError> {
         let ledger = Ledger::open(store, images, secret, SystemTime::now())?;
-        let (urgent, urgent_in) = bounded(URGENT_MAX);
-        let (evidence, evidence_in) = bounded(EVIDENCE_MAX);
+        // Bounded by whoever sends. An array as long as the bound would be touched page by page before anybody is answered.
+        let (urgent, urgent_in) = unbounded();
+        let (evidence, evidence_in) = unbounded();
         let keeper = Self {
             urgent,
             evidence,
@@ -154,18 +157,21 @@ impl Keeper {
         &self.key
     }
 
+    /// False while the store refuses what it is given; looked into again every few seconds.
+    pub fn can_store(&self) -> bool {
+        !self.counts.troubled.load(Ordering::Relaxed)
+    }
+
     /// Tells what was seen. Never waits: a full queue loses it and counts it.
     pub fn note(&self, evidence: Evidence) {
-        if self.evidence.try_send(evidence).is_err() {
+        if self.evidence.len() >= EVIDENCE_MAX || self.evidence.send(evidence).is_err() {
             self.counts.evidence_lost.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Asks whether a boot's last bytes may leave. Never waits: `desk` hears the answer.
     pub fn ask(&self, line: AtTheLine, tag: u64, desk: &Arc<dyn Desk>) {
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
-            self.urgent.try_send(Urgent::Line(line, tag, Arc::clone(desk)))
-        {
+        if !self.has_room() || self.urgent.send(Urgent::Line(line, tag, Arc::clone(desk))).is_err() {
             self.counts.lines_not_now.fetch_add(1, Ordering::Relaxed);
             desk.answer(tag, Answer::NotNow);
         }
@@ -179,14 +185,18 @@ impl Keeper {
         by: impl Into<String>,
         reply: impl FnOnce(Result<Done, Refusal>) + Send + 'static,
     ) {
-        let urgent = Urgent::Order(order, by.into(), Box::new(reply));
-        if let Err(
-            TrySendError::Full(Urgent::Order(_, _, reply))
-            | TrySendError::Disconnected(Urgent::Order(_, _, reply)),
-        ) = self.urgent.try_send(urgent)
-        {
+        if !self.has_room() {
+            return reply(Err(Refusal::Busy));
+        }
+        let sent = self.urgent.send(Urgent::Order(order, by.into(), Box::new(reply)));
+        if let Err(SendError(Urgent::Order(_, _, reply))) = sent {
             reply(Err(Refusal::Busy));
         }
+    }
+
+    /// Less waits than may (give or take one for each thread that sends just now).
+    fn has_room(&self) -> bool {
+        self.urgent.len() < URGENT_MAX
     }
 
     /// [`Keeper::order`] for a thread that may wait.
@@ -206,7 +216,7 @@ impl Keeper {
     /// Looks at the book and the store as they are after everything that was sent before; `look` runs on the keeper's
     /// thread, so it takes what it needs and leaves. False when the keeper is too busy or gone.
     pub fn look(&self, look: impl FnOnce(&Book, &mut dyn Store) + Send + 'static) -> bool {
-        self.urgent.try_send(Urgent::Look(Box::new(look))).is_ok()
+        self.has_room() && self.urgent.send(Urgent::Look(Box::new(look))).is_ok()
     }
 
     /// [`Keeper::look`] for a thread that may wait.
@@ -327,6 +337,7 @@ fn keep(
         inputs.extend(seen.into_iter().map(Input::Seen));
         if Instant::now() >= next_tick {
             next_tick = Instant::now() + TICK;
+            ledger.try_again(SystemTime::now());
             inputs.push(Input::Tick);
         }
         let (mut desks, mut replies, mut looks, mut stop) = (Vec::new(), Vec::new(), Vec::new(), false);
@@ -379,6 +390,7 @@ fn keep(
         counts.commits.store(ledger.commits, Ordering::Relaxed);
         counts.transitions.store(ledger.transitions, Ordering::Relaxed);
         counts.failures.store(ledger.failures, Ordering::Relaxed);
+        counts.troubled.store(ledger.trouble().is_some(), Ordering::Relaxed);
         // Said once, not every turn.
         match ledger.trouble() {
             Some(error) if !troubled => {

@@ -46,6 +46,7 @@ fn images() -> ImagesNow {
         files: Vec::new(),
         group: None,
         key: None,
+        loader: None,
         template: None,
         answers: Vec::new(),
         url_args: Vec::new(),
@@ -160,9 +161,12 @@ fn a_full_disk_refuses_what_needs_a_transition_and_nothing_else() {
     assert_eq!(format!("{:?}", ledger.book().jobs().collect::<Vec<_>>()), before);
     assert!(matches!(ledger.table().view().decide(&who(2)), Decision::Job(_)), "nothing was published");
     assert!(ledger.trouble().is_some_and(StoreError::is_full));
+    ledger.try_again(NOW);
+    assert!(ledger.trouble().is_some_and(StoreError::is_full), "it is still full");
     store.inner().fill_up(false);
+    ledger.try_again(NOW);
+    assert!(ledger.trouble().is_none(), "nobody had to order anything for that");
     assert_eq!(ask(&mut ledger, two, 2), Answer::Go);
-    assert!(ledger.trouble().is_none());
 }
 
 #[test]

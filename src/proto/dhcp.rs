@@ -28,6 +28,7 @@ mod full;
 mod leases;
 mod memory;
 mod policy;
+mod probe;
 mod proxy;
 mod reply;
 mod settings;
@@ -36,6 +37,7 @@ mod verdict;
 pub use leases::{LeaseRecord, LeaseTerm, POOL_LEN_MAX, PoolUse};
 pub use memory::{Notice, Rival};
 pub use policy::{Answer, BootFile, BootPolicy, Wish};
+pub use probe::Probe;
 pub use settings::{Mode, Network, NetworkError, Reservation, ReservedFor, Settings, SiteOption, Subnet};
 pub use verdict::{
     BOOT_SERVER_PORT, CLIENT_PORT, DhcpEvent, DhcpStep, DropReason, Input, Interface, Output, SERVER_PORT,
@@ -45,6 +47,7 @@ pub use verdict::{
 use asker::Asker;
 use leases::{Keyed, Leases};
 use memory::{Heard, Memory};
+use probe::Probes;
 
 /// Records ended in passing by a datagram; the rest waits for [`Server::handle_timeout`].
 const EXPIRED_PER_DATAGRAM_MAX: usize = 16;
@@ -72,6 +75,7 @@ pub struct Server {
     settings: Settings,
     leases: Leases,
     memory: Memory,
+    probes: Probes,
     /// The identity handed to the policy, reused so that nothing is allocated per request.
     who: Identity,
     /// Where the circuit's bytes wait while a request has none.
@@ -86,6 +90,7 @@ impl Server {
         Self {
             leases: Leases::new(&settings, keyed),
             memory: Memory::new(keyed, settings.journal),
+            probes: Probes::new(settings.probe, keyed),
             settings,
             who: Identity::default(),
             circuit_spare: Vec::with_capacity(usize::from(u8::MAX)),
@@ -102,6 +107,7 @@ impl Server {
     pub fn replace_settings(&mut self, settings: Settings) {
         // Whether anybody takes the changes is not what an operator sets.
         self.settings = ordered(Settings { journal: self.settings.journal, ..settings });
+        self.probes.set_wait(self.settings.probe);
         let empty = Leases::new(&Settings::default(), Keyed(0));
         self.leases = std::mem::replace(&mut self.leases, empty).under(&self.settings);
     }
@@ -159,6 +165,19 @@ impl Server {
     ) -> Verdict {
         self.leases.expire(now, EXPIRED_PER_DATAGRAM_MAX);
         self.decide(now, input, policy, out).unwrap_or_else(Verdict::Drop)
+    }
+
+    /// Somebody answered for an address that [`Verdict::Probe`] asked for, `by` their hardware address where that is known.
+    /// True when the messages that wait for it are to be handed in again.
+    pub fn heard_from(&mut self, now: Instant, ip: Ipv4Addr, by: Option<MacAddr>) -> bool {
+        if !self.probes.heard_from(ip) {
+            return false;
+        }
+        // A machine that still has the address from a life we know nothing of may have it.
+        if !by.is_some_and(|mac| self.leases.is_offered_to(ip, mac)) && self.leases.set_aside(ip, now) {
+            self.memory.notice(Notice::InUse { ip, by });
+        }
+        true
     }
 
     /// Ends offers, leases and quarantines that have run out. A large number is ended in several steps:

@@ -212,6 +212,32 @@ pub enum Quirk {
     NoMachineId,
     /// `secs` is not seconds.
     SecsIsNotSeconds,
+    /// Takes an offer without a REQUEST.
+    NeverRequests,
+    /// Option 13 stands in for the size query.
+    FileSizeMisread,
+    /// Split options and overload are misread.
+    SplitOptionsNotJoined,
+    /// The proxy is taken for the TFTP server.
+    ProxyTakenForServer,
+    /// A boot file in the lease hides the proxy's.
+    LeaseFileWins,
+    /// HTTP Boot wants its own class and no names.
+    HttpBootWantsItsClass,
+    /// An iPXE that cannot fetch scripts.
+    IpxeWithoutHttp,
+    /// A switch port that does not forward yet.
+    FirstMessagesLost,
+    /// Relays want everything back.
+    RelayWantsItsOption,
+    /// One machine sends three client ids.
+    ThreeIdentities,
+    /// The UUID comes in two orders.
+    UuidByteOrder,
+    /// Another DHCP server on the same host.
+    PortTaken,
+    /// A hall asks in step.
+    LockStep,
 }
 
 /// One row of the quirk table.
@@ -229,7 +255,7 @@ pub struct QuirkEntry {
 
 impl Quirk {
     /// Every quirk.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 31] = [
         Self::ClassWithoutVendorOptions,
         Self::FileInTwoPlaces,
         Self::ArchNineIsX64,
@@ -248,6 +274,19 @@ impl Quirk {
         Self::DeafToUnicast,
         Self::NoMachineId,
         Self::SecsIsNotSeconds,
+        Self::NeverRequests,
+        Self::FileSizeMisread,
+        Self::SplitOptionsNotJoined,
+        Self::ProxyTakenForServer,
+        Self::LeaseFileWins,
+        Self::HttpBootWantsItsClass,
+        Self::IpxeWithoutHttp,
+        Self::FirstMessagesLost,
+        Self::RelayWantsItsOption,
+        Self::ThreeIdentities,
+        Self::UuidByteOrder,
+        Self::PortTaken,
+        Self::LockStep,
     ];
 
     /// The row of the table.
@@ -361,6 +400,84 @@ impl Quirk {
                 "secs gates nothing",
                 "secs_gates_nothing",
             ),
+            Self::NeverRequests => (
+                "Raspberry Pi (boot ROM), others",
+                "takes address and TFTP server from the OFFER and asks for files at once",
+                "an offer alone tells who is at the address; TFTP waits for no REQUEST",
+                "an_offer_alone_tells_who_is_where",
+            ),
+            Self::FileSizeMisread => (
+                "EDK2 UefiPxeBcDxe/PxeBcBoot.c",
+                "takes option 13 (in blocks of 512) for the loader's size and asks TFTP no more",
+                "option 13 is never sent",
+                "no_reply_has_what_firmware_misreads",
+            ),
+            Self::SplitOptionsNotJoined => (
+                "iPXE net/dhcpopts.c, shim netboot.c",
+                "do not join options split after RFC 3396, or read file and sname as options (52)",
+                "no option comes twice, none is longer than 255, and 52 is never sent",
+                "no_reply_has_what_firmware_misreads",
+            ),
+            Self::ProxyTakenForServer => (
+                "UEFI of 2014-2017 (tianocore/edk2#6944)",
+                "asks the proxy's own address for files whatever siaddr says",
+                "siaddr, 54 and 66 are the address TFTP is served on, unless next_server names another",
+                "file_and_option_67_agree",
+            ),
+            Self::LeaseFileWins => (
+                "iPXE usr/autoboot.c",
+                "boots the file of the lease and forgets the proxy's",
+                "a server that names a file in its leases is named in the log and by doctor",
+                "a_lease_with_a_boot_file_of_its_own_is_noticed",
+            ),
+            Self::HttpBootWantsItsClass => (
+                "EDK2 HttpBootDxe/HttpBootDhcp4.c",
+                "drops offers that are not 60=HTTPClient, and needs a resolver for a URL with a name",
+                "60=HTTPClient without 43, and a URL with an address",
+                "http_boot_gets_its_class_and_a_url_without_names",
+            ),
+            Self::IpxeWithoutHttp => (
+                "VirtualBox and other built-in iPXE",
+                "is iPXE, but has no HTTP (no 175.19)",
+                "gets a full iPXE by TFTP, once; one with HTTP never gets a loader",
+                "each_firmware_is_told_what_it_can_run",
+            ),
+            Self::FirstMessagesLost => (
+                "any, behind spanning tree without edge ports",
+                "is first heard seconds after it began to ask",
+                "said once, with what to set on the switch",
+                "a_first_message_that_comes_late_is_noticed",
+            ),
+            Self::RelayWantsItsOption => (
+                "RFC 3046 relays",
+                "drop replies whose giaddr or option 82 is not theirs",
+                "both go back unchanged, 82 last, by unicast to port 67 of giaddr",
+                "a_relayed_request_is_answered_to_the_relay_with_its_option_last",
+            ),
+            Self::ThreeIdentities => (
+                "firmware, iPXE and the installed system",
+                "send three values of option 61",
+                "leases hang on chaddr: one address for all three",
+                "three_client_ids_of_one_machine_share_its_address",
+            ),
+            Self::UuidByteOrder => (
+                "most ROMs (little-endian fields), some in network order",
+                "send the SMBIOS UUID as it lies in memory, or as it is printed",
+                "a selector matches either order",
+                "both_byte_orders_of_a_uuid_share_a_home",
+            ),
+            Self::PortTaken => (
+                "dnsmasq, ISC dhcpd, libvirt",
+                "have port 67 already",
+                "in proxy mode every message is heard and answered by raw frames alone",
+                "every_request_is_taken_by_exactly_one_of_the_two",
+            ),
+            Self::LockStep => (
+                "thousands of equal machines",
+                "repeat themselves at the same moments, 4, 8 and 16 s after power-on",
+                "REQUESTs go before DISCOVERs, DISCOVERs wait in a bounded queue, stale ones are dropped",
+                "discovers_wait_in_order_and_the_newest_is_refused",
+            ),
         };
         QuirkEntry { firmware, does, answer, test }
     }
@@ -468,7 +585,16 @@ mod tests {
 
     #[test]
     fn every_quirk_names_a_test_that_exists() {
-        const SOURCES: [&str; 2] = [include_str!("firmware.rs"), include_str!("dhcp/tests/quirks.rs")];
+        const SOURCES: [&str; 8] = [
+            include_str!("firmware.rs"),
+            include_str!("dhcp/tests.rs"),
+            include_str!("dhcp/tests/quirks.rs"),
+            include_str!("dhcp/tests/rivals.rs"),
+            include_str!("../engine/policy.rs"),
+            include_str!("../engine/filters.rs"),
+            include_str!("../engine/dhcp.rs"),
+            include_str!("../jobs/table/tests.rs"),
+        ];
         for quirk in Quirk::ALL {
             let signature = format!("fn {}()", quirk.entry().test);
             assert!(SOURCES.iter().any(|source| source.contains(&signature)), "{quirk:?}: {signature}");

@@ -9,6 +9,7 @@ pub mod disk;
 pub mod firewall;
 pub mod frames;
 pub mod host;
+pub mod icmp;
 pub mod inject;
 pub mod interfaces;
 pub mod links;

@@ -29,6 +29,23 @@ impl PacketSocket {
     /// Opens a non-blocking raw socket for IPv4 frames on `index` that receives what `filter` accepts.
     /// The filter is attached before the socket is bound, so not one stray frame is ever queued.
     pub fn open(name: &str, index: u32, filter: &[BpfInstruction]) -> Result<Self, SysError> {
+        Self::open_for(name, index, filter, libc::ETH_P_IP)
+    }
+
+    /// The same for ARP frames.
+    ///
+    /// # Errors
+    /// As [`PacketSocket::open`].
+    pub fn open_arp(name: &str, index: u32, filter: &[BpfInstruction]) -> Result<Self, SysError> {
+        Self::open_for(name, index, filter, libc::ETH_P_ARP)
+    }
+
+    fn open_for(
+        name: &str,
+        index: u32,
+        filter: &[BpfInstruction],
+        protocol: libc::c_int,
+    ) -> Result<Self, SysError> {
         let what = || format!("open packet socket on {name}");
         // SAFETY: no pointers. Protocol 0 keeps the socket silent until `bind` below names one.
         let raw = check(unsafe {
@@ -41,7 +58,7 @@ impl PacketSocket {
         // SAFETY: `sockaddr_ll` is plain old data; all-zero is valid.
         let mut addr: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         addr.sll_family = libc::AF_PACKET as u16;
-        addr.sll_protocol = (libc::ETH_P_IP as u16).to_be();
+        addr.sll_protocol = (protocol as u16).to_be();
         addr.sll_ifindex = index as i32;
         // SAFETY: the kernel reads `size_of::<sockaddr_ll>()` bytes from `addr`, which lives across the call.
         check(unsafe {

@@ -13,10 +13,12 @@
 
 mod authority;
 mod certificates;
+mod dial;
 mod session;
 
 pub use authority::{AUTHORITY_FILE, OWN_FOLDER};
 pub use certificates::{Certificates, Source, TlsError};
+pub use dial::{Dialer, Dialled};
 pub use session::{Refusal, Session};
 
 #[cfg(test)]

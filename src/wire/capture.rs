@@ -53,8 +53,7 @@ impl Packet {
 
     /// The head of an HTTP message, of which `bytes` may hold more; `body_len` bytes follow it.
     pub fn http(from: SocketAddrV4, to: SocketAddrV4, to_machine: bool, bytes: &[u8], body_len: u64) -> Self {
-        let end = bytes.windows(4).position(|window| window == b"\r\n\r\n").map_or(bytes.len(), |at| at + 4);
-        let mut head = mask_head(&bytes[..end]);
+        let mut head = mask_head(bytes);
         head.truncate(HEAD_MAX);
         Self { tcp: true, to_machine, from, to, left_out: body_len, bytes: head.into() }
     }
@@ -121,9 +120,9 @@ const HEADERS_KEPT: [&str; 22] = [
     "user-agent",
 ];
 
-/// A head without tokens and without the values of headers that could hold a secret.
+/// The head that `head` begins with, without tokens and without the values of headers that could hold a secret.
 fn mask_head(head: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(head.len());
+    let mut out = Vec::with_capacity(head.len().min(HEAD_MAX));
     for (number, line) in head.split_inclusive(|byte| *byte == b'\n').enumerate() {
         let colon = line.iter().position(|byte| *byte == b':').filter(|_| number > 0);
         let start = out.len();
@@ -150,6 +149,9 @@ fn mask_head(head: &[u8]) -> Vec<u8> {
             _ => out.extend_from_slice(line),
         }
         mask_runs(&mut out[start..]);
+        if number > 0 && line == b"\r\n" {
+            break;
+        }
     }
     out
 }
@@ -163,16 +165,20 @@ fn mask_segment(line: &mut [u8]) {
     rest[..end].fill(b'*');
 }
 
-/// Blots out runs of base32 characters as long as a token's.
+/// Blots out runs of base32 characters as long as a token's. A run that long has one of every [`TOKEN_RUN`] bytes, so
+/// of most text only every fortieth byte is looked at.
 fn mask_runs(text: &mut [u8]) {
     let is_token = |byte: &u8| matches!(byte.to_ascii_lowercase(), b'a'..=b'z' | b'2'..=b'7');
+    // No run that is not blotted out yet begins before here.
     let mut at = 0;
-    while at < text.len() {
-        let run = text[at..].iter().take_while(|byte| is_token(byte)).count();
-        if run >= TOKEN_RUN {
-            text[at..at + run].fill(b'*');
+    while let Some(next) = text.get(at..at + TOKEN_RUN) {
+        if let Some(outside) = next.iter().rposition(|byte| !is_token(byte)) {
+            at += outside + 1;
+            continue;
         }
-        at += run.max(1);
+        let more = text[at + TOKEN_RUN..].iter().take_while(|byte| is_token(byte)).count();
+        text[at..at + TOKEN_RUN + more].fill(b'*');
+        at += TOKEN_RUN + more;
     }
 }
 
@@ -355,6 +361,35 @@ mod tests {
         );
         let query = "GET /ipxe?mac=52:54:00:12:34:56&serial=A%20B HTTP/1.1\r\nHost: x\r\n\r\n";
         assert_eq!(kept(query), query);
+    }
+
+    #[test]
+    fn runs_are_blotted_out_as_if_every_byte_were_looked_at() {
+        let slow = |text: &[u8]| {
+            let mut out = Vec::new();
+            let is_token = |byte: &u8| matches!(byte.to_ascii_lowercase(), b'a'..=b'z' | b'2'..=b'7');
+            for run in text.chunk_by(|one, other| is_token(one) && is_token(other)) {
+                let blotted = run.len() >= TOKEN_RUN;
+                out.extend(run.iter().map(|byte| if blotted { b'*' } else { *byte }));
+            }
+            out
+        };
+        let mut seed = 1u64;
+        let mut next = |below: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) % below
+        };
+        for _ in 0..20_000 {
+            let mut text = Vec::new();
+            for _ in 0..next(6) {
+                let run = if next(2) == 0 { 36 + next(8) } else { next(100) };
+                text.extend((0..run).map(|_| b"aZ27mQ"[next(6) as usize]));
+                text.extend((0..next(3)).map(|_| b"/18: "[next(5) as usize]));
+            }
+            let expected = slow(&text);
+            mask_runs(&mut text);
+            assert_eq!(String::from_utf8_lossy(&text), String::from_utf8_lossy(&expected));
+        }
     }
 
     #[test]

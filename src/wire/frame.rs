@@ -270,6 +270,11 @@ fn sum(start: u32, bytes: &[u8]) -> u32 {
     total + words.remainder().first().map_or(0, |last| u32::from(*last) << 8)
 }
 
+/// The Internet checksum (RFC 1071) of a message whose own field is zero.
+pub(super) fn internet_checksum(bytes: &[u8]) -> u16 {
+    !fold(sum(0, bytes))
+}
+
 /// Folds the carries back in.
 fn fold(total: u32) -> u16 {
     let once = (total >> 16) + (total & 0xffff);

@@ -12,6 +12,7 @@ pub mod capture;
 pub mod dhcp;
 pub mod frame;
 pub mod http;
+pub mod icmp;
 pub mod reader;
 pub mod tftp;
 pub mod wim;

@@ -86,7 +86,7 @@ pub enum Error {
     Truncated,
     /// No such opcode.
     BadOpcode(u16),
-    /// File name or mode without its NUL, or an empty file name.
+    /// File name or mode without its NUL.
     BadString,
     /// Neither octet nor netascii.
     BadMode,
@@ -210,9 +210,6 @@ impl<'a> Packet<'a> {
         match opcode {
             opcode::RRQ | opcode::WRQ => {
                 let (name, rest) = string(reader.rest()).ok_or(Error::BadString)?;
-                if name.is_empty() {
-                    return Err(Error::BadString);
-                }
                 let (mode, rest) = string(rest).ok_or(Error::BadString)?;
                 let mode = if mode.eq_ignore_ascii_case(b"octet") {
                     Mode::Octet
@@ -301,7 +298,6 @@ pub fn fuzz_packet(bytes: &[u8]) {
     let mut buffer = [0; 2048];
     match Packet::parse(bytes) {
         Ok(Packet::Request(request)) => {
-            assert!(!request.name.is_empty());
             if let Some(len) = emit_rrq(&mut buffer, request.name, request.mode, &request.options) {
                 let again = Packet::parse(&buffer[..len]);
                 assert_eq!(again, Ok(Packet::Request(Request { write: false, ..request })));
@@ -393,7 +389,6 @@ mod tests {
             (b"\0\x07", Error::BadOpcode(7)),
             (b"\x01\x01x\0octet\0", Error::BadOpcode(0x101)),
             (b"\0\x01", Error::BadString),
-            (b"\0\x01\0octet\0", Error::BadString),
             (b"\0\x01x", Error::BadString),
             (b"\0\x01x\0octet", Error::BadString),
             (b"\0\x01x\0mail\0", Error::BadMode),

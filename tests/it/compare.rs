@@ -73,7 +73,23 @@ fn a_quick_comparison_gives_rows_ratios_and_a_page_and_leaves_nothing_behind() {
     }
     assert!(fs::read_to_string(&html).expect("the page").ends_with("</html>\n"));
 
-    // The same report is an earlier one to itself, and feeds the model.
+    // The same report is an earlier one to itself, to be printed again, and feeds the model.
+    let again = Command::new(binary())
+        .args(["bench", "report"])
+        .arg(&json)
+        .arg("--against")
+        .arg(&json)
+        .output()
+        .expect("bootstorm runs");
+    let text = String::from_utf8_lossy(&again.stdout).into_owned();
+    let ratios = rows.iter().filter(|row| {
+        !["bootstorm", "null"].contains(&row["server"].as_str().unwrap_or_default()) && row["ratio"].is_f64()
+    });
+    let ratios = ratios.count();
+    if ratios > 0 {
+        assert!(text.contains(&format!("{ratios} of {ratios} throughput ratios")), "{text}");
+    }
+    assert!(again.status.success(), "{text}");
     let words =
         ["bench", "model", "--nic", "10G", "--clients", "100", "--image", "500MiB", "--json", "--from"];
     let output = Command::new(binary()).args(words).arg(&json).output().expect("bootstorm runs");
@@ -83,6 +99,60 @@ fn a_quick_comparison_gives_rows_ratios_and_a_page_and_leaves_nothing_behind() {
     assert!(
         answers.iter().any(|answer| answer["protocol"] == "tftp" && answer["sharing"].as_f64() > Some(1.0))
     );
+}
+
+/// A program of that name which runs this script.
+fn stand_in(dir: &Path, name: &str, script: &str) {
+    let path = dir.join(name);
+    fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("a script");
+    fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("a program");
+}
+
+#[test]
+fn peers_that_die_or_never_answer_are_named_and_end_nothing() {
+    let dir = TempDir::new("compare-peers");
+    // Dies at once; never answers; dies again and again while it is measured.
+    stand_in(&dir.0, "atftpd", "case $1 in --version) echo stand-in;; *) echo no luck today; exit 1;; esac");
+    stand_in(&dir.0, "in.tftpd", "case $1 in -V) echo tftp-hpa stand-in;; *) exec sleep 600;; esac");
+    let real = labkit::tool("dnsmasq", "dnsmasq-base").display().to_string();
+    let script = format!(
+        "case $1 in --version) exec {real} --version;; *) exec timeout -k 1 0.4 {real} \"$@\";; esac"
+    );
+    stand_in(&dir.0, "dnsmasq", &script);
+    let json = dir.join("report.json");
+    let path = format!("{}:{}", dir.0.display(), std::env::var("PATH").expect("PATH"));
+    let child = Command::new(binary())
+        .env("PATH", path)
+        .args([
+            "bench", "compare", "--quick", "--work", "tftp", "--rounds", "2", "--time", "200ms", "--size",
+            "16MiB", "--json",
+        ])
+        .arg(&json)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("bootstorm runs");
+    let pid = child.id();
+    let output = child.wait_with_output().expect("it ends");
+    let said =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("this takes about"), "{said}");
+    assert_nothing_is_left(pid);
+
+    let report: Value = serde_json::from_str(&fs::read_to_string(&json).expect("the report")).expect("JSON");
+    let rows = report["rows"].as_array().expect("rows");
+    let of = |server: &str| rows.iter().filter(|row| row["server"] == server).collect::<Vec<_>>();
+    let missing = |peer: &str| {
+        let all = report["missing"].as_array().expect("missing");
+        let why = all.iter().find(|missing| missing["server"] == peer)?["why"].as_str()?;
+        Some(why.to_owned())
+    };
+    assert_eq!(of("bootstorm").iter().filter(|row| row["rounds"] == 2).count(), 6, "{said}");
+    assert!(missing("atftpd").is_some_and(|why| why.contains("no luck today")), "{said}");
+    assert!(missing("tftpd-hpa").is_some_and(|why| why.contains("no answer")), "{said}");
+    // How far it gets before it dies is chance; that it did not simply vanish is not.
+    assert!(missing("dnsmasq").is_some() || of("dnsmasq").len() == 3, "{said}");
 }
 
 #[test]

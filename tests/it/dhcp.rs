@@ -7,12 +7,14 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use bootstorm::bench::machine_mac;
 use bootstorm::wire;
 use bootstorm::wire::MacAddr;
 use bootstorm::wire::dhcp::Message;
 use bootstorm::wire::frame::{UDP_PAYLOAD_OFFSET, UdpHeader, emit_udp_frame, parse_udp_frame};
 use labkit::{Namespace, TempDir, run, tool};
 
+use crate::dhcp_clients::udhcpc;
 use crate::server::{BRIDGE, FULL, Net, PROXY, SOON, Server, Site, binary};
 
 #[path = "../../src/proto/dhcp/tests/language.rs"]
@@ -21,7 +23,7 @@ mod language;
 use language::{Came, Case, Said, Step, US, cases};
 
 /// A machine of its own on a bridge.
-fn plugged(at: &Namespace, name: &str) -> Namespace {
+pub fn plugged(at: &Namespace, name: &str) -> Namespace {
     let client = Namespace::new();
     at.wire(name, &client, "eth0");
     at.ip(&format!("link set {name} master {BRIDGE}"));
@@ -253,64 +255,6 @@ fn every_case_is_answered_by_frames_as_written_down() {
     assert!(wrong.is_empty(), "{} of {played} wrong:\n{}", wrong.len(), wrong.join("\n"));
 }
 
-/// Runs a client that must end well; what it said.
-fn client(command: &mut Command) -> String {
-    let output = command.output().expect("the client runs");
-    let text =
-        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{command:?}: {}\n{text}", output.status);
-    text
-}
-
-fn dhclient(place: &Namespace, dir: &Path) -> String {
-    // It goes on in the background with its output open, so that is a file, and it is ended by its own number.
-    let script = r#"
-rm -f "$1/leases" "$1/pid"
-timeout 60 "$0" -4 -1 -v -sf /bin/true -cf /dev/null -pf "$1/pid" -lf "$1/leases" eth0 >"$1/said" 2>&1 </dev/null
-status=$?
-cat "$1/said"
-[ -s "$1/pid" ] && kill "$(cat "$1/pid")"
-exit $status"#;
-    let tool = tool("dhclient", "isc-dhcp-client");
-    client(place.command("bash").arg("-c").arg(script).arg(tool).arg(dir))
-}
-
-fn udhcpc(place: &Namespace) -> String {
-    let words = ["-i", "eth0", "-f", "-n", "-q", "-t", "8", "-T", "1", "-s", "/bin/true"];
-    client(place.command(tool("udhcpc", "udhcpc")).args(words))
-}
-
-#[test]
-fn dhclient_and_udhcpc_get_their_leases_in_full_mode_beside_a_proxy_and_through_a_relay() {
-    let folder = TempDir::new("clients");
-    for kind in ["full", "proxy", "relayed"] {
-        let net = match kind {
-            "full" => Net::flat(),
-            "proxy" => Net::with_dnsmasq(&folder.0),
-            _ => Net::relayed(&folder.0),
-        };
-        let machine = plugged(net.machines(), "plug0");
-        let site = Site::new(net.interface, "auto", if kind == "proxy" { PROXY } else { FULL });
-        let server = site.serve(&net);
-        let from = match kind {
-            "proxy" => "10.77.0.2",
-            "full" => "10.77.0.1",
-            _ => "10.88.0.1",
-        };
-        for (name, text) in [("dhclient", dhclient(&machine, &folder.0)), ("udhcpc", udhcpc(&machine))] {
-            // Behind a relay a client names the relay or the server, as it likes.
-            let named = kind == "relayed" || text.contains(from);
-            assert!(text.contains("10.77.0.1") && named, "{kind} {name}: {text}");
-        }
-        let replies = server.metric(&net, "bootstorm_dhcp_replies_total");
-        match kind {
-            "proxy" => assert_eq!(replies, 0, "nobody there was booting"),
-            _ => assert!(replies >= 4, "{replies}"),
-        }
-        server.stop();
-    }
-}
-
 /// DORA of many machines in turn, in a client's namespace, for so many seconds; every ACK is a line `MAC IP`. What is
 /// not answered within half a second is asked again, as long as it takes.
 const MANY: &str = r#"
@@ -496,6 +440,42 @@ print(" ".join(sorted(found)))
             assert!(number == 0 || answered == server, "machine {number} of {server}: {answered}");
         }
     }
+    // Whole boots, each machine's from the server that has its job. One whose lease is slow to come asks
+    // again and hears the other server too; by then it has an offer to go by.
+    let load = plugged(&net.server, "load");
+    load.ip("addr add 10.77.0.9/24 dev eth0");
+    let count = 12;
+    // Two kinds in turn, and of either kind some for each.
+    let owner = |index: u32| index as usize / 2 % 2;
+    for index in 0..count {
+        sites[owner(index)].ask(&["job", "add", "tiny", "--mac", &machine_mac(index).to_string()]);
+    }
+    let point = bench(
+        &load,
+        &format!("storm --interface eth0 --machines {count} --kind http,ipxe --impatient --patience 100s"),
+    );
+    assert_eq!(
+        (point["units"].as_u64(), point["failures"].as_u64()),
+        (Some(count.into()), Some(0)),
+        "{point}"
+    );
+    assert_eq!(point["settings"].get("to_local_disk"), None, "{point}");
+    let said = [first_server.process.output(), process.output()];
+    for index in 0..count {
+        let mac = machine_mac(index).to_string();
+        let jobs = sites[owner(index)].ask(&["job", "list", "--json"]);
+        let jobs: serde_json::Value = serde_json::from_str(&jobs).expect("one document");
+        let job = jobs["jobs"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .find(|job| job["selector"]["mac"] == mac.as_str());
+        assert_eq!(job.expect("its job")["stage"], "running", "{mac}: {jobs:#}");
+        let told = |of: usize| {
+            said[of].lines().filter(|line| line.contains(" offered ") && line.contains(&mac)).count()
+        };
+        assert!(told(owner(index)) > 0, "{mac} was told by its own server:\n{}", said[owner(index)]);
+    }
     process.signal("TERM");
     assert!(process.wait(SOON).success());
     first_server.stop();
@@ -546,40 +526,146 @@ fn bytes_below(dir: &Path) -> u64 {
 }
 
 #[test]
-fn strangers_without_end_leave_memory_flat_and_a_registered_machine_its_address() {
-    let (rate, seconds) = if std::env::var_os("LAB_ALL").is_some() { (5_000, 200) } else { (3_000, 4) };
+fn strangers_without_end_leave_memory_flat_and_a_registered_machine_its_boot() {
+    let (rate, seconds) = if std::env::var_os("LAB_ALL").is_some() { (5_000, 200) } else { (3_000, 8) };
     let net = Net::flat();
     let load = plugged(&net.server, "plug0");
     load.ip("addr add 10.77.0.2/24 dev eth0");
-    let machine = plugged(&net.server, "plug1");
-    machine.ip("link set eth0 down");
-    machine.ip("link set eth0 address 52:54:00:00:00:77");
-    machine.ip("link set eth0 up");
+    let machines = plugged(&net.server, "plug1");
+    machines.ip("addr add 10.77.0.3/24 dev eth0");
     let site = Site::new(net.interface, "auto", FULL);
     append(&site, &with_loaders(&site));
     site.add_linux();
     let server = site.serve(&net);
-    site.ask(&["job", "add", "tiny", "--mac", "52:54:00:00:00:77"]);
+    // Among the addresses strangers make up for DHCP is the machine's own.
+    let registered = machine_mac(0).to_string();
+    site.ask(&["job", "add", "tiny", "--always", "--mac", &registered]);
+    // One whole boot of each kind of firmware, and how long they took.
+    let boots = || {
+        let start = Instant::now();
+        for kind in ["bios", "uefi", "http", "ipxe"] {
+            let words =
+                format!("storm --interface eth0 --machines 1 --kind {kind} --impatient --patience 100s");
+            let point = bench(&machines, &words);
+            assert_eq!(point["failures"], 0, "{kind}: {point}");
+            assert_eq!(point["settings"].get("to_local_disk"), None, "{kind}: {point}");
+        }
+        start.elapsed()
+    };
+    let alone = boots();
     let words = |rate: u32, seconds: u32| {
         format!(
             "dhcp --interface eth0 --mode discover --pxe --machines 65536 --rate {rate} --time {seconds}s"
         )
     };
+    let scripts = |seconds: u32| {
+        let words = format!(
+            "script --server 10.77.0.1 --path /ipxe?serial=S{{mac}} --machines 1000000 --connections 4 --time {seconds}s"
+        );
+        bench(&load, &words)["units"].as_u64().expect("a number")
+    };
     // The first second fills every table there is.
     bench(&load, &words(rate, 4));
+    scripts(4);
     let pid = server.process.pid();
     let (memory, disk) = (resident(pid), bytes_below(&site.dir.join("state")));
     std::thread::scope(|scope| {
         let storm = scope.spawn(|| bench(&load, &words(rate, seconds)));
-        let start = Instant::now();
-        let text = udhcpc(&machine);
-        assert!(text.contains("lease of 10.77.0."), "{text}");
-        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+        let asked = scope.spawn(|| scripts(seconds));
+        // Of one that is not heard the storm says so after its patience.
+        let beside = boots();
+        assert!(beside < alone * 3 + Duration::from_secs(30), "{alone:?} became {beside:?}");
         storm.join().expect("the storm ends");
+        let asked = asked.join().expect("the scripts end");
+        assert!(asked > 100 * u64::from(seconds), "{asked} scripts");
     });
     assert!(server.metric(&net, "bootstorm_dhcp_packets_total") > u64::from(rate) * u64::from(seconds) / 2);
     let (memory_after, disk_after) = (resident(pid), bytes_below(&site.dir.join("state")));
-    assert!(memory_after < memory + 24 * 1024, "{memory} KiB became {memory_after}");
-    assert!(disk_after < disk + (1 << 20), "{disk} bytes became {disk_after}");
+    // Who asks for a script comes on record: 10,000 at once, then 100 a second, up to 100,000 machines.
+    let recorded = 10_000 + 100 * (u64::from(seconds) + 60);
+    assert!(memory_after < memory + 24 * 1024 + 2 * recorded, "{memory} KiB became {memory_after}");
+    assert!(disk_after < disk + (1 << 20) + 1024 * recorded, "{disk} bytes became {disk_after}");
     drop::<Server<'_>>(server);
+}
+
+#[test]
+fn an_address_in_use_without_a_lease_is_found_out_on_the_link_and_behind_a_relay() {
+    let folder = TempDir::new("probe");
+    for kind in ["flat", "relayed"] {
+        let net = if kind == "flat" { Net::flat() } else { Net::relayed(&folder.0) };
+        let squatter = plugged(net.machines(), "squat");
+        squatter.ip("addr add 10.77.0.100/24 dev eth0");
+        squatter.ip("route add default via 10.77.0.1");
+        let machines = [plugged(net.machines(), "plug0"), plugged(net.machines(), "plug1")];
+        let site = Site::new(
+            net.interface,
+            "auto",
+            "[dhcp]\nmode = \"full\"\nprobe = \"300ms\"\n[[dhcp.subnet]]\nnetwork = \"10.77.0.0/24\"\n\
+             range = \"10.77.0.100-10.77.0.101\"\nrouter = \"10.77.0.1\"\n",
+        );
+        let mut server = site.serve(&net);
+        let text = udhcpc(&machines[0]);
+        assert!(text.contains("lease of 10.77.0.101"), "{kind}: {text}");
+        // The other address is somebody's, whichever of the two machines was to get it first.
+        let mut command = machines[1].command(tool("udhcpc", "udhcpc"));
+        command.args(["-i", "eth0", "-f", "-n", "-q", "-t", "2", "-T", "1", "-s", "/bin/true"]);
+        let output = command.output().expect("udhcpc runs");
+        assert!(!output.status.success(), "{kind}: {output:?}");
+        assert_eq!(server.metric(&net, "bootstorm_dhcp_in_use_total"), 1, "{kind}");
+        assert!(server.metric(&net, "bootstorm_dhcp_probes_total") >= 2, "{kind}");
+        server.process.wait_for("10.77.0.100 is in use by", SOON);
+        server.stop();
+    }
+}
+
+#[test]
+fn a_proxy_on_the_host_of_another_dhcp_server_boots_machines_by_frames_alone() {
+    let net = Net::flat();
+    let load = plugged(&net.server, "plug0");
+    load.ip("addr add 10.77.0.9/24 dev eth0");
+    let site = Site::new(
+        net.interface,
+        "auto",
+        &format!("{PROXY}[policy]\nmenu_default = \"tiny\"\nmenu_timeout = \"1s\"\n"),
+    );
+    append(&site, &with_loaders(&site));
+    site.add_linux();
+    let mut command = net.server.command(tool("dnsmasq", "dnsmasq-base"));
+    command.args(["--no-daemon", "--conf-file=/dev/null", "--port=0", "--log-dhcp", "--user=root"]);
+    command.args(["--no-ping", "--interface=lan", "--dhcp-range=10.77.0.100,10.77.0.200,1h"]);
+    command.arg(format!("--dhcp-leasefile={}", site.dir.join("dnsmasq.leases").display()));
+    let mut dnsmasq = labkit::Process::spawn("dnsmasq", &mut command, &site.dir.join("dnsmasq.log"));
+    dnsmasq.wait_for("DHCP, IP range", SOON);
+    let server = site.serve(&net);
+    let text = udhcpc(&plugged(&net.server, "plug1"));
+    assert!(text.contains("lease of 10.77.0."), "{text}");
+    assert_eq!(server.metric(&net, "bootstorm_dhcp_replies_total"), 0, "it was not booting");
+    let point = bench(&load, "storm --interface eth0 --machines 8 --impatient --patience 100s");
+    assert_eq!((point["units"].as_u64(), point["failures"].as_u64()), (Some(8), Some(0)), "{point}");
+    assert_eq!(point["settings"].get("to_local_disk"), None, "{point}");
+    assert!(dnsmasq.output().contains("DHCPACK"), "addresses are the other server's:\n{}", dnsmasq.output());
+    server.stop();
+}
+
+#[test]
+fn a_pool_that_runs_out_is_told_before_it_does_and_its_last_fifth_is_for_registered_machines() {
+    let net = Net::flat();
+    let client = plugged(&net.server, "plug0");
+    let config = "[dhcp]\nmode = \"full\"\n[[dhcp.subnet]]\nnetwork = \"10.77.0.0/24\"\n\
+                  range = \"10.77.0.100-10.77.0.119\"\nlease = \"1h\"\n";
+    let site = Site::new(net.interface, "auto", config);
+    site.add_linux();
+    let mut server = site.serve(&net);
+    // Sixteen of twenty go to whoever asks, and not one more.
+    assert!(many(&client, 0, 16, 60).wait().expect("it ends").success());
+    assert!(!many(&client, 16, 1, 2).wait().expect("it ends").success(), "the last fifth is kept");
+    assert_eq!(server.metric(&net, "bootstorm_dhcp_pools_low"), 0);
+    // Machines with a job get the rest, and with the eighteenth it is said.
+    for number in 32..34u32 {
+        site.ask(&["job", "add", "tiny", "--mac", &format!("52:54:03:00:00:{number:02x}")]);
+    }
+    assert!(many(&client, 32, 2, 60).wait().expect("it ends").success());
+    server.process.wait_for("the pool is nearly empty", SOON);
+    assert!(server.metric(&net, "bootstorm_dhcp_drops_total{reason=\"pool-kept\"}") > 0);
+    server.stop();
 }

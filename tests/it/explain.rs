@@ -470,7 +470,12 @@ fn a_file_that_is_missing_shows_on_the_screen_as_explain_says() {
     let spec = bios(0x21);
     site.ask(&["job", "add", "own", "--mac", &spec.mac]);
     let text = stopped(&net, &site, &spec, "ipxe.org/2d0c61", "image-missing-file");
-    for word in ["own/nowhere", "404", "ipxe.org/2d0c613b", "Next: put the file into the image's folder"] {
+    for word in [
+        "own/nowhere",
+        "404",
+        "ipxe.org/2d0c613b",
+        "Next: put the file, or the image if that is gone, back into its folder",
+    ] {
         assert!(text.contains(word), "no {word:?} in\n{text}");
     }
     server.stop();

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bootstorm::files::wim_write::{WimSpec, create_wim};
 use labkit::{Namespace, Process, TempDir, run, tool};
+use serde_json::Value;
 
 use crate::server::{BRIDGE, FULL, Net, PROXY, SOON, Site, binary};
 
@@ -94,6 +95,37 @@ fn plugged(net: &Net) -> Namespace {
     client
 }
 
+/// A machine of this kind runs into the fault as well, and `explain` calls what stopped it by this rule, in these words.
+fn explained(net: &Net, site: &Site, kind: &str, rule: &str, words: &[&str]) {
+    let machine = Namespace::new();
+    let port = format!("to-m{}", labkit::unique());
+    net.server.wire(&port, &machine, "eth0");
+    net.server.ip(&format!("link set {port} master {BRIDGE}"));
+    machine.ip("addr add 10.77.0.250/24 dev eth0");
+    let mut storm = machine.command(binary());
+    storm.args(["bench", "storm", "--interface", "eth0", "--machines", "1", "--kind", kind]);
+    // That it does not boot is the point.
+    storm.args(["--impatient", "--patience", "5s"]).output().expect("a machine boots");
+    let deadline = Instant::now() + SOON;
+    loop {
+        let mut command = net.server.command(binary());
+        let output = command.args(["explain", "--json", "--config"]).arg(site.config()).output();
+        let document = output.expect("explain runs").stdout;
+        let document: Value = serde_json::from_slice(&document).unwrap_or_default();
+        let list = |key: &str| document["recent"][key].as_array().cloned().unwrap_or_default();
+        // Load generators' machines have addresses of their own kind; doctor's visits are no machines.
+        let of_machine = |boot: &Value| boot["mac"].as_str().is_some_and(|mac| mac.starts_with("02:b0:"));
+        let mut said = list("boots").into_iter().zip(list("verdicts"));
+        let verdict = said.find(|(boot, _)| of_machine(boot)).map(|(_, verdict)| verdict).unwrap_or_default();
+        let sentence = verdict["sentence"].as_str().unwrap_or_default();
+        if verdict["rule"] == rule && words.iter().all(|word| sentence.contains(word)) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{kind}: {rule} {words:?} is not what was said: {document:#}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
 fn filter(place: &Namespace, rule: &str) {
     let nft = tool("nft", "nftables");
     let rules = format!(
@@ -123,6 +155,11 @@ fn rival(net: &Net, addr: &str, folder: &Path, args: &[&str]) -> (Namespace, Pro
     let mut dnsmasq = Process::spawn("dnsmasq", &mut command, &log);
     dnsmasq.wait_for("DHCP, ", SOON);
     (other, dnsmasq)
+}
+
+fn job_for_everybody(net: &Net, site: &Site) {
+    let mut command = net.server.command(binary());
+    run(command.args(["job", "add", "tiny", "--any", "--config"]).arg(site.config()));
 }
 
 const PLAIN_LEASES: &str = "--dhcp-range=10.77.0.100,10.77.0.200,1h";
@@ -214,6 +251,7 @@ fn option_60_without_43_is_found() {
     let _other = rival(&net, "10.77.0.2", &site.dir.0, &[PLAIN_LEASES, "--dhcp-option-force=60,PXEClient"]);
     let server = site.serve(&net);
     finds_only("option-60-without-43", &site, &doctor(&net.server, &site, &["--as", "uefi"]));
+    explained(&net, &site, "uefi", "sent-to-4011-of-another", &["10.77.0.2", "option 60", "4011"]);
     server.stop();
 }
 
@@ -224,6 +262,9 @@ fn a_filename_in_the_lease_is_found() {
     let _other = rival(&net, "10.77.0.2", &site.dir.0, &[PLAIN_LEASES, "--dhcp-boot=grub.efi"]);
     let server = site.serve(&net);
     finds_only("filename-in-lease", &site, &doctor(&net.server, &site, &["--as", "ipxe"]));
+    // With a job it is offered its script at once, whoever else was heard.
+    job_for_everybody(&net, &site);
+    explained(&net, &site, "ipxe", "ipxe-no-script", &["10.77.0.2", "grub.efi"]);
     server.stop();
 }
 
@@ -233,6 +274,7 @@ fn nobody_who_gives_addresses_is_found() {
     let site = site(net.interface, PROXY);
     let server = site.serve(&net);
     finds_only("no-address", &site, &doctor(&net.server, &site, &["--as", "bios"]));
+    explained(&net, &site, "bios", "no-lease", &["no DHCP server was heard giving it an address"]);
     server.stop();
 }
 
@@ -253,6 +295,12 @@ fn each_blocked_port_is_found() {
             let words = ["--as", kind].into_iter().chain(more.into_iter().flatten()).collect::<Vec<_>>();
             finds_only(name, &site, &doctor(place, &site, &words));
         }
+        match name {
+            "tftp-blocked" => explained(&net, &site, kind, "address-no-loader", &["never asked for it"]),
+            "http-blocked" => explained(&net, &site, kind, "ipxe-no-script", &["never did"]),
+            // A machine that takes the offer as it is does not notice.
+            _ => {}
+        }
         server.stop();
     }
 }
@@ -271,6 +319,7 @@ fn a_wrong_next_server_is_found() {
     let site = site(net.interface, &format!("{FULL}next_server = \"10.77.0.99\"\n"));
     let server = site.serve(&net);
     finds_only("wrong-next-server", &site, &doctor(&net.server, &site, &["--as", "bios"]));
+    explained(&net, &site, "bios", "address-no-loader", &["never asked for it"]);
     server.stop();
 }
 
@@ -306,6 +355,7 @@ fn a_missing_loader_is_found() {
     finds_only("missing-loader", &site, &doctor(&net.server, &site, &[]));
     finds_only("missing-loader", &site, &doctor(&net.server, &site, &["--as", "uefi"]));
     healthy_but_for("missing-loader", &doctor(&net.server, &site, &["--as", "bios"]));
+    explained(&net, &site, "uefi", "not-answered", &["no loader for uefi-x64"]);
     server.stop();
 }
 
@@ -320,8 +370,11 @@ fn a_loader_that_cannot_fetch_by_http_is_found() {
     let net = Net::flat();
     let site = site_with_loaders(net.interface, |name, mut bytes| {
         if name == "snponly.efi" {
-            let at = bytes.windows(8).position(|part| part == b"HTTP/1.1").expect("an iPXE with HTTP");
-            bytes[at..at + 8].copy_from_slice(b"XXXX/0.0");
+            // The name of the URI scheme, by which iPXE finds who fetches it.
+            let places: Vec<usize> =
+                (0..bytes.len() - 5).filter(|at| bytes[*at..].starts_with(b"http\0")).collect();
+            assert!(!places.is_empty(), "an iPXE with HTTP");
+            places.into_iter().for_each(|at| bytes[at..at + 4].copy_from_slice(b"xxxx"));
         }
         Some(bytes)
     });
@@ -469,6 +522,7 @@ fn a_full_pool_is_found() {
     let server = site.serve(&net);
     run(client.command(tool("udhcpc", "udhcpc")).args(["-i", "eth0", "-f", "-n", "-q", "-s", "/bin/true"]));
     finds_only("full-pool", &site, &doctor(&net.server, &site, &["--as", "bios"]));
+    explained(&net, &site, "bios", "not-answered", &["every address of its pool is taken"]);
     server.stop();
 }
 

@@ -4,11 +4,11 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use labkit::{run, tool};
+use labkit::{Firmware, Machine, MachineSpec, Process, run, tool};
 
-use crate::server::{FULL, Net, SOON, Site};
+use crate::server::{BRIDGE, FULL, Net, SOON, Site};
 
 const OWN: &str = "[https]\nlisten = [\"0.0.0.0:4434\"]\nauto = true\n";
 
@@ -232,5 +232,108 @@ fn a_browser_is_served() {
     command.arg(format!("--ignore-certificate-errors-spki-list={}", pin.trim()));
     let page = run(command.arg("https://10.77.0.1:4434/boot.ipxe"));
     assert!(page.contains("<html") && page.contains("data"), "{page}");
+    server.stop();
+}
+
+#[test]
+fn doctor_says_which_loaders_cannot_fetch_by_https() {
+    let net = Net::flat();
+    let site = site(&net, OWN);
+    let server = site.serve(&net);
+    let mut command = net.server.command(crate::server::binary());
+    let output = command.arg("doctor").arg("--config").arg(site.config()).output().expect("doctor runs");
+    let said = String::from_utf8_lossy(&output.stdout);
+    // Debian 12's, of 2019: the one for UEFI shows that it has none, the compressed one for BIOS is known by its hash.
+    for name in ["snponly.efi", "undionly.kpxe"] {
+        let about = said.lines().find(|line| line.contains("loader-without-https") && line.contains(name));
+        assert!(about.is_some_and(|line| line.contains("Operation not supported")), "{name}: {said}");
+    }
+    server.stop();
+}
+
+/// From power-on to what firmware or iPXE says of an https URL, on an emulated machine.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+#[test]
+#[ignore = "boots a machine to see it fail: tools/test --all runs it"]
+fn debians_ipxe_says_that_https_is_not_supported() {
+    let net = Net::flat();
+    let site = site(&net, OWN);
+    let folder = site.dir.join("images/secure");
+    fs::create_dir_all(&folder).expect("a folder");
+    let script =
+        "#!ipxe\necho by https\nchain https://10.77.0.1:4434/ipxe || echo it came to ${errno}\nshell\n";
+    fs::write(folder.join("boot.ipxe"), script).expect("a script");
+    fs::write(folder.join("image.toml"), "kind = \"script\"\n").expect("image.toml");
+    let server = site.serve(&net);
+    for (firmware, number) in [(Firmware::Bios, 0x91), (Firmware::Uefi, 0x92)] {
+        let mut spec = MachineSpec::new(firmware, number);
+        spec.screen_on_serial = true;
+        site.ask(&["job", "add", "secure", "--mac", &spec.mac]);
+        let mut machine = Machine::start(&spec, net.machines(), BRIDGE, &site.dir.0);
+        machine.wait_for("it came to", PATIENCE);
+        let said = machine.serial();
+        assert!(said.contains("Operation not supported"), "{said}");
+    }
+    // Not even a connection was made.
+    assert_eq!(server.metric(&net, "bootstorm_https_handshakes_total{outcome=\"incompatible\"}"), 0);
+    server.stop();
+}
+
+/// What a firmware takes for its list of trusted authorities (UEFI 2.10 §32.4.1, EFI_SIGNATURE_LIST of one X.509
+/// certificate).
+fn signature_list(certificate: &Path) -> Vec<u8> {
+    let mut command = Command::new(tool("openssl", "openssl"));
+    let der =
+        command.args(["x509", "-outform", "der", "-in"]).arg(certificate).output().expect("openssl runs");
+    assert!(der.status.success() && !der.stdout.is_empty());
+    // EFI_CERT_X509_GUID, a5c059a1-94e4-4aa7-87b5-ab155c2bf072, as it lies in memory.
+    let kind =
+        [0xa1, 0x59, 0xc0, 0xa5, 0xe4, 0x94, 0xa7, 0x4a, 0x87, 0xb5, 0xab, 0x15, 0x5c, 0x2b, 0xf0, 0x72];
+    let owner = [0x42; 16];
+    let signature_len = (owner.len() + der.stdout.len()) as u32;
+    let mut list = kind.to_vec();
+    for number in [28 + signature_len, 0, signature_len] {
+        list.extend(number.to_le_bytes());
+    }
+    list.extend(owner);
+    list.extend(der.stdout);
+    list
+}
+
+/// Debian 12's OVMF (edk2 2022.11) has TLS and is given the CA, so that nothing but the handshake is between it and its loader.
+/// It offers RSA and DHE for the exchange of keys, and fails. A newer build that has ECDHE is served, and is welcome to.
+#[test]
+#[ignore = "boots a machine to see it fail: tools/test --all runs it"]
+fn debians_uefi_firmware_comes_by_https_and_is_counted_as_incompatible() {
+    let mut net = Net::flat();
+    let mut site = Site::new(net.interface, "auto", OWN);
+    site.append("[dhcp]\nmode = \"off\"\n");
+    let server = site.serve(&net);
+    let authorities = site.dir.join("cacerts");
+    fs::write(&authorities, signature_list(&authority(&site))).expect("a list");
+    let loader = "https://10.77.0.1:4434/loaders/snponly.efi";
+    let mut command = net.server.command(tool("dnsmasq", "dnsmasq-base"));
+    command.args(["--no-daemon", "--conf-file=/dev/null", "--port=0", "--log-dhcp", "--user=root"]);
+    command.args(["--interface=lan", "--bind-interfaces", "--dhcp-range=10.77.0.100,10.77.0.200,1h"]);
+    command.args(["--dhcp-vendorclass=set:http,HTTPClient", "--dhcp-option-force=tag:http,60,HTTPClient"]);
+    command.arg(format!("--dhcp-boot=tag:http,{loader}"));
+    command.arg(format!("--dhcp-leasefile={}", site.dir.join("leases").display()));
+    let mut dnsmasq = Process::spawn("dnsmasq", &mut command, &site.dir.join("dnsmasq.log"));
+    dnsmasq.wait_for("DHCP, IP range", SOON);
+    net.helpers.push(dnsmasq);
+    let mut spec = MachineSpec::new(Firmware::UefiHttp, 0x93);
+    spec.firmware_files.push(("etc/edk2/https/cacerts", authorities));
+    let mut machine = Machine::start(&spec, net.machines(), BRIDGE, &site.dir.0);
+    machine.wait_for(loader, PATIENCE);
+    let outcome = machine.see(&["Could not retrieve NBP file size", "iPXE initialising devices"], PATIENCE);
+    let count = |outcome: &str| {
+        server.metric(&net, &format!("bootstorm_https_handshakes_total{{outcome=\"{outcome}\"}}"))
+    };
+    match outcome {
+        Some(0) => assert!(count("incompatible") > 0, "{}", machine.serial()),
+        Some(_) => assert!(count("tls-1.2") + count("tls-1.3") > 0),
+        None => panic!("neither an error nor a loader:\n{}", machine.serial()),
+    }
     server.stop();
 }

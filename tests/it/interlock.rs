@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use labkit::{DISK_WORD, Firmware, INIT_WORD, Machine, MachineSpec, local_disk, run, tool};
 
@@ -185,11 +185,22 @@ fn a_full_disk_refuses_in_words_and_goes_on_by_itself() {
     let (code, text) = refused.expect("a full disk takes no two thousand jobs");
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("no space left"), "{text}");
+    let ready = || {
+        let mut curl = net.server.command(tool("curl", "curl"));
+        curl.args(["-sS", "http://127.0.0.1:8081/readyz"]);
+        run(&mut curl)
+    };
+    assert!(ready().contains("changes cannot be stored"), "{}", ready());
     let listed = site.ask(&["job", "list"]);
     assert!(listed.contains("j1"), "reading goes on: {listed}");
     let initrd = url(&script(&net), "initrd.gz");
     assert!(!fetches(&net, &initrd), "nothing passes the point of no return unrecorded");
     disk.clear();
+    let begun = Instant::now();
+    while ready() != "ready\n" {
+        assert!(begun.elapsed() < SOON, "it does not find out by itself: {}", ready());
+        std::thread::sleep(Duration::from_millis(50));
+    }
     assert!(fetches(&net, &initrd), "and then it does");
     assert!(is_local(&script(&net)));
     server.stop();

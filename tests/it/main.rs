@@ -4,6 +4,7 @@
 
 #![allow(unreachable_pub, reason = "one binary of modules: pub is what they share")]
 
+mod admission;
 mod api;
 mod bad_input;
 mod bench;
@@ -11,6 +12,7 @@ mod clients;
 mod compare;
 mod demo;
 mod dhcp;
+mod dhcp_clients;
 mod explain;
 mod faults;
 mod firmware;
@@ -24,5 +26,6 @@ mod robust;
 mod scripts;
 mod server;
 mod soak;
+mod start;
 mod tftp_clients;
 mod winpe;

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use labkit::{Process, tool};
+use labkit::{Namespace, Process, run, tool};
 
 use crate::server::{SOON, Site, binary};
 
@@ -167,4 +167,151 @@ fn thousands_of_idle_connections_cost_little_and_are_closed_in_the_end() {
     server.wait_until("descriptors are as they were", |server| server.holds_no_more_than(before));
     drop(idle);
     server.stop();
+}
+
+/// Connections with a small buffer that have asked for the image and had one byte of its answer.
+fn slow_readers(to: SocketAddr, count: usize) -> Vec<TcpStream> {
+    let one = |_| {
+        let mut stream = TcpStream::connect(to).expect("room for one more");
+        stream.set_read_timeout(Some(SOON)).expect("a timeout");
+        write!(stream, "GET {IMAGE} HTTP/1.1\r\nHost: x\r\n\r\n").expect("a request");
+        stream.read_exact(&mut [0]).expect("a first byte");
+        stream
+    };
+    (0..count).map(one).collect()
+}
+
+#[test]
+fn readers_of_a_byte_a_second_hold_up_nobody_and_leave_nothing_behind() {
+    let server = Alone::start();
+    // What is kept is opened once: the image, and a pipe for each that sends at once.
+    drop(slow_readers(server.http, 100));
+    let open = |server: &Alone| server.metric("bootstorm_http_connections_open");
+    server.wait_until("their connections are gone", |server| open(server) == 0);
+    let before = server.settled();
+    let mut slow = slow_readers(server.http, 100);
+    let start = Instant::now();
+    for second in 1..=3 {
+        // Others download while the next byte is not due.
+        while start.elapsed() < Duration::from_secs(second) {
+            assert_eq!(server.get(server.http, IMAGE).len(), LEN);
+        }
+        for stream in &mut slow {
+            stream.read_exact(&mut [0]).expect("the next byte");
+        }
+    }
+    assert!(open(&server) >= 100, "none was given up");
+    drop(slow);
+    server.wait_until("their connections are gone", |server| open(server) == 0);
+    server
+        .wait_until("descriptors and mappings are as they were", |server| server.holds_no_more_than(before));
+    server.stop();
+}
+
+#[test]
+fn a_thousand_downloads_under_way_cost_little_memory_of_its_own() {
+    let count = 1_000;
+    let server = Alone::start();
+    assert_eq!(server.get(server.http, IMAGE).len(), LEN);
+    // Threads, arenas and tables have their size once there were some.
+    drop(slow_readers(server.http, 50));
+    server.wait_until("their connections are gone", |server| {
+        server.metric("bootstorm_http_connections_open") == 0
+    });
+    let memory = server.own_memory();
+    let slow = slow_readers(server.http, count);
+    let each = server.own_memory().saturating_sub(memory) * 1024 / count as u64;
+    println!("{each} bytes of its own for a download");
+    assert!(each <= 2048, "{each} bytes of its own for a download");
+    drop(slow);
+    server.stop();
+}
+
+/// A server and clients in namespaces of their own, so that the wire between them can be cut.
+fn cut_off(in_mid_download: bool, patience: Duration) {
+    const CLIENTS: usize = 100;
+    let (servers, clients) = (Namespace::new(), Namespace::new());
+    servers.wire("lan", &clients, "eth0");
+    servers.ip("addr add 10.77.0.1/24 dev lan");
+    clients.ip("addr add 10.77.0.2/24 dev eth0");
+    let site = Site::new("lan", "auto", "[dhcp]\nmode = \"off\"\n[tftp]\nlisten = []\n");
+    fs::create_dir_all(site.dir.join("images/data")).expect("a folder");
+    let image = File::create(site.dir.join("images/data/file.bin")).expect("an image");
+    image.set_len(LEN as u64).expect("a sparse file");
+    drop(image);
+    let mut command = servers.command(binary());
+    command.arg("serve").arg("--config").arg(site.config()).args(["--log", "warn"]);
+    let mut process = Process::spawn("bootstorm", &mut command, &site.dir.join("server.log"));
+    process.wait_for("bootstorm ready", SOON);
+    let address: SocketAddr = "10.77.0.1:4433".parse().expect("an address");
+    let metric = |name: &str| {
+        let curl = tool("curl", "curl");
+        let text = run(servers.command(curl).args(["-sS", "http://127.0.0.1:8081/metrics"]));
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name}"));
+        line.rsplit(' ').next().and_then(|word| word.parse::<u64>().ok()).expect("a number")
+    };
+    let held = || {
+        let folder = format!("/proc/{}", process.pid());
+        let maps = fs::read_to_string(format!("{folder}/maps")).expect("mappings");
+        let descriptors = fs::read_dir(format!("{folder}/fd")).expect("descriptors").count();
+        (descriptors, maps.lines().filter(|line| line.contains("file.bin")).count())
+    };
+    let wait_until = |what: &str, patience: Duration, is: &dyn Fn() -> bool| {
+        let start = Instant::now();
+        while !is() {
+            assert!(start.elapsed() < patience, "never: {what}");
+        }
+    };
+    let begin = |count: usize| -> Vec<TcpStream> {
+        std::thread::scope(|scope| {
+            let begun = scope.spawn(|| {
+                clients.enter();
+                if in_mid_download {
+                    return slow_readers(address, count);
+                }
+                let half = |_| {
+                    let mut stream = TcpStream::connect(address).expect("room for one more");
+                    stream.write_all(b"GET /images/").expect("half a head");
+                    stream
+                };
+                (0..count).map(half).collect()
+            });
+            begun.join().expect("they begin")
+        })
+    };
+    // A round with an ordinary end opens what is kept.
+    let published = || {
+        let url = format!("http://{address}{IMAGE}");
+        let asked = servers.command(tool("curl", "curl")).args(["-fsS", "-o", "/dev/null", &url]).status();
+        asked.is_ok_and(|status| status.success())
+    };
+    wait_until("the image is served", SOON, &published);
+    drop(begin(CLIENTS));
+    wait_until("an ordinary end", SOON, &|| metric("bootstorm_http_connections_open") == 0);
+    let before = (0..50).map(|_| held()).min().expect("some looks");
+
+    let gone = begin(CLIENTS);
+    wait_until("all are there", SOON, &|| metric("bootstorm_http_connections_open") >= CLIENTS as u64);
+    clients.ip("link set eth0 down");
+    // Not a word reaches the server any more, and nothing that it sends is acknowledged.
+    drop(gone);
+    wait_until("the server gives up", patience, &|| metric("bootstorm_http_connections_open") == 0);
+    assert!(metric("bootstorm_http_timed_out_total") >= CLIENTS as u64);
+    wait_until("descriptors and mappings are as they were", SOON, &|| {
+        let now = held();
+        now.0 <= before.0 && now.1 <= before.1
+    });
+    process.signal("TERM");
+    assert!(process.wait(SOON).success(), "{}", process.output());
+}
+
+#[test]
+fn clients_cut_off_in_mid_request_are_given_up_and_leave_nothing_behind() {
+    cut_off(false, Duration::from_secs(90));
+}
+
+#[test]
+#[ignore = "takes more than two minutes, the time a download may stand still: tools/test --all runs it"]
+fn clients_cut_off_in_mid_download_are_given_up_and_leave_nothing_behind() {
+    cut_off(true, Duration::from_secs(240));
 }

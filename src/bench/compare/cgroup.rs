@@ -141,6 +141,11 @@ impl Group {
         self.folders.iter().map(|folder| folder.join("cgroup.procs")).collect()
     }
 
+    /// Kills whoever is inside and waits until they are gone; what they used stays counted.
+    pub(super) fn end_members(&self) {
+        self.folders.iter().for_each(|folder| end_members(folder));
+    }
+
     /// CPU time of all that are or were inside.
     pub(super) fn used(&self) -> Result<Duration, CompareError> {
         let (file, read): (_, fn(&str) -> Option<Duration>) = match self.hierarchy {
@@ -151,6 +156,17 @@ impl Group {
         let text = fs::read_to_string(&path)
             .map_err(|error| CompareError::new(format!("{}: {error}", path.display())))?;
         read(&text).ok_or_else(|| CompareError::new(format!("{}: no CPU time in {text:?}", path.display())))
+    }
+
+    /// Behind everybody else: its members run when nobody else wants to. False where no controller can say so. A policy of the
+    /// processes alone would not do: the kernel weighs sessions and groups before it looks at what is in them.
+    pub(super) fn stand_back(&self) -> bool {
+        let folder = self.folders.last().unwrap_or(&self.folders[0]);
+        // Since Linux 5.15; before, the least weight there is.
+        [("cpu.idle", "1"), ("cpu.shares", "2"), ("cpu.weight", "1")].into_iter().any(|(name, value)| {
+            let file = folder.join(name);
+            file.exists() && fs::write(file, value).is_ok()
+        })
     }
 
     /// Lets it use `share` of one CPU, or all it can get.

@@ -9,14 +9,19 @@ use std::sync::atomic::AtomicBool;
 
 use super::cgroup::{Group, Hierarchy};
 use super::place::{Folder, Namespace, Process, find_programs, run};
+use super::work::HTTPS_PORT;
 use super::{CompareError, SOON};
-use crate::bench::report::{Missing, OURS, Server};
+use crate::bench::report::{Missing, NULL, OURS, Server};
 
 /// The file of HTTP loads and windowed TFTP, and the one of lockstep TFTP, below the folder of images.
 pub(super) const IMAGE: &str = "data/image.bin";
 pub(super) const LOADER: &str = "data/loader.bin";
 /// Its length is what keeps block numbers below 65536 at 1428 bytes: not every peer takes them further.
 pub(super) const LOADER_LEN: u64 = 64 << 20;
+/// The folder of the certificate that all show by HTTPS; not there where nothing is asked by HTTPS.
+pub(super) const CERTIFICATES: &str = "https";
+/// A server that fell over is started again so often.
+const RESTARTS_MAX: u32 = 20;
 /// Body of the script nginx answers with, about as long as one of ours.
 const SCRIPT_LEN: usize = 600;
 
@@ -41,9 +46,6 @@ pub(super) enum Kind {
     Null,
     NullProxy,
 }
-
-/// Name of the null responder in rows.
-pub(super) const NULL: &str = "null";
 
 impl Kind {
     pub(super) const ALL: [Self; 13] = [
@@ -115,7 +117,8 @@ impl Kind {
             Self::OursZeroCopy => "one core, driver uring-always, sandbox off (no bound on pinned memory)",
             Self::Nginx => {
                 "1 worker, sendfile, sendfile_max_chunk 2m, tcp_nopush, open_file_cache, reuseport, no access log, \
-                 keepalive_requests 10000000"
+                 keepalive_requests 10000000; \
+                 TLS 1.2 and 1.3 without kTLS, no session cache, ssl_buffer_size 16k"
             }
             Self::Dnsmasq | Self::DnsmasqProxy => {
                 "tftp-max 10000, dhcp-lease-max 200000, no ping, quiet; it knows no windowsize"
@@ -159,12 +162,15 @@ pub(super) struct Site<'a> {
     pub(super) program: &'a Path,
 }
 
-/// A running server. The order of the fields is the order of their end.
+/// A server in its place, running unless it ended by itself. The order of the fields is the order of their end.
 pub(super) struct Contender {
     pub(super) kind: Kind,
-    pub(super) process: Process,
+    process: Option<Process>,
     pub(super) group: Group,
     pub(super) namespace: Namespace,
+    number: u8,
+    /// How often it had to be started again because it had ended.
+    pub(super) fell_over: u32,
     /// Its address.
     pub(super) addr: Ipv4Addr,
     /// Its address for UDP, which is another one where the kernel is not asked.
@@ -184,19 +190,9 @@ impl Contender {
         let addr = Ipv4Addr::new(10, number, 0, 1);
         namespace.ip(&format!("addr add {addr}/16 dev lan"))?;
         site.client.ip(&format!("addr add 10.{number}.0.2/16 dev {interface}"))?;
-        let own = site.folder.join(format!("server-{number}"));
-        fs::create_dir(&own)
-            .map_err(|error| CompareError::new(format!("make {}: {error}", own.display())))?;
-        // Servers that drop root keep their leases here.
-        let _ = fs::set_permissions(&own, std::os::unix::fs::PermissionsExt::from_mode(0o777));
         let group = site.hierarchy.group(&number.to_string())?;
-        let recipe = Recipe { kind, number, addr, own: &own, images: &site.folder.join("images"), site };
-        let (command, ready) = recipe.command()?;
-        let output = own.join("output");
-        let mut process = Process::start(kind.name(), &namespace, site.cpu, &group, &command, &output)?;
-        process.wait_for(ready, SOON, site.stop)?;
         let frames_addr = match kind {
-            Kind::Null | Kind::NullProxy => recipe.null_addr(),
+            Kind::Null | Kind::NullProxy => null_addr(number),
             _ => addr,
         };
         let server = Server {
@@ -204,8 +200,70 @@ impl Contender {
             version: version(kind, site),
             settings: kind.settings().into(),
         };
-        Ok(Self { kind, process, group, namespace, addr, frames_addr, interface, server })
+        let mut contender = Self {
+            kind,
+            process: None,
+            group,
+            namespace,
+            number,
+            fell_over: 0,
+            addr,
+            frames_addr,
+            interface,
+            server,
+        };
+        contender.restart(site)?;
+        Ok(contender)
     }
+
+    /// Ends it if it runs, and starts it in the same place with nothing left of what it knew.
+    pub(super) fn restart(&mut self, site: &Site<'_>) -> Result<(), CompareError> {
+        self.process = None;
+        self.group.end_members();
+        let own = site.folder.join(format!("server-{}", self.number));
+        let failed = |error| CompareError::new(format!("make {}: {error}", own.display()));
+        match fs::remove_dir_all(&own) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => fs::create_dir(&own).map_err(failed)?,
+        }
+        // Servers that drop root keep their leases here.
+        let _ = fs::set_permissions(&own, std::os::unix::fs::PermissionsExt::from_mode(0o777));
+        let images = site.folder.join("images");
+        let recipe = Recipe {
+            kind: self.kind,
+            number: self.number,
+            addr: self.addr,
+            own: &own,
+            images: &images,
+            site,
+        };
+        let (command, ready) = recipe.command()?;
+        let (name, output) = (self.kind.name(), own.join("output"));
+        let process = Process::start(name, &self.namespace, site.cpu, &self.group, &command, &output)?;
+        self.process.insert(process).wait_for(ready, SOON, site.stop)
+    }
+
+    /// Why it does not run, when it does not.
+    pub(super) fn why_ended(&mut self) -> Option<String> {
+        match &mut self.process {
+            Some(process) => process.why_ended(),
+            None => Some(format!("{} does not run", self.kind.name())),
+        }
+    }
+
+    /// Starts it again after it ended by itself, unless it has done that too often.
+    pub(super) fn stand_up(&mut self, site: &Site<'_>) -> Result<(), CompareError> {
+        if self.fell_over >= RESTARTS_MAX {
+            return Err(CompareError::new(format!("it was started again {RESTARTS_MAX} times")));
+        }
+        self.fell_over += 1;
+        self.restart(site)
+    }
+}
+
+/// Where the null responder answers frames from: the kernel must not have that address.
+fn null_addr(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, number, 0, 9)
 }
 
 /// What a server calls itself.
@@ -271,7 +329,7 @@ impl Recipe<'_> {
                     "--interface",
                     "lan",
                     "--address",
-                    &self.null_addr().to_string(),
+                    &null_addr(self.number).to_string(),
                 ]);
                 command.args(["--http", &format!("{}:4433", self.addr), "--size", "64MiB"]);
                 if self.kind == Kind::NullProxy {
@@ -319,11 +377,6 @@ impl Recipe<'_> {
         Ok((command, ready))
     }
 
-    /// The kernel must not have the address frames are answered from.
-    fn null_addr(&self) -> Ipv4Addr {
-        Ipv4Addr::new(10, self.number, 0, 9)
-    }
-
     fn write(&self, name: &str, text: &str) -> Result<PathBuf, CompareError> {
         let path = self.own.join(name);
         fs::write(&path, text)
@@ -355,17 +408,40 @@ impl Recipe<'_> {
             self.images.display(),
             loaders.display(),
             self.number
-        )
+        ) + &match self.certificate() {
+            Some((certificate, key)) => format!(
+                "[https]\nlisten = [\"0.0.0.0:{HTTPS_PORT}\"]\ncertificate = \"{}\"\nkey = \"{}\"\n",
+                certificate.display(),
+                key.display()
+            ),
+            None => String::new(),
+        }
+    }
+
+    /// Certificate and key, where there is something to do by HTTPS.
+    fn certificate(&self) -> Option<(PathBuf, PathBuf)> {
+        let folder = self.site.folder.join(CERTIFICATES);
+        let pair = (folder.join("server.pem"), folder.join("server.key"));
+        pair.0.exists().then_some(pair)
     }
 
     fn nginx(&self) -> String {
+        let tls = self.certificate().map_or_else(String::new, |(certificate, key)| {
+            format!(
+                "listen {}:{HTTPS_PORT} ssl reuseport backlog=8192; ssl_certificate {}; ssl_certificate_key {};\n\
+                 ssl_protocols TLSv1.2 TLSv1.3; ssl_session_cache none; ssl_session_tickets off;\n",
+                self.addr,
+                certificate.display(),
+                key.display()
+            )
+        });
         format!(
             "daemon off; worker_processes 1; worker_rlimit_nofile 65536; pid {own}/nginx.pid; error_log {own}/error.log; \
              user root;\nevents {{ worker_connections 20000; }}\nhttp {{\n\
              access_log off; sendfile on; sendfile_max_chunk 2m; tcp_nopush on; open_file_cache max=100;\n\
              keepalive_requests 10000000; client_body_temp_path {own}/body; proxy_temp_path {own}/proxy;\n\
              fastcgi_temp_path {own}/fastcgi; uwsgi_temp_path {own}/uwsgi; scgi_temp_path {own}/scgi;\n\
-             server {{ listen {addr}:4433 reuseport backlog=8192; root {root};\n\
+             server {{ listen {addr}:4433 reuseport backlog=8192; root {root};\n{tls}\
              location = /ipxe {{ return 200 \"{script}\"; }} }} }}\n",
             own = self.own.display(),
             addr = self.addr,

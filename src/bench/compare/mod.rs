@@ -19,17 +19,18 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime};
 
 use cgroup::{Group, Hierarchy};
-use contender::{Contender, IMAGE, Kind, LOADER, LOADER_LEN, NULL, Site};
-use place::{Folder, LoadFailure, Namespace, Process, inside, interrupted, run_load};
+use contender::{CERTIFICATES, Contender, IMAGE, Kind, LOADER, LOADER_LEN, Site};
+use place::{Awake, Folder, LoadFailure, Namespace, Process, inside, interrupted, run_load};
 pub use work::{Exchange, Load, Sender, What, Work};
 
 use super::hosts::LoadError;
 use super::impair::{Impairment, duration_text, share_text};
-use super::report::{Conditions, FORMAT, Missing, OURS, Report, Sample, Trial, median};
+use super::report::{Conditions, FORMAT, Missing, OURS, Report, Sample, Trial, median, range};
 use super::result::Point;
 use super::sink::Sink;
 use crate::sys::affinity::{allowed_cpus, pin_to};
 use crate::sys::uring::SendRing;
+use crate::tls::{Certificates, Source};
 
 /// At both ends.
 const CONGESTION_CONTROL: &str = "reno";
@@ -40,8 +41,18 @@ const LOAD_PATIENCE: Duration = Duration::from_secs(15);
 /// How long the probe of a server that does not answer yet is run, and how long until the next.
 const PROBE_MS: u64 = 60;
 const PROBE_PAUSE: Duration = Duration::from_millis(50);
-/// A server that fell over is started again so often.
-const RESTARTS_MAX: u32 = 8;
+/// A server that gave nothing for so many rounds in a row is not asked for the same again.
+const FRUITLESS_MAX: usize = 2;
+/// A server that falls over so often before its first answer is not waited for any longer.
+const FALLS_MAX: u32 = 5;
+/// How long a load is run to fill caches and tables before anything is counted.
+const WARM_UP: Duration = Duration::from_millis(250);
+/// Of what is left for further rounds, one work takes at most one part of so many.
+const EXTRA_PART: u32 = 3;
+/// Rounds over an impaired wire: chance is drawn from a seed there, so more of them say little more.
+const NETWORK_ROUNDS_MAX: u32 = 3;
+/// A load over a wire that loses packets goes on for so many times as long, so that a time-out is a part and not the whole.
+const LOSSY_TIMES: u32 = 3;
 /// What machines of a storm load, about a small Linux's.
 const KERNEL_LEN: u64 = 8 << 20;
 const INITRD_LEN: u64 = 24 << 20;
@@ -60,8 +71,12 @@ pub struct Plan {
     pub works: Vec<Work>,
     /// Fewer settings of each.
     pub quick: bool,
-    /// Interleaved rounds.
+    /// Interleaved rounds at least.
     pub rounds: u32,
+    /// And at most, where they leave a ratio to a peer uncertain.
+    pub rounds_max: u32,
+    /// What all the rounds beyond `rounds` may take together.
+    pub extra: Duration,
     /// Of one load.
     pub time: Duration,
     /// Names of peers; empty: all that are installed.
@@ -141,6 +156,7 @@ pub fn run(plan: &Plan, stop: &AtomicBool, say: &mut dyn FnMut(&str)) -> Result<
         ("unshare", "util-linux"),
         ("setpriv", "util-linux"),
         ("taskset", "util-linux"),
+        ("chrt", "util-linux"),
     ] {
         if place::find_programs(program).is_empty() {
             let advice = format!("{program} is missing: apt-get install --no-install-recommends {package}");
@@ -149,14 +165,16 @@ pub fn run(plan: &Plan, stop: &AtomicBool, say: &mut dyn FnMut(&str)) -> Result<
     }
     let began = Instant::now();
     let load_average = load_average();
-    let cpus = allowed_cpus();
-    let (server_cpu, load_cpu) = (cpus[0], *cpus.get(1).unwrap_or(&cpus[0]));
+    let (server_cpu, load_cpu) = place::cpu_pair(&allowed_cpus());
     pin_to(load_cpu).map_err(|error| CompareError::new(format!("pin to CPU {load_cpu}: {error}")))?;
     let hierarchy = Hierarchy::find()?;
     hierarchy.sweep();
     let folder = Folder::new()?;
     say("making the files");
     make_files(&folder, plan.image_bytes)?;
+    if plan.works.contains(&Work::Https) {
+        make_certificate(&folder)?;
+    }
     let client = Namespace::new()?;
     let program =
         std::env::current_exe().map_err(|error| CompareError::new(format!("find this program: {error}")))?;
@@ -169,6 +187,11 @@ pub fn run(plan: &Plan, stop: &AtomicBool, say: &mut dyn FnMut(&str)) -> Result<
         program: &program,
     };
     let load_group = hierarchy.group("load")?;
+    let awake_group = hierarchy.group("awake")?;
+    // With one CPU for both, or where nobody can be put behind the others, what keeps awake would only be in the way.
+    let kept_awake = server_cpu != load_cpu && awake_group.stand_back();
+    let both = [server_cpu, load_cpu];
+    let _awake = Awake::keep(if kept_awake { &both } else { &[] }, &awake_group)?;
     let mut bench = Bench {
         plan,
         site,
@@ -176,7 +199,7 @@ pub fn run(plan: &Plan, stop: &AtomicBool, say: &mut dyn FnMut(&str)) -> Result<
         load_group,
         contenders: Vec::new(),
         missing: Vec::new(),
-        started: 0,
+        extra: plan.extra,
         notes: Vec::new(),
     };
     let mut report = Report {
@@ -192,10 +215,23 @@ pub fn run(plan: &Plan, stop: &AtomicBool, say: &mut dyn FnMut(&str)) -> Result<
     if plan.works.contains(&Work::Transmit) {
         bench.missing.extend(drop_refused(&mut cases));
     }
+    let about = bench.about(&cases);
+    say(&format!(
+        "this takes about {}, and up to {} where rounds disagree",
+        minutes(about),
+        minutes(about + if cases.is_empty() { Duration::ZERO } else { plan.extra })
+    ));
     for (number, case) in (1..).zip(&cases) {
         let (work, settings, clients) = case.what.describe();
         let trial = Trial { work: work.into(), settings, clients, servers: Vec::new() };
-        say(&format!("{number}/{}: {work}, {:?}, {clients} at once", cases.len(), trial.settings));
+        let settings: Vec<String> = settings_words(&trial.settings);
+        say(&format!(
+            "{number}/{}: {work}, {}, {clients} at once; {} of about {}",
+            cases.len(),
+            settings.join(", "),
+            minutes(began.elapsed()),
+            minutes(about)
+        ));
         report.rows.extend(bench.trial(case, trial)?.rows());
     }
     if plan.works.contains(&Work::Dhcp) {
@@ -204,14 +240,16 @@ pub fn run(plan: &Plan, stop: &AtomicBool, say: &mut dyn FnMut(&str)) -> Result<
             report.rows.extend(bench.overload(factor, share)?);
         }
     }
-    report.rows.sort_by_key(|row| Work::ALL.into_iter().position(|work| work.word() == row.work));
+    let place = |word: &str| Work::ALL.into_iter().position(|work| work.word() == word);
+    report.rows.sort_by_key(|row| place(if row.work == "handshake" { "https" } else { &row.work }));
     if plan.works.contains(&Work::Network) {
         report.rows.extend(bench.network(say)?);
     }
+    report.reckon_confidence();
     report.servers = bench.servers();
     report.missing = bench.missing;
     report.notes = bench.notes;
-    report.notes.extend(notes(plan, server_cpu == load_cpu));
+    report.notes.extend(notes(plan, server_cpu == load_cpu, kept_awake));
     report.conditions = Conditions {
         date: utc(SystemTime::now()),
         kernel: nix::sys::utsname::uname()
@@ -236,6 +274,14 @@ pub fn run(plan: &Plan, stop: &AtomicBool, say: &mut dyn FnMut(&str)) -> Result<
     Ok(report)
 }
 
+/// One certificate (RSA, 2048 bits) for all servers, in a folder of its own.
+fn make_certificate(folder: &Folder) -> Result<(), CompareError> {
+    let source = Source::Own { folder: folder.join(CERTIFICATES), host: None };
+    Certificates::open(source, &[])
+        .map(drop)
+        .map_err(|error| CompareError::new(format!("make a certificate: {error}")))
+}
+
 /// Takes out the transmit-only loads that this kernel refuses; what is told instead.
 fn drop_refused(cases: &mut Vec<work::Case>) -> Option<Missing> {
     let refused = |what: &str, why: String| Some(Missing { server: what.into(), why, ..Missing::default() });
@@ -251,7 +297,7 @@ fn drop_refused(cases: &mut Vec<work::Case>) -> Option<Missing> {
 }
 
 /// What every reader has to know.
-fn notes(plan: &Plan, one_cpu: bool) -> Vec<String> {
+fn notes(plan: &Plan, one_cpu: bool, kept_awake: bool) -> Vec<String> {
     let mut notes = vec![
         "veth and loopback copy what a network card would not: zero-copy senders show nothing here, and a card's driver \
          and interrupts cost nothing. Ratios and CPU costs say more than throughput."
@@ -273,6 +319,13 @@ fn notes(plan: &Plan, one_cpu: bool) -> Vec<String> {
                 .to_owned(),
         );
     }
+    if kept_awake {
+        notes.push(
+            "The two CPUs are kept from falling asleep by processes that run only when nobody else wants to: no server and no \
+             load pays for waking a CPU, which takes longer on one machine than on another."
+                .to_owned(),
+        );
+    }
     if cfg!(debug_assertions) {
         notes.push(format!("This {OURS} was built for debugging: its figures say nothing about its speed."));
     }
@@ -290,12 +343,42 @@ struct Bench<'a> {
     load_group: Group,
     contenders: Vec<Contender>,
     missing: Vec<Missing>,
-    /// Servers started so far: the next one's number.
-    started: u8,
+    /// What is left of the plan's time for further rounds.
+    extra: Duration,
     notes: Vec<String>,
 }
 
 impl Bench<'_> {
+    /// About how long all of it takes, rounds beyond the least aside.
+    fn about(&self, cases: &[work::Case]) -> Duration {
+        let Plan { rounds, time, .. } = *self.plan;
+        let there = |kinds: &[Kind]| -> u32 {
+            kinds.iter().filter(|kind| self.wants(**kind) && kind.missing().is_none()).count() as u32
+        };
+        let mut about = Duration::ZERO;
+        let mut started: Vec<Kind> = Vec::new();
+        for case in cases {
+            let rounds = rounds.min(case.what.rounds_max());
+            let warm_up = if case.what.warm_up().is_some() { WARM_UP } else { Duration::ZERO };
+            about += (case.what.about(time) * rounds + warm_up) * there(case.kinds);
+            started.extend(case.kinds);
+        }
+        if self.plan.works.contains(&Work::Dhcp) {
+            let each = work::OVERLOAD.about(time) * 2 * rounds;
+            about += each * there(work::OVERLOADED) * work::OVERLOADS.len() as u32;
+        }
+        if self.plan.works.contains(&Work::Network) {
+            let loads = work::network_loads(self.plan.quick);
+            let each: Duration = loads.iter().map(|what| what.about(time)).sum();
+            let lossy = self.plan.losses.iter().filter(|loss| **loss > 0.0).count() as u32;
+            let points = self.plan.losses.len() as u32 + lossy * (LOSSY_TIMES - 1);
+            about += each * points * self.plan.rtts.len() as u32 * self.network_rounds();
+        }
+        started.sort_by_key(|kind| *kind as u8);
+        started.dedup();
+        about + Duration::from_millis(700) * there(&started)
+    }
+
     /// One work on everybody who can do it.
     fn trial(&mut self, case: &work::Case, mut trial: Trial) -> Result<Trial, CompareError> {
         let mut able = Vec::new();
@@ -305,24 +388,59 @@ impl Bench<'_> {
                 trial.servers.push((kind.name().into(), Vec::new()));
             }
         }
-        for round in 0..self.plan.rounds.min(case.what.rounds_max()) as usize {
-            // Whoever begins finds the caches as the last one left them: everybody begins in turn.
-            for place in 0..able.len() {
-                let index = (place + round) % able.len();
-                let sample = self.sample(able[index], &case.what, self.plan.time)?;
-                trial.servers[index].1.push(sample);
+        if let Some(warm_up) = case.what.warm_up() {
+            for kind in able.iter().copied() {
+                // What it reaches does not count; who falls over is started again for the first round.
+                let _ = self.sample(kind, &warm_up, WARM_UP.min(self.plan.time))?;
             }
         }
-        // What comes near the load's own ceiling says as much about the load.
-        let null = trial.servers.iter().find(|(name, _)| name == NULL);
-        let ceiling = null.and_then(|(_, samples)| {
-            median(&samples.iter().flatten().map(|sample| sample.point.units_per_s()).collect::<Vec<_>>())
-        });
-        for sample in trial.servers.iter_mut().filter(|(name, _)| name != NULL).flat_map(|(_, s)| s).flatten()
+        let most = case.what.rounds_max();
+        // No work takes all of what further rounds may take: what one leaves over is there for the next.
+        let mut allowance = self.extra / EXTRA_PART;
+        let mut round = 0;
+        while round < self.plan.rounds.min(most)
+            || (round < self.plan.rounds_max.min(most) && !allowance.is_zero() && !trial.is_settled())
         {
-            sample.point.judge_load(ceiling);
+            let began = Instant::now();
+            // Whoever goes first finds the caches as the last one left them, and what changes in the course of a round meets
+            // the last most: everybody begins in turn, and every other round goes the other way round.
+            let mut order: Vec<usize> = (0..able.len()).collect();
+            order.rotate_left(round as usize / 2 % able.len().max(1));
+            if round % 2 == 1 {
+                order.reverse();
+            }
+            for index in order {
+                let sample = match fruitless(&trial.servers[index].1) {
+                    Some(why) => Err(why),
+                    None => self.round(able[index], &case.what)?,
+                };
+                trial.servers[index].1.push(sample);
+            }
+            if round >= self.plan.rounds {
+                self.extra = self.extra.saturating_sub(began.elapsed());
+                allowance = allowance.saturating_sub(began.elapsed());
+            }
+            round += 1;
         }
+        trial.judge_load();
         Ok(trial)
+    }
+
+    /// One load of a round; a server that has to know nothing yet is started for it.
+    fn round(&mut self, kind: Kind, what: &What) -> Result<Result<Sample, String>, CompareError> {
+        if what.begins_afresh(kind) {
+            let site = &self.site;
+            if let Some(contender) = self.contenders.iter_mut().find(|contender| contender.kind == kind)
+                && let Err(error) = contender.restart(site)
+            {
+                interrupted(self.site.stop)?;
+                return Ok(Err(error.message));
+            }
+            if let Err(why) = self.answers(kind, what)? {
+                return Ok(Err(why));
+            }
+        }
+        self.sample(kind, what, self.plan.time)
     }
 
     /// A server left with `share` of its CPU is offered `factor` times what it then can do.
@@ -330,34 +448,40 @@ impl Bench<'_> {
         let (work, mut settings, clients) = work::OVERLOAD.describe();
         settings.insert("offered".into(), format!("{factor} x its peak"));
         let mut trial = Trial { work: work.into(), settings, clients, servers: Vec::new() };
-        let mut shares = Vec::new();
+        let mut able = Vec::new();
         for kind in work::OVERLOADED.iter().copied() {
-            if !self.wants(kind) || !self.ready(kind, &work::OVERLOAD)? {
-                continue;
+            if self.wants(kind) && self.ready(kind, &work::OVERLOAD)? {
+                able.push(kind);
+                trial.servers.push((kind.name().into(), Vec::new()));
             }
-            let (mut samples, mut of_peak) = (Vec::new(), Vec::new());
-            for _ in 0..self.plan.rounds {
+        }
+        let mut of_peak: Vec<Vec<f64>> = vec![Vec::new(); able.len()];
+        for round in 0..self.plan.rounds as usize {
+            for place in 0..able.len() {
+                let index = (place + round) % able.len();
+                let kind = able[index];
                 self.limit(kind, Some(share))?;
                 let peak = self.sample(kind, &work::OVERLOAD, self.plan.time)?;
-                let rate = peak.as_ref().map_or(0.0, |peak| peak.point.units_per_s()) * f64::from(factor);
+                let peak_rate = peak.as_ref().map_or(0.0, |peak| peak.point.units_per_s());
                 let sample = match peak {
-                    Ok(_) if rate >= 1.0 => {
-                        self.sample(kind, &work::OVERLOAD.offered(rate as u32), self.plan.time)?
+                    Ok(_) if peak_rate >= 1.0 => {
+                        let offered = work::OVERLOAD.offered((peak_rate * f64::from(factor)) as u32);
+                        self.sample(kind, &offered, self.plan.time)?
                     }
                     Ok(_) => Err("throttled, it did nothing".into()),
                     Err(why) => Err(why),
                 };
                 self.limit(kind, None)?;
-                of_peak
-                    .extend(sample.as_ref().ok().map(|s| s.point.units_per_s() * f64::from(factor) / rate));
-                samples.push(sample);
+                of_peak[index].extend(sample.as_ref().ok().map(|s| s.point.units_per_s() / peak_rate));
+                trial.servers[index].1.push(sample);
             }
-            trial.servers.push((kind.name().into(), samples));
-            shares.push(median(&of_peak));
         }
         let mut rows = trial.rows();
-        for (row, share) in rows.iter_mut().zip(shares) {
-            row.of_peak = share;
+        for (row, shares) in rows.iter_mut().zip(of_peak) {
+            row.of_peak = median(&shares);
+            row.of_peak_spread = range(&shares);
+            // A load that offers more than anybody takes is busy with what is refused: that is no limit of the server's.
+            row.load_headroom = None;
         }
         Ok(rows)
     }
@@ -394,35 +518,38 @@ impl Bench<'_> {
             });
             return Ok(false);
         }
-        // One client, as often as it takes: dhcpd and Kea need a second until they answer.
+        let Err(why) = self.answers(kind, what)? else { return Ok(true) };
+        if kind.peer().is_none() {
+            return Err(CompareError::new(format!("{OURS} does not answer: {why}")));
+        }
+        self.missing.push(Missing { server: kind.name().into(), why, ..Missing::default() });
+        Ok(false)
+    }
+
+    /// Waits until a server that was started answers one client, as often as it takes: Kea needs a second for that.
+    fn answers(&mut self, kind: Kind, what: &What) -> Result<Result<(), String>, CompareError> {
         let began = Instant::now();
-        let probe = what.with_clients(1);
-        let mut last = String::new();
+        let probe = what.probe();
+        let falls = |bench: &Self| {
+            bench.contenders.iter().find(|contender| contender.kind == kind).map_or(0, |c| c.fell_over)
+        };
+        let fell_before = falls(self);
         loop {
-            if self.contenders.iter().all(|contender| contender.kind != kind) {
-                self.missing.push(Missing { server: kind.name().into(), why: last, ..Missing::default() });
-                return Ok(false);
-            }
             let why = match self.sample(kind, &probe, Duration::from_millis(PROBE_MS))? {
-                Ok(sample) if sample.point.bytes + sample.point.units > 0 => return Ok(true),
+                Ok(sample) if sample.point.bytes + sample.point.units > 0 => return Ok(Ok(())),
                 Ok(sample) => format!("no answer: {:?}", sample.point.failure_reasons),
                 Err(why) => why,
             };
-            if began.elapsed() > SOON {
-                if kind.peer().is_none() {
-                    return Err(CompareError::new(format!("{OURS} does not answer: {why}")));
-                }
-                self.missing.push(Missing { server: kind.name().into(), why, ..Missing::default() });
-                return Ok(false);
+            if began.elapsed() > SOON || falls(self) - fell_before >= FALLS_MAX {
+                return Ok(Err(why));
             }
-            last = why;
             std::thread::sleep(PROBE_PAUSE);
         }
     }
 
     fn start(&mut self, kind: Kind) -> Result<(), CompareError> {
-        self.started += 1;
-        let contender = Contender::start(kind, self.started, &self.site)?;
+        let number = self.contenders.len() as u8 + 1;
+        let contender = Contender::start(kind, number, &self.site)?;
         self.contenders.push(contender);
         Ok(())
     }
@@ -437,6 +564,13 @@ impl Bench<'_> {
         let Some(index) = self.contenders.iter().position(|contender| contender.kind == kind) else {
             return Ok(Err("it does not run".into()));
         };
+        let (contender, site) = (&mut self.contenders[index], &self.site);
+        if let Some(why) = contender.why_ended()
+            && let Err(error) = contender.stand_up(site)
+        {
+            interrupted(site.stop)?;
+            return Ok(Err(format!("{why}; started again: {error}")));
+        }
         let contender = &self.contenders[index];
         // Addresses of simulated clients fill the kernel's table, which all namespaces share.
         contender.namespace.ip("neigh flush all")?;
@@ -450,15 +584,11 @@ impl Bench<'_> {
             what: what.clone(),
         };
         let sample = self.load(&contender.group, &load)?;
-        let Some(why) = self.contenders[index].process.why_ended() else { return Ok(sample) };
-        self.contenders.remove(index);
-        if u32::from(self.started) >= RESTARTS_MAX + Kind::ALL.len() as u32 {
-            return Ok(Err(format!("{why}; it was started again often enough")));
-        }
-        match self.start(kind) {
-            Ok(()) => Ok(Err(why)),
-            Err(error) => Ok(Err(format!("{why}; started again: {error}"))),
-        }
+        // What it did before it fell over is no figure of a server.
+        Ok(match self.contenders[index].why_ended() {
+            Some(why) => Err(why),
+            None => sample,
+        })
     }
 
     fn load(&self, group: &Group, load: &Load) -> Result<Result<Sample, String>, CompareError> {
@@ -498,7 +628,7 @@ impl Bench<'_> {
             // One frame is one packet, or the wire would lose 64 KiB at a time.
             end.ip("link set wan gso_max_segs 1")?;
         }
-        let rounds = self.plan.rounds.min(if self.plan.quick { 1 } else { 3 });
+        let rounds = self.network_rounds();
         let (mut rows, mut hosts) = (Vec::new(), 0);
         for loss in self.plan.losses.iter().copied() {
             for rtt in self.plan.rtts.iter().copied() {
@@ -521,8 +651,7 @@ impl Bench<'_> {
                             &output,
                         )?;
                         wire.wait_for(BRIDGE_READY, SOON, self.site.stop)?;
-                        // Long enough for a lost packet's timeout to be a part and not the whole.
-                        let time = if loss > 0.0 { self.plan.time * 3 } else { self.plan.time };
+                        let time = if loss > 0.0 { self.plan.time * LOSSY_TIMES } else { self.plan.time };
                         // New addresses for each, or what the last one left on its way would meet it.
                         hosts += WAN_HOSTS_STEP;
                         let load = Load {
@@ -552,6 +681,10 @@ impl Bench<'_> {
         Ok(rows)
     }
 
+    fn network_rounds(&self) -> u32 {
+        self.plan.rounds.min(if self.plan.quick { 1 } else { NETWORK_ROUNDS_MAX })
+    }
+
     /// Everybody who took part, once.
     fn servers(&self) -> Vec<super::report::Server> {
         let mut servers: Vec<super::report::Server> = Vec::new();
@@ -561,6 +694,26 @@ impl Bench<'_> {
             }
         }
         servers
+    }
+}
+
+/// What went wrong, when it went wrong in each of the last rounds.
+fn fruitless(samples: &[Result<Sample, String>]) -> Option<String> {
+    let last = samples.len().checked_sub(FRUITLESS_MAX).map(|from| &samples[from..])?;
+    let why = last.last()?.as_ref().err()?;
+    last.iter().all(Result::is_err).then(|| why.clone())
+}
+
+/// `blksize 1428` for each setting.
+fn settings_words(settings: &std::collections::BTreeMap<String, String>) -> Vec<String> {
+    settings.iter().map(|(key, value)| format!("{key} {value}")).collect()
+}
+
+/// For people who wait: `40 s`, `4 min`.
+fn minutes(time: Duration) -> String {
+    match time.as_secs() {
+        seconds @ 0..90 => format!("{seconds} s"),
+        seconds => format!("{} min", (seconds + 30) / 60),
     }
 }
 
@@ -652,6 +805,23 @@ mod tests {
             utc(SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_865_400)),
             "2026-11-28 11:30:00 UTC"
         );
+    }
+
+    #[test]
+    fn a_server_that_falls_over_twice_in_a_row_is_not_asked_again() {
+        let fell = || Err::<Sample, _>("it fell over".to_owned());
+        let good = || Ok(Sample { point: Point::default(), cpu_seconds: 0.0 });
+        assert_eq!(fruitless(&[]), None);
+        assert_eq!(fruitless(&[fell()]), None);
+        assert_eq!(fruitless(&[fell(), good()]), None);
+        assert_eq!(fruitless(&[fell(), good(), fell()]), None);
+        assert_eq!(fruitless(&[good(), fell(), fell()]).as_deref(), Some("it fell over"));
+    }
+
+    #[test]
+    fn waiting_times_are_told_in_words() {
+        assert_eq!(minutes(Duration::from_secs(89)), "89 s");
+        assert_eq!(minutes(Duration::from_secs(1350)), "23 min");
     }
 
     #[test]

@@ -21,6 +21,8 @@ use super::cgroup::Group;
 
 /// How often a process is looked at while waiting for it.
 const LOOK: Duration = Duration::from_millis(5);
+/// How long a command may take that sets something up or tells a version.
+const COMMAND_PATIENCE: Duration = Duration::from_secs(20);
 /// How long a server may take to end after SIGTERM.
 const TERM_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -31,24 +33,61 @@ pub(super) fn find_programs(name: &str) -> Vec<PathBuf> {
     folders.map(|folder| folder.join(name)).filter(|file| file.is_file()).collect()
 }
 
-/// Runs a command to its end; what it printed, both outputs.
+/// Runs a command to its end; what it printed, both outputs. One that does not end is killed.
 pub(super) fn run(command: &mut Command) -> Result<String, CompareError> {
-    let output = command
+    let words: Vec<String> = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    let failed = |why: &dyn std::fmt::Display| CompareError::new(format!("{}: {why}", words.join(" ")));
+    let child = command
         .stdin(Stdio::null())
-        .output()
-        .map_err(|error| CompareError::new(format!("{}: {error}", command.get_program().display())))?;
-    let text =
-        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    if output.status.success() {
-        return Ok(text);
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| failed(&error))?;
+    let outcome = watch(child, COMMAND_PATIENCE, &AtomicBool::new(false)).map_err(|error| failed(&error))?;
+    let text = format!("{}{}", outcome.output, outcome.errors);
+    match outcome.status {
+        Some(status) if status.success() => Ok(text),
+        Some(_) => Err(failed(&text.trim())),
+        None => Err(failed(&format!("it did not end within {COMMAND_PATIENCE:?}"))),
     }
-    let words: Vec<String> = command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect();
-    Err(CompareError::new(format!(
-        "{} {}: {}",
-        command.get_program().display(),
-        words.join(" "),
-        text.trim()
-    )))
+}
+
+/// What a child left behind; no status: it was killed because its time was over or the end was asked for.
+struct Outcome {
+    status: Option<std::process::ExitStatus>,
+    output: String,
+    errors: String,
+}
+
+/// Waits for a child whose outputs are pipes.
+fn watch(mut child: Child, patience: Duration, stop: &AtomicBool) -> std::io::Result<Outcome> {
+    // Read beside, or a long answer would fill the pipe and the child would wait for ever.
+    let read = |stream: Option<Box<dyn std::io::Read + Send>>| {
+        std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            let read = stream.map(|mut stream| stream.read_to_end(&mut bytes));
+            read.map(|_| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+        })
+    };
+    let output = read(child.stdout.take().map(|stream| Box::new(stream) as _));
+    let errors = read(child.stderr.take().map(|stream| Box::new(stream) as _));
+    let start = Instant::now();
+    let status = loop {
+        match child.try_wait()? {
+            Some(status) => break Some(status),
+            None if stop.load(Ordering::Relaxed) || start.elapsed() > patience => {
+                let _ = child.kill();
+                let _ = child.wait();
+                break None;
+            }
+            None => std::thread::sleep(LOOK),
+        }
+    };
+    let (output, errors) = (output.join().unwrap_or_default(), errors.join().unwrap_or_default());
+    Ok(Outcome { status, output, errors })
 }
 
 /// Followed by the process id of its owner.
@@ -160,11 +199,15 @@ impl Drop for Namespace {
     }
 }
 
+/// Words for a shell that make it a member of a group.
+fn joins(group: &Group) -> String {
+    group.procs().iter().map(|procs| format!("echo $$ > {} && ", procs.display())).collect()
+}
+
 /// `program` as a command that runs in a namespace, on a CPU and in a group, and ends with this process.
 pub(super) fn inside(namespace: &Namespace, cpu: usize, group: &Group, program: &Command) -> Command {
     // The shell joins the group and becomes the program, which thereby never runs outside of it.
-    let joins: String =
-        group.procs().iter().map(|procs| format!("echo $$ > {} && ", procs.display())).collect();
+    let joins = joins(group);
     let mut command = namespace.command("sh");
     command.args([
         "-c",
@@ -260,6 +303,60 @@ impl Drop for Process {
     }
 }
 
+/// The server's CPU and the load's: the first one, and the first other one that does not share its core with it. Where there
+/// is only one, both.
+pub(super) fn cpu_pair(allowed: &[usize]) -> (usize, usize) {
+    let server = allowed.first().copied().unwrap_or_default();
+    let siblings =
+        fs::read_to_string(format!("/sys/devices/system/cpu/cpu{server}/topology/thread_siblings_list"))
+            .unwrap_or_default();
+    let others = || allowed.iter().copied().filter(|cpu| *cpu != server);
+    let load = others().find(|cpu| !is_listed(siblings.trim(), *cpu)).or_else(|| others().next());
+    (server, load.unwrap_or(server))
+}
+
+/// Whether a list as the kernel writes them, `0-3,8`, names a CPU.
+fn is_listed(list: &str, cpu: usize) -> bool {
+    list.split(',').any(|part| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        matches!((first.parse(), last.parse()), (Ok(first), Ok(last)) if (first..=last).contains(&cpu))
+    })
+}
+
+/// Keeps CPUs from falling asleep: on each, a process that runs only when nobody else wants to. Without it, how long a
+/// sleeping CPU takes to wake is part of every exchange of few clients, and differs from run to run by more than
+/// servers do.
+#[derive(Debug)]
+pub(super) struct Awake(Vec<Child>);
+
+impl Awake {
+    /// On every CPU of `cpus`, as members of `group`, which must stand back behind everybody.
+    pub(super) fn keep(cpus: &[usize], group: &Group) -> Result<Self, CompareError> {
+        let mut awake = Self(Vec::new());
+        for cpu in cpus {
+            let mut command = Command::new("setpriv");
+            command.args(["--pdeathsig", "KILL", "taskset", "-c", &cpu.to_string(), "chrt", "--idle", "0"]);
+            command.args(["sh", "-c", &format!("{}while :; do :; done", joins(group))]);
+            let child = command
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .spawn()
+                .map_err(|error| CompareError::new(format!("setpriv: {error}")))?;
+            awake.0.push(child);
+        }
+        Ok(awake)
+    }
+}
+
+impl Drop for Awake {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
 /// The last lines of a program's output, in one.
 fn last_lines(output: &Path) -> String {
     let text = fs::read(output).unwrap_or_default();
@@ -276,31 +373,9 @@ pub(super) fn run_load(
     stop: &AtomicBool,
 ) -> Result<String, LoadFailure> {
     let failed = |error: std::io::Error| LoadFailure::Failed(format!("start the load: {error}"));
-    let mut child =
+    let child =
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(failed)?;
-    // Read beside, or a long answer would fill the pipe and the load would wait for ever.
-    let read = |stream: Option<Box<dyn std::io::Read + Send>>| {
-        std::thread::spawn(move || {
-            let mut text = String::new();
-            let read = stream.map(|mut stream| stream.read_to_string(&mut text));
-            read.and_then(Result::ok).map(|_| text).unwrap_or_default()
-        })
-    };
-    let output = read(child.stdout.take().map(|stream| Box::new(stream) as _));
-    let errors = read(child.stderr.take().map(|stream| Box::new(stream) as _));
-    let start = Instant::now();
-    let status = loop {
-        match child.try_wait().map_err(failed)? {
-            Some(status) => break Some(status),
-            None if stop.load(Ordering::Relaxed) || start.elapsed() > patience => {
-                let _ = child.kill();
-                let _ = child.wait();
-                break None;
-            }
-            None => std::thread::sleep(LOOK),
-        }
-    };
-    let (output, errors) = (output.join().unwrap_or_default(), errors.join().unwrap_or_default());
+    let Outcome { status, output, errors } = watch(child, patience, stop).map_err(failed)?;
     if stop.load(Ordering::Relaxed) {
         return Err(LoadFailure::Interrupted);
     }
@@ -326,4 +401,29 @@ pub(super) enum LoadFailure {
 /// An error once somebody has asked for the end.
 pub(super) fn interrupted(stop: &AtomicBool) -> Result<(), CompareError> {
     if stop.load(Ordering::Relaxed) { Err(CompareError::interrupted()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_of_cpus_are_read_as_the_kernel_writes_them() {
+        assert!(is_listed("0-3,8", 2) && is_listed("0-3,8", 8) && is_listed("5", 5));
+        assert!(!is_listed("0-3,8", 4) && !is_listed("", 0));
+        assert_eq!(cpu_pair(&[7]), (7, 7));
+        assert_ne!(cpu_pair(&[0, 1]).1, 0);
+    }
+
+    #[test]
+    fn a_command_that_does_not_end_is_killed_and_said() {
+        let child = Command::new("sleep").arg("60").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let began = Instant::now();
+        let outcome = watch(child.unwrap(), Duration::from_millis(50), &AtomicBool::new(false)).unwrap();
+        assert!(outcome.status.is_none() && began.elapsed() < Duration::from_secs(30));
+        assert_eq!(run(Command::new("echo").arg("said")).unwrap(), "said\n");
+        assert!(
+            run(Command::new("sh").args(["-c", "echo why >&2; false"])).unwrap_err().message.contains("why")
+        );
+    }
 }

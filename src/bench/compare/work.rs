@@ -9,25 +9,33 @@ use serde::{Deserialize, Serialize};
 use super::contender::{IMAGE, Kind, LOADER};
 use crate::bench::dhcp::{DhcpLoad, Mode};
 use crate::bench::http::{HttpLoad, Work as HttpWork};
+use crate::bench::https::HttpsLoad;
 use crate::bench::result::Point;
 use crate::bench::storm::StormLoad;
 use crate::bench::tftp::TftpLoad;
 use crate::bench::transmit::TransmitLoad;
-use crate::bench::{Way, dhcp, http, storm, tftp, transmit};
+use crate::bench::{Way, dhcp, http, https, storm, tftp, transmit};
 use crate::client::{Kind as Firmware, Patience};
 
 /// Machines that scripts are asked for, and that DHCP serves in turn.
 const MACHINES: u32 = 10_000;
+/// Machines that ask for the first time: about as many as there are addresses to give.
+const NEWCOMERS: u32 = 30_000;
 /// A lost exchange is lost after iPXE's first patience.
 const EXCHANGE_WAIT: Duration = Duration::from_secs(1);
 /// DHCP exchanges under way at once.
 const EXCHANGES: u32 = 64;
 /// What has not booted by then has failed.
 const STORM_TIME: Duration = Duration::from_secs(120);
+/// What a storm takes as a rule, what stands around every load, and what starting a server adds.
+const STORM_ABOUT: Duration = Duration::from_secs(15);
+const LOAD_ABOUT: Duration = Duration::from_millis(130);
+const RESTART_ABOUT: Duration = Duration::from_millis(700);
 const TFTP_PORT: u16 = 69;
 /// The largest block that fits a frame of MTU 1500.
 const FRAME_BLKSIZE_MAX: u16 = 1468;
 const HTTP_PORT: u16 = 4433;
+pub(super) const HTTPS_PORT: u16 = 4434;
 const SCRIPT_PATH: &str = "/ipxe?mac={mac}";
 
 /// A part of a comparison.
@@ -35,7 +43,9 @@ const SCRIPT_PATH: &str = "/ipxe?mac={mac}";
 pub enum Work {
     /// Large files over HTTP.
     Http,
-    /// The same with nobody receiving them: what sending alone costs.
+    /// The same, and small answers, by TLS.
+    Https,
+    /// Large files over HTTP with nobody receiving them: what sending alone costs.
     Transmit,
     /// Files over TFTP.
     Tftp,
@@ -51,13 +61,22 @@ pub enum Work {
 
 impl Work {
     /// All of them, in the order they are done.
-    pub const ALL: [Self; 7] =
-        [Self::Http, Self::Transmit, Self::Tftp, Self::Dhcp, Self::Script, Self::Storm, Self::Network];
+    pub const ALL: [Self; 8] = [
+        Self::Http,
+        Self::Https,
+        Self::Transmit,
+        Self::Tftp,
+        Self::Dhcp,
+        Self::Script,
+        Self::Storm,
+        Self::Network,
+    ];
 
     /// As on the command line.
     pub fn word(self) -> &'static str {
         match self {
             Self::Http => "http",
+            Self::Https => "https",
             Self::Transmit => "transmit",
             Self::Tftp => "tftp",
             Self::Dhcp => "dhcp",
@@ -102,6 +121,13 @@ pub enum What {
         /// Connections at once.
         connections: u32,
     },
+    /// A file by HTTPS, again and again; or scripts, each on a new connection.
+    Https {
+        /// Connections at once.
+        connections: u32,
+        /// A script, a handshake each.
+        close: bool,
+    },
     /// A file by HTTP that is acknowledged and not received.
     Transmit {
         /// Connections at once.
@@ -126,6 +152,8 @@ pub enum What {
         clients: u32,
         /// Begun a second, whatever comes back; `None`: the next one when one has ended.
         rate: Option<u32>,
+        /// Every machine asks once, and nobody has seen it before.
+        first_time: bool,
     },
     /// Whole boots of all kinds of firmware, each machine once.
     Storm {
@@ -205,6 +233,14 @@ impl Load {
                 };
                 http::run(&http_load(work, connections, false))
             }
+            What::Https { connections, close } => https::run(&HttpsLoad {
+                server: at(HTTPS_PORT),
+                path: if close { SCRIPT_PATH.into() } else { format!("/images/{IMAGE}") },
+                machines: MACHINES,
+                connections,
+                close,
+                time,
+            }),
             What::Transmit { connections, requests, sender: _ } => transmit::run(&TransmitLoad {
                 server: at(HTTP_PORT),
                 interface: self.interface.clone(),
@@ -217,7 +253,7 @@ impl Load {
                 let work = HttpWork::Script { path: SCRIPT_PATH.into(), machines: MACHINES };
                 http::run(&http_load(work, connections, close))
             }
-            What::Dhcp { exchange, clients, rate } => dhcp::run(&DhcpLoad {
+            What::Dhcp { exchange, clients, rate, first_time } => dhcp::run(&DhcpLoad {
                 interface: self.interface.clone(),
                 server: None,
                 mode: match exchange {
@@ -226,7 +262,8 @@ impl Load {
                     Exchange::Proxy => Mode::Proxy,
                 },
                 clients,
-                machines: MACHINES,
+                machines: if first_time { NEWCOMERS } else { MACHINES },
+                exchanges_max: first_time.then_some(NEWCOMERS),
                 pxe: exchange == Exchange::Proxy,
                 relays: 0,
                 first_relay: None,
@@ -254,6 +291,7 @@ impl What {
         match &mut what {
             Self::Tftp { clients, .. } | Self::Dhcp { clients, .. } => *clients = count,
             Self::Http { connections, .. }
+            | Self::Https { connections, .. }
             | Self::Transmit { connections, .. }
             | Self::Script { connections, .. } => *connections = count,
             Self::Storm { machines, .. } => *machines = count,
@@ -275,8 +313,45 @@ impl What {
         if matches!(self, Self::Storm { .. }) { 3 } else { u32::MAX }
     }
 
+    /// True where what a server has learned changes what it does: it begins each round knowing nothing. dnsmasq writes all
+    /// it knows for every lease, so it would slow down from round to round.
+    pub(super) fn begins_afresh(&self, kind: Kind) -> bool {
+        match self {
+            Self::Dhcp { first_time: true, .. } => true,
+            Self::Dhcp { exchange: Exchange::Dora, .. } => kind == Kind::Dnsmasq,
+            _ => false,
+        }
+    }
+
+    /// The load that is run once before the first round and not counted: it fills caches and tables.
+    pub(super) fn warm_up(&self) -> Option<Self> {
+        match self {
+            Self::Storm { .. } | Self::Dhcp { first_time: true, .. } => None,
+            what => Some(what.clone()),
+        }
+    }
+
+    /// A load of one client that shows that a server answers.
+    pub(super) fn probe(&self) -> Self {
+        let mut what = self.with_clients(1);
+        // The first-time load would go on until all have asked.
+        if let Self::Dhcp { first_time, .. } = &mut what {
+            *first_time = false;
+        }
+        what
+    }
+
+    /// About how long one of it takes, setting up included.
+    pub(super) fn about(&self, time: Duration) -> Duration {
+        match self {
+            Self::Storm { .. } => STORM_ABOUT,
+            what if what.begins_afresh(Kind::Ours) => time + RESTART_ABOUT,
+            _ => time + LOAD_ABOUT,
+        }
+    }
+
     pub(super) fn is_http(&self) -> bool {
-        matches!(self, Self::Http { .. } | Self::Transmit { .. } | Self::Script { .. })
+        matches!(self, Self::Http { .. } | Self::Https { .. } | Self::Transmit { .. } | Self::Script { .. })
     }
 
     /// As rows name it: work, settings and clients.
@@ -295,6 +370,13 @@ impl What {
                     range.map_or_else(|| "whole file".into(), |len| format!("{} MiB ranges", len >> 20));
                 ("http", of(&[("request", request)]), *connections)
             }
+            // Named apart, because one is counted in bytes and the other in answers.
+            Self::Https { connections, close: false } => {
+                ("https", of(&[("request", "whole file".into())]), *connections)
+            }
+            Self::Https { connections, close: true } => {
+                ("handshake", of(&[("connection", "new each time".into())]), *connections)
+            }
             Self::Transmit { connections, sender, .. } => {
                 let sender = match sender {
                     Sender::Splice => "splice",
@@ -306,13 +388,17 @@ impl What {
                 let kept = if *close { "new each time" } else { "kept alive" };
                 ("script", of(&[("connection", kept.into())]), *connections)
             }
-            Self::Dhcp { exchange, clients, .. } => {
+            Self::Dhcp { exchange, clients, first_time, .. } => {
                 let word = match exchange {
                     Exchange::Discover => Mode::Discover,
                     Exchange::Dora => Mode::Dora,
                     Exchange::Proxy => Mode::Proxy,
                 };
-                ("dhcp", of(&[("mode", word.word().into())]), *clients)
+                let mut settings = of(&[("mode", word.word().into())]);
+                if *first_time {
+                    settings.insert("machines".into(), "never seen before".into());
+                }
+                ("dhcp", settings, *clients)
             }
             Self::Storm { machines, impatient } => {
                 let timers = if *impatient { "waits for offers cut short" } else { "as in firmware" };
@@ -348,6 +434,13 @@ pub(super) fn cases(works: &[Work], quick: bool) -> Vec<Case> {
                 for (mib, connections) in ranges.iter().copied() {
                     add(What::Http { range: Some(mib << 20), connections }, HTTP);
                 }
+            }
+            Work::Https => {
+                let clients: &[u32] = if quick { &[16] } else { &[1, 16, 256] };
+                for connections in clients.iter().copied() {
+                    add(What::Https { connections, close: false }, HTTP);
+                }
+                add(What::Https { connections: 16, close: true }, HTTP);
             }
             Work::Transmit => {
                 let senders: [(Sender, &[Kind]); 2] = [
@@ -396,8 +489,10 @@ pub(super) fn cases(works: &[Work], quick: bool) -> Vec<Case> {
                 let exchanges =
                     [(Exchange::Discover, FULL), (Exchange::Dora, LEASES), (Exchange::Proxy, PROXY)];
                 for (exchange, kinds) in exchanges {
-                    add(What::Dhcp { exchange, clients: EXCHANGES, rate: None }, kinds);
+                    add(What::Dhcp { exchange, clients: EXCHANGES, rate: None, first_time: false }, kinds);
                 }
+                let exchange = Exchange::Dora;
+                add(What::Dhcp { exchange, clients: EXCHANGES, rate: None, first_time: true }, LEASES);
             }
             Work::Storm => {
                 add(What::Storm { machines: if quick { 100 } else { 500 }, impatient: quick }, &[Kind::Ours])
@@ -409,8 +504,9 @@ pub(super) fn cases(works: &[Work], quick: bool) -> Vec<Case> {
 }
 
 /// Who is overloaded, with what, and by how much of what it can do.
-pub(super) const OVERLOADED: &[Kind] = &[Kind::Ours, Kind::Kea];
-pub(super) const OVERLOAD: What = What::Dhcp { exchange: Exchange::Dora, clients: EXCHANGES, rate: None };
+pub(super) const OVERLOADED: &[Kind] = &[Kind::Ours, Kind::Kea, Kind::Null];
+pub(super) const OVERLOAD: What =
+    What::Dhcp { exchange: Exchange::Dora, clients: EXCHANGES, rate: None, first_time: false };
 /// The factor, and the share of its CPU that the server is left with so that the load can reach it.
 pub(super) const OVERLOADS: [(u32, f64); 2] = [(3, 0.2), (10, 0.1)];
 

@@ -40,6 +40,12 @@ pub struct Report {
     pub rows: Vec<Row>,
     /// What a reader has to know.
     pub notes: Vec<String>,
+    /// How many ratios are known how well from this run alone.
+    #[serde(default)]
+    pub confidence: Confidence,
+    /// How well this run agrees with the earlier one it was compared with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agreement: Option<Agreement>,
 }
 
 /// What everything was measured under.
@@ -126,6 +132,10 @@ pub struct Row {
     pub ratio: Option<f64>,
     /// Least and greatest of those.
     pub spread: Option<[f64; 2]>,
+    /// Where the true median of those lies, with a confidence of seven in eight or more ([`interval`]).
+    pub interval: Option<[f64; 2]>,
+    /// Each round's, in the order of the rounds.
+    pub ratios: Vec<f64>,
     /// This program's CPU cost by this server's in the same round: the median.
     pub cpu_ratio: Option<f64>,
     /// Least and greatest of those.
@@ -138,12 +148,17 @@ pub struct Row {
     pub jain: Option<f64>,
     /// Under overload: what was done by what it did when no more was asked of it than it can do. The median.
     pub of_peak: Option<f64>,
+    /// Least and greatest of those.
+    pub of_peak_spread: Option<[f64; 2]>,
     /// Failures of all rounds.
     pub failures: u64,
     /// The same by reason.
     pub failure_reasons: BTreeMap<String, u64>,
     /// In most rounds the load was the limit.
     pub load_limited: bool,
+    /// What the load could have taken by what it took: the median. Below [`HEADROOM`] the figure says as much about the
+    /// load as about the server.
+    pub load_headroom: Option<f64>,
     /// Rounds that gave a figure.
     pub rounds: u32,
     /// What the load said when it gave none.
@@ -181,12 +196,21 @@ impl Sample {
 /// What throughput is counted in.
 fn value_unit(work: &str) -> &'static str {
     match work {
-        "tftp" | "http" | "transmit" => "MB/s",
-        "script" => "requests/s",
+        "tftp" | "http" | "transmit" | "https" => "MB/s",
+        "script" | "handshake" => "requests/s",
         "storm" => "boots/s",
         _ => "exchanges/s",
     }
 }
+
+/// What a load should be able to take beside what it took, so that the server is what is measured.
+pub const HEADROOM: f64 = 1.5;
+
+/// Two runs agree, and one run knows a ratio, within this factor.
+pub const AGREE: f64 = 1.15;
+
+/// A responder that does nothing and yet fills this much of its CPU is a limit of its own.
+const NULL_BUSY: f64 = 0.9;
 
 /// What all servers did with one work: the samples of each, in the order of the rounds.
 #[derive(Clone, Debug, Default)]
@@ -202,6 +226,57 @@ pub struct Trial {
 }
 
 impl Trial {
+    /// This program's throughput by another server's, round by round.
+    fn ratios_to(&self, server: &str) -> Vec<f64> {
+        let of =
+            |name: &str| self.servers.iter().find(|(other, _)| other == name).map(|(_, samples)| samples);
+        let (Some(ours), Some(theirs)) = (of(OURS), of(server)) else { return Vec::new() };
+        let pairs = ours.iter().zip(theirs).filter_map(|(a, b)| Some((a.as_ref().ok()?, b.as_ref().ok()?)));
+        pairs.filter(|(_, b)| b.value() > 0.0).map(|(a, b)| a.value() / b.value()).collect()
+    }
+
+    /// True once further rounds would hardly move a ratio to a peer.
+    pub fn is_settled(&self) -> bool {
+        let peers = self.servers.iter().filter(|(name, _)| is_a_peer(name));
+        peers.map(|(name, _)| self.ratios_to(name)).all(|ratios| ratios.is_empty() || is_known(&ratios))
+    }
+
+    /// What the load reaches when the server is no limit, units a second: against the responder that does nothing, as far
+    /// as that was not busy itself.
+    fn ceiling(&self) -> Option<f64> {
+        let (_, samples) = self.servers.iter().find(|(name, _)| name == NULL)?;
+        let reached = |sample: &Sample| {
+            let point = &sample.point;
+            let null_was_the_limit = sample.cpu_seconds >= NULL_BUSY * point.seconds;
+            let busy = if null_was_the_limit { point.load_busy().clamp(0.01, 1.0) } else { 1.0 };
+            point.units_per_s() / busy
+        };
+        median(&samples.iter().flatten().map(reached).collect::<Vec<_>>())
+    }
+
+    /// What the load could have taken by what it took in one round. Without a responder that does nothing beside it, that
+    /// follows from how busy the load's CPU was.
+    fn headroom(&self, sample: &Sample) -> Option<f64> {
+        let point = &sample.point;
+        let by_null = self.ceiling().map(|ceiling| ceiling / point.units_per_s());
+        let by_cpu = 1.0 / point.load_busy();
+        // Nobody receives what is sent for `transmit`: there is no load to be a limit.
+        let headroom = if point.work == "transmit" { None } else { by_null.or(Some(by_cpu)) };
+        headroom.filter(|value| value.is_finite())
+    }
+
+    /// Says of each round whether the load was its limit.
+    pub fn judge_load(&mut self) {
+        let ceiling = self.ceiling();
+        for sample in self.servers.iter_mut().filter(|(name, _)| name != NULL).flat_map(|(_, s)| s).flatten()
+        {
+            let was = sample.point.load_limited;
+            sample.point.judge_load(ceiling);
+            // What the load said of itself, such as frames it could not take in time, stays.
+            sample.point.load_limited |= was;
+        }
+    }
+
     /// A row for each server.
     pub fn rows(&self) -> Vec<Row> {
         let ours = self.servers.iter().find(|(name, _)| name == OURS).map(|(_, samples)| samples.as_slice());
@@ -247,15 +322,21 @@ impl Trial {
             counted,
             ratio: median(&ratios),
             spread: range(&ratios),
+            interval: interval(&ratios),
             cpu_ratio: median(&cpu_ratios),
             cpu_spread: range(&cpu_ratios),
             latency: point.and_then(|point| point.latency),
             first_answer: point.and_then(|point| point.first_answer),
             jain: point.and_then(|point| point.jain),
             of_peak: None,
+            of_peak_spread: None,
             failures: good.iter().map(|sample| sample.point.failures).sum(),
             failure_reasons,
             load_limited: good.iter().filter(|sample| sample.point.load_limited).count() * 2 > good.len(),
+            load_headroom: median(
+                &good.iter().filter_map(|sample| self.headroom(sample)).collect::<Vec<_>>(),
+            ),
+            ratios,
             rounds: good.len() as u32,
             error: samples.iter().find_map(|sample| sample.as_ref().err().cloned()),
         }
@@ -300,8 +381,14 @@ impl Row {
 
     /// What was asked of the server, clients aside: `TFTP blksize 1428, windowsize 16`.
     pub fn family(&self) -> String {
-        let pairs: Vec<String> = self.settings.iter().map(|(key, value)| format!("{key} {value}")).collect();
-        let name = if matches!(self.work.as_str(), "script" | "storm" | "transmit") {
+        // The values of these say by themselves what they are.
+        let plain = |key: &str| matches!(key, "request" | "mode" | "connection" | "timers" | "sender");
+        let pairs: Vec<String> = self
+            .settings
+            .iter()
+            .map(|(key, value)| if plain(key) { value.clone() } else { format!("{key} {value}") })
+            .collect();
+        let name = if matches!(self.work.as_str(), "script" | "storm" | "transmit" | "handshake") {
             self.work.clone()
         } else {
             self.work.to_uppercase()
@@ -312,8 +399,8 @@ impl Row {
     /// The same with the clients.
     pub fn title(&self) -> String {
         let clients = match (self.work.as_str(), self.clients) {
-            ("http" | "script" | "transmit", 1) => "1 connection".into(),
-            ("http" | "script" | "transmit", count) => format!("{count} connections"),
+            ("http" | "https" | "script" | "handshake" | "transmit", 1) => "1 connection".into(),
+            ("http" | "https" | "script" | "handshake" | "transmit", count) => format!("{count} connections"),
             (_, 1) => "1 client".into(),
             (_, count) => format!("{count} clients"),
         };
@@ -322,7 +409,41 @@ impl Row {
 
     /// True for another server's: neither this program's nor that of the responder that does nothing.
     fn is_a_peers(&self) -> bool {
-        self.server != OURS && self.server != "null" && self.of_peak.is_none()
+        is_a_peer(&self.server)
+    }
+
+    /// How it did under overload.
+    fn overload_remark(&self) -> Option<String> {
+        let percent = |share: f64| format!("{:.0}", share * 100.0);
+        let spread = self
+            .of_peak_spread
+            .map(|[low, high]| format!(" [{}..{}]", percent(low), percent(high)))
+            .unwrap_or_default();
+        self.of_peak.map(|share| format!("{}{spread} % of what it does when not overloaded", percent(share)))
+    }
+
+    /// What there is to say about the load, when it was not certainly faster than the server.
+    fn load_remark(&self) -> Option<String> {
+        if self.load_limited {
+            return Some("the load was the limit: only the CPU figure says something of the server".into());
+        }
+        let near = self.load_headroom.filter(|headroom| *headroom < HEADROOM && self.server != NULL);
+        near.map(|headroom| {
+            format!("the load was near its own limit: it could have taken {headroom:.1} times this")
+        })
+    }
+
+    /// Whether the ratio is known from this run, when there is one to a peer.
+    fn certainty(&self) -> Option<String> {
+        let [low, high] = self.interval.filter(|_| self.is_a_peers())?;
+        (high > low * AGREE).then(|| {
+            format!(
+                "the ratio is not settled: {} rounds leave it between {} and {}",
+                self.ratios.len(),
+                ratio(low),
+                ratio(high)
+            )
+        })
     }
 
     /// True for the same work by the same server.
@@ -339,6 +460,8 @@ pub struct Change {
     pub value: f64,
     /// Ratio to this program now by the same ratio then; what a busy machine disturbs least.
     pub ratio: Option<f64>,
+    /// The same for the ratio of CPU costs.
+    pub cpu_ratio: Option<f64>,
     /// CPU cost now by CPU cost then.
     pub cpu: Option<f64>,
 }
@@ -352,33 +475,62 @@ impl Report {
         Some(Change {
             value: row.value / then.value,
             ratio: quotient(row.ratio, then.ratio),
+            cpu_ratio: quotient(row.cpu_ratio, then.cpu_ratio),
             cpu: quotient(row.cpu, then.cpu),
         })
     }
 
-    /// How well two runs of the same comparison agree: of the ratios in both, the median and the greatest factor by
-    /// which they differ, and how many there are. `None` when none is in both.
-    pub fn agreement(&self, earlier: &Report) -> Option<Agreement> {
-        let factors: Vec<f64> = self
-            .rows
-            .iter()
-            .filter(|row| row.is_a_peers())
-            .filter_map(|row| Self::change(row, earlier)?.ratio)
-            .map(|factor| factor.max(1.0 / factor))
-            .collect();
-        let within = factors.iter().filter(|factor| **factor <= 1.15).count();
+    /// How well two runs of the same comparison agree. `None` when no ratio is in both.
+    pub fn agreement_with(&self, earlier: &Report) -> Option<Agreement> {
+        let mut apart = Vec::new();
+        let mut factors = |of: &dyn Fn(&Change) -> Option<f64>, what: &str| -> Vec<f64> {
+            let peers = self.rows.iter().filter(|row| row.is_a_peers());
+            let changes = peers.filter_map(|row| Some((row, of(&Self::change(row, earlier)?)?)));
+            let mut found = Vec::new();
+            for (row, change) in changes {
+                let factor = change.max(1.0 / change);
+                if factor > AGREE {
+                    apart.push(format!("{}, {}{what} ({factor:.2})", row.title(), row.server));
+                }
+                found.push(factor);
+            }
+            found
+        };
+        let throughput = factors(&|change| change.ratio, "");
+        let cpu = factors(&|change| change.cpu_ratio, ", CPU");
+        let within = |factors: &[f64]| factors.iter().filter(|factor| **factor <= AGREE).count();
         Some(Agreement {
-            ratios: factors.len(),
-            median: median(&factors)?,
-            greatest: range(&factors)?[1],
-            within,
+            since: earlier.conditions.date.clone(),
+            ratios: throughput.len(),
+            median: median(&throughput)?,
+            greatest: range(&throughput)?[1],
+            within: within(&throughput),
+            cpu_ratios: cpu.len(),
+            cpu_within: within(&cpu),
+            apart,
         })
+    }
+
+    /// Reckons [`Report::confidence`] from the rows.
+    pub fn reckon_confidence(&mut self) {
+        let intervals: Vec<[f64; 2]> =
+            self.rows.iter().filter(|row| row.is_a_peers()).filter_map(|row| row.interval).collect();
+        let known = intervals.iter().filter(|[low, high]| *high <= low * AGREE).count();
+        let widths: Vec<f64> = intervals.iter().filter(|i| i[0] > 0.0).map(|i| i[1] / i[0]).collect();
+        self.confidence = Confidence {
+            ratios: intervals.len(),
+            settled: known,
+            median_width: median(&widths).unwrap_or(1.0),
+            greatest_width: range(&widths).map_or(1.0, |range| range[1]),
+        };
     }
 
     /// For each peer and work: the geometric mean of the ratios, of throughput and of CPU, and over how many rows.
     fn summary(&self) -> Vec<Summary> {
         let mut groups: BTreeMap<(String, String), (Vec<f64>, Vec<f64>)> = BTreeMap::new();
-        for row in self.rows.iter().filter(|row| row.is_a_peers() && !row.is_impaired()) {
+        for row in
+            self.rows.iter().filter(|row| row.is_a_peers() && !row.is_impaired() && row.of_peak.is_none())
+        {
             let group = groups.entry((row.work.clone(), row.server.clone())).or_default();
             group.0.extend(row.ratio);
             group.1.extend(row.cpu_ratio);
@@ -396,17 +548,65 @@ impl Report {
     }
 }
 
-/// See [`Report::agreement`].
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+/// How well two runs agree: see [`Report::agreement_with`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Agreement {
-    /// Ratios in both runs.
+    /// When the earlier one was made.
+    pub since: String,
+    /// Ratios of throughput to peers that are in both runs.
     pub ratios: usize,
-    /// The median factor between them, at least 1.
+    /// The median factor between the two runs' figures for them, at least 1.
     pub median: f64,
     /// The greatest.
     pub greatest: f64,
-    /// Ratios that agree within 15 %.
+    /// How many differ by no more than [`AGREE`].
     pub within: usize,
+    /// Ratios of CPU cost in both runs.
+    pub cpu_ratios: usize,
+    /// How many of them differ by no more than [`AGREE`].
+    pub cpu_within: usize,
+    /// Those that differ by more, by name and factor.
+    pub apart: Vec<String>,
+}
+
+impl Agreement {
+    /// `22 of 24 throughput ratios and 24 of 24 CPU ratios agree within 15 %, …`.
+    fn sentence(&self) -> String {
+        format!(
+            "{} of {} throughput ratios and {} of {} CPU ratios agree within 15 %; median factor {:.2}, greatest {:.2}",
+            self.within, self.ratios, self.cpu_within, self.cpu_ratios, self.median, self.greatest
+        )
+    }
+}
+
+/// How well a run knows its own ratios: by [`interval`], and [`AGREE`] from end to end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Confidence {
+    /// Ratios of throughput to peers.
+    pub ratios: usize,
+    /// How many are settled.
+    pub settled: usize,
+    /// From the lower to the upper end of their intervals, as a factor: the median.
+    pub median_width: f64,
+    /// The widest.
+    pub greatest_width: f64,
+}
+
+impl Confidence {
+    fn sentence(&self) -> Option<String> {
+        (self.ratios > 0).then(|| {
+            format!(
+                "{} of {} ratios are settled: their rounds leave them within 15 % from end to end; median width {:.0} %, widest \
+                 {:.0} %",
+                self.settled,
+                self.ratios,
+                (self.median_width - 1.0) * 100.0,
+                (self.greatest_width - 1.0) * 100.0
+            )
+        })
+    }
 }
 
 /// One line of the summary.
@@ -430,8 +630,42 @@ pub(super) fn median(values: &[f64]) -> Option<f64> {
     }
 }
 
+/// Name in rows of the responder that does nothing.
+pub const NULL: &str = "null";
+
+fn is_a_peer(server: &str) -> bool {
+    server != OURS && server != NULL
+}
+
+/// Where the median of what `values` are drawn from lies: the narrowest pair of them, as far from either end, that
+/// holds it in at least seven of eight cases, whatever the distribution (the binomial one of how many lie below the
+/// median; three rounds make it three of four).
+pub(super) fn interval(values: &[f64]) -> Option<[f64; 2]> {
+    const MISSED_MAX: f64 = 0.125 + 1e-9;
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let count = sorted.len();
+    // Probability that fewer than `place + 1` of them lie below the median.
+    let mut place = 0;
+    let (mut term, mut below) = (0.5f64.powi(count as i32), 0.0);
+    while place * 2 + 2 < count {
+        below += term;
+        term *= (count - place) as f64 / (place + 1) as f64;
+        if 2.0 * (below + term) > MISSED_MAX {
+            break;
+        }
+        place += 1;
+    }
+    Some([*sorted.get(place)?, *sorted.get(count - 1 - place)?])
+}
+
+/// True when [`interval`] leaves no more than [`AGREE`] from end to end.
+fn is_known(ratios: &[f64]) -> bool {
+    interval(ratios).is_some_and(|[low, high]| high <= low * AGREE)
+}
+
 /// Least and greatest.
-fn range(values: &[f64]) -> Option<[f64; 2]> {
+pub(super) fn range(values: &[f64]) -> Option<[f64; 2]> {
     let least = values.iter().copied().reduce(f64::min)?;
     Some([least, values.iter().copied().reduce(f64::max)?])
 }

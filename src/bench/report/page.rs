@@ -2,12 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::time::Duration;
 
 use super::chart::{Axis, Bar, Range, Series, bars, escape, lines, ranges};
 use super::text::{missing_line, short_unit};
 use super::{OURS, Report, Row, figure, micros, with_spread};
+use crate::bench::impair::{duration_text, share_text};
 
 const STYLE: &str = include_str!("page.css");
+/// Groups of bars or ranges in one picture: what half a printed page holds.
+const GROUPS_MAX: usize = 6;
 
 /// The whole page; with `earlier`, what changed since.
 pub fn page(report: &Report, earlier: Option<&Report>) -> String {
@@ -22,7 +26,7 @@ pub fn page(report: &Report, earlier: Option<&Report>) -> String {
          <body>\n<main>\n<h1>{title}</h1>\n"
     );
     conditions(&mut out, report);
-    summary(&mut out, report, earlier);
+    summary(&mut out, report);
     network(&mut out, report);
     throughput(&mut out, report, &styles);
     cpu(&mut out, report, &styles);
@@ -91,7 +95,7 @@ fn conditions(out: &mut String, report: &Report) {
     }
 }
 
-fn summary(out: &mut String, report: &Report, earlier: Option<&Report>) {
+fn summary(out: &mut String, report: &Report) {
     let lines = report.summary();
     if lines.is_empty() {
         return;
@@ -114,16 +118,19 @@ fn summary(out: &mut String, report: &Report, earlier: Option<&Report>) {
         );
     }
     out.push_str("</tbody>\n</table>\n");
-    if let Some(agreement) = earlier.and_then(|earlier| report.agreement(earlier)) {
-        let _ = writeln!(
-            out,
-            "<p>Against the earlier run of {}: {} of {} ratios agree within 15 %; median factor {:.2}, greatest {:.2}.</p>",
-            escape(&earlier.map(|earlier| earlier.conditions.date.clone()).unwrap_or_default()),
-            agreement.within,
-            agreement.ratios,
-            agreement.median,
-            agreement.greatest
-        );
+    if let Some(sentence) = report.confidence.sentence() {
+        let _ = writeln!(out, "<p>{}.</p>", escape(&sentence));
+    }
+    if let Some(agreement) = &report.agreement {
+        let since = escape(&agreement.since);
+        let _ = writeln!(out, "<p>Against the run of {since}: {}.</p>", escape(&agreement.sentence()));
+        if !agreement.apart.is_empty() {
+            out.push_str("<p>Further apart, with the factor between the two runs:</p>\n<ul>\n");
+            for apart in &agreement.apart {
+                let _ = writeln!(out, "<li>{}</li>", escape(apart));
+            }
+            out.push_str("</ul>\n");
+        }
     }
     out.push_str("</section>\n");
 }
@@ -156,16 +163,17 @@ fn network(out: &mut String, report: &Report) {
                 return;
             }
             number += 1;
-            figure_of(out, &title, &lines(&format!("net{number}"), &title, x, &speed, &series));
+            figure_of(out, "lines", &title, &lines(&format!("net{number}"), &title, x, &speed, &series));
         };
     for ((loss, clients), rows) in &by_loss {
         let loss: f64 = loss.parse().unwrap_or_default();
-        let title = format!("Loss {}, {}", super::super::impair::share_text(loss), client_words(*clients));
+        let title = format!("Loss {}, {}", share_text(loss), client_words(*clients));
         let x = Axis { title: "round trip", label: &|ms| format!("{ms} ms") };
         chart(out, title, &x, rows, &|row| (row.rtt_s() * 1e6).round() / 1e3);
     }
     for ((rtt, clients), rows) in &by_rtt {
-        let title = format!("Round trip {}, {}", micros(*rtt), client_words(*clients));
+        let title =
+            format!("Round trip {}, {}", duration_text(Duration::from_micros(*rtt)), client_words(*clients));
         let x = Axis { title: "loss", label: &|loss| format!("{loss} %") };
         chart(out, title, &x, rows, &|row| (row.loss() * 1e6).round() / 1e4);
     }
@@ -233,7 +241,7 @@ fn throughput(out: &mut String, report: &Report, styles: &BTreeMap<String, usize
         let unit = rows[0].unit.clone();
         let x = Axis { title: "clients at once", label: &|clients| format!("{clients:.0}") };
         let y = Axis { title: &unit, label: &|value| format!("{} {unit}", figure(value)) };
-        figure_of(out, family, &lines(&format!("thr{number}"), family, &x, &y, &series));
+        figure_of(out, "lines", family, &lines(&format!("thr{number}"), family, &x, &y, &series));
     }
     let mut by_unit: BTreeMap<String, Vec<(String, Vec<Bar>)>> = BTreeMap::new();
     for (title, rows) in single {
@@ -247,7 +255,7 @@ fn throughput(out: &mut String, report: &Report, styles: &BTreeMap<String, usize
     }
     for (number, (unit, groups)) in by_unit.iter().enumerate() {
         let title = format!("At one number of clients, {unit}");
-        figure_of(out, &title, &bars(&format!("one{number}"), &title, unit, groups));
+        figure_of(out, "list", &title, &bars(&format!("one{number}"), &title, unit, groups));
     }
     out.push_str("</section>\n");
 }
@@ -266,10 +274,10 @@ fn families(report: &Report) -> Vec<(String, Vec<&Row>)> {
 }
 
 fn cpu(out: &mut String, report: &Report, styles: &BTreeMap<String, usize>) {
-    let mut by_unit: BTreeMap<&str, Vec<(String, Vec<Bar>)>> = BTreeMap::new();
+    let mut by_unit: BTreeMap<(&str, &str), Vec<(String, Vec<Bar>)>> = BTreeMap::new();
     for row in report.rows.iter().filter(|row| !row.is_impaired()) {
         let Some(value) = row.cpu else { continue };
-        let groups = by_unit.entry(&row.cpu_unit).or_default();
+        let groups = by_unit.entry((&row.cpu_unit, &row.work)).or_default();
         let bar = Bar {
             name: row.server.clone(),
             style: styles.get(&row.server).copied().unwrap_or_default(),
@@ -289,9 +297,11 @@ fn cpu(out: &mut String, report: &Report, styles: &BTreeMap<String, usize>) {
         "<section>\n<h2>What it costs the server</h2>\n<p>CPU seconds of the server, its ended children included. Less is \
          better. A group whose bars would be too short to see has a scale of its own.</p>\n",
     );
-    for (number, (unit, groups)) in by_unit.iter().enumerate() {
-        let title = format!("CPU seconds per {unit}");
-        figure_of(out, &title, &bars(&format!("cpu{number}"), &title, unit, groups));
+    for (number, ((unit, work), groups)) in by_unit.iter().enumerate() {
+        for (part, groups) in groups.chunks(GROUPS_MAX).enumerate() {
+            let title = format!("CPU seconds per {unit}, {work}");
+            figure_of(out, "list", &title, &bars(&format!("cpu{number}-{part}"), &title, unit, groups));
+        }
     }
     out.push_str("</section>\n");
 }
@@ -320,8 +330,9 @@ fn latency(out: &mut String, report: &Report, styles: &BTreeMap<String, usize>) 
                 None => groups.push((name, vec![range])),
             }
         }
-        if !groups.is_empty() {
-            figure_of(&mut section, title, &ranges(&format!("lat{number}"), title, &groups));
+        for (part, groups) in groups.chunks(GROUPS_MAX).enumerate() {
+            let svg = ranges(&format!("lat{number}-{part}"), title, groups);
+            figure_of(&mut section, "list", title, &svg);
         }
     }
     if !section.is_empty() {
@@ -337,7 +348,7 @@ fn figures(out: &mut String, report: &Report, earlier: Option<&Report>) {
     let since = if earlier.is_some() { "<th class=\"n\">Since then</th>" } else { "" };
     let _ = write!(
         out,
-        "<section>\n<h2>All figures</h2>\n<p>Ratios are of {OURS} to that server in the same round: median and, in brackets, \
+        "<section class=\"table\">\n<h2>All figures</h2>\n<p>Ratios are of {OURS} to that server in the same round: median and, in brackets, \
          least and greatest.</p>\n<div class=\"wide\">\n<table class=\"all\">\n<thead><tr><th>Server</th>\
          <th class=\"n\">Throughput</th><th class=\"n\">Least..greatest</th><th class=\"n\">Server CPU</th>\
          <th class=\"n\">{OURS} : this</th><th class=\"n\">CPU, {OURS} : this</th><th class=\"n\">Median</th>\
@@ -362,12 +373,9 @@ fn figures(out: &mut String, report: &Report, earlier: Option<&Report>) {
 fn figures_row(out: &mut String, row: &Row, earlier: Option<&Report>) {
     let dash = || "-".to_owned();
     let mut remarks = Vec::new();
-    remarks.extend(
-        row.of_peak.map(|share| format!("{:.0} % of what it does when not overloaded", share * 100.0)),
-    );
-    if row.load_limited {
-        remarks.push("the load was the limit: only the CPU figure says something of the server".to_owned());
-    }
+    remarks.extend(row.overload_remark());
+    remarks.extend(row.load_remark());
+    remarks.extend(row.certainty());
     remarks.extend(row.error.as_ref().map(|error| format!("in one round: {error}")));
     let reasons: Vec<String> =
         row.failure_reasons.iter().map(|(why, count)| format!("{count} {why}")).collect();
@@ -408,6 +416,8 @@ fn figures_row(out: &mut String, row: &Row, earlier: Option<&Report>) {
     }
 }
 
-fn figure_of(out: &mut String, caption: &str, svg: &str) {
-    let _ = write!(out, "<figure>\n<figcaption>{}</figcaption>\n{svg}</figure>\n", escape(caption));
+/// `class`: `lines`, of which two stand side by side in print, or `list`.
+fn figure_of(out: &mut String, class: &str, caption: &str, svg: &str) {
+    let caption = escape(caption);
+    let _ = write!(out, "<figure class=\"{class}\">\n<figcaption>{caption}</figcaption>\n{svg}</figure>\n");
 }

@@ -135,12 +135,81 @@ fn an_earlier_run_is_compared_row_by_row() {
     }
     let change = Report::change(&now.rows[1], &then).unwrap();
     assert!((change.value - 1.1).abs() < 1e-9 && (change.ratio.unwrap() - 1.0 / 1.3).abs() < 1e-9);
-    let agreement = now.agreement(&then).unwrap();
+    let agreement = now.agreement_with(&then).unwrap();
     assert_eq!((agreement.ratios, agreement.within), (2, 0), "only peers' ratios count");
+    assert_eq!((agreement.cpu_ratios, agreement.cpu_within, agreement.apart.len()), (2, 2, 2));
     assert!((agreement.median - 1.3).abs() < 1e-9);
-    assert!(text(&now, Some(&then)).contains("since then: value +10 %"));
-    assert!(page(&now, Some(&then)).contains("Since then"));
-    assert_eq!(now.agreement(&Report::default()), None);
+    assert_eq!(now.agreement_with(&Report::default()), None);
+    let now = Report { agreement: Some(agreement), ..now };
+    let said = text(&now, Some(&then));
+    assert!(said.contains("since then: value +10 %") && said.contains("0 of 2 throughput ratios"), "{said}");
+    let page = page(&now, Some(&then));
+    assert!(page.contains("Since then") && page.contains("2 of 2 CPU ratios agree within 15 %"));
+}
+
+#[test]
+fn a_ratio_is_known_once_most_rounds_lie_close_together() {
+    assert_eq!(interval(&[]), None);
+    assert_eq!(interval(&[2.0]), Some([2.0, 2.0]));
+    assert_eq!(interval(&[3.0, 1.0, 2.0]), Some([1.0, 3.0]), "of three rounds none can be left out");
+    // The binomial distribution: one at either end of seven rounds, three of eleven.
+    assert_eq!(interval(&[9.0, 1.0, 2.0, 3.0, 4.0, 5.0, 0.0]), Some([1.0, 5.0]));
+    let eleven: Vec<f64> = (0..11).map(f64::from).collect();
+    assert_eq!(interval(&eleven), Some([2.0, 8.0]));
+
+    let with_peer = |values: &[u64]| Trial {
+        work: "tftp".into(),
+        servers: vec![
+            (OURS.into(), values.iter().map(|value| sample(*value, 0.1)).collect()),
+            ("dnsmasq".into(), values.iter().map(|_| sample(100, 0.1)).collect()),
+            (NULL.into(), values.iter().map(|value| sample(value * value, 0.1)).collect()),
+        ],
+        ..Trial::default()
+    };
+    assert!(with_peer(&[100, 105, 110]).is_settled(), "what the null responder does is no ratio to a peer");
+    assert!(!with_peer(&[100, 105, 150]).is_settled());
+    assert!(with_peer(&[50, 100, 101, 102, 103, 104, 900]).is_settled(), "one round at either end may stray");
+    let rows = with_peer(&[100, 105, 150]).rows();
+    assert_eq!(
+        (rows[1].ratios.as_slice(), rows[1].interval),
+        ([1.0, 1.05, 1.5].as_slice(), Some([1.0, 1.5]))
+    );
+    let mut report = Report { rows, ..Report::default() };
+    report.reckon_confidence();
+    assert_eq!((report.confidence.ratios, report.confidence.settled), (1, 0));
+    let text = text(&report, None);
+    assert!(text.contains("not settled: 3 rounds leave it between 1.00 and 1.50"), "{text}");
+    assert!(text.contains("0 of 1 ratios are settled"), "{text}");
+}
+
+#[test]
+fn a_row_says_when_the_load_was_hardly_faster_than_the_server() {
+    let busy = |blocks: u64, load: f64, server: f64| {
+        let point = Point {
+            work: "tftp".into(),
+            units: blocks,
+            seconds: 1.0,
+            load_cpu_seconds: load,
+            ..Point::default()
+        };
+        Ok(Sample { point, cpu_seconds: server })
+    };
+    let judged = |servers: Vec<(&str, Result<Sample, String>)>| {
+        let servers = servers.into_iter().map(|(name, sample)| (name.to_owned(), vec![sample])).collect();
+        let mut trial = Trial { work: "tftp".into(), servers, ..Trial::default() };
+        trial.judge_load();
+        let row = trial.rows().remove(0);
+        (row.load_limited, (row.load_headroom.unwrap() * 100.0).round() / 100.0, row.load_remark().is_some())
+    };
+    // Against nothing else than its own CPU.
+    assert_eq!(judged(vec![(OURS, busy(100, 0.5, 1.0))]), (false, 2.0, false));
+    assert_eq!(judged(vec![(OURS, busy(100, 0.8, 1.0))]), (false, 1.25, true));
+    assert_eq!(judged(vec![(OURS, busy(100, 0.97, 1.0))]), (true, 1.03, true));
+    // Beside a responder that does nothing and has CPU to spare: what it reached is what the load can do.
+    assert_eq!(judged(vec![(OURS, busy(100, 0.5, 1.0)), (NULL, busy(180, 1.0, 0.5))]), (false, 1.8, false));
+    assert_eq!(judged(vec![(OURS, busy(100, 0.4, 0.4)), (NULL, busy(110, 0.4, 0.4))]), (true, 1.1, true));
+    // One that is busy itself hides what the load could do: twice as much, if it used half of its CPU.
+    assert_eq!(judged(vec![(OURS, busy(100, 0.4, 1.0)), (NULL, busy(150, 0.5, 1.0))]), (false, 3.0, false));
 }
 
 #[test]
@@ -153,7 +222,7 @@ fn the_page_needs_nothing_from_elsewhere_and_says_its_charts_in_words() {
     assert!(charts >= 6, "{charts}");
     assert_eq!(page.matches("role=\"img\"").count(), charts);
     assert_eq!(page.matches("<desc id=").count(), charts);
-    for open in ["<section>", "<figure>", "<table", "<svg "] {
+    for open in ["<section", "<figure ", "<table", "<svg "] {
         let close = format!("</{}", open.trim_start_matches('<').trim_end_matches(['>', ' ']));
         assert_eq!(page.matches(open).count(), page.matches(&close).count(), "{open}");
     }

@@ -57,14 +57,13 @@ pub fn text(report: &Report, earlier: Option<&Report>) -> String {
             line.work, line.server, line.ratio, line.rows
         ));
     }
-    if let Some(agreement) = earlier.and_then(|earlier| report.agreement(earlier)) {
-        out.push_str(&wrap(
-            &format!(
-                "\nagainst the earlier run: {} of {} ratios within 15 %, median factor {:.2}, greatest {:.2}",
-                agreement.within, agreement.ratios, agreement.median, agreement.greatest
-            ),
-            "",
-        ));
+    if let Some(sentence) = report.confidence.sentence() {
+        out.push('\n');
+        out.push_str(&wrap(&sentence, ""));
+    }
+    if let Some(agreement) = &report.agreement {
+        out.push('\n');
+        out.push_str(&wrap(&format!("against the run of {}: {}", agreement.since, agreement.sentence()), ""));
     }
     if !report.notes.is_empty() {
         out.push('\n');
@@ -105,23 +104,26 @@ fn line(row: &Row, earlier: Option<&Report>) -> String {
     let mut out = format!("{}\n", line.trim_end());
     let mut remarks = Vec::new();
     remarks.extend(row.jain.filter(|jain| *jain < 0.95).map(|jain| format!("unfair: Jain {jain:.2}")));
-    remarks.extend(
-        row.of_peak.map(|share| format!("{:.0} % of what it does when not overloaded", share * 100.0)),
-    );
+    remarks.extend(row.overload_remark());
     if row.failures > 0 {
         let reasons: Vec<String> =
             row.failure_reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
         remarks.push(format!("{} failed ({})", row.failures, reasons.join(", ")));
     }
-    if row.load_limited {
-        remarks.push("the load was the limit: only the CPU figure says something of the server".into());
-    }
+    remarks.extend(row.load_remark());
+    remarks.extend(row.certainty());
     remarks.extend(row.error.as_ref().map(|error| format!("in one round: {error}")));
     if let Some(change) = earlier.and_then(|earlier| Report::change(row, earlier)) {
         let part = |name: &str, factor: Option<f64>| {
             factor.map(|factor| format!("{name} {:+.0} %", (factor - 1.0) * 100.0))
         };
-        let parts = [part("value", Some(change.value)), part("CPU", change.cpu), part("ratio", change.ratio)];
+        let ratios = if row.server == OURS { [None, None] } else { [change.ratio, change.cpu_ratio] };
+        let parts = [
+            part("value", Some(change.value)),
+            part("CPU", change.cpu),
+            part("ratio", ratios[0]),
+            part("CPU ratio", ratios[1]),
+        ];
         remarks.push(format!("since then: {}", parts.into_iter().flatten().collect::<Vec<_>>().join(", ")));
     }
     for remark in remarks {

@@ -96,6 +96,12 @@ fn checked(spec: MachineSpec) -> Result<MachineSpec, Problem> {
             format!("a name is up to {NAME_MAX} bytes, without control characters"),
         ));
     }
+    if spec.loader.as_deref().is_some_and(long) {
+        return Err(Problem::bad(
+            "not-a-loader",
+            format!("a loader's name is up to {NAME_MAX} bytes, without control characters"),
+        ));
+    }
     let groups = spec.groups.iter().flatten();
     if groups.clone().count() > LIST_MAX || groups.clone().any(|group| group.trim().is_empty() || long(group))
     {
@@ -220,7 +226,7 @@ async fn change(
     Ok(tagged(StatusCode::OK, shown(&machine)?, machine.generation))
 }
 
-/// Change what is given of a machine: name, groups, state, further identities.
+/// Change what is given of a machine: name, groups, loader, state, further identities.
 #[utoipa::path(
     patch, path = "/v1/machines/{id}", tag = "machines",
     params(

@@ -34,7 +34,11 @@ pub(super) async fn healthz() -> &'static str {
 )]
 pub(super) async fn readyz(State(admin): State<Arc<Admin>>) -> Result<&'static str, Problem> {
     match tokio::time::timeout(READY_WITHIN, admin.look(|_, _| ())).await {
-        Ok(Ok(())) => Ok("ready\n"),
+        Ok(Ok(())) if admin.state.keeper.can_store() => Ok("ready\n"),
+        Ok(Ok(())) => {
+            let detail = "changes cannot be stored: look at the disk of the state folder and at the log";
+            Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", detail).retry_after(5))
+        }
         Ok(Err(problem)) => Err(problem),
         Err(_) => {
             let detail = "the thread that stores jobs does not answer; look at the disk and at the log";

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 use std::time::SystemTime;
 
+use super::super::native;
 use super::HttpSide;
 use super::delivery::{note, note_with};
 use super::files::opens;
@@ -63,6 +64,10 @@ impl HttpSide {
                     }
                     Err(_) => self.refuse(key, request, None, path, Status::NOT_FOUND, NOT_THERE, now, turn),
                 }
+            }
+            Route::Loader { name } if native::is_denied(turn.shared, *self.asked_by.0.ip()) => {
+                let why = "this machine is refused here";
+                self.refuse(key, request, None, name, Status::FORBIDDEN, why, now, turn)
             }
             Route::Loader { name } => match turn.shared.library.load().loader(name) {
                 Ok(served) => self.answer_file(key, request, &served, None, now, turn),

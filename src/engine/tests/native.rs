@@ -4,6 +4,7 @@ use super::*;
 use crate::engine::sightings::Sighting;
 use crate::files::library::test_site::SMALL_WIM;
 use crate::jobs::job::Stage;
+use crate::jobs::script::{Policy, Unknown};
 use crate::wire::{Arch, MacAddr};
 
 /// A GSS image whose iPXE is off, and another that is a plain one; DHCP has seen the machine of this address.
@@ -28,7 +29,7 @@ fn lab() -> Lab {
 }
 
 fn see(lab: &Lab) {
-    let seen = Sighting { mac: MacAddr([2, 0, 0, 0, 0, 1]), arch: Arch::BIOS };
+    let seen = Sighting { mac: MacAddr([2, 0, 0, 0, 0, 1]), arch: Arch::BIOS, exchange: 0 };
     lab.shared.sightings.record(Ipv4Addr::LOCALHOST, seen);
 }
 
@@ -92,12 +93,37 @@ fn the_last_block_of_the_wim_is_the_point_of_no_return() {
 }
 
 #[test]
-fn what_may_wipe_leaves_for_no_machine_whose_dhcp_was_not_seen() {
+fn what_may_wipe_leaves_for_a_live_job_and_for_the_boot_that_passed_alone() {
     let lab = lab();
-    assert_eq!(ask(&lab, "wipe/X64/boot.wim"), Err(2));
+    let wim = || ask(&lab, "wipe/X64/boot.wim");
+    assert_eq!(wim(), Err(2), "nobody's DHCP was seen");
     assert!(ask(&lab, "wipe/X64/pxeboot.n12").is_ok(), "without the WIM it does nothing");
     see(&lab);
-    assert!(ask(&lab, "wipe/X64/boot.wim").is_ok());
+    assert_eq!(wim(), Err(2), "no job");
+    let id = lab.add("wipe");
+    assert_eq!(wim().unwrap(), SMALL_WIM);
+    assert_eq!(lab.stage(id), Stage::Running);
+    assert_eq!(wim().unwrap(), SMALL_WIM, "the same boot may fetch it again");
+    // The machine boots again, from a scope that names the program itself.
+    see(&lab);
+    assert_eq!(wim(), Err(2), "it had its job");
+    assert_eq!(ask(&lab, "\\boot.wim"), Err(2), "by whatever name");
+    lab.order(crate::keeper::Order::Rearm { id, expected: None });
+    assert_eq!(wim().unwrap(), SMALL_WIM);
+}
+
+#[test]
+fn who_is_refused_gets_no_loader_by_tftp_or_http() {
+    let lab = lab();
+    // The lab has no loader folder: 404 is its "come in".
+    let both = || (ask(&lab, "autoexec.ipxe").err(), lab.status("/loaders/undionly.kpxe"));
+    let policy = Policy { unknown: Unknown::Silent, ..Policy::default() };
+    lab.shared.policy.store(Arc::new(policy));
+    assert_eq!(both(), (None, "404".into()), "nobody knows who that is");
+    see(&lab);
+    assert_eq!(both(), (Some(2), "403".into()));
+    lab.add("MenuOption144");
+    assert_eq!(both(), (None, "404".into()), "it has a job");
 }
 
 #[test]

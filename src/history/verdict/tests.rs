@@ -1,11 +1,12 @@
 //! Every rule with the evidence that proves it, told to the recorder as the server tells it, and what is said then.
 
+use std::net::Ipv4Addr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::super::{Bounds, History};
 use super::*;
-use crate::jobs::evidence::{Evidence, Seen, Way, Why};
-use crate::jobs::job::{Action, JobId, JobSpec, Selector};
+use crate::jobs::evidence::{Asker, Cause, Evidence, Seen, Way, Why};
+use crate::jobs::job::{Action, Confirm, JobId, JobSpec, Selector};
 use crate::jobs::token::BootId;
 use crate::wire::{Arch, MacAddr};
 
@@ -58,8 +59,12 @@ fn ipxe(file: &str) -> Bit {
 }
 
 fn ignored(reason: &str, boot_server: bool) -> Bit {
-    let (arch, relay) = (Some(Arch::UEFI_X64), None);
-    Seen::DhcpIgnored { reason: reason.into(), arch, relay, boot_server }.into()
+    ignored_of(Asker::Firmware, reason, boot_server)
+}
+
+fn ignored_of(asker: Asker, reason: &str, boot_server: bool) -> Bit {
+    let (asker, arch, relay) = (Some(asker), Some(Arch::UEFI_X64), None);
+    Seen::DhcpIgnored { reason: reason.into(), asker, arch, relay, boot_server }.into()
 }
 
 fn other(file: Option<&str>, leases: bool, pxe: bool, sends_to_4011: bool) -> Bit {
@@ -545,11 +550,76 @@ fn every_rule_speaks_on_its_evidence() {
 #[test]
 fn every_rule_has_its_evidence_and_its_line_in_the_document() {
     let cases: Vec<&str> = cases().iter().map(|(rule, ..)| *rule).collect();
-    let rules: Vec<&str> = RULES.iter().map(|rule| rule.name).collect();
+    let rules: Vec<&str> = rules().map(|rule| rule.name).collect();
     assert_eq!(cases, rules);
     let document = include_str!("../../../docs/EXPLAIN.md");
     for rule in rules.iter().chain(&["never-seen"]) {
         assert!(document.contains(&format!("| `{rule}` |")), "docs/EXPLAIN.md says nothing of {rule}");
+    }
+}
+
+#[test]
+fn ipxe_that_is_left_to_another_server_runs_and_the_other_server_is_named() {
+    let asked = || Bit::from(Seen::TftpAsked { file: "snponly.efi".into() });
+    let left = ignored_of(Asker::Ipxe, "deferred", false);
+    let story =
+        [uefi(), leased(), asked(), loader(), other(Some("grub.efi"), true, false, false), left.clone()];
+    let verdict = told(&story, 60.0, None);
+    assert_eq!(verdict.rule, "left-to-another", "{verdict:?}");
+    for words in ["iPXE runs", "10.0.0.5", "grub.efi"] {
+        assert!(verdict.sentence.contains(words), "{words}: {verdict:?}");
+    }
+    assert!(verdict.next.contains("out of the DHCP server 10.0.0.5"), "{verdict:?}");
+    // A ROM's first question as well; nothing of ours has run there.
+    let verdict = told(&[other(Some("grub.efi"), true, false, false), left], 60.0, None);
+    assert_eq!(verdict.rule, "left-to-another", "{verdict:?}");
+    assert!(verdict.sentence.contains("grub.efi") && !verdict.sentence.contains("iPXE runs"), "{verdict:?}");
+    let silent = ignored_of(Asker::Ipxe, "pool-exhausted", false);
+    let verdict = told(&[uefi(), leased(), asked(), loader(), silent], 60.0, None);
+    assert_eq!(verdict.rule, "not-answered", "{verdict:?}");
+}
+
+#[test]
+fn a_lease_with_option_60_alone_is_named_although_our_offer_was_held_back() {
+    let story = [other(None, true, true, true), ignored("deferred", false), chosen()];
+    let verdict = told(&story, 60.0, None);
+    assert_eq!(verdict.rule, "sent-to-4011-of-another", "{verdict:?}");
+    assert!(!verdict.sentence.contains("our offer"), "{verdict:?}");
+}
+
+#[test]
+fn what_was_fetched_under_an_earlier_script_is_not_the_menus() {
+    let cancelled = cut("refused at the point of no return: the job is cancelled");
+    let story =
+        [given(), started("vmlinuz"), done("vmlinuz", false), cancelled, script("menu", Cause::Policy, "")];
+    assert_eq!(told(&story, 60.0, None).rule, "menu");
+    // The menu's own choice is.
+    let story = [script("menu", Cause::Policy, ""), started("vmlinuz"), done("vmlinuz", false)];
+    assert_eq!(told(&story, 60.0, None).rule, "image-in-part");
+}
+
+#[test]
+fn a_machine_that_no_job_wants_is_told_what_it_came_as() {
+    let verdict = told(&[script("menu", Cause::Policy, "")], 0.0, None);
+    assert!(verdict.sentence.contains(&format!("came as {MAC} and told no UUID")), "{verdict:?}");
+    assert!(verdict.next.contains(&format!("job add IMAGE --mac {MAC}")), "{verdict:?}");
+    let verdict = told(&[script("menu", Cause::Job, "")], 0.0, None);
+    assert!(verdict.sentence.contains("as its job says"), "{verdict:?}");
+}
+
+#[test]
+fn every_rule_that_the_list_of_faults_names_is_one() {
+    let document = include_str!("../../../docs/TROUBLESHOOTING.md");
+    let table =
+        document.split("## What `explain` calls it").nth(1).and_then(|rest| rest.split("\n## ").next());
+    let rows: Vec<&str> = table.unwrap_or_default().lines().filter(|line| line.starts_with("| `")).collect();
+    assert!(rows.len() > 15, "{rows:?}");
+    for row in rows {
+        let said = row.split('|').nth(2).unwrap_or_default();
+        for name in said.split('`').skip(1).step_by(2) {
+            let known = name == "never-seen" || rules().any(|rule| rule.name == name);
+            assert!(known, "no rule is called {name}: {row}");
+        }
     }
 }
 

@@ -83,6 +83,9 @@ pub struct MachineSpec {
     /// Its groups, all of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub groups: Option<Vec<Box<str>>>,
+    /// The loader its firmware is given, where it fits; empty for what everybody gets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loader: Option<String>,
     /// What is said of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<MachineState>,
@@ -177,6 +180,9 @@ impl Book {
             if let Some(twin) = twin {
                 return Err(Refusal::NameTaken { name: name.trim().to_owned(), machine: twin.id });
             }
+        }
+        if let Some(loader) = &spec.loader {
+            machine.loader = Some(loader.trim().to_owned()).filter(|loader| !loader.is_empty());
         }
         if let Some(groups) = &spec.groups {
             for part in &mut machine.parts {

@@ -42,6 +42,7 @@ fn library() -> Library {
         unbootable: None,
         group: None,
         key: None,
+        loader: None,
         template: None,
         answers: Vec::new(),
         url_args: Vec::new(),

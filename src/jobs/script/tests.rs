@@ -50,6 +50,7 @@ fn image(name: &str, kind: ImageKind, boot: BootFiles, files: &[(&str, u64)]) ->
         files: files.iter().map(|(name, len)| ImageFile { name: (*name).into(), len: *len }).collect(),
         group: None,
         key: None,
+        loader: None,
         template: None,
         answers: Vec::new(),
         url_args: Vec::new(),

@@ -152,6 +152,8 @@ pub struct Standing {
     pub approved: bool,
     /// Groups it is in, for rules.
     pub groups: Vec<Box<str>>,
+    /// The loader its firmware is given.
+    pub loader: Option<Box<str>>,
     /// Where in the list of ways to leave for the local disk its scripts begin.
     pub local_boot: u8,
 }
@@ -167,6 +169,7 @@ impl Standing {
             rejected: false,
             approved: false,
             groups: Vec::new(),
+            loader: None,
             local_boot: 0,
         }
     }

@@ -7,6 +7,7 @@ use super::Server;
 use super::asker::{Asker, specified};
 use super::leases::{Claim, Refusal, Shown, Tenant};
 use super::policy::{BootFile, BootPolicy};
+use super::probe::{Probe, Standing};
 use super::proxy::send;
 use super::reply::{Boot, Reply};
 use super::verdict::{DhcpStep, DropReason, Verdict};
@@ -80,7 +81,16 @@ impl Server {
         let file = self.boot_file(now, asker, policy)?;
         tenant.registered = self.is_registered(&tenant, policy);
         let hold_until = now + self.settings.offer_hold;
-        let offer = self.leases.offer(&tenant, requested(asker), asker.message.xid(), hold_until)?;
+        let mut offer = self.leases.offer(&tenant, requested(asker), asker.message.xid(), hold_until)?;
+        match self.probes.standing(now, offer.ip, offer.fresh) {
+            Standing::Ask(until) => {
+                return Ok(Verdict::Probe(Probe { ip: offer.ip, relay: asker.relay(), until }));
+            }
+            Standing::Asked => return Err(DropReason::Probing),
+            // It was handed in before, but not answered.
+            Standing::Silent => offer.retried = false,
+            Standing::Known => {}
+        }
         let reply = self.lease_reply(asker, &tenant, MessageType::Offer, offer.ip, file.as_ref());
         let output = send(asker, &reply, offer.retried, 0, out)?;
         Ok(Verdict::Reply(output, asker.event(DhcpStep::Offered, Some(offer.ip), file.unwrap_or_default())))

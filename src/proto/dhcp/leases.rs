@@ -200,6 +200,8 @@ pub(super) struct Offer {
     pub(super) ip: Ipv4Addr,
     /// The same DISCOVER was answered before.
     pub(super) retried: bool,
+    /// The machine neither has the address nor had it last.
+    pub(super) fresh: bool,
 }
 
 /// Hashes with a key, so that strangers cannot choose hardware addresses that collide.
@@ -598,7 +600,8 @@ impl Leases {
             _ => (State::Offered, hold_until),
         };
         self.settle(ip, owner, tenant, state, at, xid);
-        Ok(Offer { ip, retried: live && same.is_some_and(|lease| lease.xid == xid) })
+        let fresh = same.is_none();
+        Ok(Offer { ip, retried: live && same.is_some_and(|lease| lease.xid == xid), fresh })
     }
 
     /// Gives an address to the machine that asks for it, until `until`. With `create`, also one that is free but was
@@ -698,6 +701,26 @@ impl Leases {
             }
             _ => false,
         }
+    }
+
+    /// Puts an address aside that somebody has although it is only on offer; true when it was.
+    pub(super) fn set_aside(&mut self, ip: Ipv4Addr, now: Instant) -> bool {
+        let Some(lease) = self.by_ip.get(&ip).copied().filter(|lease| lease.state == State::Offered) else {
+            return false;
+        };
+        self.remove(ip);
+        let until = now + QUARANTINE;
+        self.tell(ip, &lease, LeaseTerm::Quarantined { until });
+        self.insert(ip, Lease { state: State::Quarantined, at: until, saved: None, ..lease });
+        true
+    }
+
+    /// True when the address is on offer to the machine with this hardware address.
+    pub(super) fn is_offered_to(&self, ip: Ipv4Addr, mac: MacAddr) -> bool {
+        self.by_ip.get(&ip).is_some_and(|lease| {
+            let Hardware { hlen, bytes, .. } = lease.owner.hardware;
+            lease.state == State::Offered && hlen == 6 && bytes[..6] == mac.0
+        })
     }
 
     fn owner(&self, tenant: &Tenant) -> Owner {

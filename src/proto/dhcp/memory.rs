@@ -18,7 +18,7 @@ const RIVAL_COUNT: usize = 16;
 const RIVAL_PRESENT: Duration = Duration::from_secs(600);
 /// A server that is still there is named again after this.
 const RIVAL_NAMED_AGAIN: Duration = Duration::from_secs(24 * 3600);
-/// A machine once left to the other server is answered for this long: its retries and its later stages.
+/// A machine once left to the other server, and answered at its retry, is answered for this long: its later stages too.
 const ANSWERED_AFTER_RETRY: Duration = Duration::from_secs(120);
 /// Two copies of one DISCOVER (direct and relayed) come closer together than a retry does; iPXE's first is after 1 s.
 const RETRY_AFTER_MIN: Duration = Duration::from_millis(500);
@@ -61,6 +61,13 @@ pub enum Notice {
         mac: MacAddr,
         /// Seconds it says it has been trying.
         secs: u16,
+    },
+    /// An address that was to be offered first is in use without a lease, and put aside for ten minutes.
+    InUse {
+        /// The address.
+        ip: Ipv4Addr,
+        /// Who answered, where that is known.
+        by: Option<MacAddr>,
     },
     /// A machine came back without having reached its script, and is given the next loader, where there is one.
     NextLoader {
@@ -105,7 +112,11 @@ type Moment = NonZeroU32;
 struct Seen {
     mac: MacAddr,
     arch: Option<Arch>,
+    /// When and in which exchange it was left to another server, whether by its iPXE, and whether it then came to us.
     deferred_at: Option<Moment>,
+    deferred_xid: u32,
+    deferred_ipxe: bool,
+    ours: bool,
     /// The second `count` is of.
     second: Option<Moment>,
     count: u8,
@@ -133,6 +144,9 @@ impl Seen {
             mac,
             arch: None,
             deferred_at: None,
+            deferred_xid: 0,
+            deferred_ipxe: false,
+            ours: false,
             second: None,
             count: 0,
             start_xid: None,
@@ -321,8 +335,16 @@ impl Memory {
     }
 
     /// True when a DISCOVER of a machine without a job is to be left to another PXE server: one was heard here
-    /// lately, and this is not yet the machine's retry.
-    pub(super) fn defers(&mut self, interface: u32, mac: MacAddr, now: Instant) -> bool {
+    /// lately, and this is not yet the machine's retry. iPXE repeats itself in one exchange, so another one of its is
+    /// another stage of a boot that the other server may have begun; of firmware any further message counts as a retry.
+    pub(super) fn defers(
+        &mut self,
+        interface: u32,
+        mac: MacAddr,
+        xid: u32,
+        ipxe: bool,
+        now: Instant,
+    ) -> bool {
         let present =
             self.rivals.iter().flatten().any(|it| {
                 it.interface == interface && now.saturating_duration_since(it.heard) < RIVAL_PRESENT
@@ -332,11 +354,17 @@ impl Memory {
         }
         let now = self.moment(now);
         let seen = self.seen_mut(mac);
+        let again = seen.deferred_xid == xid || !ipxe && !seen.deferred_ipxe;
         match seen.deferred_at {
-            Some(since) if within(now, since, RETRY_AFTER_MIN) => true,
-            Some(since) if within(now, since, ANSWERED_AFTER_RETRY) => false,
+            Some(since) if seen.ours && within(now, since, ANSWERED_AFTER_RETRY) => false,
+            Some(since) if again && within(now, since, RETRY_AFTER_MIN) => true,
+            Some(since) if again && within(now, since, ANSWERED_AFTER_RETRY) => {
+                seen.ours = true;
+                false
+            }
             _ => {
-                seen.deferred_at = Some(now);
+                (seen.deferred_at, seen.deferred_xid) = (Some(now), xid);
+                (seen.deferred_ipxe, seen.ours) = (ipxe, false);
                 true
             }
         }
@@ -347,7 +375,7 @@ impl Memory {
         Moment::new((since.as_millis() as u32).wrapping_add(1)).unwrap_or(Moment::MIN)
     }
 
-    fn notice(&mut self, notice: Notice) {
+    pub(super) fn notice(&mut self, notice: Notice) {
         if self.notices.len() < NOTICES_MAX {
             self.notices.push_back(notice);
         }

@@ -29,7 +29,13 @@ impl Server {
                 let (answer, file) = self.resolve(now, asker, &firmware, policy)?;
                 if answer == Answer::BootUnclaimed
                     && let Some(mac) = asker.mac
-                    && self.memory.defers(asker.input.interface.index, mac, now)
+                    && self.memory.defers(
+                        asker.input.interface.index,
+                        mac,
+                        asker.message.xid(),
+                        firmware.ipxe().is_some(),
+                        now,
+                    )
                 {
                     return Err(DropReason::Deferred);
                 }

@@ -221,6 +221,9 @@ pub struct Settings {
     pub offer_hold: Duration,
     /// Addresses that unregistered machines behind one circuit of a relay (option 82) may have at once; 0: no bound.
     pub circuit_max: u32,
+    /// In full mode: how long an answer is waited for from an address before it is offered to a machine that does not have
+    /// it; zero: nobody is asked.
+    pub probe: Duration,
     /// Changes of leases are handed out to be stored, and answers say for which they must wait.
     pub journal: bool,
 }
@@ -234,6 +237,7 @@ impl Default for Settings {
             authoritative: true,
             offer_hold: Duration::from_secs(10),
             circuit_max: 256,
+            probe: Duration::ZERO,
             journal: false,
         }
     }

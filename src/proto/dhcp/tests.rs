@@ -12,10 +12,13 @@ use crate::wire;
 use crate::wire::MacAddr;
 use crate::wire::dhcp::{Emitter, Header, MessageType, SubOptions};
 
+mod captured;
 mod cases;
 mod language;
 mod oracle;
+mod probes;
 mod quirks;
+mod rivals;
 
 const US: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 const OTHER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use serde::Serialize;
 
 use super::policy::BootFile;
+use super::probe::Probe;
 use super::settings::Network;
 use crate::proto::firmware::FirmwareKind;
 use crate::wire::dhcp::Error;
@@ -118,6 +119,9 @@ pub enum Verdict {
     Reply(Output, DhcpEvent),
     /// Nothing to send, but something was learnt.
     Heard(DhcpEvent),
+    /// Nothing yet: ask whether anybody has this address, keep the message, and hand it in again when nobody answered, or
+    /// when [`super::Server::heard_from`] says so.
+    Probe(Probe),
     /// Nothing, and why.
     Drop(DropReason),
 }
@@ -275,6 +279,8 @@ drop_reasons! {
     Stale => "stale",
     /// Its lease cannot be stored now, or too many wait to be.
     NotStored => "not-stored",
+    /// The address for it is still being asked for.
+    Probing => "probing",
     /// A REQUEST that names no address.
     NoRequestedAddress => "no-requested-address",
     /// Asks to keep an address we know nothing of, or may not refuse.

@@ -20,6 +20,8 @@ pub use web::{Answer, Asked, WebHost};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use nix::sched::{CloneFlags, setns};
+
 /// A number no other part of this process has.
 pub fn unique() -> u32 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -100,6 +102,13 @@ impl Namespace {
         self.ip(&format!("link add {here} type veth peer name {there} netns {}", other.name));
         self.ip(&format!("link set {here} up"));
         other.ip(&format!("link set {there} up"));
+    }
+
+    /// Moves the calling thread inside, for good: a socket belongs to the namespace of the thread that made it.
+    pub fn enter(&self) {
+        let path = format!("/run/netns/{}", self.name);
+        let file = std::fs::File::open(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+        setns(file, CloneFlags::CLONE_NEWNET).expect("root may enter a namespace");
     }
 
     /// Its name.

@@ -41,6 +41,8 @@ pub struct MachineSpec {
     pub memory: u32,
     /// Brings what a BIOS machine shows on its screen to the serial port, as UEFI does by itself.
     pub screen_on_serial: bool,
+    /// Files for the firmware: QEMU's `-fw_cfg name=`, and the file's path.
+    pub firmware_files: Vec<(&'static str, PathBuf)>,
     /// SMBIOS system texts: QEMU's `-smbios type=1,` and this, commas doubled.
     pub smbios: String,
 }
@@ -55,6 +57,7 @@ impl MachineSpec {
             disk: None,
             memory: if firmware == Firmware::Bios { 512 } else { 1024 },
             screen_on_serial: false,
+            firmware_files: Vec::new(),
             smbios: String::new(),
         }
     }
@@ -151,6 +154,9 @@ impl Machine {
             for name in ["IPv4PXESupport", "IPv6PXESupport"] {
                 command.arg("-fw_cfg").arg(format!("name=opt/org.tianocore/{name},string=n"));
             }
+        }
+        for (name, path) in &spec.firmware_files {
+            command.arg("-fw_cfg").arg(format!("name={name},file={}", path.display()));
         }
         if let Some(disk) = &spec.disk {
             command.arg("-drive").arg(format!("if=ide,format=raw,file={}", disk.display()));

@@ -49,7 +49,13 @@ impl Net {
         other.ip("addr add 10.77.0.2/24 dev eth0");
         let mut command = other.command(tool("dnsmasq", "dnsmasq-base"));
         command.args(["--no-daemon", "--conf-file=/dev/null", "--port=0", "--log-dhcp", "--user=root"]);
-        command.args(["--interface=eth0", "--bind-interfaces", "--dhcp-range=10.77.0.100,10.77.0.200,1h"]);
+        // Its pings take three seconds for each new machine, one after the other.
+        command.args([
+            "--no-ping",
+            "--interface=eth0",
+            "--bind-interfaces",
+            "--dhcp-range=10.77.0.100,10.77.0.200,1h",
+        ]);
         command.arg(format!("--dhcp-leasefile={}", folder.join("dnsmasq.leases").display()));
         let mut dnsmasq = Process::spawn("dnsmasq", &mut command, &folder.join("dnsmasq.log"));
         dnsmasq.wait_for("DHCP, IP range", SOON);
@@ -58,8 +64,32 @@ impl Net {
         net
     }
 
-    /// The server at 10.88.0.1 behind a router with a DHCP relay; machines on the router's bridge, 10.77.0.0/24.
+    /// The server at 10.88.0.1 behind a router with ISC's DHCP relay; machines on the router's bridge, 10.77.0.0/24.
     pub fn relayed(folder: &Path) -> Self {
+        let mut net = Self::routed();
+        let mut command = net.machines().command(tool("dhcrelay", "isc-dhcp-relay"));
+        command.args(["-4", "-d", "-a", "-id", BRIDGE, "-iu", "up0", "10.88.0.1"]);
+        // dhcrelay lists the interfaces that exist when it starts, so the bridge has to be there, and is.
+        let mut relay = Process::spawn("dhcrelay", &mut command, &folder.join("dhcrelay.log"));
+        relay.wait_for("Sending on   Socket/fallback", SOON);
+        net.helpers.push(relay);
+        net
+    }
+
+    /// The same with dnsmasq's relay, which adds no option 82.
+    pub fn relayed_by_dnsmasq(folder: &Path) -> Self {
+        let mut net = Self::routed();
+        let mut command = net.machines().command(tool("dnsmasq", "dnsmasq-base"));
+        command.args(["--no-daemon", "--conf-file=/dev/null", "--port=0", "--log-dhcp", "--user=root"]);
+        command.arg("--dhcp-relay=10.77.0.1,10.88.0.1");
+        let mut relay = Process::spawn("dnsmasq", &mut command, &folder.join("relay.log"));
+        relay.wait_for("DHCP relay from 10.77.0.1 to 10.88.0.1", SOON);
+        net.helpers.push(relay);
+        net
+    }
+
+    /// The server at 10.88.0.1 behind a router that passes no broadcast on.
+    fn routed() -> Self {
         let server = Namespace::new();
         let router = Namespace::new();
         server.wire("eth0", &router, "up0");
@@ -68,12 +98,7 @@ impl Net {
         router.bridge(BRIDGE, "10.77.0.1/24");
         server.ip("route add 10.77.0.0/24 via 10.88.0.2");
         run(router.command("sysctl").args(["-qw", "net.ipv4.ip_forward=1"]));
-        let mut command = router.command(tool("dhcrelay", "isc-dhcp-relay"));
-        command.args(["-4", "-d", "-a", "-id", BRIDGE, "-iu", "up0", "10.88.0.1"]);
-        // dhcrelay lists the interfaces that exist when it starts, so the bridge has to be there, and is.
-        let mut relay = Process::spawn("dhcrelay", &mut command, &folder.join("dhcrelay.log"));
-        relay.wait_for("Sending on   Socket/fallback", SOON);
-        Self { server, router: Some(router), other: None, interface: "eth0", helpers: vec![relay] }
+        Self { server, router: Some(router), other: None, interface: "eth0", helpers: Vec::new() }
     }
 
     /// Where the machines' bridge is.

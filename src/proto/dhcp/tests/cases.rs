@@ -128,7 +128,7 @@ fn hear(lab: &mut Lab, said: &Said) -> (Verdict, Option<Came>) {
             },
             from_port: output.port.number(),
         }),
-        Verdict::Heard(_) | Verdict::Drop(_) => None,
+        Verdict::Heard(_) | Verdict::Probe(_) | Verdict::Drop(_) => None,
     };
     (verdict, came)
 }
@@ -137,6 +137,7 @@ fn hear(lab: &mut Lab, said: &Said) -> (Verdict, Option<Came>) {
 fn silence(expected: &str, verdict: &Verdict) -> Result<(), String> {
     let found = match verdict {
         Verdict::Drop(reason) => format!("reason={}", reason.word()),
+        Verdict::Probe(_) => "probe".into(),
         Verdict::Heard(event) => format!(
             "heard={}",
             match event.what {

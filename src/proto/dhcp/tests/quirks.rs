@@ -190,3 +190,52 @@ fn secs_gates_nothing() {
         Lab::new(proxy()).reply(&message);
     }
 }
+
+#[test]
+fn an_offer_alone_tells_who_is_where() {
+    let mut lab = Lab::new(full());
+    let verdict = lab.broadcast(&uefi().bytes());
+    let Verdict::Reply(output, event) = verdict else { panic!("{verdict:?}") };
+    let offered = Message::parse(&lab.out[..output.len]).unwrap().yiaddr();
+    assert_eq!((event.what, event.ip, event.arch), (DhcpStep::Offered, Some(offered), Some(Arch::UEFI_X64)));
+}
+
+#[test]
+fn no_reply_has_what_firmware_misreads() {
+    everyone(|_, _, reply| {
+        let mut codes: Vec<u8> = reply.options().map(|(code, _)| code).collect();
+        for never in [13, 52] {
+            assert!(!codes.contains(&never), "option {never}");
+        }
+        let all = codes.len();
+        codes.sort_unstable();
+        codes.dedup();
+        assert_eq!(codes.len(), all, "an option comes twice");
+    });
+}
+
+#[test]
+fn http_boot_gets_its_class_and_a_url_without_names() {
+    for settings in [proxy, full] {
+        let mut lab = Lab::new(settings());
+        let (_, offer) = lab.reply(&Client { class: HTTP, arch: 16, ..CLIENT }.bytes());
+        assert_eq!(offer.option(code::VENDOR_CLASS), Some(b"HTTPClient".as_slice()));
+        assert_eq!(offer.option(code::VENDOR_SPECIFIC), None);
+        assert!(offer.file().starts_with(b"http://10.77.0.1:4433/"), "{:?}", offer.file());
+    }
+}
+
+#[test]
+fn three_client_ids_of_one_machine_share_its_address() {
+    let mut lab = Lab::new(full());
+    let mut ids =
+        [b"\0\x01\x02\x03".as_slice(), b"\x01\x52\x54\0\x77\0\x01", b"\xff\0\0\0\x01\0\x02\0\0\xab"]
+            .map(|id| {
+                let (_, offer) = lab.reply(&uefi().with(code::CLIENT_ID, id).bytes());
+                assert_eq!(offer.option(code::CLIENT_ID), Some(id), "RFC 6842");
+                offer.yiaddr()
+            })
+            .to_vec();
+    ids.dedup();
+    assert_eq!(ids.len(), 1, "{ids:?}");
+}
