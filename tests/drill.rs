@@ -25,6 +25,9 @@ use bootstorm::keeper::{Answer, AtTheLine, Input, Ledger, Order, Output};
 use bootstorm::store::{Fault, MemoryStore, SharedStore, SqliteStore, Store};
 use bootstorm::wire::{MacAddr, Uuid};
 
+#[path = "drill/power_on.rs"]
+mod power_on;
+
 struct Random(u64);
 
 impl Random {

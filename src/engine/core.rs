@@ -41,13 +41,13 @@ const SLEEP_MAX: Duration = Duration::from_secs(5);
 /// other events again.
 const TURNS_UNASKED: u32 = 8;
 
-/// After a turn with this many frames the core looks out for more before it sleeps, ...
+/// After a turn with this many TFTP packets the core looks out for more before it sleeps, ...
 const STORM: usize = 32;
-/// ... for so long a frame: a quarter of what it takes to serve one. Waking a sleeping core up takes longer than a batch, and
+/// ... for so long a packet: a quarter of what it takes to serve one. Waking a sleeping core up takes longer than a batch, and
 /// clients in lockstep, who are all waited for by then, would from that time on be served in turns with the network.
 const LOOK_OUT: Duration = Duration::from_nanos(200);
-/// Not more frames than these count: a tenth of a millisecond is the longest that everything else waits.
-const LOOK_OUT_FRAMES: usize = 512;
+/// Not more packets than these count: a tenth of a millisecond is the longest that everything else waits.
+const LOOK_OUT_PACKETS: usize = 512;
 
 /// What a readiness event, a deadline or a ring completion belongs to, packed into 64 bits:
 /// kind (8), index (24), generation (32).
@@ -235,17 +235,23 @@ impl Core {
         Ok(waker)
     }
 
-    /// Looks out for frames, in a storm, for a moment; true when there are any.
-    fn more_frames_come(&mut self) -> bool {
-        let taken = self.tftp.take_frame_count();
+    /// Looks out for more packets, in a storm, for a moment; true when there are any: frames, or events.
+    fn more_comes(&mut self, events: &mut Events) -> bool {
+        let taken = self.tftp.take_count();
         if taken < STORM {
             return false;
         }
-        let until = Instant::now() + LOOK_OUT * taken.min(LOOK_OUT_FRAMES) as u32;
+        let until = Instant::now() + LOOK_OUT * taken.min(LOOK_OUT_PACKETS) as u32;
+        let by_frame = self.tftp.is_by_frame();
         while Instant::now() < until {
-            std::hint::spin_loop();
-            if self.tftp.has_frames() {
-                return true;
+            if by_frame {
+                std::hint::spin_loop();
+                if self.tftp.has_frames() {
+                    return true;
+                }
+            } else if self.poll.poll(events, Some(Duration::ZERO)).is_err() || !events.is_empty() {
+                // An error comes again when this is waited for.
+                return !events.is_empty();
             }
         }
         false
@@ -285,7 +291,8 @@ impl Core {
             events.clear();
             let others_busy = self.http.is_busy() || self.dhcp.as_ref().is_some_and(DhcpSide::is_busy);
             let may_go_on = !others_busy && unasked < TURNS_UNASKED;
-            if may_go_on && (self.tftp.has_frames() || (!self.tftp.is_busy() && self.more_frames_come())) {
+            if may_go_on && (self.tftp.has_frames() || (!self.tftp.is_busy() && self.more_comes(&mut events)))
+            {
                 unasked += 1;
             } else {
                 let busy = others_busy || self.tftp.is_busy() || unasked == TURNS_UNASKED;

@@ -16,7 +16,8 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::ops::Range;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -39,12 +40,13 @@ use crate::proto::dhcp::{
 };
 use crate::proto::firmware::{Firmware, FirmwareKind};
 use crate::sys::SysError;
+use crate::sys::memory::prefetch;
 use crate::sys::packet::BpfInstruction;
 use crate::sys::ring::{FrameBatch, FrameRing, RingUse};
 use crate::sys::udp::{BATCH, Source, UdpSocket};
 use crate::wire::MacAddr;
 use crate::wire::capture::Packet;
-use crate::wire::dhcp::{Message, MessageType, OP_REQUEST, OPTIONS_OFFSET, code};
+use crate::wire::dhcp::{CHADDR_OFFSET, Message, MessageType, OP_REQUEST, OPTIONS_OFFSET, code};
 use crate::wire::frame::{UDP_PAYLOAD_OFFSET, UdpHeader, emit_udp_frame, parse_udp_frame};
 
 /// Messages taken from one socket per turn.
@@ -57,6 +59,9 @@ const WAITING_MAX: usize = 8192;
 const STALE: Duration = Duration::from_millis(900);
 /// Longest frame taken: an Ethernet frame with a VLAN tag.
 const FRAME_LEN: usize = 1518;
+/// Where a hardware address stands in a frame without IP options; in another one these are other bytes.
+const CHADDR_IN_FRAME: Range<usize> =
+    UDP_PAYLOAD_OFFSET + CHADDR_OFFSET..UDP_PAYLOAD_OFFSET + CHADDR_OFFSET + 6;
 /// Bytes of replies that wait for their leases to be stored.
 const HELD_MAX: usize = 4 << 20;
 /// Offers the flight recorder is told of: a burst, then so many a second. No hall of machines starts faster.
@@ -74,7 +79,9 @@ pub(super) struct RawPort {
     /// Out on loan while their frames are handled.
     ring: Option<FrameRing>,
     discovers: Option<FrameRing>,
-    discovers_fd: OwnedFd,
+    /// Both rings' descriptors, which they own.
+    readable: [RawFd; 2],
+    /// The way out, apart from the rings.
     fd: OwnedFd,
     batch: FrameBatch,
     unsent: u64,
@@ -95,12 +102,12 @@ impl RawPort {
         };
         let (ring, discovers) = (open(rest)?, open(discovers)?);
         let fail = |e| SysError::new(format!("send frames on {}", interface.name), e);
-        let (fd, discovers_fd) = (ring.sender().map_err(fail)?, discovers.sender().map_err(fail)?);
+        let fd = ring.sender().map_err(fail)?;
         let interface = Arc::clone(interface);
         Ok(Self {
+            readable: [ring.as_raw_fd(), discovers.as_raw_fd()],
             ring: Some(ring),
             discovers: Some(discovers),
-            discovers_fd,
             fd,
             batch: FrameBatch::new(),
             unsent: 0,
@@ -111,8 +118,9 @@ impl RawPort {
 
     /// Watches both rings; the DISCOVERs' number is one above the other's.
     fn watch(&self, registry: &Registry, index: usize) -> io::Result<()> {
-        watch(registry, self.fd.as_raw_fd(), Owner::DhcpRaw(index as u32 * 2))?;
-        watch(registry, self.discovers_fd.as_raw_fd(), Owner::DhcpRaw(index as u32 * 2 + 1))
+        let [rest, discovers] = self.readable;
+        watch(registry, rest, Owner::DhcpRaw(index as u32 * 2))?;
+        watch(registry, discovers, Owner::DhcpRaw(index as u32 * 2 + 1))
     }
 }
 
@@ -399,23 +407,9 @@ impl DhcpSide {
         while let Ok(arrival) = self.arrivals.try_recv() {
             self.welcome(arrival, turn);
         }
-        self.discovers = DISCOVERS_PER_TURN;
-        // Exchanges under way first, on every interface.
-        for discovers in [false, true] {
-            for _ in 0..self.ready_raw.len() {
-                let Some(index) = self.ready_raw.pop_front() else { break };
-                if (index % 2 == 1) != discovers || !self.drain_raw(index as usize / 2, discovers, turn) {
-                    self.ready_raw.push_back(index);
-                }
-            }
+        if self.is_busy() {
+            self.serve(turn);
         }
-        for _ in 0..self.ready_udp.len() {
-            let Some(index) = self.ready_udp.pop_front() else { break };
-            if !self.drain_udp(index as usize, turn) {
-                self.ready_udp.push_back(index);
-            }
-        }
-        self.serve_waiting(turn);
         self.settle_probes(turn);
         self.store(turn);
         self.flush(turn);
@@ -423,8 +417,31 @@ impl DhcpSide {
         self.arm(turn);
     }
 
+    /// Takes what there is, within the bounds of a turn.
+    fn serve(&mut self, turn: &mut Turn<'_>) {
+        let mut decider = Decider::new(turn.shared);
+        self.discovers = DISCOVERS_PER_TURN;
+        // Exchanges under way first, on every interface.
+        for discovers in [false, true] {
+            for _ in 0..self.ready_raw.len() {
+                let Some(index) = self.ready_raw.pop_front() else { break };
+                let ours = (index % 2 == 1) == discovers;
+                if !ours || !self.drain_raw(index as usize / 2, discovers, turn, &mut decider) {
+                    self.ready_raw.push_back(index);
+                }
+            }
+        }
+        for _ in 0..self.ready_udp.len() {
+            let Some(index) = self.ready_udp.pop_front() else { break };
+            if !self.drain_udp(index as usize, turn, &mut decider) {
+                self.ready_udp.push_back(index);
+            }
+        }
+        self.serve_waiting(turn, &mut decider);
+    }
+
     /// Answers DISCOVERs that waited, the oldest first.
-    fn serve_waiting(&mut self, turn: &mut Turn<'_>) {
+    fn serve_waiting(&mut self, turn: &mut Turn<'_>, decider: &mut Decider<'_>) {
         if self.waiting.queue.is_empty() {
             return;
         }
@@ -434,7 +451,7 @@ impl DhcpSide {
             if turn.now.saturating_duration_since(since) > STALE {
                 turn.tally.drop_dhcp(DropReason::Stale);
             } else {
-                self.handle(&came, &bytes[..len], turn);
+                self.handle(&came, &bytes[..len], turn, decider);
             }
         }
     }
@@ -448,11 +465,11 @@ impl DhcpSide {
             }
             let waiting = self.prober.as_mut().map(|prober| prober.waited_for(ip)).unwrap_or_default();
             for waited in waiting {
-                self.handle(&waited.came, &waited.bytes, turn);
+                self.handle(&waited.came, &waited.bytes, turn, &mut Decider::new(turn.shared));
             }
         }
         while let Some(waited) = self.prober.as_mut().and_then(|prober| prober.due(turn.now)) {
-            self.handle(&waited.came, &waited.bytes, turn);
+            self.handle(&waited.came, &waited.bytes, turn, &mut Decider::new(turn.shared));
         }
     }
 
@@ -513,7 +530,13 @@ impl DhcpSide {
     }
 
     /// True when the ring is empty.
-    fn drain_raw(&mut self, index: usize, discovers: bool, turn: &mut Turn<'_>) -> bool {
+    fn drain_raw(
+        &mut self,
+        index: usize,
+        discovers: bool,
+        turn: &mut Turn<'_>,
+        decider: &mut Decider<'_>,
+    ) -> bool {
         let raw = &mut self.raws[index];
         let (lent, max) = match discovers {
             true => (&mut raw.discovers, DISCOVERS_PER_TURN),
@@ -522,7 +545,11 @@ impl DhcpSide {
         let Some(mut ring) = lent.take() else { return true };
         let interface = Arc::clone(&self.raws[index].interface);
         let of = self.interfaces.iter().position(|i| i.index == interface.index);
-        let taken = ring.receive(max, |frame| {
+        let taken = ring.receive_looking_ahead(max, |frame, next| {
+            // What is remembered of ten thousand machines is in no near cache.
+            if let Some(mac) = next.and_then(|next| next.bytes.get(CHADDR_IN_FRAME)?.first_chunk().copied()) {
+                prefetch(self.server.memory_of(MacAddr(mac)));
+            }
             turn.tally.add(Count::DhcpPackets, 1);
             let (Ok(datagram), Some(of)) = (parse_udp_frame(frame.bytes), of) else {
                 return turn.tally.add(Count::DhcpMalformedFrames, 1);
@@ -536,7 +563,7 @@ impl DhcpSide {
                 dst: *datagram.dst.ip(),
                 local: interface.addr,
             };
-            self.handle(&came, datagram.payload, turn);
+            self.handle(&came, datagram.payload, turn, decider);
         });
         let raw = &mut self.raws[index];
         *(if discovers { &mut raw.discovers } else { &mut raw.ring }) = Some(ring);
@@ -544,7 +571,7 @@ impl DhcpSide {
     }
 
     /// True when the socket is empty.
-    fn drain_udp(&mut self, index: usize, turn: &mut Turn<'_>) -> bool {
+    fn drain_udp(&mut self, index: usize, turn: &mut Turn<'_>, decider: &mut Decider<'_>) -> bool {
         let mut message = std::mem::take(&mut self.message);
         let mut empty = false;
         for _ in 0..MESSAGES_PER_TURN / BATCH {
@@ -556,10 +583,8 @@ impl DhcpSide {
                     break;
                 }
             };
-            empty = taken == 0;
-            if empty {
-                break;
-            }
+            // Less than there was room for: it is empty, and whatever comes from now on is an event of its own.
+            empty = taken < BATCH;
             for i in 0..taken {
                 turn.tally.add(Count::DhcpPackets, 1);
                 let Some(d) = turn.recv.datagram(i) else { continue };
@@ -578,7 +603,10 @@ impl DhcpSide {
                     dst: d.to,
                     local: d.local,
                 };
-                self.arrived(&came, bytes, turn);
+                self.arrived(&came, bytes, turn, decider);
+            }
+            if empty {
+                break;
             }
         }
         self.message = message;
@@ -586,13 +614,13 @@ impl DhcpSide {
     }
 
     /// A message, to be answered now or, when it begins an exchange and many do, later.
-    fn arrived(&mut self, came: &Came, bytes: &[u8], turn: &mut Turn<'_>) {
+    fn arrived(&mut self, came: &Came, bytes: &[u8], turn: &mut Turn<'_>, decider: &mut Decider<'_>) {
         if !is_discover(bytes) {
-            return self.handle(came, bytes, turn);
+            return self.handle(came, bytes, turn, decider);
         }
         if self.discovers > 0 && self.waiting.queue.is_empty() {
             self.discovers -= 1;
-            return self.handle(came, bytes, turn);
+            return self.handle(came, bytes, turn, decider);
         }
         if self.waiting.push(came, turn.now, bytes) {
             turn.tally.add(Count::DhcpWaited, 1);
@@ -601,10 +629,9 @@ impl DhcpSide {
         }
     }
 
-    fn handle(&mut self, came: &Came, bytes: &[u8], turn: &mut Turn<'_>) {
-        let interface = Arc::clone(&self.interfaces[came.interface]);
+    fn handle(&mut self, came: &Came, bytes: &[u8], turn: &mut Turn<'_>, decider: &mut Decider<'_>) {
         let input = Input {
-            interface: &interface,
+            interface: &self.interfaces[came.interface],
             port: came.port,
             src: came.src,
             src_mac: came.src_mac,
@@ -612,30 +639,26 @@ impl DhcpSide {
             local: came.local,
             bytes,
         };
-        let mut decider = Decider::new(turn.shared);
+        decider.next_message();
         // The message is built where a frame's payload goes.
         let reply = &mut self.reply[UDP_PAYLOAD_OFFSET..];
-        match self.server.handle(turn.now, &input, &mut decider, reply) {
+        match self.server.handle(turn.now, &input, decider, reply) {
             Verdict::Reply(output, event) => {
                 let reply = &self.reply[UDP_PAYLOAD_OFFSET..][..output.len];
-                let (seen, packets) = told(&event, &input, Some((&output, reply)), turn);
-                self.note(&event, seen, packets, turn);
-                self.reply(&output, &input, came.raw, turn);
-            }
-            Verdict::Heard(event) => {
-                let (seen, packets) = told(&event, &input, None, turn);
-                self.note(&event, seen, packets, turn);
+                note(&event, &input, Some((&output, reply)), &mut self.recorded, turn);
+                self.reply(&output, came, turn);
             }
             Verdict::Probe(probe) => self.ask(&probe, came, bytes, turn),
+            Verdict::Heard(event) => note(&event, &input, None, &mut self.recorded, turn),
             Verdict::Drop(reason) => {
                 turn.tally.drop_dhcp(reason);
-                note_ignored(reason, &input, turn);
+                note_ignored(reason, &input, &mut self.recorded, turn);
             }
         }
     }
 
     /// Addresses the reply just made, and sends it or holds it until its lease is stored.
-    fn reply(&mut self, output: &Output, input: &Input<'_>, raw: Option<usize>, turn: &mut Turn<'_>) {
+    fn reply(&mut self, output: &Output, came: &Came, turn: &mut Turn<'_>) {
         let real_port = match output.port {
             ServerPort::Dhcp => self.port,
             ServerPort::BootServer => self.boot_server_port,
@@ -648,8 +671,8 @@ impl DhcpSide {
         let udp = self.udps.iter().position(|udp| udp.port == output.port);
         // A unicast goes by UDP, where routing and ARP do their work. With another server on port 67 there is no
         // socket to send it from, and it goes back to the MAC address it came from.
-        let frame_to = mac.or(if udp.is_none() { input.src_mac } else { None });
-        let (route, range) = if let (Some(raw), Some(dst_mac)) = (raw, frame_to) {
+        let frame_to = mac.or(if udp.is_none() { came.src_mac } else { None });
+        let (route, range) = if let (Some(raw), Some(dst_mac)) = (came.raw, frame_to) {
             let port = &mut self.raws[raw];
             port.ip_id = port.ip_id.wrapping_add(1);
             let header = UdpHeader {
@@ -667,7 +690,7 @@ impl DhcpSide {
         } else {
             let Some(port) = udp else { return turn.tally.add(Count::DhcpSendErrors, 1) };
             let to = if mac.is_some() { SocketAddrV4::new(Ipv4Addr::BROADCAST, to.port()) } else { to };
-            let interface = if to.ip().is_broadcast() { input.interface.index } else { 0 };
+            let interface = if to.ip().is_broadcast() { self.interfaces[came.interface].index } else { 0 };
             let source = Source { addr: output.from, interface };
             (Route::Udp { port, to, source }, UDP_PAYLOAD_OFFSET..UDP_PAYLOAD_OFFSET + output.len)
         };
@@ -739,7 +762,7 @@ impl DhcpSide {
         if journal.under_way.is_some() || !self.server.has_changes() {
             return;
         }
-        let mut entries = Vec::new();
+        let mut entries = Vec::with_capacity(journal.gathering.replies.len());
         let epoch = journal.epoch;
         let number = self.server.changes(|change| entries.extend(encode(&change, epoch)));
         std::mem::swap(&mut journal.gathering, &mut journal.sent_when_stored);
@@ -833,31 +856,53 @@ impl DhcpSide {
         turn.tally.set(Count::DhcpPoolTaken, taken);
         turn.tally.set(Count::DhcpPoolsLow, self.low.len() as u64);
     }
+}
 
-    /// Passes on what a message told: to the other cores who is where, to the flight recorder what happened.
-    fn note(&mut self, event: &DhcpEvent, seen: Option<Seen>, packets: Vec<Packet>, turn: &Turn<'_>) {
-        let told_address = matches!(
-            event.what,
-            DhcpStep::Offered
-                | DhcpStep::Acked
-                | DhcpStep::BootServerAnswered
-                | DhcpStep::OverheardRequest { .. }
-        );
-        if let (true, Some(mac), Some(addr), Some(arch)) = (told_address, event.mac, event.ip, event.arch)
-            && !addr.is_unspecified()
-        {
-            turn.shared.sightings.record(addr, Sighting { mac, arch, exchange: 0 });
-        }
-        let Some(seen) = seen else { return };
-        if !self.recorded.take(turn.now) {
-            return turn.tally.add(Count::DhcpUnrecorded, 1);
-        }
-        let mut evidence = Evidence::new(SystemTime::now(), seen);
-        evidence.mac = event.mac;
-        evidence.uuid = event.uuid;
-        evidence.address = event.ip;
-        evidence.packets = packets;
-        turn.shared.note(evidence);
+/// Passes on what a message told: to the other cores who is where, to the flight recorder what happened. In a storm most
+/// of it goes no further, so nothing is made of it before that is known.
+fn note(
+    event: &DhcpEvent,
+    input: &Input<'_>,
+    reply: Option<(&Output, &[u8])>,
+    recorded: &mut Budget,
+    turn: &Turn<'_>,
+) {
+    let told_address = matches!(
+        event.what,
+        DhcpStep::Offered
+            | DhcpStep::Acked
+            | DhcpStep::BootServerAnswered
+            | DhcpStep::OverheardRequest { .. }
+    );
+    if let (true, Some(mac), Some(addr), Some(arch)) = (told_address, event.mac, event.ip, event.arch)
+        && !addr.is_unspecified()
+    {
+        turn.shared.sightings.record(addr, Sighting { mac, arch, exchange: 0 });
+    }
+    if !is_news(event) {
+        return;
+    }
+    if !recorded.take(turn.now) {
+        return turn.tally.add(Count::DhcpUnrecorded, 1);
+    }
+    let Some(seen) = seen(event) else { return };
+    let mut evidence = Evidence::new(turn.wall, seen);
+    evidence.mac = event.mac;
+    evidence.uuid = event.uuid;
+    evidence.address = event.ip;
+    if turn.shared.is_recording() {
+        evidence.packets = packets(input, reply);
+    }
+    turn.shared.note(evidence);
+}
+
+/// Whether an event means something for a boot: whether [`seen`] makes anything of it.
+fn is_news(event: &DhcpEvent) -> bool {
+    match event.what {
+        DhcpStep::Offered | DhcpStep::Acked | DhcpStep::OverheardRequest { .. } => event.kind.is_some(),
+        DhcpStep::BootServerAnswered => !event.file.is_empty(),
+        DhcpStep::OtherServerOffer { .. } | DhcpStep::OtherServerAck { .. } => true,
+        DhcpStep::Informed | DhcpStep::Naked | DhcpStep::Released | DhcpStep::Declined => false,
     }
 }
 
@@ -996,19 +1041,6 @@ fn decode(entry: &Entry, epoch: (Instant, SystemTime)) -> Option<Change> {
     Some(Change::Lease(LeaseRecord { ip, htype, hlen: hlen.min(16), hardware, term }))
 }
 
-/// What an event means for a boot, and the packets that show it.
-fn told(
-    event: &DhcpEvent,
-    input: &Input<'_>,
-    reply: Option<(&Output, &[u8])>,
-    turn: &Turn<'_>,
-) -> (Option<Seen>, Vec<Packet>) {
-    let seen = seen(event);
-    let kept = seen.is_some() && turn.shared.is_recording();
-    let packets = if kept { packets(input, reply) } else { Vec::new() };
-    (seen, packets)
-}
-
 /// What an event means for a boot; nothing for who is not booting.
 fn seen(event: &DhcpEvent) -> Option<Seen> {
     let file = || event.file.as_str().to_owned();
@@ -1060,7 +1092,7 @@ fn asker(kind: FirmwareKind) -> Asker {
 }
 
 /// Tells the flight recorder of boot firmware that got no answer, where the reason is about it and not about the packet.
-fn note_ignored(reason: DropReason, input: &Input<'_>, turn: &Turn<'_>) {
+fn note_ignored(reason: DropReason, input: &Input<'_>, recorded: &mut Budget, turn: &Turn<'_>) {
     let about_the_machine = matches!(
         reason,
         DropReason::Silent
@@ -1081,6 +1113,9 @@ fn note_ignored(reason: DropReason, input: &Input<'_>, turn: &Turn<'_>) {
     }
     let Ok(message) = Message::parse(input.bytes) else { return };
     let (Some(mac), Some(firmware)) = (message.mac(), Firmware::recognise(&message)) else { return };
+    if !recorded.take(turn.now) {
+        return turn.tally.add(Count::DhcpUnrecorded, 1);
+    }
     let seen = Seen::DhcpIgnored {
         reason: reason.word().into(),
         asker: Some(asker(firmware.kind)),
@@ -1088,7 +1123,7 @@ fn note_ignored(reason: DropReason, input: &Input<'_>, turn: &Turn<'_>) {
         relay: Some(message.giaddr()).filter(|relay| !relay.is_unspecified()),
         boot_server,
     };
-    let mut evidence = Evidence::new(SystemTime::now(), seen);
+    let mut evidence = Evidence::new(turn.wall, seen);
     evidence.mac = Some(mac);
     evidence.uuid = message.uuid();
     evidence.packets = packets(input, None);
@@ -1113,6 +1148,7 @@ fn packets(input: &Input<'_>, reply: Option<(&Output, &[u8])>) -> Vec<Packet> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::dhcp::BootFile;
 
     #[test]
     fn a_change_is_read_from_the_journal_as_it_was_written() {
@@ -1145,6 +1181,55 @@ mod tests {
         let mac = MacAddr([0x52, 0x54, 0, 0x77, 0, 0xff]);
         let loader = Change::Loader { mac, pass_over: 1 };
         assert_eq!(decode(&encode(&loader, epoch).unwrap(), epoch), Some(loader));
+    }
+
+    #[test]
+    fn what_is_news_is_what_something_is_seen_in() {
+        let addr = Ipv4Addr::new(10, 77, 0, 1);
+        let mut named = BootFile::new();
+        std::fmt::Write::write_str(&mut named, "ipxe.efi").unwrap();
+        let offer = |has_file| DhcpStep::OtherServerOffer {
+            server: addr,
+            next_server: None,
+            has_file,
+            pxe: true,
+            sends_to_4011: false,
+            leases: true,
+        };
+        for what in [
+            DhcpStep::Offered,
+            DhcpStep::Acked,
+            DhcpStep::BootServerAnswered,
+            DhcpStep::Informed,
+            DhcpStep::Naked,
+            DhcpStep::Released,
+            DhcpStep::Declined,
+            DhcpStep::OverheardRequest { server: Some(addr) },
+            offer(true),
+            offer(false),
+            DhcpStep::OtherServerAck { server: addr },
+        ] {
+            for kind in [None, Some(FirmwareKind::Pxe), Some(FirmwareKind::HttpBoot)] {
+                for file in [BootFile::new(), named] {
+                    // A server that names a file knows for whom.
+                    if what == DhcpStep::Offered && kind.is_none() && !file.is_empty() {
+                        continue;
+                    }
+                    let event = DhcpEvent {
+                        what,
+                        mac: None,
+                        uuid: None,
+                        xid: 1,
+                        arch: None,
+                        kind,
+                        relay: None,
+                        ip: Some(addr),
+                        file,
+                    };
+                    assert_eq!(is_news(&event), seen(&event).is_some(), "{event:?}");
+                }
+            }
+        }
     }
 
     #[test]

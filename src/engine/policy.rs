@@ -3,29 +3,60 @@
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use arc_swap::Guard;
 
 use super::shared::Shared;
 use crate::files::Catalog;
 use crate::jobs::Identity;
 use crate::jobs::gss;
 use crate::jobs::image::{Access, Images};
-use crate::jobs::script::Unknown;
-use crate::jobs::table::Decision;
+use crate::jobs::script::{Policy, Unknown};
+use crate::jobs::table::{Decision, View};
 use crate::proto::dhcp::{Answer, BootFile, BootPolicy, Wish};
 use crate::proto::firmware::{Firmware, FirmwareKind};
 use crate::wire::arch::Family;
 use crate::wire::{Arch, MacAddr};
 
-/// One look at the snapshots, for one message.
+/// One look at the snapshots, for the messages of one turn.
 pub(super) struct Decider<'a> {
     shared: &'a Shared,
-    /// A job or an operator's word is there for the machine, once that was looked up.
+    policy: Guard<Arc<Policy>>,
+    catalog: Guard<Arc<Catalog>>,
+    view: View<'a>,
+    /// HTTP's port at the address of ours that was asked for last.
+    port: Option<(Ipv4Addr, Option<u16>)>,
+    /// A job or an operator's word is there for the message's machine, once that was looked up.
     claimed: Option<bool>,
 }
 
 impl<'a> Decider<'a> {
     pub(super) fn new(shared: &'a Shared) -> Self {
-        Self { shared, claimed: None }
+        Self {
+            shared,
+            policy: shared.policy.load(),
+            catalog: shared.library.load(),
+            view: shared.keeper.table().view(),
+            port: None,
+            claimed: None,
+        }
+    }
+
+    /// Forgets the machine of the last message.
+    pub(super) fn next_message(&mut self) {
+        self.claimed = None;
+    }
+
+    fn http_port(&mut self, server: Ipv4Addr) -> Option<u16> {
+        match self.port {
+            Some((at, port)) if at == server => port,
+            _ => {
+                let port = self.shared.http_port(server);
+                self.port = Some((server, port));
+                port
+            }
+        }
     }
 }
 
@@ -38,30 +69,29 @@ impl BootPolicy for Decider<'_> {
         wish: &Wish<'_>,
         file: &mut BootFile,
     ) -> Answer {
-        let view = self.shared.keeper.table().view();
-        let decision = view.decide(who);
+        let port = self.http_port(server);
+        let decision = self.view.decide(who);
         let claimed = !matches!(decision, Decision::NoJob);
         self.claimed = Some(claimed);
         if matches!(decision, Decision::Rejected) {
             // No loader, no address of a script: denied at every hop.
             return Answer::NoBoot;
         }
-        if !claimed && self.shared.policy.load().unknown == Unknown::Silent {
+        if !claimed && self.policy.unknown == Unknown::Silent {
             return Answer::Silent;
         }
-        let catalog = self.shared.library.load();
-        let port = self.shared.http_port(server);
+        let catalog = &self.catalog;
         file.clear();
         let family = Family::of(firmware.arch);
         let job = decision.job();
         // The machine's own, its image's, its subnet's: the narrowest counts.
         let loader = || {
-            let own = view.standing(who).and_then(|standing| standing.loader.as_deref());
+            let own = self.view.standing(who).and_then(|standing| standing.loader.as_deref());
             let image = job.and_then(|job| catalog.image(job.action.image()?)?.loader.as_deref());
             let named = [own, image, wish.loader].into_iter().flatten();
             catalog.loader_wished(firmware.arch, named, wish.pass_over)
         };
-        let native = job.zip(family).and_then(|(job, family)| gss::program_of(job, &**catalog, family));
+        let native = job.zip(family).and_then(|(job, family)| gss::program_of(job, &***catalog, family));
         let written = match (firmware.kind, port) {
             (FirmwareKind::Ipxe(features), Some(port)) if features.http => match who.mac {
                 Some(mac) => write!(file, "http://{server}:{port}/ipxe?mac={mac}"),
@@ -77,21 +107,21 @@ impl BootPolicy for Decider<'_> {
             (FirmwareKind::HttpBoot, _) if native.is_some() => return Answer::NoBoot,
             // This iPXE cannot fetch a script by HTTP: it gets one that can, once, by TFTP.
             (FirmwareKind::Ipxe(_), _) => match catalog.full_loader_for(firmware.arch) {
-                Some((name, _)) => write!(file, "{name}"),
+                Some((name, _)) => file.write_str(name),
                 None => return Answer::NoBoot,
             },
             (FirmwareKind::HttpBoot, Some(port)) => match loader() {
                 Some(name) => write!(file, "http://{server}:{port}/loaders/{name}"),
-                None => match own_loader(&catalog, decision, firmware.arch) {
+                None => match own_loader(catalog, decision, firmware.arch) {
                     Some(name) => write!(file, "http://{server}:{port}/images/{name}"),
                     None => return Answer::NoBoot,
                 },
             },
             (FirmwareKind::HttpBoot, None) => return Answer::NoBoot,
             (FirmwareKind::Pxe, _) => match loader() {
-                Some(name) => write!(file, "{name}"),
-                None => match own_loader(&catalog, decision, firmware.arch) {
-                    Some(name) => write!(file, "{name}"),
+                Some(name) => file.write_str(name),
+                None => match own_loader(catalog, decision, firmware.arch) {
+                    Some(name) => file.write_str(&name),
                     None => return Answer::NoBoot,
                 },
             },
@@ -105,15 +135,15 @@ impl BootPolicy for Decider<'_> {
     }
 
     fn is_excluded(&mut self, mac: MacAddr) -> bool {
-        self.shared.policy.load().excludes(mac)
+        self.policy.excludes(mac)
     }
 
     fn is_silent(&mut self, who: &Identity) -> bool {
-        self.shared.policy.load().unknown == Unknown::Silent && !self.is_registered(who)
+        self.policy.unknown == Unknown::Silent && !self.is_registered(who)
     }
 
     fn is_registered(&mut self, who: &Identity) -> bool {
-        let looked = || !matches!(self.shared.keeper.table().view().decide(who), Decision::NoJob);
+        let looked = || !matches!(self.view.decide(who), Decision::NoJob);
         *self.claimed.get_or_insert_with(looked)
     }
 }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | splice through a pooled 1 MiB pipe, corked | the default |
 //! | SEND_ZC from the file's mapping, by the core's ring | the connection's local address is on a device not known to copy |
-//! | sendfile, corked | no pipe is free |
+//! | sendfile, corked | no pipe can be made |
 //! | plain send | texts, and files below [`INLINE_MAX`] (the caller puts those into a text) |
 //! | records | TLS: file bytes are read in pieces of [`SEALED_LEN`], never through the mapping, and encrypted here |
 //!
@@ -12,6 +12,7 @@
 //! mixture, or a cut body, for the image.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
@@ -113,18 +114,24 @@ impl Moved {
     }
 }
 
-/// A core's pipes.
+/// A core's pipes. A connection whose socket is full may keep what is in its pipe, but not the last pipe: so there is one
+/// for whoever can send. `sendfile` in its place is dearer, and can be much dearer: it brings a pipe of its own, which has
+/// two pages where an ordinary user's pipe memory is used up (`fs.pipe-user-pages-soft`; fs/pipe.c, `alloc_pipe_info`).
 #[derive(Debug, Default)]
 pub struct PipePool {
     free: Vec<Pipe>,
     made: usize,
     max: usize,
+    /// Where the bytes of a last pipe go.
+    nowhere: Option<File>,
 }
 
 impl PipePool {
     /// Makes up to `max` pipes, as they are needed.
     pub fn new(max: usize) -> Self {
-        Self { free: Vec::new(), made: 0, max }
+        // Without it connections keep their pipes, and `sendfile` serves those that find none.
+        let nowhere = File::options().write(true).open("/dev/null").ok();
+        Self { free: Vec::new(), made: 0, max, nowhere }
     }
 
     fn take(&mut self) -> Option<Pipe> {
@@ -147,8 +154,19 @@ impl PipePool {
         }
     }
 
-    /// Takes a pipe back. One with bytes in it belonged to a broken connection and is closed instead.
-    fn put(&mut self, pipe: Pipe) {
+    /// True when nobody else would get a pipe now.
+    fn is_used_up(&self) -> bool {
+        self.free.is_empty() && self.made >= self.max
+    }
+
+    /// Takes a pipe back, without what is in it.
+    fn put(&mut self, mut pipe: Pipe) {
+        if pipe.held() > 0
+            && let Some(nowhere) = &self.nowhere
+        {
+            // What is left in it after a failure closes it below.
+            let _ = pipe.discard(nowhere);
+        }
         if pipe.held() == 0 {
             self.free.push(pipe);
         } else {
@@ -260,7 +278,12 @@ impl Outgoing {
                     self.pieces.pop_front();
                     continue;
                 }
-                Some(Piece::File { .. }) if quantum == 0 => return Pumped::Yielded,
+                // What is in the pipe goes first, so that the pipe is free for the next connection.
+                Some(Piece::File { .. })
+                    if quantum == 0 && self.pipe.as_ref().is_none_or(|pipe| pipe.held() == 0) =>
+                {
+                    return Pumped::Yielded;
+                }
                 Some(Piece::File { .. }) => match self.pump_file(socket, means) {
                     Ok(0) if self.in_ring => return Pumped::InRing,
                     Ok(0) => return Pumped::Changed,
@@ -466,11 +489,19 @@ impl Outgoing {
         self.file = None;
     }
 
-    /// A full socket: an empty pipe goes back to the pool while waiting.
+    /// Others have their turn: an empty pipe goes back to the pool, and so does the last one whatever is in it. Its bytes
+    /// are taken from the file again.
     pub fn rest(&mut self, pipes: &mut PipePool) {
-        if self.pipe.as_ref().is_some_and(|pipe| pipe.held() == 0)
-            && let Some(pipe) = self.pipe.take()
-        {
+        let Some(pipe) = &self.pipe else { return };
+        let held = pipe.held() as u64;
+        if held > 0 && !(pipes.nowhere.is_some() && pipes.is_used_up()) {
+            return;
+        }
+        // A pipe's bytes are the front piece's: it stays in front until both are used up.
+        if let Some(Piece::File { at, .. }) = self.pieces.front_mut() {
+            *at -= held;
+        }
+        if let Some(pipe) = self.pipe.take() {
             pipes.put(pipe);
         }
     }
@@ -494,7 +525,92 @@ fn is_peer_gone(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::net::{TcpListener, TcpStream};
+
     use super::*;
+    use crate::files::served::{FileIdentity, Place, Served};
+    use crate::jobs::image::Access;
+
+    /// Connections that all want the same file at once and read none of it until every one of them has stopped.
+    fn everybody_gets_the_file(connections: usize, pipes: usize) -> Moved {
+        let path = std::env::temp_dir().join(format!("bootstorm-pipes-{}-{pipes}", std::process::id()));
+        let content: Vec<u8> =
+            (0..12_000_003u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        std::fs::write(&path, &content).unwrap();
+        let identity = FileIdentity::of(&std::fs::metadata(&path).unwrap());
+        let served = Served::new("pe/boot.wim".into(), Place::Image, path.clone(), identity, Access::Open);
+        let file = served.open().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut pool = PipePool::new(pipes);
+        let mut all = Moved::default();
+        let mut sending: Vec<(TcpStream, Outgoing)> = Vec::new();
+        let mut reading = Vec::new();
+        for _ in 0..connections {
+            reading.push(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+            let socket = listener.accept().unwrap().0;
+            socket.set_nonblocking(true).unwrap();
+            let mut out = Outgoing { file: Some(Arc::clone(&file)), ..Outgoing::default() };
+            out.pieces.push_back(Piece::Text { bytes: b"head".to_vec(), sent: 0 });
+            out.pieces.push_back(Piece::File { at: 0, end: content.len() as u64 });
+            sending.push((socket, out));
+        }
+        let mut pump = |socket: &TcpStream, out: &mut Outgoing| {
+            let mut means = Means {
+                pipes: &mut pool,
+                ring: None,
+                copying: &CopyingDevices::default(),
+                local: Ipv4Addr::LOCALHOST,
+                tag: 0,
+                unsealed: &mut Vec::new(),
+                moved: &mut all,
+            };
+            let pumped = out.pump(socket, &mut means);
+            out.rest(&mut pool);
+            pumped
+        };
+        for (socket, out) in &mut sending {
+            while pump(socket, out) == Pumped::Yielded {}
+        }
+        let readers: Vec<_> = reading
+            .into_iter()
+            .map(|mut socket| {
+                std::thread::spawn(move || {
+                    let mut got = Vec::new();
+                    socket.read_to_end(&mut got).unwrap();
+                    got
+                })
+            })
+            .collect();
+        while !sending.is_empty() {
+            sending.retain_mut(|(socket, out)| {
+                let pumped = pump(socket, out);
+                assert!(matches!(pumped, Pumped::Done | Pumped::Blocked | Pumped::Yielded), "{pumped:?}");
+                pumped != Pumped::Done
+            });
+            std::thread::yield_now();
+        }
+        for reader in readers {
+            let got = reader.join().unwrap();
+            assert!(got[..4] == *b"head" && got[4..] == content, "{} bytes", got.len());
+        }
+        std::fs::remove_file(&path).unwrap();
+        all
+    }
+
+    #[test]
+    fn stalled_connections_leave_a_pipe_for_whoever_can_send() {
+        for pipes in [1, 3] {
+            let moved = everybody_gets_the_file(8, pipes);
+            assert_eq!((moved.sendfile, moved.splice), (0, 8 * 12_000_003), "{pipes} pipes");
+        }
+    }
+
+    #[test]
+    fn without_any_pipe_sendfile_serves_all() {
+        let moved = everybody_gets_the_file(3, 0);
+        assert_eq!((moved.sendfile, moved.splice), (3 * 12_000_003, 0));
+    }
 
     #[test]
     fn a_kernel_that_pins_no_more_pages_does_not_end_a_download() {

@@ -155,6 +155,11 @@ impl Server {
         self.memory.notices()
     }
 
+    /// The memory that a message of this machine will be looked up in, for who knows before what comes next.
+    pub fn memory_of(&self, mac: MacAddr) -> &(impl Sized + use<>) {
+        self.memory.of(mac)
+    }
+
     /// Answers one datagram. A reply is written to `out`, which should hold 1,472 bytes.
     pub fn handle(
         &mut self,

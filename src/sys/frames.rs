@@ -65,6 +65,11 @@ impl FrameSender {
         self.tags.len() == FRAMES
     }
 
+    /// Frames that wait.
+    pub fn len(&self) -> usize {
+        self.tags.len()
+    }
+
     /// True when nothing waits.
     pub fn is_empty(&self) -> bool {
         self.tags.is_empty()

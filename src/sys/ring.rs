@@ -19,6 +19,8 @@ const SLOT_HEAD_LEN: usize = 96;
 pub const SEND_BATCH: usize = 64;
 /// Bytes of frames collected for one call.
 const ARENA_LEN: usize = 256 * 1024;
+/// Bytes of frames on their way, with what the kernel keeps beside each.
+const SEND_BUFFER_LEN: libc::c_int = 4 << 20;
 
 /// linux/if_packet.h, not in libc for every target.
 const PACKET_QDISC_BYPASS: libc::c_int = 20;
@@ -34,7 +36,7 @@ pub struct RingUse {
     /// Every frame of the link, whoever it is addressed to, as hosts with hardware addresses of their own need it.
     /// Otherwise IPv4 for this machine alone.
     pub all: bool,
-    /// What this host itself sends, too; never what the ring's own [`FrameRing::sender`] does.
+    /// What this host itself sends, too.
     pub outgoing: bool,
     /// What is sent through it goes the way of other packets: past the interface's queueing discipline, where captures on this
     /// host see it. Otherwise straight to the driver, unseen.
@@ -66,6 +68,8 @@ pub struct FrameRing {
     next: usize,
     ring_len: usize,
     snapshot: usize,
+    index: u32,
+    captured: bool,
     what: String,
 }
 
@@ -98,7 +102,6 @@ impl FrameRing {
             .map_err(fail)?;
         // Old kernels know neither; what is lost is speed, and our own frames are told by their source.
         let _ = set_int(raw, libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, i32::from(!taken.outgoing));
-        let _ = set_int(raw, libc::SOL_PACKET, PACKET_QDISC_BYPASS, i32::from(!taken.captured));
         let snapshot = taken.snapshot;
         let ring_len = taken.len.next_multiple_of(BLOCK_LEN);
         let slot_len = (snapshot + SLOT_HEAD_LEN).next_power_of_two().clamp(256, BLOCK_LEN);
@@ -126,7 +129,8 @@ impl FrameRing {
             return Err(fail(io::Error::last_os_error()));
         }
         let map = NonNull::new(map.cast()).expect("mmap of a non-zero length is never null");
-        let ring = Self { fd, map, slot_len, slots, next: 0, ring_len, snapshot, what };
+        let captured = taken.captured;
+        let ring = Self { fd, map, slot_len, slots, next: 0, ring_len, snapshot, index, captured, what };
         let fail = |e| SysError::new(ring.what.clone(), e);
         if taken.all {
             // A real card would drop what is for addresses it does not know.
@@ -138,17 +142,7 @@ impl FrameRing {
             };
             set_struct(raw, libc::PACKET_ADD_MEMBERSHIP, &member).map_err(fail)?;
         }
-        // SAFETY: `sockaddr_ll` is plain old data; all-zero is valid.
-        let mut addr: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        addr.sll_family = libc::AF_PACKET as u16;
-        let protocol = if taken.all { libc::ETH_P_ALL } else { libc::ETH_P_IP };
-        addr.sll_protocol = (protocol as u16).to_be();
-        addr.sll_ifindex = index as i32;
-        // SAFETY: the kernel reads `size_of::<sockaddr_ll>()` bytes from `addr`, which lives across the call.
-        check(unsafe {
-            libc::bind(raw, (&raw const addr).cast(), size_of::<libc::sockaddr_ll>() as libc::socklen_t)
-        })
-        .map_err(fail)?;
+        bind(raw, index, if taken.all { libc::ETH_P_ALL } else { libc::ETH_P_IP }).map_err(fail)?;
         Ok(ring)
     }
 
@@ -207,30 +201,47 @@ impl FrameRing {
 
     /// Hands at most `max` waiting frames to `take` and gives their slots back; how many there were.
     pub fn receive(&mut self, max: usize, mut take: impl FnMut(Frame<'_>)) -> usize {
+        self.receive_looking_ahead(max, |frame, _| take(frame))
+    }
+
+    /// The same; with each frame comes the one behind it, if it is there by now, so that what it will need can be fetched
+    /// meanwhile. It is handed out as a frame of its own afterwards, in this call or the next.
+    pub fn receive_looking_ahead(
+        &mut self,
+        max: usize,
+        mut take: impl FnMut(Frame<'_>, Option<Frame<'_>>),
+    ) -> usize {
         let mut taken = 0;
         while taken < max {
-            let start = self.next * self.slot_len;
-            // SAFETY: `next` is below `slots`, so the slot lies inside the mapping of `slots * slot_len` bytes.
-            let slot = unsafe { self.map.add(start) };
-            // SAFETY: a slot begins with `tpacket2_hdr`, whose first word is the status; slots are aligned to 256
-            // bytes, and both sides touch the word only atomically.
-            let status = unsafe { AtomicU32::from_ptr(slot.cast().as_ptr()) };
-            if status.load(Ordering::Acquire) & libc::TP_STATUS_USER == 0 {
-                break;
-            }
-            // SAFETY: the acquire above says that the kernel has filled the header and will not touch the slot until
-            // its status is given back below.
-            let header = unsafe { slot.cast::<libc::tpacket2_hdr>().as_ref() };
-            let at = usize::from(header.tp_mac).min(self.slot_len);
-            let len = (header.tp_snaplen as usize).min(self.slot_len - at);
-            // SAFETY: `at + len` is at most `slot_len`, so the bytes lie inside this slot, which is ours until then.
-            let bytes = unsafe { std::slice::from_raw_parts(slot.add(at).as_ptr(), len) };
-            take(Frame { bytes, len: header.tp_len as usize });
-            status.store(libc::TP_STATUS_KERNEL, Ordering::Release);
-            self.next = (self.next + 1) % self.slots;
+            let Some(frame) = self.frame(self.next) else { break };
+            let after = if self.next + 1 == self.slots { 0 } else { self.next + 1 };
+            take(frame, self.frame(after));
+            self.status().store(libc::TP_STATUS_KERNEL, Ordering::Release);
+            self.next = after;
             taken += 1;
         }
         taken
+    }
+
+    /// The frame in a slot, if there is one. Slots are given back by `&mut self` alone, so it stays as it is meanwhile.
+    fn frame(&self, index: usize) -> Option<Frame<'_>> {
+        assert!(index < self.slots);
+        // SAFETY: `index` is below `slots`, so the slot lies inside the mapping of `slots * slot_len` bytes.
+        let slot = unsafe { self.map.add(index * self.slot_len) };
+        // SAFETY: a slot begins with `tpacket2_hdr`, whose first word is the status; slots are aligned to 256
+        // bytes, and both sides touch the word only atomically.
+        let status = unsafe { AtomicU32::from_ptr(slot.cast().as_ptr()) };
+        if status.load(Ordering::Acquire) & libc::TP_STATUS_USER == 0 {
+            return None;
+        }
+        // SAFETY: the acquire above says that the kernel has filled the header and will not touch the slot until
+        // its status is given back, which takes `&mut self`, or comes after the last use of the frame.
+        let header = unsafe { slot.cast::<libc::tpacket2_hdr>().as_ref() };
+        let at = usize::from(header.tp_mac).min(self.slot_len);
+        let len = (header.tp_snaplen as usize).min(self.slot_len - at);
+        // SAFETY: `at + len` is at most `slot_len`, so the bytes lie inside this slot, which is ours until then.
+        let bytes = unsafe { std::slice::from_raw_parts(slot.add(at).as_ptr(), len) };
+        Some(Frame { bytes, len: header.tp_len as usize })
     }
 
     /// Waits until a frame is there, at most for `time`.
@@ -255,12 +266,23 @@ impl FrameRing {
         done.map_or(0, |_| u64::from(stats.tp_drops))
     }
 
-    /// Another handle on the same socket, for a [`FrameBatch`] that is filled while frames are received.
+    /// A socket of its own for what a [`FrameBatch`] sends on the same interface: the ring's would be looked through for
+    /// somebody who waits for it, with every frame that has left. It hears nothing.
     ///
     /// # Errors
-    /// EMFILE.
+    /// EPERM without CAP_NET_RAW, EMFILE.
     pub fn sender(&self) -> io::Result<OwnedFd> {
-        self.fd.try_clone()
+        // SAFETY: no pointers. Protocol 0 receives nothing.
+        let raw = check(unsafe {
+            libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, 0)
+        })?;
+        // SAFETY: `raw` is a fresh descriptor that nobody else owns.
+        let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+        bind(raw, self.index, 0)?;
+        let _ = set_int(raw, libc::SOL_PACKET, PACKET_QDISC_BYPASS, i32::from(!self.captured));
+        // A whole batch of the longest frames has room; a refusal only means the default size.
+        let _ = set_int(raw, libc::SOL_SOCKET, libc::SO_SNDBUF, SEND_BUFFER_LEN);
+        Ok(fd)
     }
 
     /// Bytes of each frame that are kept.
@@ -280,6 +302,20 @@ impl AsRawFd for FrameRing {
     fn as_raw_fd(&self) -> RawFd {
         self.fd.as_raw_fd()
     }
+}
+
+/// Names interface and protocol (0: nothing is received).
+fn bind(raw: RawFd, index: u32, protocol: libc::c_int) -> io::Result<()> {
+    // SAFETY: `sockaddr_ll` is plain old data; all-zero is valid.
+    let mut addr: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    addr.sll_family = libc::AF_PACKET as u16;
+    addr.sll_protocol = (protocol as u16).to_be();
+    addr.sll_ifindex = index as i32;
+    // SAFETY: the kernel reads `size_of::<sockaddr_ll>()` bytes from `addr`, which lives across the call.
+    check(unsafe {
+        libc::bind(raw, (&raw const addr).cast(), size_of::<libc::sockaddr_ll>() as libc::socklen_t)
+    })
+    .map(drop)
 }
 
 fn set_struct<T>(fd: RawFd, name: libc::c_int, value: &T) -> io::Result<()> {

@@ -38,9 +38,14 @@ pub struct UdpOptions<'a> {
     pub fragment: bool,
     /// Only this interface.
     pub device: Option<&'a str>,
+    /// [`Datagram`]s do not say which address they came to, which costs the kernel less.
+    pub anonymous: bool,
 }
 
-/// A bound, non-blocking IPv4 UDP socket with IP_PKTINFO on.
+/// Nobody's address (RFC 7600), for a socket that nothing is to come to.
+const NOBODYS: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
+
+/// A bound, non-blocking IPv4 UDP socket.
 #[derive(Debug)]
 pub struct UdpSocket {
     fd: OwnedFd,
@@ -51,22 +56,57 @@ impl UdpSocket {
     /// Binds. Port 0 takes a free one; [`UdpSocket::local`] says which.
     pub fn bind(addr: SocketAddrV4, options: &UdpOptions<'_>) -> Result<Self, SysError> {
         let fail = |e| SysError::new(format!("bind udp {addr}"), e);
+        let fd = Self::open(options).map_err(fail)?;
+        if options.reuse_port {
+            set_int(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_REUSEPORT, 1).map_err(fail)?;
+        }
+        let socket = socket2::SockRef::from(&fd);
+        if let Some(device) = options.device {
+            socket.bind_device(Some(device.as_bytes())).map_err(fail)?;
+        }
+        socket.bind(&addr.into()).map_err(fail)?;
+        let local = socket.local_addr().map_err(fail)?.as_socket_ipv4().unwrap_or(addr);
+        Ok(Self { fd, local })
+    }
+
+    /// A second socket on this one's port, for sending alone: nothing is ever received there, and [`Source::addr`] must
+    /// say where each datagram leaves from.
+    ///
+    /// Each datagram that has left tells whoever waits at its socket that there is room again, even those who wait for
+    /// something to read only (sock_def_write_space), and that is an eighth of what a small datagram costs. At this
+    /// socket nobody waits.
+    ///
+    /// # Errors
+    /// What `bind` says.
+    pub fn sender_beside(&self, options: &UdpOptions<'_>) -> Result<Self, SysError> {
+        let addr = SocketAddrV4::new(NOBODYS, self.local.port());
+        let fail = |e| SysError::new(format!("bind udp {addr}"), e);
+        let fd = Self::open(options).map_err(fail)?;
+        // For the moment of binding alone, so that nobody else comes in beside.
+        let share = |fd: RawFd, on| set_int(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, on).map_err(fail);
+        set_int(fd.as_raw_fd(), libc::IPPROTO_IP, libc::IP_FREEBIND, 1).map_err(fail)?;
+        share(fd.as_raw_fd(), 1)?;
+        share(self.as_raw_fd(), 1)?;
+        let bound = socket2::SockRef::from(&fd).bind(&addr.into()).map_err(fail);
+        share(self.as_raw_fd(), 0)?;
+        share(fd.as_raw_fd(), 0)?;
+        bound.map(|()| Self { fd, local: addr })
+    }
+
+    /// Not bound yet.
+    fn open(options: &UdpOptions<'_>) -> io::Result<OwnedFd> {
         // SAFETY: no pointers.
         let raw = check(unsafe {
             libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, 0)
-        })
-        .map_err(fail)?;
+        })?;
         // SAFETY: `raw` is a fresh descriptor that nobody else owns.
         let fd = unsafe { OwnedFd::from_raw_fd(raw) };
-        set_int(raw, libc::IPPROTO_IP, libc::IP_PKTINFO, 1).map_err(fail)?;
-        if options.reuse_port {
-            set_int(raw, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1).map_err(fail)?;
-        }
+        set_int(raw, libc::IPPROTO_IP, libc::IP_PKTINFO, i32::from(!options.anonymous))?;
         if options.broadcast {
-            set_int(raw, libc::SOL_SOCKET, libc::SO_BROADCAST, 1).map_err(fail)?;
+            set_int(raw, libc::SOL_SOCKET, libc::SO_BROADCAST, 1)?;
         }
         if options.fragment {
-            set_int(raw, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT).map_err(fail)?;
+            set_int(raw, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)?;
         }
         if options.recv_buffer > 0 {
             // FORCE needs CAP_NET_ADMIN; the plain option is capped by net.core.rmem_max. Either is only a wish.
@@ -77,13 +117,7 @@ impl UdpSocket {
             let _ = set_int(raw, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, options.send_buffer)
                 .or_else(|_| set_int(raw, libc::SOL_SOCKET, libc::SO_SNDBUF, options.send_buffer));
         }
-        let socket = socket2::SockRef::from(&fd);
-        if let Some(device) = options.device {
-            socket.bind_device(Some(device.as_bytes())).map_err(fail)?;
-        }
-        socket.bind(&addr.into()).map_err(fail)?;
-        let local = socket.local_addr().map_err(fail)?.as_socket_ipv4().unwrap_or(addr);
-        Ok(Self { fd, local })
+        Ok(fd)
     }
 
     /// The address it is bound to.
@@ -110,7 +144,8 @@ pub struct Datagram<'a> {
     pub bytes: &'a [u8],
     /// Sender.
     pub from: SocketAddrV4,
-    /// Destination address as the sender wrote it (a broadcast address stays one).
+    /// Destination address as the sender wrote it (a broadcast address stays one); unspecified, as all that follow, at
+    /// an anonymous socket.
     pub to: Ipv4Addr,
     /// The local address the kernel would answer from.
     pub local: Ipv4Addr,
@@ -145,31 +180,37 @@ impl RecvBatch {
         // SAFETY: sockaddr_in, iovec and mmsghdr are plain old data; all-zero (null pointers, zero lengths) is
         // valid, and `recv` fills them before the kernel sees them.
         let (name, iovec, header) = unsafe { (std::mem::zeroed(), std::mem::zeroed(), std::mem::zeroed()) };
-        Self {
+        let mut batch = Self {
             buffers: vec![[0; RECV_LEN]; BATCH].into_boxed_slice(),
             names: vec![name; BATCH].into_boxed_slice(),
             controls: vec![Control([0; CONTROL_LEN]); BATCH].into_boxed_slice(),
             iovecs: vec![iovec; BATCH].into_boxed_slice(),
             headers: vec![header; BATCH].into_boxed_slice(),
             len: 0,
-        }
+        };
+        (0..BATCH).for_each(|index| batch.prepare(index));
+        batch
     }
 
-    /// Takes what is waiting, at most [`BATCH`]; the number taken, 0 when there is nothing.
+    /// Points a header at its buffers, with their true lengths. The boxes stay where they are for good.
+    fn prepare(&mut self, index: usize) {
+        self.iovecs[index] =
+            libc::iovec { iov_base: self.buffers[index].as_mut_ptr().cast(), iov_len: RECV_LEN };
+        let header = &mut self.headers[index].msg_hdr;
+        header.msg_name = (&raw mut self.names[index]).cast();
+        header.msg_namelen = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+        header.msg_iov = &raw mut self.iovecs[index];
+        header.msg_iovlen = 1;
+        header.msg_control = (&raw mut self.controls[index]).cast();
+        header.msg_controllen = CONTROL_LEN;
+        header.msg_flags = 0;
+    }
+
+    /// Takes what is waiting, at most [`BATCH`]; the number taken. Fewer than that were all.
     pub fn recv(&mut self, socket: &UdpSocket) -> io::Result<usize> {
-        self.len = 0;
-        for i in 0..BATCH {
-            self.iovecs[i] = libc::iovec { iov_base: self.buffers[i].as_mut_ptr().cast(), iov_len: RECV_LEN };
-            let header = &mut self.headers[i].msg_hdr;
-            header.msg_name = (&raw mut self.names[i]).cast();
-            header.msg_namelen = size_of::<libc::sockaddr_in>() as libc::socklen_t;
-            header.msg_iov = &raw mut self.iovecs[i];
-            header.msg_iovlen = 1;
-            header.msg_control = (&raw mut self.controls[i]).cast();
-            header.msg_controllen = CONTROL_LEN;
-            header.msg_flags = 0;
-        }
-        // SAFETY: every header points at this batch's own buffers, set just above with their true lengths; they
+        // The kernel wrote its lengths into those that it filled the last time.
+        (0..std::mem::take(&mut self.len)).for_each(|index| self.prepare(index));
+        // SAFETY: every header points at this batch's own buffers, set by `prepare` with their true lengths; they
         // are borrowed mutably for the call and the kernel keeps no pointer after it.
         let taken = unsafe {
             libc::recvmmsg(
@@ -300,6 +341,11 @@ impl SendBatch {
             || self.scratch_used + header_bytes > SCRATCH_LEN
     }
 
+    /// Messages that wait.
+    pub fn len(&self) -> usize {
+        self.tags.len()
+    }
+
     /// True when nothing waits.
     pub fn is_empty(&self) -> bool {
         self.tags.is_empty()
@@ -343,7 +389,10 @@ impl SendBatch {
                 self.pieces.push(libc::iovec { iov_base: slice.ptr.cast_mut().cast(), iov_len: slice.len });
             }
         }
-        self.keep.push(Arc::clone(mapping));
+        // Neighbouring sends are of the same file: hold it once.
+        if self.keep.last().is_none_or(|last| !Arc::ptr_eq(last, mapping)) {
+            self.keep.push(Arc::clone(mapping));
+        }
         self.address(to, from, if count > 1 { segment } else { 0 }, tag);
         true
     }
@@ -498,6 +547,66 @@ mod tests {
         assert!(datagram.interface > 0);
         assert!(recv.datagram(1).is_none());
         assert_eq!(recv.recv(&b).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_sender_beside_has_the_port_and_receives_nothing() {
+        let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+        let options = UdpOptions { anonymous: true, ..UdpOptions::default() };
+        let receiver = UdpSocket::bind(any, &options).unwrap();
+        let sender = receiver.sender_beside(&options).unwrap();
+        let port = receiver.local().port();
+        let client =
+            UdpSocket::bind(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0), &UdpOptions::default()).unwrap();
+        let mut batch = SendBatch::new();
+        let local = Source { addr: Ipv4Addr::new(127, 0, 0, 3), interface: 0 };
+        assert!(batch.push_bytes(client.local(), local, 1, b"block"));
+        batch.flush(&sender, |u| panic!("{u:?}"));
+        wait_readable(&client);
+        let mut recv = RecvBatch::new();
+        assert_eq!(recv.recv(&client).unwrap(), 1);
+        assert_eq!(recv.datagram(0).unwrap().from, SocketAddrV4::new(local.addr, port));
+
+        // Whatever address is answered, it is the receiver that gets it.
+        let from = Source { addr: Ipv4Addr::LOCALHOST, interface: 0 };
+        for answered in [local.addr, Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 9, 9, 9)] {
+            assert!(batch.push_bytes(SocketAddrV4::new(answered, port), from, 1, b"ack"));
+        }
+        batch.flush(&client, |u| panic!("{u:?}"));
+        let mut got = 0;
+        while got < 3 {
+            wait_readable(&receiver);
+            got += recv.recv(&receiver).unwrap();
+        }
+        let last = recv.datagram(0).unwrap();
+        assert_eq!((last.bytes, last.local), (&b"ack"[..], Ipv4Addr::UNSPECIFIED), "an anonymous socket");
+        assert_eq!(recv.recv(&sender).unwrap(), 0);
+        // Nobody else gets the port, whatever they agree to share.
+        for reuse_port in [false, true] {
+            let taken = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
+            assert!(UdpSocket::bind(taken, &UdpOptions { reuse_port, ..UdpOptions::default() }).is_err());
+        }
+    }
+
+    #[test]
+    fn a_batch_is_whole_again_for_the_next_socket() {
+        let (a, b) = pair();
+        let anonymous = UdpOptions { anonymous: true, ..UdpOptions::default() };
+        let c = UdpSocket::bind(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0), &anonymous).unwrap();
+        let mut batch = SendBatch::new();
+        let from = Source { addr: Ipv4Addr::LOCALHOST, interface: 0 };
+        let mut recv = RecvBatch::new();
+        // The lengths that the kernel wrote for one must not bound what is taken from the other.
+        for (to, bytes, known) in [(&c, &b"x"[..], false), (&b, b"longer than that", true), (&c, b"y", false)]
+        {
+            assert!(batch.push_bytes(to.local(), from, 1, bytes));
+            batch.flush(&a, |u| panic!("{u:?}"));
+            wait_readable(to);
+            assert_eq!(recv.recv(to).unwrap(), 1);
+            let datagram = recv.datagram(0).unwrap();
+            assert_eq!((datagram.bytes, datagram.from), (bytes, a.local()));
+            assert_eq!(!datagram.local.is_unspecified(), known);
+        }
     }
 
     #[test]

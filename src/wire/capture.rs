@@ -94,66 +94,71 @@ fn mask_dhcp(message: &mut [u8]) {
     }
 }
 
-/// Headers whose values are kept; of all others only the names are.
-const HEADERS_KEPT: [&str; 22] = [
-    "accept",
-    "accept-encoding",
-    "accept-ranges",
-    "cache-control",
-    "connection",
-    "content-length",
-    "content-range",
-    "content-type",
-    "date",
-    "etag",
-    "host",
-    "if-match",
-    "if-modified-since",
-    "if-none-match",
-    "if-range",
-    "keep-alive",
-    "last-modified",
-    "range",
-    "retry-after",
-    "server",
-    "transfer-encoding",
-    "user-agent",
-];
+/// Whether a header's value is kept; of all others only the name is. By length, because every line of every head that is
+/// kept is asked about.
+fn is_value_kept(name: &[u8]) -> bool {
+    let kept: &[&str] = match name.len() {
+        4 => &["date", "etag", "host"],
+        5 => &["range"],
+        6 => &["accept", "server"],
+        8 => &["if-match", "if-range"],
+        10 => &["connection", "keep-alive", "user-agent"],
+        11 => &["retry-after"],
+        12 => &["content-type"],
+        13 => &["accept-ranges", "cache-control", "content-range", "if-none-match", "last-modified"],
+        14 => &["content-length"],
+        15 => &["accept-encoding"],
+        17 => &["if-modified-since", "transfer-encoding"],
+        _ => &[],
+    };
+    kept.iter().any(|kept| kept.as_bytes().eq_ignore_ascii_case(name))
+}
 
-/// The head that `head` begins with, without tokens and without the values of headers that could hold a secret.
-fn mask_head(head: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(head.len().min(HEAD_MAX));
-    for (number, line) in head.split_inclusive(|byte| *byte == b'\n').enumerate() {
-        let colon = line.iter().position(|byte| *byte == b':').filter(|_| number > 0);
+/// The head at the front of `bytes`, without tokens and without the values of headers that could hold a secret. Lines
+/// that begin behind [`HEAD_MAX`] are left out.
+fn mask_head(mut bytes: &[u8]) -> Vec<u8> {
+    while let Some(rest) = bytes.strip_prefix(b"\r\n") {
+        bytes = rest;
+    }
+    let mut out = Vec::with_capacity(bytes.len().min(HEAD_MAX));
+    for (number, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
         let start = out.len();
-        match colon {
-            Some(colon)
-                if !HEADERS_KEPT.iter().any(|name| name.as_bytes().eq_ignore_ascii_case(&line[..colon])) =>
-            {
-                out.extend_from_slice(&line[..=colon]);
-                out.extend_from_slice(b" *\r\n");
-            }
-            _ if number == 0 => {
-                // A token with characters percent-encoded would look like none: nothing of such a path is kept.
-                let encoded = line.contains(&b'%') && line.windows(2).any(|pair| pair == b"/%")
-                    || line.split(|byte| *byte == b'?').next().is_some_and(|path| path.contains(&b'%'));
-                if encoded {
-                    let method = line.split(|byte| *byte == b' ').next().unwrap_or_default();
-                    out.extend_from_slice(&method[..method.len().min(16)]);
-                    out.extend_from_slice(b" /* HTTP/1.1\r\n");
-                } else {
-                    out.extend_from_slice(line);
-                    mask_segment(&mut out[start..]);
+        if start >= HEAD_MAX {
+            break;
+        }
+        if number == 0 {
+            mask_request_line(line, &mut out);
+        } else {
+            match line.iter().position(|byte| *byte == b':') {
+                Some(colon) if !is_value_kept(&line[..colon]) => {
+                    out.extend_from_slice(&line[..=colon]);
+                    out.extend_from_slice(b" *\r\n");
                 }
+                _ => out.extend_from_slice(line),
             }
-            _ => out.extend_from_slice(line),
         }
         mask_runs(&mut out[start..]);
-        if number > 0 && line == b"\r\n" {
+        if line == b"\r\n" && out[..start].ends_with(b"\r\n") {
             break;
         }
     }
     out
+}
+
+fn mask_request_line(line: &[u8], out: &mut Vec<u8>) {
+    // A token with characters percent-encoded would look like none: nothing of such a path is kept.
+    let encoded = line.contains(&b'%')
+        && (line.windows(2).any(|pair| pair == b"/%")
+            || line.split(|byte| *byte == b'?').next().is_some_and(|path| path.contains(&b'%')));
+    if encoded {
+        let method = line.split(|byte| *byte == b' ').next().unwrap_or_default();
+        out.extend_from_slice(&method[..method.len().min(16)]);
+        out.extend_from_slice(b" /* HTTP/1.1\r\n");
+    } else {
+        let start = out.len();
+        out.extend_from_slice(line);
+        mask_segment(&mut out[start..]);
+    }
 }
 
 /// Blots out what stands between `/s/` and the next slash.
@@ -165,20 +170,24 @@ fn mask_segment(line: &mut [u8]) {
     rest[..end].fill(b'*');
 }
 
-/// Blots out runs of base32 characters as long as a token's. A run that long has one of every [`TOKEN_RUN`] bytes, so
-/// of most text only every fortieth byte is looked at.
+/// Blots out runs of base32 characters as long as a token's. A run that long has one of every [`TOKEN_RUN`] places, so
+/// only around those that hold such a character the others are looked at.
 fn mask_runs(text: &mut [u8]) {
-    let is_token = |byte: &u8| matches!(byte.to_ascii_lowercase(), b'a'..=b'z' | b'2'..=b'7');
-    // No run that is not blotted out yet begins before here.
+    let is_token = |byte: &u8| matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'2'..=b'7');
+    // No run reaches from before `at` to behind it.
     let mut at = 0;
-    while let Some(next) = text.get(at..at + TOKEN_RUN) {
-        if let Some(outside) = next.iter().rposition(|byte| !is_token(byte)) {
-            at += outside + 1;
+    while let Some(probe) = text.get(at + TOKEN_RUN - 1) {
+        let place = at + TOKEN_RUN - 1;
+        if !is_token(probe) {
+            at = place + 1;
             continue;
         }
-        let more = text[at + TOKEN_RUN..].iter().take_while(|byte| is_token(byte)).count();
-        text[at..at + TOKEN_RUN + more].fill(b'*');
-        at += TOKEN_RUN + more;
+        let start = place - text[at..place].iter().rev().take_while(|byte| is_token(byte)).count();
+        let end = place + text[place..].iter().take_while(|byte| is_token(byte)).count();
+        if end - start >= TOKEN_RUN {
+            text[start..end].fill(b'*');
+        }
+        at = end;
     }
 }
 
@@ -390,6 +399,33 @@ mod tests {
             mask_runs(&mut text);
             assert_eq!(String::from_utf8_lossy(&text), String::from_utf8_lossy(&expected));
         }
+    }
+
+    #[test]
+    fn a_run_as_long_as_a_token_is_found_wherever_it_stands() {
+        for before in 0..90 {
+            for run in [1, TOKEN_RUN - 1, TOKEN_RUN, TOKEN_RUN + 1, 64, 3 * TOKEN_RUN] {
+                for (gap, end) in [(1, ""), (TOKEN_RUN - 1, " "), (3, "-ab")] {
+                    let text = format!("{}{}{end}", "ab1".repeat(before), "1".repeat(gap));
+                    let (front, back) = (&text[..text.len() - end.len()], end);
+                    let whole = format!("{front}{}{back}", &TOKEN.repeat(2)[..run]);
+                    let mut masked = whole.clone().into_bytes();
+                    mask_runs(&mut masked);
+                    let mask =
+                        if run >= TOKEN_RUN { "*".repeat(run) } else { TOKEN.repeat(2)[..run].to_owned() };
+                    assert_eq!(String::from_utf8(masked).unwrap(), format!("{front}{mask}{back}"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_head_ends_where_it_ends_and_empty_lines_before_it_hide_nothing() {
+        let head = format!("\r\n\r\nGET /s/{TOKEN}/x HTTP/1.1\r\nHost: x\r\nX: y\r\n\r\nBODY: {TOKEN}");
+        let stars = "*".repeat(64);
+        assert_eq!(kept(&head), format!("GET /s/{stars}/x HTTP/1.1\r\nHost: x\r\nX: *\r\n\r\n"));
+        let encoded = "\r\nGET /%73/abc HTTP/1.1\r\n\r\n";
+        assert_eq!(kept(encoded), "GET /* HTTP/1.1\r\n\r\n");
     }
 
     #[test]

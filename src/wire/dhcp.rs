@@ -34,7 +34,8 @@ pub const OP_REQUEST: u8 = 1;
 /// `op` of a message from a server.
 pub const OP_REPLY: u8 = 2;
 
-const CHADDR_OFFSET: usize = 28;
+/// Where the hardware address stands.
+pub const CHADDR_OFFSET: usize = 28;
 const CHADDR_LEN: u8 = 16;
 const SNAME_OFFSET: usize = 44;
 const FILE_OFFSET: usize = 108;
@@ -236,11 +237,43 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// Options that nearly every message is asked for, most of them by name and several times.
+const SOUGHT: [u8; 14] = [
+    code::VENDOR_SPECIFIC,
+    code::REQUESTED_ADDRESS,
+    code::MESSAGE_TYPE,
+    code::SERVER_ID,
+    code::MAX_SIZE,
+    code::VENDOR_CLASS,
+    code::CLIENT_ID,
+    code::BOOT_FILE,
+    code::USER_CLASS,
+    code::RELAY_AGENT,
+    code::CLIENT_ARCHITECTURE,
+    code::CLIENT_NDI,
+    code::CLIENT_MACHINE_ID,
+    code::IPXE,
+];
+
+/// By code: its position in [`SOUGHT`] plus one; 0 for the others.
+const SOUGHT_AT: [u8; 256] = {
+    let mut at = [0; 256];
+    let mut index = 0;
+    while index < SOUGHT.len() {
+        at[SOUGHT[index] as usize] = index as u8 + 1;
+        index += 1;
+    }
+    at
+};
+
 /// A checked, borrowed view of one message. Accessors are total.
 #[derive(Clone, Copy)]
 pub struct Message<'a> {
     header: &'a [u8; OPTIONS_OFFSET],
     options: &'a [u8],
+    /// Where the length byte of the first instance of each sought option stands, found once, while lengths are checked.
+    /// It comes after a code, so 0 means none; place 0 is everybody else's.
+    found: [u16; SOUGHT.len() + 1],
 }
 
 impl<'a> Message<'a> {
@@ -248,7 +281,7 @@ impl<'a> Message<'a> {
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Error> {
         let (header, options) =
             bytes.split_first_chunk::<OPTIONS_OFFSET>().ok_or(Error::Truncated { have: bytes.len() })?;
-        let message = Self { header, options };
+        let mut message = Self { header, options, found: [0; SOUGHT.len() + 1] };
         let op = message.op();
         if op != OP_REQUEST && op != OP_REPLY {
             return Err(Error::BadOp(op));
@@ -260,7 +293,14 @@ impl<'a> Message<'a> {
             return Err(Error::BadHardwareLen(message.hlen()));
         }
         let mut walk = message.walk();
-        walk.by_ref().for_each(drop);
+        while let Some((code, body)) = walk.next() {
+            let found = &mut message.found[usize::from(SOUGHT_AT[usize::from(code)])];
+            if *found == 0 {
+                // More than fits a datagram is walked through every time.
+                let at = options.len() - walk.rest.len() - body.len() - 1;
+                *found = u16::try_from(at).unwrap_or_default();
+            }
+        }
         match walk.overrun {
             Some(code) => Err(Error::OptionOverrun(code)),
             None => Ok(message),
@@ -353,7 +393,17 @@ impl<'a> Message<'a> {
 
     /// First instance of an option's body.
     pub fn option(&self, code: u8) -> Option<&'a [u8]> {
-        self.walk().find_map(|(found, body)| (found == code).then_some(body))
+        let sought = usize::from(SOUGHT_AT[usize::from(code)]);
+        if sought == 0 || self.options.len() > usize::from(u16::MAX) {
+            return self.walk().find_map(|(found, body)| (found == code).then_some(body));
+        }
+        match usize::from(self.found[sought]) {
+            0 => None,
+            at => {
+                let (len, rest) = self.options.get(at..)?.split_first()?;
+                rest.get(..usize::from(*len))
+            }
+        }
     }
 
     /// First instance of an option, when its body is exactly `N` bytes.

@@ -261,13 +261,22 @@ pub fn emit_udp_headers(
     writer.u16_be(0)
 }
 
-/// RFC 1071's running sum of big-endian 16-bit words, an odd last byte filled up with zero. 65,535 bytes cannot
-/// overflow 32 bits.
+/// RFC 1071's running sum of big-endian 16-bit words, an odd last byte filled up with zero.
+///
+/// Four bytes at a time, in this machine's order: the order does not matter until the end (RFC 1071 §2 B).
 fn sum(start: u32, bytes: &[u8]) -> u32 {
-    let mut words = bytes.chunks_exact(2);
-    let total =
-        words.by_ref().fold(start, |total, word| total + u32::from(u16::from_be_bytes([word[0], word[1]])));
-    total + words.remainder().first().map_or(0, |last| u32::from(*last) << 8)
+    let mut words = bytes.chunks_exact(4);
+    let mut total: u64 =
+        words.by_ref().map(|word| u64::from(u32::from_ne_bytes([word[0], word[1], word[2], word[3]]))).sum();
+    let mut last = [0; 4];
+    last[..words.remainder().len()].copy_from_slice(words.remainder());
+    total += u64::from(u32::from_ne_bytes(last));
+    // 65,535 bytes make less than 2^46, and these folds leave 16 bits.
+    total = (total >> 32) + (total & 0xffff_ffff);
+    total = (total >> 16) + (total & 0xffff);
+    total = (total >> 16) + (total & 0xffff);
+    total = (total >> 16) + (total & 0xffff);
+    start + u32::from(u16::from_be(total as u16))
 }
 
 /// The Internet checksum (RFC 1071) of a message whose own field is zero.

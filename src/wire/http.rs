@@ -17,7 +17,7 @@ use std::fmt;
 use std::time::SystemTime;
 
 pub use form::{Encoded, Field, Fields, Plus, fields};
-pub use path::{PATH_MAX, PathError, decode_path};
+pub use path::{PATH_MAX, PathError, decode_path, is_decoded};
 pub use range::{ByteRange, RANGES_MAX, RangeList, Selected, select_ranges};
 pub use request::{
     BODY_MAX, FIELDS_MAX, HEAD_MAX, Next, REQUEST_LINE_MAX, RefuseReason, Request, expects_continue,

@@ -34,6 +34,8 @@ pub(super) enum Kind {
     /// This program with the ring switched off, and with its zero-copy sends whatever the device does with them.
     OursSplice,
     OursZeroCopy,
+    /// This program with TFTP by sockets alone, as where the host has a packet filter.
+    OursSockets,
     Nginx,
     Dnsmasq,
     DnsmasqProxy,
@@ -48,11 +50,12 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 13] = [
+    pub(super) const ALL: [Self; 14] = [
         Self::Ours,
         Self::OursProxy,
         Self::OursSplice,
         Self::OursZeroCopy,
+        Self::OursSockets,
         Self::Nginx,
         Self::Dnsmasq,
         Self::DnsmasqProxy,
@@ -67,7 +70,7 @@ impl Kind {
     /// Name in rows. A proxy has its server's: it is another mode of the same program.
     pub(super) fn name(self) -> &'static str {
         match self {
-            Self::Ours | Self::OursProxy | Self::OursSplice | Self::OursZeroCopy => OURS,
+            Self::Ours | Self::OursProxy | Self::OursSplice | Self::OursZeroCopy | Self::OursSockets => OURS,
             Self::Nginx => "nginx",
             Self::Dnsmasq | Self::DnsmasqProxy => "dnsmasq",
             Self::TftpdHpa => "tftpd-hpa",
@@ -85,6 +88,7 @@ impl Kind {
             | Self::OursProxy
             | Self::OursSplice
             | Self::OursZeroCopy
+            | Self::OursSockets
             | Self::Null
             | Self::NullProxy => None,
             Self::KeaPersist => Some("kea"),
@@ -99,6 +103,7 @@ impl Kind {
             | Self::OursProxy
             | Self::OursSplice
             | Self::OursZeroCopy
+            | Self::OursSockets
             | Self::Null
             | Self::NullProxy => (OURS, OURS),
             Self::Nginx => ("nginx", "nginx-light"),
@@ -115,6 +120,7 @@ impl Kind {
             Self::Ours | Self::OursProxy => "one core, defaults",
             Self::OursSplice => "one core, driver mio",
             Self::OursZeroCopy => "one core, driver uring-always, sandbox off (no bound on pinned memory)",
+            Self::OursSockets => "one core, tftp.frames off",
             Self::Nginx => {
                 "1 worker, sendfile, sendfile_max_chunk 2m, tcp_nopush, open_file_cache, reuseport, no access log, \
                  keepalive_requests 10000000; \
@@ -279,6 +285,7 @@ fn version(kind: Kind, site: &Site<'_>) -> String {
         | Kind::OursProxy
         | Kind::OursSplice
         | Kind::OursZeroCopy
+        | Kind::OursSockets
         | Kind::Null
         | Kind::NullProxy => ask(site.program, "--version"),
         Kind::Nginx => ask(&path, "-v").replace("nginx version: ", ""),
@@ -311,13 +318,14 @@ impl Recipe<'_> {
             | Kind::OursProxy
             | Kind::OursSplice
             | Kind::OursZeroCopy
+            | Kind::OursSockets
             | Kind::Null
             | Kind::NullProxy => self.site.program.to_owned(),
             kind => kind.find().ok_or_else(|| CompareError::new(format!("{name} of {package} is gone")))?,
         };
         let mut command = Command::new(program);
         let ready = match self.kind {
-            Kind::Ours | Kind::OursProxy | Kind::OursSplice | Kind::OursZeroCopy => {
+            Kind::Ours | Kind::OursProxy | Kind::OursSplice | Kind::OursZeroCopy | Kind::OursSockets => {
                 let config = self.write("bootstorm.toml", &self.ours())?;
                 command.arg("serve").arg("--config").arg(config).args(["--log", "warn"]);
                 "bootstorm ready"
@@ -399,10 +407,11 @@ impl Recipe<'_> {
         };
         // Where not even root may lift the limit on pinned memory, only a privilege that the sandbox takes is above it.
         let sandbox = if self.kind == Kind::OursZeroCopy { "off" } else { "auto" };
+        let frames = if self.kind == Kind::OursSockets { "off" } else { "auto" };
         let loaders = self.site.folder.join("loaders");
         format!(
             "[server]\nsandbox = \"{sandbox}\"\ninterfaces = [\"lan\"]\nstate_dir = \"{}\"\ncores = 1\ndriver = \"{driver}\"\n[images]\ndir = \"{}\"\n\
-             [loaders]\ndirs = [\"{}\"]\n[dhcp]\nmode = \"{mode}\"\n[[dhcp.subnet]]\nnetwork = \"10.{}.0.0/16\"\n\
+             [loaders]\ndirs = [\"{}\"]\n[tftp]\nframes = \"{frames}\"\n[dhcp]\nmode = \"{mode}\"\n[[dhcp.subnet]]\nnetwork = \"10.{}.0.0/16\"\n\
              range = \"{first}-{last}\"\n[policy]\nmenu_default = \"tiny\"\nmenu_timeout = \"1s\"\n",
             self.own.display(),
             self.images.display(),

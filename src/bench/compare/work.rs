@@ -113,6 +113,8 @@ pub enum What {
         windowsize: u16,
         /// Clients at once.
         clients: u32,
+        /// This program serves it by its sockets alone; the load is the same.
+        sockets: bool,
     },
     /// A file by HTTP, again and again, or ranges of it.
     Http {
@@ -209,7 +211,7 @@ impl Load {
             requests_max: None,
         };
         match self.what {
-            What::Tftp { blksize, windowsize, clients } => tftp::run(&TftpLoad {
+            What::Tftp { blksize, windowsize, clients, sockets: _ } => tftp::run(&TftpLoad {
                 server: at(TFTP_PORT),
                 file: LOADER.into(),
                 blksize,
@@ -360,11 +362,14 @@ impl What {
             pairs.iter().map(|(key, value)| ((*key).into(), value.clone())).collect()
         };
         match self {
-            Self::Tftp { blksize, windowsize, clients } => (
-                "tftp",
-                of(&[("blksize", blksize.to_string()), ("windowsize", windowsize.to_string())]),
-                *clients,
-            ),
+            Self::Tftp { blksize, windowsize, clients, sockets } => {
+                let mut settings: BTreeMap<_, _> =
+                    of(&[("blksize", blksize.to_string()), ("windowsize", windowsize.to_string())]);
+                if *sockets {
+                    settings.insert("frames".into(), "off".into());
+                }
+                ("tftp", settings, *clients)
+            }
             Self::Http { range, connections } => {
                 let request =
                     range.map_or_else(|| "whole file".into(), |len| format!("{} MiB ranges", len >> 20));
@@ -418,6 +423,7 @@ pub(super) struct Case {
 /// What is done, in order.
 pub(super) fn cases(works: &[Work], quick: bool) -> Vec<Case> {
     const TFTP: &[Kind] = &[Kind::Ours, Kind::Dnsmasq, Kind::TftpdHpa, Kind::Atftpd, Kind::Null];
+    const BY_SOCKETS: &[Kind] = &[Kind::OursSockets, Kind::Dnsmasq, Kind::Null];
     // The responder that does nothing is no ceiling where it does more than nothing: windows and bodies.
     const WINDOWS: &[Kind] = &[Kind::Ours, Kind::Atftpd];
     const HTTP: &[Kind] = &[Kind::Ours, Kind::Nginx];
@@ -456,7 +462,12 @@ pub(super) fn cases(works: &[Work], quick: bool) -> Vec<Case> {
             Work::Tftp => {
                 let lockstep: &[u32] = if quick { &[1, 64, 512] } else { &[1, 8, 64, 512] };
                 for clients in lockstep.iter().copied() {
-                    add(What::Tftp { blksize: 1428, windowsize: 1, clients }, TFTP);
+                    add(What::Tftp { blksize: 1428, windowsize: 1, clients, sockets: false }, TFTP);
+                }
+                // What a host with a packet filter gets.
+                let by_sockets: &[u32] = if quick { &[512] } else { &[64, 512] };
+                for clients in by_sockets.iter().copied() {
+                    add(What::Tftp { blksize: 1428, windowsize: 1, clients, sockets: true }, BY_SOCKETS);
                 }
                 let windows: &[(u16, u32)] = if quick {
                     &[(16, 1), (16, 64), (64, 1)]
@@ -464,12 +475,12 @@ pub(super) fn cases(works: &[Work], quick: bool) -> Vec<Case> {
                     &[(4, 1), (16, 1), (16, 16), (16, 64), (64, 1), (64, 16)]
                 };
                 for (windowsize, clients) in windows.iter().copied() {
-                    add(What::Tftp { blksize: 1428, windowsize, clients }, WINDOWS);
+                    add(What::Tftp { blksize: 1428, windowsize, clients, sockets: false }, WINDOWS);
                 }
                 if !quick {
-                    add(What::Tftp { blksize: 512, windowsize: 1, clients: 64 }, TFTP);
+                    add(What::Tftp { blksize: 512, windowsize: 1, clients: 64, sockets: false }, TFTP);
                     add(
-                        What::Tftp { blksize: 8192, windowsize: 1, clients: 16 },
+                        What::Tftp { blksize: 8192, windowsize: 1, clients: 16, sockets: false },
                         &[Kind::Ours, Kind::TftpdHpa, Kind::Atftpd],
                     );
                 }
@@ -521,6 +532,7 @@ pub(super) fn network_loads(quick: bool) -> Vec<What> {
             blksize: 1428,
             windowsize: *windowsize,
             clients,
+            sockets: false,
         }));
     }
     loads

@@ -25,7 +25,7 @@ use crate::jobs::template::Values;
 use crate::jobs::token::Token as BootToken;
 use crate::keeper::{Answer, AtTheLine};
 use crate::proto::http::{self as plan, Body, Route};
-use crate::wire::http::{Method, PATH_MAX, Request, Status, decode_path};
+use crate::wire::http::{Method, PATH_MAX, Request, Status, decode_path, is_decoded};
 
 const TEXT: &str = "text/plain";
 /// Longest path kept of what was refused.
@@ -41,16 +41,19 @@ impl HttpSide {
         turn.tally.add(Count::HttpRequests, 1);
         self.head.clear();
         let now = turn.wall;
-        let mut buffer = [0; PATH_MAX];
+        let mut buffer;
         if !request.path.starts_with('/') {
             // `OPTIONS *` and CONNECT ask about the server, not about something on it.
             let answer = plan::answer_not_allowed(request, "GET, HEAD, POST", now, &mut self.head);
             return self.respond(key, !answer.close, turn);
         }
-        let route = match decode_path(request.path, &mut buffer) {
-            Ok(path) => plan::route(path),
-            Err(_) => Route::NotFound,
+        let path = if is_decoded(request.path) {
+            Ok(request.path)
+        } else {
+            buffer = [0; PATH_MAX];
+            decode_path(request.path, &mut buffer)
         };
+        let route = path.map_or(Route::NotFound, plan::route);
         match route {
             Route::Image { path } => {
                 let served = turn.shared.library.load().http_image(path);

@@ -450,6 +450,7 @@ impl HttpSide {
                 self.sent(key, turn)
             }
             Pumped::Yielded => {
+                connection.out.rest(&mut self.pipes);
                 self.list(key);
                 false
             }

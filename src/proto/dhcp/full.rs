@@ -37,9 +37,7 @@ impl Server {
         out: &mut [u8],
     ) -> Result<Verdict, DropReason> {
         let subnet = asker.subnet.ok_or(DropReason::UnknownSubnet)?;
-        for ours in [asker.local, asker.input.interface.addr] {
-            self.leases.block(ours);
-        }
+        self.leases.block([asker.local, asker.input.interface.addr]);
         let relay = asker.relay();
         let shown = Shown {
             mac: asker.mac,

@@ -51,8 +51,9 @@ impl Hardware {
     /// Bytes after `hlen` are not part of it.
     pub(super) fn of(message: &Message<'_>) -> Self {
         let mut bytes = [0; 16];
-        for (byte, given) in bytes.iter_mut().zip(message.chaddr()).take(usize::from(message.hlen())) {
-            *byte = *given;
+        let len = usize::from(message.hlen()).min(bytes.len());
+        if let Some(given) = message.chaddr().get(..len) {
+            bytes[..len].copy_from_slice(given);
         }
         Self { htype: message.htype(), hlen: message.hlen(), bytes }
     }
@@ -330,6 +331,8 @@ pub(super) struct Leases {
     change_number: u64,
     journal: bool,
     keyed: Keyed,
+    /// Addresses of ours that were kept out of the pools last.
+    blocked: Option<[Ipv4Addr; 2]>,
 }
 
 /// Addresses kept for machines, by what they are known by.
@@ -412,6 +415,7 @@ impl Leases {
             change_number: 0,
             journal: settings.journal,
             keyed,
+            blocked: None,
         };
         for ip in &leases.reservations.taken {
             for pool in leases.pools.iter_mut().flatten() {
@@ -559,10 +563,14 @@ impl Leases {
         }
     }
 
-    /// Keeps an address of ours out of every pool.
-    pub(super) fn block(&mut self, ip: Ipv4Addr) {
+    /// Keeps addresses of ours out of every pool. Most messages come to the same ones as the message before.
+    pub(super) fn block(&mut self, ours: [Ipv4Addr; 2]) {
+        if self.blocked == Some(ours) {
+            return;
+        }
+        self.blocked = Some(ours);
         for pool in self.pools.iter_mut().flatten() {
-            pool.block(ip);
+            ours.into_iter().for_each(|ip| pool.block(ip));
         }
     }
 
@@ -599,7 +607,7 @@ impl Leases {
             Some(lease) if lease.state == State::Bound => (State::Bound, lease.at),
             _ => (State::Offered, hold_until),
         };
-        self.settle(ip, owner, tenant, state, at, xid);
+        self.settle(ip, (owner, held), tenant, state, at, xid);
         let fresh = same.is_none();
         Ok(Offer { ip, retried: live && same.is_some_and(|lease| lease.xid == xid), fresh })
     }
@@ -639,7 +647,7 @@ impl Leases {
             }
         }
         let retried = held_lease.is_some_and(|lease| lease.state == State::Bound && lease.xid == xid);
-        self.settle(ip, owner, tenant, State::Bound, until, xid);
+        self.settle(ip, (owner, held), tenant, State::Bound, until, xid);
         Ok(Claim { retried, stored: self.store(ip, until, margin) })
     }
 
@@ -775,9 +783,16 @@ impl Leases {
             .ok_or(DropReason::PoolExhausted)
     }
 
-    /// Makes `ip` the machine's only record, whoever was remembered there before.
-    fn settle(&mut self, ip: Ipv4Addr, owner: Owner, tenant: &Tenant, state: State, at: Instant, xid: u32) {
-        let held = self.by_owner.get(&owner).copied();
+    /// Makes `ip` the machine's only record, whoever was remembered there before. `held` is what it has by now.
+    fn settle(
+        &mut self,
+        ip: Ipv4Addr,
+        (owner, held): (Owner, Option<Ipv4Addr>),
+        tenant: &Tenant,
+        state: State,
+        at: Instant,
+        xid: u32,
+    ) {
         if held == Some(ip)
             && let Some(lease) = self.by_ip.get_mut(&ip).filter(|lease| lease.state.is_live())
             && lease.stranger != tenant.registered

@@ -180,6 +180,8 @@ pub(super) struct Memory {
     journal: bool,
     notices: VecDeque<Notice>,
     keyed: Keyed,
+    /// The machine looked for last, and its place: one message looks several times.
+    last: (MacAddr, usize),
 }
 
 impl Memory {
@@ -194,6 +196,7 @@ impl Memory {
             journal,
             notices: VecDeque::new(),
             keyed,
+            last: (MacAddr::default(), place(keyed, MacAddr::default())),
         }
     }
 
@@ -231,9 +234,14 @@ impl Memory {
         true
     }
 
+    /// What is remembered of a machine, or of another one in the same place: something to be brought near.
+    pub(super) fn of(&self, mac: MacAddr) -> &(impl Sized + use<>) {
+        &self.seen[place(self.keyed, mac)]
+    }
+
     /// The architecture the machine last named.
     pub(super) fn arch(&self, mac: MacAddr) -> Option<Arch> {
-        self.seen.get(self.place(mac)).filter(|seen| seen.mac == mac)?.arch
+        self.seen.get(place(self.keyed, mac)).filter(|seen| seen.mac == mac)?.arch
     }
 
     /// Remembers the architecture a machine names.
@@ -382,15 +390,17 @@ impl Memory {
     }
 
     fn seen_mut(&mut self, mac: MacAddr) -> &mut Seen {
-        let place = self.place(mac);
-        let seen = &mut self.seen[place];
+        if self.last.0 != mac {
+            self.last = (mac, place(self.keyed, mac));
+        }
+        let seen = &mut self.seen[self.last.1];
         if seen.mac != mac {
             *seen = Seen::nothing(mac);
         }
         seen
     }
+}
 
-    fn place(&self, mac: MacAddr) -> usize {
-        self.keyed.hash_one(mac) as usize % SEEN_COUNT
-    }
+fn place(keyed: Keyed, mac: MacAddr) -> usize {
+    keyed.hash_one(mac) as usize % SEEN_COUNT
 }

@@ -46,7 +46,7 @@ pub enum Route<'a> {
 pub fn route(path: &str) -> Route<'_> {
     let Some(path) = path.strip_prefix('/') else { return Route::NotFound };
     let (first, rest) = path.split_once('/').unwrap_or((path, ""));
-    if path.rsplit('/').next() == Some("autoexec.ipxe") {
+    if path.strip_suffix("autoexec.ipxe").is_some_and(|folder| folder.is_empty() || folder.ends_with('/')) {
         return Route::Autoexec;
     }
     match (first, rest) {

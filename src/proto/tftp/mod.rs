@@ -49,6 +49,9 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// The same while nothing at all was heard: anybody can ask in another's name, so an answer is sent four times at most
 /// and its place given up soon. Clients repeat a request that was not answered themselves.
 const UNANSWERED_MAX: Duration = Duration::from_secs(10);
+/// A first block that answers a request without options is sent again so often while nothing was heard: it is more than
+/// thirty times as long as its request.
+const UNANSWERED_RESENDS: u8 = 1;
 /// A request repeated this soon after an ACK is an old copy that was overtaken, not a client that started again.
 const OVERTAKEN: Duration = Duration::from_secs(1);
 /// A duplicate ACK sooner than this after a send (or than the measured round trip) says nothing new. In lockstep it is
@@ -519,6 +522,10 @@ impl Transfer {
                 return Verdict::Progress;
             }
             Timer::Answer => {}
+        }
+        if self.phase == Phase::Data && self.is_unanswered() && self.unanswered >= UNANSWERED_RESENDS {
+            self.deadline = Some(self.heard_at + patience);
+            return Verdict::Progress;
         }
         if self.phase == Phase::Data && self.next == self.acked {
             // Nothing is out that could be lost: the wait is ours.

@@ -304,13 +304,29 @@ fn a_silent_client_is_asked_ever_less_often_and_given_up_after_half_a_minute() {
 }
 
 #[test]
-fn who_never_acknowledged_anything_gets_the_answer_four_times_at_most() {
-    for options in [Options::default(), lockstep(), windowed(64)] {
+fn who_never_acknowledged_anything_gets_its_options_four_times_at_most_and_a_block_twice() {
+    for options in [lockstep(), windowed(64)] {
         assert_eq!(schedule(options, None), (vec![0, 1000, 3000, 7000], Outcome::TimedOut));
     }
-    // The shortest request for a loader, IP and UDP headers included, against all that is sent for it.
-    let request_len = 28 + b"\0\x01ipxe.0\0octet\0".len();
-    assert!(4 * (28 + 4 + usize::from(BLKSIZE_DEFAULT)) < 70 * request_len);
+    assert_eq!(schedule(Options::default(), None), (vec![0, 1000], Outcome::TimedOut));
+    // The shortest request for a loader against all that is sent for it, headers left out on both sides.
+    let request_len = b"\0\x01ipxe.0\0octet\0".len();
+    assert!(2 * (4 + usize::from(BLKSIZE_DEFAULT)) <= 70 * request_len);
+}
+
+#[test]
+fn a_request_repeated_while_its_answer_is_lost_is_answered_each_time() {
+    let start = Instant::now();
+    let (mut transfer, _) = Transfer::accept(start, &request(Options::default()), 5000, &Limits::default());
+    assert_eq!(drain(&mut transfer, start), [(1, 1)]);
+    for seconds in 1..=8 {
+        let now = start + Duration::from_secs(seconds * 4);
+        assert_eq!(transfer.handle_retried_request(now), Verdict::Progress);
+        assert_eq!(drain(&mut transfer, now), [(1, 1)], "after {seconds} requests");
+    }
+    let now = start + Duration::from_secs(33);
+    transfer.handle_ack(now, 1);
+    assert_eq!(drain(&mut transfer, now), [(2, 1)]);
 }
 
 #[test]

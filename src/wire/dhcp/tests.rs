@@ -39,3 +39,30 @@ fn a_missing_end_is_tolerated() {
     bytes.pop();
     assert_eq!(Message::parse(&bytes).unwrap().options().count(), 6);
 }
+
+#[test]
+fn the_first_instance_of_every_option_is_found_whatever_stands_around_it() {
+    for code in 1..code::END {
+        let other = if code == 53 { 60 } else { 53 };
+        let mut bytes = edk2_discover();
+        bytes.truncate(OPTIONS_OFFSET);
+        bytes.extend([0, other, 2, code, 9, 0, code, 3, 7, 8, 9, code, 1, 1, 255, code, 1, 2]);
+        let message = Message::parse(&bytes).unwrap();
+        assert_eq!(message.option(code), Some(&[7, 8, 9][..]), "{code}");
+        assert_eq!(message.option(other), Some(&[code, 9][..]), "{code}");
+        let absent = if code == 61 { 97 } else { 61 };
+        assert_eq!(message.option(absent), None, "{code}");
+    }
+}
+
+#[test]
+fn options_are_found_in_a_message_longer_than_any_datagram() {
+    let mut bytes = edk2_discover();
+    bytes.pop();
+    bytes.resize(bytes.len() + 70_000, 0);
+    bytes.extend([61, 2, 1, 2, 77, 1, 3, 255]);
+    let message = Message::parse(&bytes).unwrap();
+    assert_eq!(message.option(code::CLIENT_ID), Some(&[1, 2][..]));
+    assert_eq!(message.option(code::USER_CLASS), Some(&[3][..]));
+    assert_eq!(message.message_type(), Some(MessageType::Discover));
+}

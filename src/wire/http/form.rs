@@ -56,6 +56,12 @@ impl<'a> Encoded<'a> {
 
     /// True when the decoded text is `text`, in any case.
     pub fn is(self, text: &str) -> bool {
+        // Names are mostly sent as they are.
+        let is_plain = !self.raw.iter().any(|byte| matches!(byte, b'%' | b'+'));
+        if is_plain { self.raw.eq_ignore_ascii_case(text.as_bytes()) } else { self.decodes_to(text) }
+    }
+
+    fn decodes_to(self, text: &str) -> bool {
         let mut bytes = self.bytes();
         text.bytes().all(|want| bytes.next().is_some_and(|have| have.eq_ignore_ascii_case(&want)))
             && bytes.next().is_none()

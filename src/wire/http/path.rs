@@ -62,6 +62,21 @@ pub fn decode_path<'b>(raw: &str, buffer: &'b mut [u8]) -> Result<&'b str, PathE
     Ok(path)
 }
 
+/// True for a path that [`decode_path`] would give back as it stands, seen at a glance: letters, digits, `-`, `_` and
+/// slashes, each of them alone, and dots that begin no segment. False says nothing. Most requests need no buffer then.
+pub fn is_decoded(raw: &str) -> bool {
+    let mut previous = b' ';
+    let fits = raw.bytes().all(|byte| {
+        let fits = match byte {
+            b'/' | b'.' => previous != b'/',
+            _ => byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'),
+        };
+        previous = byte;
+        fits
+    });
+    fits && raw.starts_with('/') && raw.len() <= PATH_MAX
+}
+
 /// The byte that two hexadecimal digits name.
 pub(super) fn hex_pair(high: Option<u8>, low: Option<u8>) -> Option<u8> {
     let digit = |byte: u8| (byte as char).to_digit(16);
@@ -95,7 +110,23 @@ mod tests {
         ] {
             let mut buffer = [0; 64];
             assert_eq!(decode_path(raw, &mut buffer), Ok(want), "{raw}");
+            assert!(!is_decoded(raw) || raw == want, "{raw}");
         }
+        for (raw, decoded) in [
+            ("/", true),
+            ("/ipxe", true),
+            ("/images/win-11_pe/boot.wim/", true),
+            ("", false),
+            ("ipxe", false),
+            ("/a//b", false),
+            ("/a/.b", false),
+            ("/a/../b", false),
+            ("/a%20b", false),
+            ("/a\\..", false),
+        ] {
+            assert_eq!(is_decoded(raw), decoded, "{raw}");
+        }
+        assert!(!is_decoded(&"/x".repeat(PATH_MAX)));
     }
 
     #[test]
