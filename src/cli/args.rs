@@ -8,7 +8,11 @@ use super::bench::BenchVerb;
 use crate::control::Role;
 use crate::control::client::ServerUrl;
 use crate::control::csv::arch;
+use crate::files::manifest::cpu_word;
+use crate::jobs::job::{JobId, Stage};
 use crate::jobs::rule::{Circuit, Network};
+use crate::jobs::script;
+use crate::telemetry::LogFilter;
 use crate::wire::{MacAddr, Uuid};
 
 /// A network boot server: DHCP/proxyDHCP, TFTP, HTTP and iPXE scripts made from jobs.
@@ -84,7 +88,7 @@ pub enum Verb {
     #[command(subcommand, after_help = "Example: bootstorm job add winpe-x64 --mac 52:54:00:00:00:01")]
     Job(JobVerb),
     /// Look at machines, let them in or refuse them
-    #[command(subcommand, after_help = "Example: bootstorm machine list --state pending")]
+    #[command(subcommand, after_help = "Example: bootstorm machine list --is pending")]
     Machine(MachineVerb),
     /// Make and revoke API tokens
     #[command(subcommand, after_help = "Example: bootstorm token add --role operate --name ci --expires 90d")]
@@ -172,7 +176,7 @@ pub struct Serve {
     pub log_format: LogFormat,
     /// Log level or filter: error, warn, info, debug, trace
     #[arg(long, value_name = "LEVEL", default_value = "info", env = "BOOTSTORM_LOG")]
-    pub log: String,
+    pub log: LogFilter,
     /// Run without the flight recorder, to measure what it costs
     #[arg(long, hide = true)]
     pub without_recorder: bool,
@@ -235,7 +239,7 @@ pub enum ConfigVerb {
         #[arg(long)]
         json: bool,
     },
-    /// Print the configuration
+    /// Print the configuration: what is set, or with --effective every key
     #[command(after_help = "Example: bootstorm config show --effective")]
     Show {
         /// With defaults, and where each value came from
@@ -283,8 +287,8 @@ pub enum JobVerb {
     #[command(after_help = "Example: bootstorm job list --stage armed,offered --watch")]
     List {
         /// Only jobs in these stages
-        #[arg(long, value_name = "STAGE,...")]
-        stage: Option<String>,
+        #[arg(long, value_name = "STAGE,...", value_delimiter = ',', value_parser = stage)]
+        stage: Vec<Stage>,
         /// Only jobs that boot this image
         #[arg(long, value_name = "IMAGE")]
         image: Option<String>,
@@ -315,8 +319,8 @@ pub enum JobVerb {
 /// A job by its id.
 #[derive(clap::Args, Debug)]
 pub struct JobNamed {
-    /// Job id
-    pub id: String,
+    /// Job id such as j17
+    pub id: JobId,
     /// As JSON
     #[arg(long)]
     pub json: bool,
@@ -326,6 +330,10 @@ pub struct JobNamed {
 #[derive(clap::Args, Debug)]
 #[command(group(ArgGroup::new("what").args(["image_name", "image", "action"])))]
 #[command(group(ArgGroup::new("exact").args(["mac", "uuid", "serial", "asset", "any"])))]
+#[command(group(ArgGroup::new("whom").required(true).multiple(true).args([
+    "mac", "uuid", "serial", "asset", "any", "any_unknown", "group", "subnet", "circuit", "arch", "manufacturer", "product",
+    "csv",
+])))]
 pub struct JobAdd {
     /// Image to boot; several are a sequence of boots
     #[arg(value_name = "IMAGE", required_unless_present_any = ["image", "action", "csv"])]
@@ -337,19 +345,16 @@ pub struct JobAdd {
     #[arg(long, value_enum)]
     pub action: Option<JobAction>,
     /// The machine with this MAC address
-    #[arg(long, required_unless_present_any = [
-        "uuid", "serial", "asset", "any", "csv", "any_unknown", "group", "subnet", "circuit", "arch", "manufacturer",
-        "product",
-    ])]
+    #[arg(long)]
     pub mac: Option<MacAddr>,
     /// The machine with this SMBIOS UUID
     #[arg(long)]
     pub uuid: Option<Uuid>,
     /// The machine with this SMBIOS serial
-    #[arg(long)]
+    #[arg(long, value_parser = identity)]
     pub serial: Option<String>,
     /// The machine with this asset tag
-    #[arg(long)]
+    #[arg(long, value_parser = identity)]
     pub asset: Option<String>,
     /// Every machine that no other job is for
     #[arg(long)]
@@ -358,7 +363,7 @@ pub struct JobAdd {
     #[arg(long, conflicts_with = "exact")]
     pub any_unknown: bool,
     /// Rule: machines of this group
-    #[arg(long, conflicts_with = "exact")]
+    #[arg(long, value_parser = identity, conflicts_with = "exact")]
     pub group: Option<String>,
     /// Rule: machines of this network
     #[arg(long, value_name = "NETWORK", conflicts_with = "exact")]
@@ -370,10 +375,10 @@ pub struct JobAdd {
     #[arg(long, value_parser = arch, conflicts_with = "exact")]
     pub arch: Vec<u16>,
     /// Rule: machines of this SMBIOS manufacturer
-    #[arg(long, conflicts_with = "exact")]
+    #[arg(long, value_parser = identity, conflicts_with = "exact")]
     pub manufacturer: Option<String>,
     /// Rule: machines of this SMBIOS product
-    #[arg(long, conflicts_with = "exact")]
+    #[arg(long, value_parser = identity, conflicts_with = "exact")]
     pub product: Option<String>,
     /// A file of jobs, up to 10,000: all are added, or none (- reads standard input)
     #[arg(long, value_name = "FILE", conflicts_with_all = [
@@ -404,7 +409,7 @@ pub struct JobAdd {
     /// A destructive image may go to every machine that the rule matches
     #[arg(long)]
     pub allow_rule: bool,
-    /// Cancel the live job this machine has, instead of being refused
+    /// Cancel the live jobs this machine has, with what follows them, instead of being refused
     #[arg(long, conflicts_with = "then")]
     pub replace: bool,
     /// Follow the live job this machine has, instead of being refused
@@ -437,11 +442,11 @@ pub enum JobAction {
 #[derive(Subcommand, Debug)]
 pub enum MachineVerb {
     /// List machines on record
-    #[command(after_help = "Example: bootstorm machine list --state pending --watch")]
+    #[command(after_help = "Example: bootstorm machine list --is pending --watch")]
     List {
-        /// Only machines of this state: known, pending, approved, rejected
-        #[arg(long)]
-        state: Option<String>,
+        /// Only machines of this state
+        #[arg(long, value_enum, value_name = "STATE")]
+        is: Option<MachineState>,
         /// Only machines of this group
         #[arg(long)]
         group: Option<String>,
@@ -461,8 +466,11 @@ pub enum MachineVerb {
     /// Refuse a machine: no loader, no script, no job
     #[command(after_help = "Example: bootstorm machine reject m17")]
     Reject(MachineNamed),
-    /// Forget a machine; what its jobs denied stays denied
-    #[command(after_help = "Example: bootstorm machine forget m17")]
+    /// Forget a machine; what its jobs denied stays denied, and a rejection is forgotten with it
+    #[command(
+        after_help = "Example: bootstorm machine forget m17\n\nA rejected machine that is forgotten is an unknown one \
+                            again: to keep it out, leave it rejected."
+    )]
     Forget(MachineNamed),
     /// Make two machines one: what either was refused holds for both
     #[command(after_help = "Example: bootstorm machine merge m17 m18 --why \"second network card\"")]
@@ -491,10 +499,32 @@ pub enum MachineVerb {
     },
 }
 
+/// `--is`.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "shown as they are")]
+pub enum MachineState {
+    Known,
+    Pending,
+    Approved,
+    Rejected,
+}
+
+impl MachineState {
+    /// The API's word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Known => "known",
+            Self::Pending => "pending",
+            Self::Approved => "approved",
+            Self::Rejected => "rejected",
+        }
+    }
+}
+
 /// A machine by its number or an identity.
 #[derive(clap::Args, Debug)]
 pub struct MachineNamed {
-    /// m17, or a MAC address, UUID, serial or asset tag
+    /// m17, or a MAC address, UUID, serial, asset tag or name
     pub machine: String,
     /// As JSON
     #[arg(long)]
@@ -525,10 +555,10 @@ pub struct MachineSet {
     #[arg(long)]
     pub uuid: Option<Uuid>,
     /// Its SMBIOS serial
-    #[arg(long)]
+    #[arg(long, value_parser = identity)]
     pub serial: Option<String>,
     /// Its asset tag
-    #[arg(long)]
+    #[arg(long, value_parser = identity)]
     pub asset: Option<String>,
     /// As JSON
     #[arg(long)]
@@ -705,14 +735,14 @@ pub struct ImageAdd {
     /// How many earlier versions are kept for a way back
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub keep: usize,
-    /// Shown to people in lists and menus
-    #[arg(long)]
+    /// Shown to people in lists and menus, up to 200 bytes
+    #[arg(long, value_parser = title)]
     pub title: Option<String>,
     /// How it boots [default: seen from the files]
     #[arg(long, value_enum)]
     pub kind: Option<KindArg>,
     /// Processor it is built for: x86, x64, arm32, arm64 [default: seen from the files]
-    #[arg(long)]
+    #[arg(long, value_parser = processor)]
     pub arch: Option<String>,
     /// Kernel or wimboot arguments
     #[arg(long, allow_hyphen_values = true)]
@@ -733,7 +763,7 @@ pub struct ImageAdd {
     #[arg(long)]
     pub group: Option<String>,
     /// The key that chooses it in the menu
-    #[arg(long)]
+    #[arg(long, value_parser = key)]
     pub key: Option<String>,
     /// As JSON
     #[arg(long)]
@@ -761,9 +791,9 @@ pub enum AccessArg {
 
 /// `image verify`.
 #[derive(clap::Args, Debug)]
+#[command(group(ArgGroup::new("which").required(true).multiple(true).args(["name", "all"])))]
 pub struct ImageVerify {
     /// The image; its version that is served, and with --all every one that is kept
-    #[arg(required_unless_present = "all")]
     pub name: Option<String>,
     /// Every image, and every version that is kept
     #[arg(long)]
@@ -951,6 +981,42 @@ pub enum FirmwareKind {
     Ipxe,
 }
 
+// What a value may be, said beside its flag. An empty text takes a setting away.
+
+fn processor(text: &str) -> Result<String, String> {
+    match text.is_empty() || cpu_word(text).is_some() {
+        true => Ok(text.to_owned()),
+        false => Err("expected x86, x64, arm32 or arm64".into()),
+    }
+}
+
+fn key(text: &str) -> Result<String, String> {
+    match text.is_empty() || script::menu_key(&text.to_ascii_lowercase()).is_some() {
+        true => Ok(text.to_owned()),
+        false => Err(format!("expected one letter or digit that is none of {}", script::MENU_KEYS_RESERVED)),
+    }
+}
+
+fn title(text: &str) -> Result<String, String> {
+    match text.len() <= 200 && !text.contains(char::is_control) {
+        true => Ok(text.to_owned()),
+        false => Err("expected up to 200 bytes, without control characters".into()),
+    }
+}
+
+/// What a machine shows of itself, or a group's name.
+fn identity(text: &str) -> Result<String, String> {
+    match text.len() <= 128 && !text.trim().is_empty() && !text.contains(char::is_control) {
+        true => Ok(text.to_owned()),
+        false => Err("expected 1 to 128 bytes, without control characters".into()),
+    }
+}
+
+fn stage(text: &str) -> Result<Stage, String> {
+    let known = Stage::ALL.into_iter().find(|stage| stage.word() == text.trim());
+    known.ok_or_else(|| format!("expected one of {}", Stage::ALL.map(Stage::word).join(", ")))
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -960,6 +1026,43 @@ mod tests {
     #[test]
     fn the_arguments_are_consistent() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn no_verb_takes_the_name_of_a_flag_of_every_command_for_its_own() {
+        let whole = Args::command();
+        let common: Vec<_> = whole.get_arguments().filter(|arg| arg.is_global_set()).collect();
+        assert!(common.iter().any(|arg| arg.get_long() == Some("state")));
+        fn walk(command: &clap::Command, common: &[&clap::Arg]) {
+            for sub in command.get_subcommands() {
+                for arg in sub.get_arguments() {
+                    let same = |other: &&&clap::Arg| {
+                        other.get_id() == arg.get_id() || other.get_long() == arg.get_long()
+                    };
+                    // Two arguments of one id read each other's values, and panic where their types differ.
+                    let taken = common.iter().filter(|other| other.get_long().is_some()).find(same);
+                    assert!(taken.is_none(), "{} --{:?}", sub.get_name(), arg.get_id());
+                }
+                walk(sub, common);
+            }
+        }
+        walk(&whole, &common);
+    }
+
+    #[test]
+    fn machines_are_listed_by_their_state_with_the_state_folder_named_at_either_place() {
+        for text in [
+            "bootstorm --state /s machine list --is pending",
+            "bootstorm machine list --is pending --state /s",
+        ] {
+            let args = Args::try_parse_from(text.split(' ')).unwrap();
+            assert_eq!(args.common.state, Some("/s".into()));
+            assert!(matches!(
+                args.verb,
+                Verb::Machine(MachineVerb::List { is: Some(MachineState::Pending), .. })
+            ));
+        }
+        assert!(Args::try_parse_from(["bootstorm", "machine", "list", "--is", "foo"]).is_err());
     }
 
     #[test]
@@ -999,6 +1102,28 @@ mod tests {
         assert!(parse("bootstorm job add --csv jobs.csv") && parse("bootstorm job add winpe --csv jobs.csv"));
         assert!(!parse("bootstorm job add --csv jobs.csv --mac 52:54:00:00:00:01"));
         assert!(parse("bootstorm job list --api http://127.0.0.1:8081 --token x"));
+    }
+
+    #[test]
+    fn what_a_flag_may_not_be_is_said_of_the_flag() {
+        for (line, words) in [
+            ("image add x f --arch sparc", ["--arch", "x86, x64, arm32 or arm64"]),
+            ("image add x f --key ll", ["--key", "one letter or digit"]),
+            ("job list --stage armed,foo", ["--stage", "armed, offered"]),
+            ("job show foo", ["'foo' for '<ID>'", "j17"]),
+            ("job add x --serial  ", ["--serial", "1 to 128 bytes"]),
+            ("job add x", ["--mac", "--subnet"]),
+            ("image verify", ["NAME", "--all"]),
+        ] {
+            let args = std::iter::once("bootstorm").chain(line.split(' '));
+            let said = Args::try_parse_from(args).unwrap_err().to_string();
+            assert!(words.iter().all(|word| said.contains(word)), "{line}: {said}");
+        }
+        let long = format!("--title={}", "x".repeat(201));
+        assert!(Args::try_parse_from(["bootstorm", "image", "add", "x", "f", &long]).is_err());
+        let parse = |text: &str| Args::try_parse_from(text.split(' ')).is_ok();
+        assert!(parse("bootstorm job list --stage armed,offered") && parse("bootstorm job show 17"));
+        assert!(parse("bootstorm image add x f --arch amd64 --key W --title="));
     }
 
     #[test]

@@ -682,6 +682,14 @@ fn print(points: &[Vec<Point>]) {
                 point.clients
             ));
         }
+        if point.units == 0 && point.failures == 0 {
+            reasons.push(format!(
+                "nothing was answered within {:.1} s ({}, {} clients): is a server there, and the path to it open?",
+                point.seconds,
+                point.settings_line(),
+                point.clients
+            ));
+        }
         rows.push(vec![
             point.settings_line(),
             point.clients.to_string(),

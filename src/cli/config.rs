@@ -3,8 +3,8 @@
 use serde_json::json;
 
 use super::args::{Common, ConfigVerb};
-use super::{Done, Exit, Failure, client, load_config, output};
-use crate::config::{EXAMPLE, Origin, Value};
+use super::{Done, Exit, Failure, client, load_config, output, standing};
+use crate::config::{EXAMPLE, Origin, Problems, Value};
 
 pub(super) fn run(common: &Common, verb: &ConfigVerb) -> Done {
     match verb {
@@ -16,18 +16,35 @@ pub(super) fn run(common: &Common, verb: &ConfigVerb) -> Done {
             let common = Common { config: file.clone().or_else(|| common.config.clone()), ..common.clone() };
             match load_config(&common, &[]) {
                 Ok(loaded) => {
+                    let found = standing::look(&loaded);
+                    let mut warnings = loaded.plan.warnings.clone();
+                    warnings.extend(found.warnings);
                     if *json {
-                        output::json(&json!({ "ok": true, "problems": [], "notes": loaded.plan.notes }));
-                    } else {
-                        for note in &loaded.plan.notes {
-                            output::line(format!("note: {note}"));
-                        }
-                        output::line("the configuration is fine");
+                        let ok = found.problems.is_empty();
+                        output::json(&json!({
+                            "ok": ok, "problems": found.problems, "warnings": warnings, "notes": loaded.plan.notes
+                        }));
+                        return Ok(if ok { Exit::Fine } else { Exit::Config });
                     }
+                    for warning in &warnings {
+                        output::line(output::plain(&format!("warning: {warning}")));
+                    }
+                    if !found.problems.is_empty() {
+                        return Err(Problems(found.problems).into());
+                    }
+                    for note in &loaded.plan.notes {
+                        output::line(output::plain(&format!("note: {note}")));
+                    }
+                    output::line(match warnings.is_empty() {
+                        true => "the configuration is fine",
+                        false => "the configuration can be served with; look at the warnings",
+                    });
                     Ok(Exit::Fine)
                 }
                 Err(problems) if *json => {
-                    output::json(&json!({ "ok": false, "problems": problems.0 }));
+                    output::json(
+                        &json!({ "ok": false, "problems": problems.0, "warnings": [], "notes": [] }),
+                    );
                     Ok(Exit::Config)
                 }
                 Err(problems) => Err(Failure::from(problems)),
@@ -55,6 +72,9 @@ pub(super) fn run(common: &Common, verb: &ConfigVerb) -> Done {
                     .map(|(path, entry)| json!({ "key": path, "value": value(&entry.value), "origin": entry.origin }))
                     .collect();
                 output::json(&json!({ "keys": keys }));
+            } else if !*effective && loaded.effective.iter().all(|(_, entry)| entry.origin == Origin::Default)
+            {
+                output::line("nothing is set: every key has its default; --effective shows them all");
             } else {
                 let rows = shown
                     .map(|(path, entry)| {

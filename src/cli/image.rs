@@ -67,7 +67,16 @@ pub(super) fn run(common: &Common, verb: &ImageVerb) -> Done {
             let (now, before) = versions(&plan)?.roll_back(name, *version, *force)?;
             let mut site = Site::find(&plan);
             site.tell(name, "image-rolled-back", json!({ "version": now, "before": before }));
-            say_rolled_back(&json!({ "name": name, "version": now, "before": before }), *json);
+            let library = open_library(&plan)?;
+            let catalog = library.load();
+            let notes = notes(catalog.shown(name).map(|shown| shown.image), &[]);
+            say_rolled_back(
+                &json!({ "name": name, "version": now, "before": before, "warnings": notes }),
+                *json,
+            );
+            for note in &notes {
+                output::remark(&format!("warning: {}", output::plain(note)));
+            }
             Ok(Exit::Fine)
         }
         ImageVerb::Remove { name, version, force, json } => {
@@ -234,11 +243,15 @@ fn add(plan: &Plan, add: &ImageAdd) -> Done {
         };
         let count = taken.files.len();
         let files = if count == 1 { "1 file".to_owned() } else { format!("{count} files") };
-        output::line(format!(
-            "added {} {which}: {files}, {}",
-            output::plain(&add.name),
+        let own = match taken.private.as_slice() {
+            [] => String::new(),
+            private => format!("; never served: {}", private.join(", ")),
+        };
+        output::line(output::plain(&format!(
+            "added {} {which}: {files}, {}{own}",
+            add.name,
             output::bytes(bytes)
-        ));
+        )));
         for file in &taken.files {
             let hash = file.blake3.as_deref().unwrap_or("not read");
             output::line(output::plain(&format!(
@@ -416,6 +429,9 @@ fn moment(value: &Value) -> String {
     value.as_u64().map_or_else(|| "-".to_owned(), output::moment)
 }
 
+/// Characters of a title in lists.
+const TITLE_SHOWN: usize = 48;
+
 fn draw(list: &Value, as_json: bool, none: &str) {
     if as_json {
         return output::json(list);
@@ -431,7 +447,7 @@ fn draw(list: &Value, as_json: bool, none: &str) {
             or_dash(text(&image["cpu"])),
             number(&image["version"]),
             output::bytes(size_of(image)),
-            text(&image["title"]),
+            output::cut(&text(&image["title"]), TITLE_SHOWN),
             state(image),
         ]
     });
@@ -622,7 +638,7 @@ fn say_removed(name: &str, version: Option<u32>, as_json: bool) {
 // Who else has to know
 
 /// The user of this process, as the audit log names them.
-fn me() -> String {
+pub(super) fn me() -> String {
     user_name(nix::unistd::Uid::current().as_raw())
 }
 

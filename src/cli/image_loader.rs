@@ -59,7 +59,10 @@ fn failure(error: SwitchError) -> Failure {
             Exit::Permission
         }
         SwitchError::Io { .. } => Exit::Runtime,
-        SwitchError::NoImage(_) | SwitchError::NotAnImage(_) | SwitchError::NoLoaders => Exit::Wrong,
+        SwitchError::NoImage(_)
+        | SwitchError::NotAnImage(_)
+        | SwitchError::NoLoaders
+        | SwitchError::Writing { .. } => Exit::Wrong,
     };
     Failure::new(exit, error)
 }

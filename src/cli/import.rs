@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::args::{Common, ImportGss, ImportVerb};
+use super::image::me;
 use super::serve::library_settings;
 use super::{Done, Exit, Failure, load_config, output};
 use crate::config::{DEFAULT_FILE, Plan};
@@ -15,8 +16,13 @@ use crate::control::ways;
 use crate::files::gss;
 use crate::files::library::{Library, Settings};
 use crate::files::loader_facts;
+use crate::files::record::{RECORD_NAME, Record};
+use crate::files::versions::Versions;
 use crate::jobs::Image;
 use crate::jobs::image::Images;
+
+/// Versions of before that an import leaves in place: there are none where it may copy to.
+const KEPT: usize = 2;
 
 /// Where the images folder is below what an administrator may name: the product's own folder, or one above it.
 const BELOW: &[&str] =
@@ -139,7 +145,8 @@ fn beside(root: &Path) -> Vec<String> {
     names
 }
 
-/// Copies every image into the images folder; those whose name is taken are left as they are.
+/// Copies every image into the images folder, each whole and on the disk before it is seen there, with a record that says
+/// so: a server takes it at once. Those whose name is taken are left as they are.
 fn copy_all(plan: &Plan, root: &Path, images: &[&Image]) -> Result<Vec<Value>, Failure> {
     let failed = |path: &Path| {
         let path = path.display().to_string();
@@ -152,6 +159,8 @@ fn copy_all(plan: &Plan, root: &Path, images: &[&Image]) -> Result<Vec<Value>, F
         }
     };
     fs::create_dir_all(&plan.images_dir).map_err(failed(&plan.images_dir))?;
+    let versions = Versions::open(&plan.images_dir)?;
+    versions.recover()?;
     let mut copied = Vec::new();
     for image in images {
         let (from, to) = (root.join(&image.name), plan.images_dir.join(&image.name));
@@ -159,23 +168,20 @@ fn copy_all(plan: &Plan, root: &Path, images: &[&Image]) -> Result<Vec<Value>, F
             copied.push(json!({ "name": image.name, "done": "there already" }));
             continue;
         }
-        // Hidden from the scan until it is whole.
-        let staged = plan.images_dir.join(format!(".import-{}-{}", std::process::id(), image.name));
-        let done = copy_folder(&from, &staged).and_then(|bytes| fs::rename(&staged, &to).map(|()| bytes));
-        match done {
-            Ok(bytes) => copied.push(json!({ "name": image.name, "done": "copied", "bytes": bytes })),
-            Err(error) => {
-                // A half copy is of no use to anybody.
-                let _ = fs::remove_dir_all(&staged);
-                return Err(failed(&to)(error));
-            }
-        }
+        // Hidden from the scan until it is whole, and removed if it never is.
+        let staged = versions.stage(&image.name)?;
+        let bytes = copy_folder(&from, staged.path()).map_err(failed(&to))?;
+        let record = Record::of_folder(staged.path(), &me());
+        let published = versions.publish(&image.name, staged, record, KEPT)?;
+        copied.push(json!({
+            "name": image.name, "done": "copied", "bytes": bytes, "version": published.version
+        }));
     }
     Ok(copied)
 }
 
 /// Copies a folder with all its files, on disk when it returns; its bytes. Links are left out, as the scan would not
-/// follow those that leave the folder.
+/// follow those that leave the folder, and a record, which is the other place's.
 fn copy_folder(from: &Path, to: &Path) -> io::Result<u64> {
     fs::create_dir_all(to)?;
     let mut bytes = 0;
@@ -184,7 +190,7 @@ fn copy_folder(from: &Path, to: &Path) -> io::Result<u64> {
         let (kind, target) = (entry.file_type()?, to.join(entry.file_name()));
         if kind.is_dir() {
             bytes += copy_folder(&entry.path(), &target)?;
-        } else if kind.is_file() {
+        } else if kind.is_file() && entry.file_name() != RECORD_NAME {
             bytes += fs::copy(entry.path(), &target)?;
             fs::File::open(&target)?.sync_all()?;
         }

@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 
 use super::args::{Common, ConfirmBy, JobAction, JobAdd, JobNamed, JobVerb};
 use super::{Done, Exit, Failure, client, listing, output};
-use crate::control::client::{Client, ClientError, escaped};
+use crate::config::values::duration;
+use crate::control::client::{Client, ClientError};
 use crate::control::csv;
-use crate::jobs::job::{Action, Confirm, JobSpec, Selector};
+use crate::jobs::job::{Action, Confirm, JobId, JobSpec, Selector};
 use crate::jobs::rule::Rule;
 use crate::wire::Arch;
 
@@ -30,8 +31,10 @@ pub(super) fn run(common: &Common, verb: &JobVerb) -> Done {
         },
         JobVerb::List { stage, image, machine, live, listing } => {
             let live = live.then_some("true");
+            let stages: Vec<&str> = stage.iter().map(|stage| stage.word()).collect();
+            let stages = Some(stages.join(",")).filter(|stages| !stages.is_empty());
             let filters = [
-                ("stage", stage.as_deref()),
+                ("stage", stages.as_deref()),
                 ("image", image.as_deref()),
                 ("machine", machine.as_deref()),
                 ("live", live),
@@ -40,20 +43,20 @@ pub(super) fn run(common: &Common, verb: &JobVerb) -> Done {
                 filters.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
             return listing::show(*listing, || listing::all(&client, "/v1/jobs", "jobs", &query), draw);
         }
-        JobVerb::Show(JobNamed { id, json }) => show_whole(&client, id, *json)?,
-        JobVerb::Cancel(JobNamed { id, json }) => show(&client.delete(&path(id, ""))?, *json, "cancelled"),
+        JobVerb::Show(JobNamed { id, json }) => show_whole(&client, *id, *json)?,
+        JobVerb::Cancel(JobNamed { id, json }) => show(&client.delete(&path(*id, ""))?, *json, "cancelled"),
         JobVerb::Rearm(JobNamed { id, json }) => {
-            show(&client.post(&path(id, "/rearm"), &Value::Null)?, *json, "re-armed");
+            show(&client.post(&path(*id, "/rearm"), &Value::Null)?, *json, "re-armed");
         }
         JobVerb::Confirm(JobNamed { id, json }) => {
-            show(&client.post(&path(id, "/confirm"), &Value::Null)?, *json, "confirmed");
+            show(&client.post(&path(*id, "/confirm"), &Value::Null)?, *json, "confirmed");
         }
     }
     Ok(Exit::Fine)
 }
 
-fn path(id: &str, rest: &str) -> String {
-    format!("/v1/jobs/{}{rest}", escaped(id))
+fn path(id: JobId, rest: &str) -> String {
+    format!("/v1/jobs/{id}{rest}")
 }
 
 /// What to boot: an action, or images of which the first is booted first.
@@ -74,7 +77,7 @@ fn selector(add: &JobAdd) -> Result<Selector, Failure> {
         group: add.group.clone(),
         subnet: add.subnet,
         circuit: add.circuit.clone(),
-        arch: add.arch.iter().copied().map(Arch).collect(),
+        arch: add.arch.iter().copied().map(Arch).collect::<Vec<_>>(),
         manufacturer: add.manufacturer.clone(),
         product: add.product.clone(),
     };
@@ -94,8 +97,8 @@ fn selector(add: &JobAdd) -> Result<Selector, Failure> {
 fn spec(add: &JobAdd, actions: &[Action], selector: Selector) -> Result<JobSpec, Failure> {
     let span = |flag: &str, text: &Option<String>| match text {
         None => Ok(None),
-        Some(text) => crate::config::values::duration(text).map(Some).ok_or_else(|| {
-            let message = format!("{flag} {text:?}: expected a time such as 90s, 30m, 12h or 7d");
+        Some(text) => duration(text).filter(|span| !span.is_zero()).map(Some).ok_or_else(|| {
+            let message = format!("{flag} {text:?}: expected a time above 0s, such as 90s, 30m, 12h or 7d");
             Failure::new(Exit::Usage, message)
         }),
     };
@@ -140,8 +143,28 @@ fn add_all(client: &Client, add: &JobAdd, file: &Path) -> Done {
             rows.iter().map(|row| format!("{}:{}: {}", file.display(), row.row, row.detail)).collect();
         Failure::new(Exit::Wrong, format!("{}\nnothing was added", lines.join("\n")))
     })?;
-    let answer = match client.post("/v1/jobs/bulk", &json!({ "jobs": specs })) {
+    let (lines, specs): (Vec<u64>, Vec<JobSpec>) = specs.into_iter().unzip();
+    let answer = match client.post("/v1/jobs/bulk", &json!({ "jobs": specs, "lines": lines })) {
         Ok(answer) => answer,
+        Err(ClientError::Refused { problem, .. }) if problem["errors"].is_array() => {
+            let errors = problem["errors"].as_array().into_iter().flatten();
+            let mut lines: Vec<String> = errors
+                .map(|row| {
+                    format!(
+                        "{}:{}: {}",
+                        file.display(),
+                        row["row"],
+                        row["detail"].as_str().unwrap_or_default()
+                    )
+                })
+                .collect();
+            let more = problem["errors_total"].as_u64().unwrap_or(0).saturating_sub(lines.len() as u64);
+            if more > 0 {
+                lines.push(format!("and {more} more"));
+            }
+            lines.push("nothing was added".into());
+            return Err(Failure::new(Exit::Wrong, output::plain_lines(&lines)));
+        }
         Err(error @ ClientError::Refused { .. }) => {
             return Err(Failure { message: format!("{}: {error}", file.display()), ..Failure::from(error) });
         }
@@ -183,7 +206,7 @@ fn condition(name: &str, value: &Value) -> String {
         Value::Bool(_) => name.replace('_', " "),
         Value::Array(list) => {
             let words: Vec<String> = list.iter().map(Value::to_string).collect();
-            format!("{name} {}", words.join("/"))
+            format!("{name} {}", words.join(","))
         }
         value => format!("{name} {}", value.as_str().unwrap_or_default()),
     }
@@ -239,12 +262,50 @@ fn show(job: &Value, as_json: bool, done: &str) {
         line.push_str(&format!(" ({})", text("reason")));
     }
     output::line(output::plain(&line));
+    let replaced: Vec<&str> =
+        job["replaced"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    if !replaced.is_empty() {
+        output::line(output::plain(&format!("cancelled by this: {}", replaced.join(", "))));
+    }
+}
+
+/// How a job goes on and ends, and when it was touched.
+fn terms(job: &Value) -> Vec<String> {
+    let mode = if job["always"] == json!(true) { "at every boot" } else { "once" };
+    let ends = match job["confirm"].as_str() {
+        Some("callback") => "a call-back of what it booted ends a boot well",
+        _ => "handing the image over ends a boot well",
+    };
+    let wipes = if job["destructive"] == json!(true) { "; it may wipe a disk" } else { "" };
+    let mut lines = vec![
+        format!(
+            "{mode}; {} of {} attempts used; priority {}; {ends}{wipes}",
+            job["attempts_used"], job["attempts"], job["priority"]
+        ),
+        format!("armed {}, last touched {}", moment(&job["created"]), moment(&job["updated"])),
+    ];
+    if let Some(expires) = job["expires"].as_str() {
+        let lasts = duration(expires).map_or(0, |lasts| lasts.as_secs());
+        let at = job["created"].as_u64().unwrap_or(0).saturating_add(lasts);
+        lines.push(format!("expires {} unless a machine has taken it by then", output::moment(at)));
+    }
+    if let Some(boot) = job["boot"].as_str() {
+        lines.push(format!("last boot {boot}"));
+    }
+    lines
+}
+
+fn moment(unix: &Value) -> String {
+    output::moment(unix.as_u64().unwrap_or(0))
 }
 
 /// One job, and of a rule's job how far it has come with whom.
-fn show_whole(client: &Client, id: &str, as_json: bool) -> Result<(), ClientError> {
+fn show_whole(client: &Client, id: JobId, as_json: bool) -> Result<(), ClientError> {
     let job = client.get(&path(id, ""))?;
     show(&job, as_json, "");
+    if !as_json {
+        terms(&job).iter().for_each(|line| output::line(output::plain(line)));
+    }
     let is_rule = job["selector"] == json!("any") || job["selector"].get("rule").is_some();
     if as_json || !is_rule {
         return Ok(());

@@ -3,17 +3,16 @@
 use serde_json::{Value, json};
 
 use super::args::{Common, LoaderVerb};
-use super::serve::open_library;
+use super::serve::library_settings;
 use super::{Done, Exit, Failure, load_config, output};
+use crate::files::library;
 use crate::files::loader_facts::{self, Chain, Facts};
 use crate::files::loaders::{Loader, family_of_name};
 use crate::wire::arch::Family;
 
 pub(super) fn run(common: &Common, verb: &LoaderVerb) -> Done {
     let plan = load_config(common, &[])?.plan;
-    let library = open_library(&plan)?;
-    let catalog = library.load();
-    let table = catalog.loaders();
+    let table = &library::loaders(&library_settings(&plan), None);
     let chains: Vec<Chain> =
         Family::ALL.into_iter().map(|family| loader_facts::chain(table, family, false)).collect();
     match verb {

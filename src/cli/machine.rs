@@ -1,18 +1,29 @@
 //! `machine list`, `show`, `set`, `approve`, `reject`, `forget`, `merge`, `split`.
 
+use std::path::Path;
+
+use clap::ValueEnum as _;
 use serde_json::{Value, json};
 
-use super::args::{Common, MachineNamed, MachineSet, MachineVerb};
-use super::{Done, Exit, client, listing, output};
+use super::args::{Common, MachineNamed, MachineSet, MachineState, MachineVerb};
+use super::{Done, Exit, Failure, client, listing, output};
 use crate::control::client::{Client, ClientError, escaped};
 use crate::jobs::machine::Ident;
 use crate::wire::{MacAddr, Uuid};
 
 pub(super) fn run(common: &Common, verb: &MachineVerb) -> Done {
+    if let (MachineVerb::List { .. }, Some(folder)) = (verb, &common.state)
+        && let Some(word) =
+            MachineState::value_variants().iter().map(|is| is.word()).find(|w| folder == Path::new(w))
+        && !folder.is_dir()
+    {
+        let message = format!("--state is the server's state folder; machines of one state: --is {word}");
+        return Err(Failure::new(Exit::Usage, message));
+    }
     let client = client(common)?;
     match verb {
-        MachineVerb::List { state, group, listing } => {
-            let filters = [("state", state.as_deref()), ("group", group.as_deref())];
+        MachineVerb::List { is, group, listing } => {
+            let filters = [("state", is.map(MachineState::word)), ("group", group.as_deref())];
             let query: Vec<(&str, &str)> =
                 filters.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
             return listing::show(
@@ -37,10 +48,18 @@ pub(super) fn run(common: &Common, verb: &MachineVerb) -> Done {
             done(&client.post(&path(machine, "/reject"), &Value::Null)?, *json, "rejected");
         }
         MachineVerb::Forget(MachineNamed { machine, json }) => {
-            client.delete(&path(machine, ""))?;
+            let was = client.get(&path(machine, ""))?;
+            let id = was["id"].as_str().unwrap_or(machine);
+            client.delete(&path(id, ""))?;
+            let rejected = was["state"] == json!("rejected");
             match json {
-                true => output::json(&json!({ "forgotten": machine })),
+                true => output::json(&json!({ "forgotten": machine, "was_rejected": rejected })),
                 false => output::line(format!("forgot {}", output::plain(machine))),
+            }
+            if rejected {
+                output::remark(
+                    "warning: it was rejected, and that is forgotten too: from now on it is an unknown machine",
+                );
             }
         }
         MachineVerb::Merge { machine, other, why, json } => {

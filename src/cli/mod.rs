@@ -23,6 +23,7 @@ mod recorder;
 mod reload;
 mod script;
 mod serve;
+mod standing;
 mod token;
 
 use std::path::PathBuf;

@@ -57,6 +57,19 @@ pub(super) fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
+/// Lines, each [`plain`].
+pub(super) fn plain_lines(lines: &[String]) -> String {
+    lines.iter().map(|line| plain(line)).collect::<Vec<_>>().join("\n")
+}
+
+/// A text as a table shows it: its beginning, where it is long.
+pub(super) fn cut(text: &str, chars_max: usize) -> String {
+    if text.chars().count() <= chars_max {
+        return text.to_owned();
+    }
+    text.chars().take(chars_max.saturating_sub(3)).chain("...".chars()).collect()
+}
+
 /// Whether somebody looks at standard output.
 pub(super) fn is_terminal() -> bool {
     io::IsTerminal::is_terminal(&io::stdout())
@@ -110,6 +123,11 @@ mod tests {
         ] {
             assert_eq!(moment(unix), shown);
         }
+    }
+
+    #[test]
+    fn a_long_text_is_cut_for_a_table() {
+        assert_eq!((cut("short", 5).as_str(), cut("longer", 5).as_str()), ("short", "lo..."));
     }
 
     #[test]

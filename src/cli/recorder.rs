@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam_channel::Receiver;
 use serde_json::json;
 
-use crate::history::alarms::{Alarm, Alarms, Expected};
+use crate::history::alarms::{self, Alarm, Alarms, Expected};
 use crate::history::{Due, History, merge, read_record, record};
 use crate::jobs::Identity;
 use crate::jobs::evidence::{Evidence, Seen};
@@ -33,6 +33,8 @@ const LAST_ROUNDS: usize = 400;
 const TROUBLE_PAUSE: Duration = Duration::from_secs(30);
 /// How often alarms are looked for.
 const ALARMS_EVERY: Duration = Duration::from_secs(10);
+/// Alarms of one kind raised at once that have a line each in the log.
+const ALARMS_SAID: usize = 20;
 /// Machines without a job or a record of their own that are stored: a burst, then so many a second.
 const STRANGERS_BURST: f64 = 500.0;
 const STRANGERS_PER_SECOND: f64 = 0.5;
@@ -233,8 +235,19 @@ fn look_for_alarms(recorder: &Recorder) {
 fn raise(alarms: &[Alarm], now: SystemTime, store: &mut dyn Store) {
     let at_unix_ms = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
     let mut writes = Vec::with_capacity(alarms.len());
+    for (kind, said, more) in spoken(alarms) {
+        for alarm in said {
+            tracing::warn!(alarm = kind.word(), subject = alarm.subject, "{alarm}");
+        }
+        if more > 0 {
+            tracing::warn!(
+                alarm = kind.word(),
+                more,
+                "and {more} more at the same time: `bootstorm explain` lists them"
+            );
+        }
+    }
     for alarm in alarms {
-        tracing::warn!(alarm = alarm.kind.word(), subject = alarm.subject, "{alarm}");
         let body = json!({
             "what": "alarm", "kind": alarm.kind, "sentence": alarm.sentence, "machines": alarm.machines,
         });
@@ -244,6 +257,18 @@ fn raise(alarms: &[Alarm], now: SystemTime, store: &mut dyn Store) {
     if let Err(error) = store.commit(&[Transition { writes }]) {
         tracing::debug!(%error, "alarms are not in the event log");
     }
+}
+
+/// Which of the alarms raised at once have a line in the log, and how many more there are, kind by kind: a bulk order whose
+/// machines are all off is one thing to look at.
+fn spoken(all: &[Alarm]) -> Vec<(alarms::Kind, Vec<&Alarm>, usize)> {
+    let kinds = alarms::Kind::ALL.into_iter().map(|kind| {
+        let mut of_kind: Vec<&Alarm> = all.iter().filter(|alarm| alarm.kind == kind).collect();
+        let more = of_kind.len().saturating_sub(ALARMS_SAID);
+        of_kind.truncate(ALARMS_SAID);
+        (kind, of_kind, more)
+    });
+    kinds.collect()
 }
 
 /// The recorder's part of `/metrics`.
@@ -291,5 +316,33 @@ impl Budget {
             self.left -= 1.0;
         }
         may
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_many_alarms_at_once_some_are_said_and_the_rest_counted() {
+        let alarm = |kind, n: usize| Alarm {
+            kind,
+            subject: format!("j{n}"),
+            since_unix: 0,
+            sentence: String::new(),
+            machines: Vec::new(),
+        };
+        let many = (0..1000).map(|n| alarm(alarms::Kind::NeverSeen, n));
+        let all: Vec<Alarm> = many.chain([alarm(alarms::Kind::Loop, 7)]).collect();
+        let said: Vec<_> =
+            spoken(&all).into_iter().map(|(kind, said, more)| (kind, said.len(), more)).collect();
+        assert_eq!(
+            said,
+            [
+                (alarms::Kind::NeverSeen, ALARMS_SAID, 980),
+                (alarms::Kind::Loop, 1, 0),
+                (alarms::Kind::SameStop, 0, 0)
+            ]
+        );
     }
 }

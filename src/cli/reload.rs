@@ -4,8 +4,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use serde_json::{Value, json};
+
 use super::serve::{dhcp_settings, networks, tftp_limits};
-use crate::config::{Plan, Problems};
+use crate::config::values::duration_text;
+use crate::config::{DhcpMode, Plan, Problems};
 use crate::engine::{Shared, Tuning};
 
 /// Reads the configuration again, as the command line that started the server had it.
@@ -95,6 +98,9 @@ impl Reloader {
         for note in next.notes.iter().filter(|note| !running.notes.contains(note)) {
             tracing::info!("{note}");
         }
+        for warning in next.warnings.iter().filter(|warning| !running.warnings.contains(warning)) {
+            tracing::warn!("{warning}");
+        }
         *running = next;
         Ok(changed)
     }
@@ -115,46 +121,65 @@ impl Reloader {
     }
 }
 
-/// What of `next` cannot be taken up by a server that runs `now`.
+/// What of `next` cannot be taken up by a server that runs `now`: a line for each key, as the file has it.
 fn needs_restart(now: &Plan, next: &Plan) -> Vec<String> {
-    let mut changes = Vec::new();
-    let mut fixed = |key: &str, same: bool, now: &dyn std::fmt::Debug, next: &dyn std::fmt::Debug| {
-        if !same {
-            changes.push(format!("{key} is {now:?} and would be {next:?}"));
-        }
-    };
-    macro_rules! fixed {
-        ($($key:literal $($field:ident).+;)*) => {
-            $(fixed($key, now.$($field).+ == next.$($field).+, &now.$($field).+, &next.$($field).+);)*
-        };
-    }
-    fixed! {
-        "server.interfaces" server.interfaces;
-        "server.state_dir" server.state_dir;
-        "server.driver" server.driver;
-        "server.cores" server.cores;
-        "server.user" server.user;
-        "server.sandbox" server.sandbox;
-        "dhcp.port" dhcp.port;
-        "dhcp.boot_server_port" dhcp.boot_server_port;
-        "tftp.listen" tftp.listen;
-        "tftp.single_port" tftp.single_port;
-        "tftp.frames" tftp.frames;
-        "http.listen" http.listen;
-        "https" https;
-        "images.dir" images_dir;
-        "images.trees" image_trees;
-        "loaders" loaders;
-        "admin.listen" admin.listen;
-        "admin.expect_within" admin.expect_within;
-    }
-    use crate::config::DhcpMode::Off;
+    // Folders below the state folder move with it: that is one change, and not theirs.
+    let (from, to) = (&next.server.state_dir, &now.server.state_dir);
+    let unmoved =
+        |path: &PathBuf| path.strip_prefix(from).map_or_else(|_| path.clone(), |rest| to.join(rest));
+    let mut unmoved_next = next.clone();
+    unmoved_next.images_dir = unmoved(&next.images_dir);
+    unmoved_next.loaders.dirs = next.loaders.dirs.iter().map(unmoved).collect();
+    let keys = fixed_keys(now).into_iter().zip(fixed_keys(&unmoved_next)).zip(fixed_keys(next));
+    let changed = keys.filter(|(((_, now), (_, next)), _)| now != next);
+    let said = changed.map(|(((key, now), _), (_, next))| format!("{key} is {now} and would be {next}"));
+    let mut changes: Vec<String> = said.collect();
     let (was, is) = (now.dhcp.mode, next.dhcp.mode);
-    fixed("dhcp.mode", (was == Off) == (is == Off), &was, &is);
+    if (was == DhcpMode::Off) != (is == DhcpMode::Off) {
+        changes.push(format!("dhcp.mode is {} and would be {}", json!(was), json!(is)));
+    }
     // What is asked with is opened at the start.
-    let asks = |plan: &Plan| plan.dhcp.mode == crate::config::DhcpMode::Full && !plan.dhcp.probe.is_zero();
-    fixed("dhcp.probe", asks(now) || !asks(next), &now.dhcp.probe, &next.dhcp.probe);
+    let asks = |plan: &Plan| plan.dhcp.mode == DhcpMode::Full && !plan.dhcp.probe.is_zero();
+    if !asks(now) && asks(next) {
+        let [was, is] = [now, next].map(|plan| json!(duration_text(plan.dhcp.probe)));
+        changes.push(format!("dhcp.probe is {was} and would be {is}"));
+    }
     changes
+}
+
+/// The keys whose values a server keeps from its start to its end.
+fn fixed_keys(plan: &Plan) -> Vec<(&'static str, Value)> {
+    let Plan { server, dhcp, tftp, http, https, loaders, admin, .. } = plan;
+    let (certificate, key) = https.files.as_ref().map(|(certificate, key)| (certificate, key)).unzip();
+    let text =
+        |path: Option<&PathBuf>| json!(path.map(|path| path.display().to_string()).unwrap_or_default());
+    vec![
+        ("server.interfaces", json!(server.interfaces)),
+        ("server.state_dir", json!(server.state_dir)),
+        ("server.driver", json!(server.driver)),
+        ("server.cores", json!(server.cores)),
+        ("server.user", json!(server.user)),
+        ("server.sandbox", json!(server.sandbox)),
+        ("dhcp.port", json!(dhcp.port)),
+        ("dhcp.boot_server_port", json!(dhcp.boot_server_port)),
+        ("tftp.listen", json!(tftp.listen)),
+        ("tftp.single_port", json!(tftp.single_port)),
+        ("tftp.frames", json!(tftp.frames)),
+        ("http.listen", json!(http.listen)),
+        ("https.listen", json!(https.listen)),
+        ("https.certificate", text(certificate)),
+        ("https.key", text(key)),
+        ("images.dir", json!(plan.images_dir)),
+        ("images.trees", json!(plan.image_trees)),
+        ("loaders.dirs", json!(loaders.dirs)),
+        ("loaders.bios", json!(loaders.bios)),
+        ("loaders.uefi_x64", json!(loaders.uefi_x64)),
+        ("loaders.uefi_ia32", json!(loaders.uefi_ia32)),
+        ("loaders.uefi_arm64", json!(loaders.uefi_arm64)),
+        ("loaders.wimboot", json!(loaders.wimboot)),
+        ("admin.listen", json!(admin.listen.map(|listen| listen.to_string()).unwrap_or_default())),
+        ("admin.expect_within", json!(duration_text(admin.expect_within))),
+    ]
 }
 
 /// Sees a file change.
@@ -198,8 +223,24 @@ mod tests {
         let text = Refused::NeedsRestart(needs_restart(&now, &next)).to_string();
         assert_eq!(
             text,
-            "needs restart: server.cores is 0 and would be 3; http.listen is [0.0.0.0:4433] and would be \
-             [0.0.0.0:80]; dhcp.mode is Proxy and would be Off; nothing was changed"
+            "needs restart: server.cores is 0 and would be 3; http.listen is [\"0.0.0.0:4433\"] and would be \
+             [\"0.0.0.0:80\"]; dhcp.mode is \"proxy\" and would be \"off\"; nothing was changed"
+        );
+    }
+
+    #[test]
+    fn a_state_folder_that_moves_takes_its_folders_along_and_is_named_alone() {
+        let named = |now: &str, next: &str| needs_restart(&plan(now), &plan(next));
+        assert_eq!(
+            named("[server]\nstate_dir = \"/a\"\n", "[server]\nstate_dir = \"/b\"\n"),
+            ["server.state_dir is \"/a\" and would be \"/b\""]
+        );
+        assert_eq!(
+            named("", "[loaders]\nuefi_x64 = [\"ipxe.efi\"]\n[images]\ndir = \"/i\"\n"),
+            [
+                "images.dir is \"/var/lib/bootstorm/images\" and would be \"/i\"",
+                "loaders.uefi_x64 is [\"snponly.efi\",\"ipxe.efi\"] and would be [\"ipxe.efi\"]"
+            ]
         );
     }
 

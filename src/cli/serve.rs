@@ -12,7 +12,7 @@ use tokio::io::unix::AsyncFd;
 use super::args::{Common, Dhcp, Driver as DriverArg, LogFormat as LogFormatArg, Serve};
 use super::recorder::Recorder;
 use super::reload::{Reloader, Source, Watch};
-use super::{Done, Exit, Failure, config_file, load_config, output};
+use super::{Done, Exit, Failure, config_file, load_config, output, standing};
 use crate::config::{self, DhcpMode, Plan, ReservationPlan, ReservedWho, Sandbox, Value};
 use crate::control::{Control, State};
 use crate::engine::{DRAIN, Driver, Engine, EngineSettings, Frames, Shared};
@@ -267,6 +267,9 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
     let runtime = |error: &dyn std::fmt::Display| Failure::new(Exit::Runtime, error);
     make_folders(plan)?;
     let library = Arc::new(open_library(plan)?);
+    if let Some(doubt) = standing::menu_default(plan, &library.load()) {
+        tracing::warn!("{doubt}");
+    }
     let history = Arc::new(History::default());
     let terms = Terms { never_seen: plan.admin.expect_within, ..Terms::default() };
     let alarms = Arc::new(Mutex::new(Alarms::new(terms)));
@@ -577,6 +580,9 @@ pub(super) fn run(common: &Common, serve: &Serve) -> Done {
     })?;
     for note in &plan.notes {
         tracing::info!("{note}");
+    }
+    for warning in &plan.warnings {
+        tracing::warn!("{warning}");
     }
     let signals = Signals::watch()?;
     make_folders(&plan)?;

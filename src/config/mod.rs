@@ -53,7 +53,13 @@ pub fn read_file(path: &Path) -> Result<(String, String), Problems> {
         Err(error) => Err(Problems(vec![Problem {
             origin: Origin::File { file: path.display().to_string(), line: 0 },
             key: String::new(),
-            found: error.to_string(),
+            found: match error.kind() {
+                std::io::ErrorKind::NotFound => "no such file".into(),
+                std::io::ErrorKind::PermissionDenied => "a file this user may not read".into(),
+                std::io::ErrorKind::IsADirectory => "a folder".into(),
+                std::io::ErrorKind::InvalidData => "a file that is not UTF-8 text".into(),
+                _ => error.to_string(),
+            },
             expected: "a readable file (`bootstorm config example` prints one to start from)".into(),
         }])),
     }

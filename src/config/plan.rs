@@ -244,6 +244,8 @@ pub struct Plan {
     pub admin: AdminPlan,
     /// Things to know that are no mistakes.
     pub notes: Vec<String>,
+    /// What is odd and may be meant.
+    pub warnings: Vec<String>,
 }
 
 /// Takes values out of the layers, and remembers what makes no sense.
@@ -318,8 +320,10 @@ impl Taker<'_> {
         .unwrap_or_default()
     }
 
+    /// One of some words; one with a hyphen is for measuring alone, and is not offered.
     fn word<T: Copy>(&mut self, path: &'static str, words: &[(&str, T)]) -> Option<T> {
-        let expected = words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", ");
+        let offered = words.iter().map(|(word, _)| *word).filter(|word| !word.contains('-'));
+        let expected = offered.collect::<Vec<_>>().join(", ");
         self.take(path, &format!("one of {expected}"), |value| match value {
             Value::Text(text) => words.iter().find(|(word, _)| word == text).map(|(_, meaning)| *meaning),
             _ => None,
@@ -387,7 +391,7 @@ pub(super) fn build(
     lists: &Lists,
     problems: &mut Vec<Problem>,
 ) -> Plan {
-    let mut notes = Vec::new();
+    let (mut notes, mut warnings) = (Vec::new(), Vec::new());
     let mode = {
         let mut taker = Taker { effective, problems };
         taker
@@ -397,8 +401,16 @@ pub(super) fn build(
             )
             .unwrap_or(DhcpMode::Proxy)
     };
-    let subnets = subnets(lists, mode, problems, &mut notes);
-    let reservations = reservations(lists, &subnets, mode, problems);
+    let subnets = subnets(lists, mode, problems, &mut notes, &mut warnings);
+    let reservations = reservations(lists, &subnets, mode, problems, &mut warnings);
+    for subnet in subnets.iter().filter(|subnet| mode == DhcpMode::Full && subnet.range.is_none()) {
+        let (addr, prefix) = subnet.network;
+        if !reservations.iter().any(|reservation| values::contains(subnet.network, reservation.ip)) {
+            warnings.push(format!(
+                "[[dhcp.subnet]] {addr}/{prefix} has no range and no reservation: no machine gets an address there"
+            ));
+        }
+    }
     let mut taker = Taker { effective, problems };
     if mode == DhcpMode::Full && subnets.is_empty() && !lists.contains_key("dhcp.subnet") {
         taker.wrong(
@@ -412,8 +424,15 @@ pub(super) fn build(
     }
     let port = taker.number("dhcp.port", 1, 65535) as u16;
     let boot_server_port = match taker.number("dhcp.boot_server_port", 0, 65535) as u16 {
-        0 if port == 67 => 4011,
-        0 => port.checked_add(4011 - 67).unwrap_or(port - 1),
+        0 => port.checked_add(4011 - 67).unwrap_or_else(|| {
+            if mode != DhcpMode::Off {
+                taker.wrong(
+                    "dhcp.port",
+                    "a port up to 61591, or boot_server_port beside it: the boot server's is port + 3944",
+                );
+            }
+            0
+        }),
         given => given,
     };
     let tftp = TftpPlan {
@@ -441,13 +460,20 @@ pub(super) fn build(
         list if list.is_empty() => vec![state_dir.join("loaders"), PathBuf::from("/usr/lib/ipxe")],
         list => list.into_iter().map(PathBuf::from).collect(),
     };
+    let mut names = |path| {
+        let names = taker.list(path);
+        if !names.iter().all(|name| values::loader(name)) {
+            taker.wrong(path, "names of files below [loaders] dirs, such as \"ipxe.efi\", without \"..\" or a slash in front");
+        }
+        names
+    };
     let loaders = LoaderPlan {
         dirs,
-        bios: taker.list("loaders.bios"),
-        uefi_x64: taker.list("loaders.uefi_x64"),
-        uefi_ia32: taker.list("loaders.uefi_ia32"),
-        uefi_arm64: taker.list("loaders.uefi_arm64"),
-        wimboot: taker.list("loaders.wimboot"),
+        bios: names("loaders.bios"),
+        uefi_x64: names("loaders.uefi_x64"),
+        uefi_ia32: names("loaders.uefi_ia32"),
+        uefi_arm64: names("loaders.uefi_arm64"),
+        wimboot: names("loaders.wimboot"),
     };
     let unknown = taker
         .word(
@@ -462,9 +488,11 @@ pub(super) fn build(
         )
         .unwrap_or_default();
     let menu_timeout = taker
-        .take("policy.menu_timeout", "a time from 0s to 1h, such as \"15s\"", |value| match value {
-            Value::Text(text) => values::duration(text).filter(|time| *time <= Duration::from_secs(3600)),
-            _ => None,
+        .take("policy.menu_timeout", "a time with its unit from 0s to 1h, such as \"15s\"", |value| {
+            match value {
+                Value::Text(text) => values::time(text).filter(|time| *time <= Duration::from_secs(3600)),
+                _ => None,
+            }
         })
         .unwrap_or_default();
     let menu_default = MenuDefault::from(taker.text("policy.menu_default"));
@@ -487,8 +515,8 @@ pub(super) fn build(
         })
         .flatten();
     let expect_within = taker
-        .take("admin.expect_within", "a time such as \"30m\", or \"0s\"", |value| match value {
-            Value::Text(text) => values::duration(text),
+        .take("admin.expect_within", "a time with its unit such as \"30m\", or \"0s\"", |value| match value {
+            Value::Text(text) => values::time(text),
             _ => None,
         })
         .unwrap_or_default();
@@ -496,7 +524,7 @@ pub(super) fn build(
     let circuit_max = taker.number("dhcp.per_circuit", 0, 65_536) as u32;
     let probe = taker
         .take("dhcp.probe", "a time up to \"2s\" such as \"300ms\", or \"0s\"", |value| match value {
-            Value::Text(text) => values::duration(text).filter(|time| *time <= PROBE_MAX),
+            Value::Text(text) => values::time(text).filter(|time| *time <= PROBE_MAX),
             _ => None,
         })
         .unwrap_or_default();
@@ -506,8 +534,12 @@ pub(super) fn build(
         taker.wrong("dhcp.dhcp_option", OPTION_EXPECTED);
     }
     let options = options.into_iter().flatten().collect();
+    let interfaces = taker.list("server.interfaces");
+    if !interfaces.iter().all(|name| values::interface(name)) {
+        taker.wrong("server.interfaces", "names of interfaces such as \"eth1\", of 1 to 15 characters");
+    }
     let server = ServerPlan {
-        interfaces: taker.list("server.interfaces"),
+        interfaces,
         driver: taker
             .word(
                 "server.driver",
@@ -551,6 +583,7 @@ pub(super) fn build(
         policy: Policy { unknown, menu_timeout, menu_default, exclude },
         admin: AdminPlan { listen, expect_within, socket: state_dir.join("admin.sock") },
         notes,
+        warnings,
     }
 }
 
@@ -630,6 +663,7 @@ fn subnets(
     mode: DhcpMode,
     problems: &mut Vec<Problem>,
     notes: &mut Vec<String>,
+    warnings: &mut Vec<String>,
 ) -> Vec<SubnetPlan> {
     let mut subnets: Vec<SubnetPlan> = Vec::new();
     for (index, (origin, table)) in lists.get("dhcp.subnet").into_iter().flatten().enumerate() {
@@ -640,8 +674,8 @@ fn subnets(
         let range = taker.text("range", "two addresses such as \"10.77.0.100-10.77.0.200\"", values::range);
         let router = taker.text("router", "an IPv4 address", ipv4);
         let next_server = taker.text("next_server", "an IPv4 address", ipv4);
-        let domain = taker.text("domain", "a domain name of 1 to 253 characters", |text| {
-            (1..=253).contains(&text.len()).then(|| text.to_owned())
+        let domain = taker.text("domain", "a domain name such as \"lab.example\"", |text| {
+            values::domain(text).then(|| text.to_owned())
         });
         let dns = taker.take("dns", "a list of at most 8 IPv4 addresses", |value| match value {
             Value::List(list) if list.len() <= 8 => {
@@ -649,8 +683,8 @@ fn subnets(
             }
             _ => None,
         });
-        let lease = taker.text("lease", "a time from 1m to 365d, such as \"1h\"", |text| {
-            values::duration(text).filter(|t| (60..=365 * 86_400).contains(&t.as_secs()))
+        let lease = taker.text("lease", "a time with its unit from 1m to 365d, such as \"1h\"", |text| {
+            values::time(text).filter(|t| (60..=365 * 86_400).contains(&t.as_secs()))
         });
         let options = taker.take("dhcp_option", OPTION_EXPECTED, |value| match value {
             Value::List(list) => {
@@ -658,9 +692,10 @@ fn subnets(
             }
             _ => None,
         });
-        let loader = taker.text("loader", "a loader's file name", |text| {
-            (1..=127).contains(&text.len()).then(|| text.to_owned())
-        });
+        let loader =
+            taker.text("loader", "a file's name below [loaders] dirs, such as \"ipxe.efi\"", |text| {
+                values::loader(text).then(|| text.to_owned())
+            });
         let Some(network) = network else { continue };
         let address = values::lowest(network);
         if network.0 != address {
@@ -673,6 +708,21 @@ fn subnets(
                 notes.push(format!(
                     "{origin}: {name}.range is ignored in proxy mode: another server gives the addresses"
                 ));
+            } else if mode == DhcpMode::Full {
+                let mut never = |addr: Ipv4Addr, what: &str| {
+                    if (first..=last).contains(&addr) {
+                        warnings.push(format!(
+                            "{origin}: {name}.range has {addr} in it, {what}: no machine gets it"
+                        ));
+                    }
+                };
+                let ends = [first, last].into_iter().filter(|addr| values::is_end(network, *addr));
+                ends.for_each(|addr| never(addr, "an end of the network"));
+                let known = [router, next_server].into_iter().chain(dns.iter().flatten().copied().map(Some));
+                let mut known: Vec<Ipv4Addr> = known.flatten().collect();
+                known.sort_unstable();
+                known.dedup();
+                known.into_iter().for_each(|addr| never(addr, "which a router or server has"));
             }
         }
         if router.is_some_and(|router| !values::contains(network, router)) {
@@ -703,6 +753,7 @@ fn reservations(
     subnets: &[SubnetPlan],
     mode: DhcpMode,
     problems: &mut Vec<Problem>,
+    warnings: &mut Vec<String>,
 ) -> Vec<ReservationPlan> {
     let mut reservations: Vec<ReservationPlan> = Vec::new();
     for (index, (origin, table)) in lists.get("dhcp.reservation").into_iter().flatten().enumerate() {
@@ -745,11 +796,18 @@ fn reservations(
         let subnet = subnets.iter().find(|subnet| values::contains(subnet.network, ip));
         match subnet {
             None if mode == DhcpMode::Full => taker.wrong("ip", "an address inside a [[dhcp.subnet]]"),
+            None if mode == DhcpMode::Proxy => warnings.push(format!(
+                "{origin}: dhcp.reservation[{}].ip {ip} is inside no [[dhcp.subnet]]: in full mode it would be refused",
+                index + 1
+            )),
             Some(subnet) if values::is_end(subnet.network, ip) => taker
                 .wrong("ip", "an address a machine can have, neither the first nor the last of its subnet"),
             _ => {}
         }
         reservations.push(ReservationPlan { who, ip });
+    }
+    if mode == DhcpMode::Proxy && !reservations.is_empty() {
+        warnings.push("[[dhcp.reservation]] is of use in full mode only: in proxy mode another server gives the addresses".into());
     }
     reservations
 }

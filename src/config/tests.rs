@@ -124,6 +124,24 @@ fn what_cannot_work_together_is_refused() {
         ("[policy]\nexclude = [\"52:*\", \"52*\"]\n", "policy.exclude: found [\"52:*\", \"52*\"]"),
         ("[policy]\nmenu_timeout = 15\n", "policy.menu_timeout: found 15"),
         ("[tftp]\nlisten = [\"0.0.0.0:67\"]\n", "tftp.listen"),
+        (
+            "[policy]\nmenu_timeout = \"15\"\n",
+            "policy.menu_timeout: found \"15\", expected a time with its unit",
+        ),
+        ("[admin]\nexpect_within = \"30\"\n", "admin.expect_within: found \"30\""),
+        (
+            "[[dhcp.subnet]]\nnetwork = \"10.0.0.0/24\"\nlease = \"3600\"\n",
+            "dhcp.subnet[1].lease: found \"3600\"",
+        ),
+        (
+            "[[dhcp.subnet]]\nnetwork = \"10.0.0.0/24\"\ndomain = \"a b\"\n",
+            "dhcp.subnet[1].domain: found \"a b\"",
+        ),
+        ("[[dhcp.subnet]]\nnetwork = \"10.0.0.0/24\"\nloader = \"../x\"\n", "dhcp.subnet[1].loader: found"),
+        ("[loaders]\nuefi_x64 = [\"../../x\", \"\"]\n", "bootstorm.toml:2: loaders.uefi_x64: found"),
+        ("[loaders]\nwimboot = [\"\"]\n", "loaders.wimboot: found"),
+        ("[server]\ninterfaces = [\"a/b\", \"\"]\n", "server.interfaces: found"),
+        ("[dhcp]\nport = 65000\n", "dhcp.port: found 65000, expected a port up to 61591"),
         ("wrong = 1\n", "wrong: found an unknown key"),
         ("[wrong]\n", "bootstorm.toml:1: wrong: found an unknown key, expected a known table"),
         ("[dhcp.wrong]\n[dhcp]\n", "dhcp.wrong: found an unknown key"),
@@ -158,9 +176,46 @@ fn a_range_in_proxy_mode_is_a_note() {
 }
 
 #[test]
+fn what_is_odd_and_may_be_meant_is_a_warning() {
+    const FULL: &str = "[dhcp]\nmode = \"full\"\n[[dhcp.subnet]]\nnetwork = \"10.0.0.0/24\"\n";
+    const RESERVED: &str = "[[dhcp.reservation]]\nmac = \"52:54:00:00:00:01\"\nip = ";
+    for (text, wanted) in [
+        (FULL.to_owned(), "10.0.0.0/24 has no range and no reservation"),
+        (
+            format!("{FULL}range = \"10.0.0.9-10.0.0.255\"\n"),
+            "range has 10.0.0.255 in it, an end of the network",
+        ),
+        (
+            format!("{FULL}router = \"10.0.0.9\"\nrange = \"10.0.0.1-10.0.0.20\"\n"),
+            "range has 10.0.0.9 in it, which a router or server has",
+        ),
+        (format!("{RESERVED}\"10.9.0.1\"\n"), "dhcp.reservation[1].ip 10.9.0.1 is inside no [[dhcp.subnet]]"),
+        (format!("{RESERVED}\"10.9.0.1\"\n"), "in proxy mode another server gives the addresses"),
+    ] {
+        let warnings = load_text(&text).unwrap().plan.warnings;
+        assert!(warnings.iter().any(|warning| warning.contains(wanted)), "{text:?}: {warnings:?}");
+    }
+    let quiet = format!("{FULL}{RESERVED}\"10.0.0.50\"\n");
+    assert_eq!(load_text(&quiet).unwrap().plan.warnings, Vec::<String>::new());
+    let quiet = format!("{FULL}router = \"10.0.0.1\"\nrange = \"10.0.0.100-10.0.0.200\"\n");
+    assert_eq!(load_text(&quiet).unwrap().plan.warnings, Vec::<String>::new());
+}
+
+#[test]
+fn the_boot_servers_port_is_3944_above_or_as_given() {
+    let ports = |text: &str| {
+        let dhcp = load_text(text).unwrap().plan.dhcp;
+        (dhcp.port, dhcp.boot_server_port)
+    };
+    assert_eq!(ports(""), (67, 4011));
+    assert_eq!(ports("[dhcp]\nport = 61591\n"), (61591, 65535));
+    assert_eq!(ports("[dhcp]\nport = 65000\nboot_server_port = 65001\n"), (65000, 65001));
+}
+
+#[test]
 fn a_file_that_cannot_be_read_is_named_without_a_line() {
     let text = read_file(Path::new("/nonexistent/b.toml")).unwrap_err().to_string();
-    assert!(text.starts_with("/nonexistent/b.toml: found No such file"), "{text}");
+    assert!(text.starts_with("/nonexistent/b.toml: found no such file, expected"), "{text}");
 }
 
 #[test]

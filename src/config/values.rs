@@ -21,6 +21,36 @@ pub fn duration(text: &str) -> Option<Duration> {
     })
 }
 
+/// [`duration`] with its unit written, as a file that is read again in a year should have it; `0` needs none.
+pub fn time(text: &str) -> Option<Duration> {
+    let has_unit = text.trim().ends_with(|c: char| c.is_ascii_alphabetic());
+    duration(text).filter(|time| has_unit || time.is_zero())
+}
+
+/// A name that the kernel lets an interface have (linux net/core/dev.c dev_valid_name).
+pub fn interface(text: &str) -> bool {
+    let odd = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
+    (1..=15).contains(&text.len()) && text != "." && text != ".." && !text.contains(odd)
+}
+
+/// A domain name of RFC 1035 §2.3.1, a dot at its end allowed, and underscores, which many a site has.
+pub fn domain(text: &str) -> bool {
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+    };
+    text.len() <= 253 && text.strip_suffix('.').unwrap_or(text).split('.').all(is_label)
+}
+
+/// A loader's name below the loader folders: `ipxe.efi`, `arm64/snponly.efi`.
+pub fn loader(text: &str) -> bool {
+    let is_step =
+        |step: &str| !step.is_empty() && step != "." && step != ".." && !step.contains(char::is_control);
+    (1..=127).contains(&text.len()) && text.split(['/', '\\']).all(is_step)
+}
+
 /// A duration as [`duration`] reads it, in the largest unit that divides it.
 pub fn duration_text(value: Duration) -> String {
     let ms = value.as_millis();
@@ -139,6 +169,8 @@ mod tests {
         assert_eq!(duration("1h"), Some(Duration::from_secs(3600)));
         assert_eq!(duration("90"), Some(Duration::from_secs(90)));
         assert_eq!(duration("1w"), None);
+        assert_eq!(time("15s"), duration("15s"));
+        assert_eq!((time("15"), time(" 15 "), time("0")), (None, None, Some(Duration::ZERO)));
         assert_eq!(duration("s"), None);
         for text in ["15s", "500ms", "1h", "2d", "0s", "90s"] {
             assert_eq!(duration(&duration_text(duration(text).unwrap())), duration(text));
@@ -163,6 +195,28 @@ mod tests {
         assert_eq!(dhcp_option("26=u16:1400"), Some((26, vec![5, 120])));
         for text in ["53=u8:1", "13=u16:9", "256=text:x", "42=", "42=10.0.0", "23=u8:256", "12"] {
             assert_eq!(dhcp_option(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn names_that_can_be_had() {
+        for name in ["eth0", "enp3s0f1np1", "br-lan", "eth0.7"] {
+            assert!(interface(name), "{name}");
+        }
+        for name in ["", "a/b", "..", "eth 0", "sixteen-letters-", "eth0:1"] {
+            assert!(!interface(name), "{name}");
+        }
+        for name in ["lab", "lab.example", "a-b.example.", "_x.example"] {
+            assert!(domain(name), "{name}");
+        }
+        for name in ["", "a b", "a..b", ".", "-a", "a/b", &"a".repeat(64)] {
+            assert!(!domain(name), "{name}");
+        }
+        for name in ["ipxe.efi", "arm64/snponly.efi"] {
+            assert!(loader(name), "{name}");
+        }
+        for name in ["", "../x", "a/../x", "/ipxe.efi", "a//b", "..\\x"] {
+            assert!(!loader(name), "{name}");
         }
     }
 

@@ -20,12 +20,12 @@ const NUMBERS: [&str; 2] = ["attempts", "priority"];
 const TEXTS: [&str; 3] = ["expires", "confirm", "window"];
 const OTHERS: [&str; 4] = ["image", "action", "any_unknown", "comment"];
 
-/// The jobs of a table. `defaults` is an object of [`JobSpec`]'s fields for what the rows leave out.
+/// The jobs of a table, each with its line in the file. `defaults` is an object of [`JobSpec`]'s fields for what the rows leave out.
 ///
 /// # Errors
 ///
 /// Every row that is wrong, by its line in the file. The whole table is wrong when its head is.
-pub fn jobs(text: &str, defaults: &Value) -> Result<Vec<JobSpec>, Vec<RowError>> {
+pub fn jobs(text: &str, defaults: &Value) -> Result<Vec<(u64, JobSpec)>, Vec<RowError>> {
     let wrong = |row: u64, detail: String| RowError { row, code: "not-a-job", detail };
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     // Spreadsheets of half of Europe separate by semicolons.
@@ -51,16 +51,17 @@ pub fn jobs(text: &str, defaults: &Value) -> Result<Vec<JobSpec>, Vec<RowError>>
         return Err(errors);
     }
     let mut specs = Vec::new();
+    let mut lines = Lines { text: text.as_bytes(), at: 0, line: 1 };
     for record in reader.records() {
         let record = match record {
             Ok(record) => record,
             Err(error) => {
-                let line = error.position().map_or(0, csv::Position::line);
+                let line = error.position().map_or(0, |position| lines.of(position));
                 errors.push(wrong(line, format!("not a row of this table: {error}")));
                 continue;
             }
         };
-        let line = record.position().map_or(0, csv::Position::line);
+        let line = record.position().map_or(0, |position| lines.of(position));
         if record.iter().all(str::is_empty) {
             continue;
         }
@@ -69,7 +70,7 @@ pub fn jobs(text: &str, defaults: &Value) -> Result<Vec<JobSpec>, Vec<RowError>>
             break;
         }
         match job(head.iter().map(String::as_str).zip(&record), defaults) {
-            Ok(spec) => specs.push(spec),
+            Ok(spec) => specs.push((line, spec)),
             Err(detail) => errors.push(wrong(line, detail)),
         }
     }
@@ -78,6 +79,27 @@ pub fn jobs(text: &str, defaults: &Value) -> Result<Vec<JobSpec>, Vec<RowError>>
             .push(wrong(1, "there is no job in it: a row of column names, then one row for each job".into()));
     }
     if errors.is_empty() { Ok(specs) } else { Err(errors) }
+}
+
+/// Counts lines as an editor does. The reader's own count is of where it began to look for a row: before the rest of the
+/// line end in front of it, and before empty lines.
+struct Lines<'t> {
+    text: &'t [u8],
+    at: usize,
+    line: u64,
+}
+
+impl Lines<'_> {
+    /// The line on which the row at this position stands; rows come in order.
+    fn of(&mut self, position: &csv::Position) -> u64 {
+        let start = usize::try_from(position.byte()).unwrap_or(usize::MAX).min(self.text.len());
+        let rest = self.text.get(start..).unwrap_or_default();
+        let row = start + rest.iter().take_while(|byte| b"\r\n".contains(byte)).count();
+        let passed = self.text.get(self.at..row).unwrap_or_default();
+        self.line += passed.iter().filter(|byte| **byte == b'\n').count() as u64;
+        self.at = row.max(self.at);
+        self.line
+    }
 }
 
 fn job<'a>(cells: impl Iterator<Item = (&'a str, &'a str)>, defaults: &Value) -> Result<JobSpec, String> {
@@ -163,6 +185,8 @@ mod tests {
                     \r\n\
                     winpe,,,,,,x,10.77.0.0/24,\r\n";
         let jobs = jobs(text, &json!({ "action": "local", "priority": 5 })).expect("good rows");
+        let (lines, jobs): (Vec<u64>, Vec<JobSpec>) = jobs.into_iter().unzip();
+        assert_eq!(lines, [2, 3, 5]);
         assert_eq!(jobs.len(), 3);
         assert_eq!(jobs[0].action, Action::Image("winpe".into()));
         assert_eq!(jobs[0].then, [Action::Image("finish".into()), Action::Image("report".into())]);
@@ -185,6 +209,11 @@ mod tests {
         let errors = jobs(text, &json!({})).unwrap_err();
         let lines: Vec<u64> = errors.iter().map(|error| error.row).collect();
         assert_eq!(lines, [2, 4, 5, 6, 7], "{errors:?}");
+        // With the line ends of another system, empty lines, and a cell of several lines.
+        let text = text.replace('\n', "\r\n").replace("\r\na,", "\r\n\r\n\"a\nb\",");
+        let errors = jobs(&text, &json!({})).unwrap_err();
+        let lines: Vec<u64> = errors.iter().map(|error| error.row).collect();
+        assert_eq!(lines, [3, 6, 7, 8, 9], "{errors:?}");
     }
 
     #[test]

@@ -99,6 +99,7 @@ impl From<Refusal> for Problem {
             | Refusal::NotEnded { .. }
             | Refusal::NotRunning { .. }
             | Refusal::IdentTaken { .. }
+            | Refusal::NameTaken { .. }
             | Refusal::CannotMerge { .. } => StatusCode::CONFLICT,
             Refusal::Stale { .. } => StatusCode::PRECONDITION_FAILED,
             Refusal::TooMany | Refusal::TooManyMachines => StatusCode::INSUFFICIENT_STORAGE,

@@ -407,6 +407,20 @@ fn bulk_takes_csv_and_refuses_nonsense() {
     let added = csv("image,mac,expires\nhello,02:00:00:00:00:01,12h\nhello,02:00:00:00:00:02,\n").must(201);
     assert_eq!(added, json!({ "added": 2, "ids": ["j1", "j2"] }));
     csv("image,mac\nhello,nonsense\n").refused(422, "rows-refused");
+    // Rows are named by their line in the file, whatever is wrong with them.
+    let rows = |answer: Got| {
+        assert_eq!((answer.status, answer.code()), (422, "rows-refused"));
+        let errors = answer.body["errors"].as_array().unwrap().iter();
+        errors.map(|row| row["row"].as_u64().unwrap()).collect::<Vec<u64>>()
+    };
+    let twice =
+        csv("image,mac\n\nhello,02:00:00:00:00:03\nhello,02:00:00:00:00:03\nhello,02:00:00:00:00:03\n");
+    assert_eq!(rows(twice), [4, 5]);
+    assert_eq!(rows(csv("image,mac\n\nhello,02:00:00:00:00:01\nnothere,02:00:00:00:00:04\n")), [3, 4]);
+    let lines = json!({ "jobs": [hello(1), hello(2)], "lines": [7, 9] });
+    assert_eq!(rows(lab.local("POST", "/v1/jobs/bulk", lines)), [7, 9]);
+    lab.local("POST", "/v1/jobs/bulk", json!({ "jobs": [hello(5)], "lines": [7, 9] }))
+        .refused(400, "not-jobs");
     for body in [json!({}), json!({ "jobs": [] }), json!({ "jobs": 3 }), json!([])] {
         lab.local("POST", "/v1/jobs/bulk", body).refused(400, "not-jobs");
     }
@@ -414,6 +428,32 @@ fn bulk_takes_csv_and_refuses_nonsense() {
     lab.local("POST", "/v1/jobs/bulk", json!({ "jobs": many })).refused(400, "not-jobs");
     lab.local("POST", "/v1/jobs/bulk", json!({ "jobs": [{ "action": "dance" }] }))
         .refused(422, "rows-refused");
+}
+
+#[test]
+fn an_order_that_replaces_names_what_it_cancelled_and_nonsense_names_its_key() {
+    let lab = Lab::start();
+    let with = |more: Value| {
+        let mut order = hello(1);
+        order.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        lab.local("POST", "/v1/jobs", order)
+    };
+    with(json!({})).must(201);
+    with(json!({ "queue": true })).must(201);
+    let replacing = with(json!({ "replace": true })).must(201);
+    assert_eq!(replacing["replaced"], json!(["j1", "j2"]), "{replacing}");
+    for (more, key) in [
+        (json!({ "expires": "0s" }), "expires: "),
+        (json!({ "window": 0 }), "window: "),
+        (json!({ "selector": { "serial": " " } }), "serial: "),
+        (json!({ "selector": { "rule": { "group": "x".repeat(129) } } }), "group: "),
+    ] {
+        let refused = with(more);
+        assert_eq!((refused.status, refused.code()), (400, "not-a-job"));
+        assert!(refused.body["detail"].as_str().unwrap().starts_with(key), "{}", refused.body);
+    }
+    let rule = json!({ "selector": { "rule": { "arch": [7, 9, 7] } } });
+    assert_eq!(with(rule).must(201)["selector"]["rule"]["arch"], json!([7, 9]));
 }
 
 #[test]
@@ -453,6 +493,9 @@ fn machines_are_registered_named_let_in_merged_and_split() {
     assert_eq!(lab.local("GET", "/v1/machines/02-00-00-00-00-02", Value::Null).must(200)["id"], second);
     assert_eq!(lab.local("POST", "/v1/machines/m1/reject", Value::Null).must(200)["state"], "rejected");
     assert_eq!(lab.local("POST", "/v1/machines/m1/approve", Value::Null).must(200)["state"], "approved");
+    assert_eq!(lab.local("GET", "/v1/machines/bench-2", Value::Null).must(200)["id"], second);
+    lab.local("PATCH", "/v1/machines/m1", json!({ "name": "bench-2" })).refused(409, "name-taken");
+    lab.local("PATCH", "/v1/machines/m1", json!({ "name": "bench-1" })).must(200);
     let listed = |query: &str| {
         lab.local("GET", &format!("/v1/machines?{query}"), Value::Null).must(200)["machines"]
             .as_array()

@@ -558,7 +558,7 @@ fn unbootable(plan: &Plan, image: &Image, reason: &str) -> Finding {
             format!("image {name} cannot boot: {reason}"),
             "iPXE starts Windows PE through wimboot",
             format!(
-                "cp wimboot {folder}/, or into a folder of [loaders] dirs (github.com/ipxe/wimboot has it)"
+                "cp wimboot '{folder}/', or into a folder of [loaders] dirs (github.com/ipxe/wimboot has it)"
             ),
         );
     }

@@ -249,10 +249,9 @@ impl Engine {
             rung = "congestion",
             control = congestion.unwrap_or("system"),
             "{}",
-            if congestion.is_some() {
-                "BBR is the system's; its pacing doubles the cost on a LAN"
-            } else {
-                "as the system has it"
+            match congestion {
+                Some(_) => "instead of BBR, the system's, whose pacing costs processor time on a LAN",
+                None => "HTTP leaves under the congestion control that the system has",
             }
         );
         tracing::info!(rung = "open_files", limit = open_files, "descriptors this process may have");

@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::Path;
 
-use crate::files::gss;
 use crate::files::loaders::{self, LoaderTable};
 use crate::files::manifest::{BadManifest, MANIFEST_NAME, Manifest};
 use crate::files::names::{self, base, folded};
@@ -11,6 +10,7 @@ use crate::files::scan::{Found, Walk};
 use crate::files::sniff::{self, Sniff};
 use crate::files::tree::{self, Tree};
 use crate::files::wim::{Finding, Severity};
+use crate::files::{gss, intake};
 use crate::jobs::answers::{self, Answer};
 use crate::jobs::image::{Access, BootFiles, Image, ImageFile, ImageKind, WimbootAt};
 use crate::jobs::script;
@@ -326,7 +326,10 @@ impl Folder<'_> {
         let Some(info) = &report.info else { return Err(of_wim(&"no header")) };
         let count = info.header.image_count;
         if let Some(index) = image.index.filter(|index| *index > count) {
-            return Err(of_wim(&format!("image.toml asks for index {index}, but it has {count} images")));
+            return Err(of_wim(&format!(
+                "image.toml asks for index {index}, but it has {}",
+                intake::images(count)
+            )));
         }
         for finding in report.warnings() {
             match finding {
@@ -700,7 +703,8 @@ fn is_loader_name(name: &str) -> bool {
     loaders::family_of_name(&name).is_some() || name.starts_with("wimboot") || name.ends_with(".lkrn")
 }
 
-fn is_kernel_name(name: &str) -> bool {
+/// True for what distributions call a kernel.
+pub(crate) fn is_kernel_name(name: &str) -> bool {
     let name = folded(base(name));
     name.starts_with("vmlinuz") || matches!(name.as_str(), "bzimage" | "linux" | "vmlinux")
 }

@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::files::catalog::Catalog;
 use crate::files::loaders::LoaderTable;
 use crate::files::names::{self, base, folded};
-use crate::files::scan::{Found, Walk};
+use crate::files::scan::{self, Found, Walk};
 use crate::files::served::Served;
 use crate::files::sniff::Sniff;
 use crate::jobs::Image;
@@ -282,6 +282,13 @@ pub enum SwitchError {
     NotAnImage(String),
     /// There is no iPXE to copy, for any machine this image is for.
     NoLoaders,
+    /// Somebody is writing into the folder: what is there now is not all of it.
+    Writing {
+        /// The image.
+        image: String,
+        /// A loader's file that is not whole yet.
+        file: String,
+    },
     /// A file could not be copied, renamed or read.
     Io {
         /// Which.
@@ -303,6 +310,12 @@ impl fmt::Display for SwitchError {
             Self::NoLoaders => f.write_str(
                 "the loader folders hold no iPXE to copy: put one there ([loaders] dirs; Debian's package ipxe is \
                  looked for in /usr/lib/ipxe)",
+            ),
+            Self::Writing { image, file } => write!(
+                f,
+                "{file} in {image} is still being written: nothing was changed; try again when it has been left alone for \
+                 {} s",
+                scan::SETTLE_UNTOLD.as_secs()
             ),
             Self::Io { path, error } => write!(f, "{}: {error}", path.display()),
         }
@@ -330,7 +343,8 @@ impl<'a> Switch<'a> {
     /// For the image of this name, whose folder is one of `roots`.
     ///
     /// # Errors
-    /// [`SwitchError::NoImage`], [`SwitchError::NotAnImage`].
+    /// [`SwitchError::NoImage`], [`SwitchError::NotAnImage`]; [`SwitchError::Writing`] while loaders in the folder are not
+    /// in the catalogue yet, which would else be passed over.
     pub fn of(catalog: &'a Catalog, roots: &[&Path], name: &str) -> Result<Self, SwitchError> {
         let image = catalog.image(name).ok_or_else(|| SwitchError::NoImage(name.to_owned()))?;
         if is_bstrap_folder(name) {
@@ -338,6 +352,12 @@ impl<'a> Switch<'a> {
         }
         let folder = roots.iter().map(|root| root.join(name)).find(|folder| folder.is_dir());
         let folder = folder.ok_or_else(|| SwitchError::NoImage(name.to_owned()))?;
+        let Walk { files, settling, .. } = scan::walk_version(&folder);
+        let mut on_disk = files.into_iter().map(|found| found.name).chain(settling);
+        let known = |name: &str| image.files.iter().any(|file| file.name == *name);
+        if let Some(file) = on_disk.find(|name| switch_of(name).is_some() && !known(name)) {
+            return Err(SwitchError::Writing { image: name.to_owned(), file });
+        }
         Ok(Self { folder, image, loaders: catalog.loaders() })
     }
 
@@ -499,6 +519,7 @@ mod tests {
     use super::*;
     use crate::files::library::Library;
     use crate::files::library::test_site::{SMALL_WIM, Site};
+    use crate::files::record::Record;
     use crate::files::sniff::samples;
     use crate::jobs::gss::Way;
 
@@ -556,6 +577,27 @@ mod tests {
         assert_eq!(ways(&image), ["native", "ipxe", "none", "none"], "{image:?}");
         site.write("images/MenuOption128/zipxe.0", b"the vendor's");
         assert_eq!(ways(&site.image("MenuOption128"))[0], "ipxe");
+    }
+
+    #[test]
+    fn a_loader_that_is_still_being_written_is_not_passed_over() {
+        let site = site();
+        let library = site.library();
+        site.write("images/MenuOption128/X64/ipxe64.efi", b"the vendor's");
+        library.rescan().unwrap();
+        let root = site.path().join("images");
+        let catalog = library.snapshot();
+        let refused = Switch::of(&catalog, &[&root], "MenuOption128").unwrap_err();
+        assert!(
+            refused.to_string().starts_with("X64/ipxe64.efi in MenuOption128 is still being written"),
+            "{refused}"
+        );
+        // A record vouches for it: what our own commands put there is whole.
+        Record::of_folder(&root.join("MenuOption128"), "").write(&root.join("MenuOption128")).unwrap();
+        library.rescan().unwrap();
+        let catalog = library.snapshot();
+        let done = Switch::of(&catalog, &[&root], "MenuOption128").unwrap().disable().unwrap();
+        assert_eq!(done.len(), 1, "{done:?}");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use crate::files::detect;
 use crate::files::manifest::{MANIFEST_NAME, Manifest};
 use crate::files::names;
 use crate::files::record::{FileRecord, RECORD_NAME, Record};
@@ -81,6 +82,8 @@ pub struct Taken {
     pub files: Vec<FileRecord>,
     /// Files that came from the version before.
     pub carried: Vec<String>,
+    /// Files that are read here and served to nobody: templates, answer files, a kernel's arguments.
+    pub private: Vec<String>,
     /// Files that are taken and will give trouble, and which.
     pub warnings: Vec<String>,
 }
@@ -226,7 +229,7 @@ pub fn add(versions: &Versions, wish: &Wish, progress: &mut dyn FnMut(Step<'_>))
 
     let staged = versions.stage(&wish.name)?;
     progress(Step::Total(sources.values().map(|source| source.len).sum()));
-    let mut files = Vec::new();
+    let (mut files, mut private) = (Vec::new(), Vec::new());
     let mut folders = vec![staged.path().to_owned()];
     for (name, source) in &sources {
         let to = staged.path().join(name);
@@ -244,6 +247,8 @@ pub fn add(versions: &Versions, wish: &Wish, progress: &mut dyn FnMut(Step<'_>))
         let record = FileRecord { blake3: hash, ..FileRecord::unread(name, &FileIdentity::of(&meta)) };
         if !names::is_hidden(name) && name != "cmdline" {
             files.push(record);
+        } else {
+            private.push(name.clone());
         }
     }
     if let Some(text) = &manifest {
@@ -263,6 +268,14 @@ pub fn add(versions: &Versions, wish: &Wish, progress: &mut dyn FnMut(Step<'_>))
     warnings.extend(sources.iter().filter(|(_, source)| !source.kept).filter_map(|(name, source)| {
         iso_doubt(&source.path, source.len).map(|doubt| format!("{name}: {doubt}"))
     }));
+    let kernel = sources
+        .iter()
+        .filter(|(name, source)| !source.kept && parsed.files.is_none() && detect::is_kernel_name(name));
+    warnings.extend(kernel.filter(|(_, source)| !sniff::may_be_kernel(&source.path)).map(|(name, _)| {
+        format!(
+            "{name}: called like a Linux kernel, and does not begin as one does: no machine will start it"
+        )
+    }));
     folders.sort();
     folders.dedup();
     for folder in folders.iter().rev() {
@@ -278,6 +291,7 @@ pub fn add(versions: &Versions, wish: &Wish, progress: &mut dyn FnMut(Step<'_>))
         dropped: published.dropped,
         files,
         carried,
+        private,
         warnings,
     })
 }
@@ -412,9 +426,14 @@ fn doubts(name: &str, report: &WimReport, manifest: &Manifest) -> Vec<String> {
     let findings = report.findings.iter().filter(|finding| !is_settled(finding));
     let mut doubts: Vec<String> = findings.map(|finding| format!("{name}: {finding}")).collect();
     if let Some(index) = manifest.index.filter(|index| *index > count) {
-        doubts.push(format!("{name}: image.toml asks for index {index}, but it has {count} images"));
+        doubts.push(format!("{name}: image.toml asks for index {index}, but it has {}", images(count)));
     }
     doubts
+}
+
+/// So many images, in words.
+pub(crate) fn images(count: u32) -> String {
+    if count == 1 { "1 image".into() } else { format!("{count} images") }
 }
 
 /// ECMA-119 §8.4.8: an ISO says how many sectors it has.
@@ -572,6 +591,7 @@ mod tests {
     use super::*;
     use crate::files::library::Library;
     use crate::files::library::test_site::{SMALL_WIM, Site};
+    use crate::files::sniff::samples;
     use crate::jobs::image::Images;
 
     fn versions(site: &Site) -> Versions {
@@ -658,6 +678,21 @@ mod tests {
         iso[0x8080..0x8082].copy_from_slice(&2048u16.to_le_bytes());
         let taken = take(&site, &wish("iso", &[site.write("incoming/live.iso", &iso)])).unwrap();
         assert!(taken.warnings[0].contains("204800 bytes"), "{:?}", taken.warnings);
+        let noise: Vec<u8> = (0..1000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        let taken = take(&site, &wish("noise", &[site.write("incoming/vmlinuz", &noise)])).unwrap();
+        assert!(taken.warnings[0].starts_with("vmlinuz: called like a Linux kernel"), "{:?}", taken.warnings);
+        for sound in [samples::bzimage(), b"\x1f\x8b\x08".to_vec(), b"\x7fELF".to_vec()] {
+            let taken = take(&site, &wish("sound", &[site.write("incoming/vmlinuz", &sound)])).unwrap();
+            assert_eq!(taken.warnings, Vec::<String>::new());
+        }
+    }
+
+    #[test]
+    fn what_is_taken_and_never_served_is_named() {
+        let site = Site::new();
+        site.write("incoming/scr/private/ks.cfg", b"secret");
+        let taken = take(&site, &wish("scr", &[site.path().join("incoming/scr")])).unwrap();
+        assert_eq!((taken.files.len(), taken.private.as_slice()), (0, &["private/ks.cfg".to_owned()][..]));
     }
 
     #[test]

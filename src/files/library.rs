@@ -170,20 +170,7 @@ impl Scanned {
         }
         folders.sort_by(|(a, ..), (b, ..)| a.cmp(b));
 
-        let preferences = Preferences {
-            bios: settings.bios.clone(),
-            uefi_x64: settings.uefi_x64.clone(),
-            uefi_ia32: settings.uefi_ia32.clone(),
-            uefi_arm64: settings.uefi_arm64.clone(),
-            wimboot: settings.wimboot.clone(),
-        };
-        let loaders = scan::walk_loaders(&settings.loader_dirs).into_iter().map(|found| {
-            let kept = old.and_then(|old| old.loaders().find(&found.name)).map(|loader| &loader.served);
-            let sniff = Sniff::of_file(&found.path);
-            let name = found.name.clone();
-            Loader { served: entry(kept, name, Place::Loader, found, Access::Open), sniff }
-        });
-        let loaders = LoaderTable::new(loaders.collect(), preferences);
+        let loaders = loaders(settings, old);
 
         let mut images = Vec::with_capacity(folders.len());
         let mut payload = Vec::new();
@@ -211,6 +198,25 @@ impl Scanned {
         report.files = payload.len();
         Ok(Self { catalog: Catalog::new(images, details, payload, loaders), memory, report })
     }
+}
+
+/// The loaders of the loader folders; with a catalogue of before, their entries are kept where they are unchanged. Needs no
+/// images folder.
+pub fn loaders(settings: &Settings, old: Option<&Catalog>) -> LoaderTable {
+    let preferences = Preferences {
+        bios: settings.bios.clone(),
+        uefi_x64: settings.uefi_x64.clone(),
+        uefi_ia32: settings.uefi_ia32.clone(),
+        uefi_arm64: settings.uefi_arm64.clone(),
+        wimboot: settings.wimboot.clone(),
+    };
+    let loaders = scan::walk_loaders(&settings.loader_dirs).into_iter().map(|found| {
+        let kept = old.and_then(|old| old.loaders().find(&found.name)).map(|loader| &loader.served);
+        let sniff = Sniff::of_file(&found.path);
+        let name = found.name.clone();
+        Loader { served: entry(kept, name, Place::Loader, found, Access::Open), sniff }
+    });
+    LoaderTable::new(loaders.collect(), preferences)
 }
 
 fn entry(

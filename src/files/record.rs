@@ -4,10 +4,13 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+use crate::files::scan;
 use crate::files::served::FileIdentity;
+use crate::files::versions;
 
 /// Name of the file in the version's folder.
 pub const RECORD_NAME: &str = ".version.json";
@@ -67,6 +70,18 @@ fn nanoseconds(identity: &FileIdentity) -> i64 {
 }
 
 impl Record {
+    /// Of a folder as it is now, none of its files read; its number is still to be given.
+    pub fn of_folder(folder: &Path, by: &str) -> Self {
+        let walk = scan::walk_version(folder);
+        let files = walk.files.iter().map(|found| FileRecord::unread(&found.name, &found.identity));
+        Self {
+            version: 0,
+            added_unix: versions::unix(SystemTime::now()),
+            by: by.to_owned(),
+            files: files.collect(),
+        }
+    }
+
     /// Reads the record of a folder; `None` when it has none.
     ///
     /// # Errors

@@ -43,6 +43,29 @@ impl Sniff {
     }
 }
 
+/// Whether a file begins as a Linux kernel may: as [`Sniff`] knows one, as an ELF file, or as one of the compressed forms
+/// that kernels of other processors are given out in. An unreadable one may be anything.
+pub fn may_be_kernel(path: &Path) -> bool {
+    const FORMS: &[&[u8]] = &[
+        b"\x7fELF",
+        b"\x1f\x8b", // gzip
+        b"BZh",
+        b"\xfd7zXZ\0",
+        b"\x5d\0\0",         // LZMA
+        b"\x28\xb5\x2f\xfd", // Zstandard
+        b"\x89LZO",
+        b"\x02\x21\x4c\x18", // LZ4
+        b"\x27\x05\x19\x56", // U-Boot's uImage
+        b"\xd0\x0d\xfe\xed", // a flattened image tree
+    ];
+    let mut head = [0; HEAD_LEN];
+    let Ok(len) = open_plain(path).and_then(|file| read_some(&file, &mut head, 0)) else { return true };
+    let head = head.get(..len).unwrap_or_default();
+    let sniff = Sniff::of(head);
+    let is_known = sniff.bzimage.is_some() || sniff.kernel.is_some() || sniff.efi.is_some();
+    is_known || FORMS.iter().any(|form| head.starts_with(form))
+}
+
 /// True for an ISO 9660 image.
 pub fn is_iso(path: &Path) -> bool {
     let mut magic = [0; 5];

@@ -305,11 +305,9 @@ impl Versions {
     fn record_of(&self, folder: &Path, number: u32) -> Result<Record, VersionError> {
         let read = Record::read(folder).map_err(VersionError::io(format!("read {}", folder.display())))?;
         Ok(read.unwrap_or_else(|| {
-            let walk = scan::walk_version(folder);
-            let files = walk.files.iter().map(|found| FileRecord::unread(&found.name, &found.identity));
             let added =
                 fs::metadata(folder).and_then(|meta| meta.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
-            Record { version: number, added_unix: unix(added), by: String::new(), files: files.collect() }
+            Record { version: number, added_unix: unix(added), ..Record::of_folder(folder, "") }
         }))
     }
 

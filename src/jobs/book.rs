@@ -42,6 +42,11 @@ const BOOTS_MAX: usize = 100_000;
 /// Jobs that are over and still shown as the reason of a machine's local boots.
 const SPENT_SHOWN: usize = 4;
 
+/// The reason of a job that another one took the place of.
+pub fn replaced_by(id: JobId) -> String {
+    format!("replaced by {id}")
+}
+
 /// What orders and evidence are judged by besides themselves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Moment {
@@ -438,9 +443,7 @@ impl Book {
         let id = JobId(self.number(|numbers| &mut numbers.job));
         if spec.replace {
             for old in live.iter().copied() {
-                self.move_job(old, |course, terms| {
-                    course.cancel(format!("replaced by {id}"), terms.always, at.now)
-                });
+                self.move_job(old, |course, terms| course.cancel(replaced_by(id), terms.always, at.now));
             }
         }
         let mut job = Job::new(id, &spec, destructive, at.now);

@@ -106,16 +106,44 @@ pub enum LogFormat {
     Journal,
 }
 
-/// Starts logging, to standard error or to systemd's journal. `filter` is a level or a `tracing` directive list; an
-/// unreadable one means `info`. A second call changes nothing.
+/// Which lines are logged: a level, or directives as `tracing` has them. The default is `info`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogFilter(String);
+
+impl Default for LogFilter {
+    fn default() -> Self {
+        Self("info".to_owned())
+    }
+}
+
+impl std::str::FromStr for LogFilter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const LEVELS: &[&str] = &["off", "error", "warn", "info", "debug", "trace"];
+        let expected =
+            "expected error, warn, info, debug or trace, or directives such as info,bootstorm::engine=debug";
+        let is_level = |word: &str| LEVELS.iter().any(|level| word.eq_ignore_ascii_case(level));
+        // A bare word that is no level would be taken for the name of a part of the program, and nothing be logged.
+        let is_fine =
+            text.split(',').all(|part| is_level(part.trim()) || part.contains(['=', '[', ']', '{', '}']));
+        match tracing_subscriber::EnvFilter::try_new(text) {
+            Ok(_) if is_fine => Ok(Self(text.to_owned())),
+            Ok(_) => Err(expected.to_owned()),
+            Err(error) => Err(format!("{error}; {expected}")),
+        }
+    }
+}
+
+/// Starts logging, to standard error or to systemd's journal. A second call changes nothing.
 ///
 /// # Errors
 /// [`LogFormat::Journal`] was asked for, and no journal takes entries here.
-pub fn start_log(format: LogFormat, filter: &str) -> std::io::Result<()> {
+pub fn start_log(format: LogFormat, filter: &LogFilter) -> std::io::Result<()> {
     use tracing_subscriber::layer::SubscriberExt as _;
     use tracing_subscriber::util::SubscriberInitExt as _;
     use tracing_subscriber::{EnvFilter, fmt};
-    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::new(&filter.0);
     let journal = match format {
         LogFormat::Journal => Some(journal()?),
         // What cannot be reached as a journal is still read from standard error.
@@ -162,6 +190,16 @@ fn stderr_is_journal() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_filter_is_a_level_or_directives_and_nothing_else() {
+        for text in ["info", "WARN", "debug,bootstorm::engine=trace", "bootstorm[boot{mac}]=debug"] {
+            assert!(text.parse::<LogFilter>().is_ok(), "{text}");
+        }
+        for text in ["", "bad", "info,bad", "loud", "bootstorm=loud", "5x"] {
+            assert!(text.parse::<LogFilter>().is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn cores_add_up_and_a_family_has_one_head() {

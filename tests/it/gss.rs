@@ -147,6 +147,9 @@ fn import_copies_a_tree_into_the_images_folder() {
     estate(&tree, &site.dir.0);
     let dir = tree.display().to_string();
     let said = site.ask(&["import", "gss", &dir, "--copy"]);
+    let shown = site.ask(&["image", "show", "MenuOption144", "--json"]);
+    let shown: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
+    assert_eq!(shown["version"], 1, "a copy has a record, and with that is served at once: {shown}");
     assert!(said.contains("MenuOption144: copied"), "{said}");
     let listed = site.ask(&["image", "list"]);
     assert!(listed.contains("MenuOption128") && listed.contains("MenuOption144"), "{listed}");

@@ -402,6 +402,9 @@ pub(super) async fn loader(
             SwitchError::NotAnImage(_) | SwitchError::NoLoaders => {
                 Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "cannot-switch", error.to_string())
             }
+            SwitchError::Writing { .. } => {
+                Problem::new(StatusCode::CONFLICT, "still-writing", error.to_string())
+            }
             SwitchError::Io { .. } => {
                 Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "switch-failed", error.to_string())
             }

@@ -17,7 +17,7 @@ use super::super::auth::{Caller, Operator, Reader};
 use super::super::csv::{self, ROWS_MAX};
 use super::super::problem::{Problem, RowError};
 use super::{Answer, Asked, Named, Text, document_of, expected, located, page_of, read_body, tagged};
-use crate::jobs::book::{Moment, Refusal};
+use crate::jobs::book::{Moment, Refusal, replaced_by};
 use crate::jobs::claim::{Claim, ClaimId};
 use crate::jobs::job::{Job, JobId, JobSpec, Selector, Stage};
 use crate::keeper::{Done, Order};
@@ -131,33 +131,61 @@ pub(super) async fn add(
     Text(body): Text,
 ) -> Result<Response, Problem> {
     let spec = sane(read_body(&body, "not-a-job")?).map_err(|why| Problem::bad("not-a-job", why))?;
+    let replaces = spec.replace;
     let job = one(admin.order(Order::AddJobs(vec![spec]), &by).await?)?;
     tracing::info!(job = %job.id, action = %job.action, selector = %job.selector, by = by.name, "job added");
     let path = format!("/v1/jobs/{}", job.id);
-    Ok(located(tagged(StatusCode::CREATED, document_of(&*job)?, job.generation), &path))
+    let mut document = document_of(&*job)?;
+    if replaces {
+        let reason = replaced_by(job.id);
+        let replaced = admin.look(move |book, _| {
+            book.jobs().filter(|job| job.reason == reason).map(|job| job.id).collect::<Vec<_>>()
+        });
+        document["replaced"] = json!(replaced.await?);
+    }
+    Ok(located(tagged(StatusCode::CREATED, document, job.generation), &path))
 }
 
 /// Refuses texts that no machine could ever show and no folder could be called, before they are stored: identities
 /// are kept to 128 bytes of what a machine sends.
-fn sane(spec: JobSpec) -> Result<JobSpec, String> {
+fn sane(mut spec: JobSpec) -> Result<JobSpec, String> {
     const TEXT_MAX: usize = 128;
     const IMAGE_MAX: usize = 255;
     const SEQUENCE_MAX: usize = 32;
     let bad = |text: &str, max: usize| text.len() > max || text.chars().any(char::is_control);
-    let texts: Vec<&String> = match &spec.selector {
-        Selector::Serial(text) | Selector::Asset(text) => vec![text],
-        Selector::Rule(rule) => {
-            [&rule.group, &rule.manufacturer, &rule.product].into_iter().flatten().collect()
-        }
+    let texts: Vec<(&str, Option<&String>)> = match &spec.selector {
+        Selector::Serial(text) => vec![("serial", Some(text))],
+        Selector::Asset(text) => vec![("asset", Some(text))],
+        Selector::Rule(rule) => vec![
+            ("group", rule.group.as_ref()),
+            ("manufacturer", rule.manufacturer.as_ref()),
+            ("product", rule.product.as_ref()),
+        ],
         Selector::Mac(_) | Selector::Uuid(_) | Selector::Any => Vec::new(),
     };
-    if texts.into_iter().any(|text| bad(text, TEXT_MAX)) {
-        return Err(format!("selector: up to {TEXT_MAX} bytes, without control characters"));
+    let mut texts = texts.into_iter().filter_map(|(key, text)| Some((key, text?)));
+    if let Some((key, _)) = texts.find(|(_, text)| bad(text, TEXT_MAX) || text.trim().is_empty()) {
+        return Err(format!("{key}: expected 1 to {TEXT_MAX} bytes, without control characters"));
+    }
+    for (key, span) in [("expires", spec.expires), ("window", spec.window)] {
+        if span.is_some_and(|span| span.is_zero()) {
+            return Err(format!("{key}: expected a time above 0s"));
+        }
     }
     if let Selector::Rule(rule) = &spec.selector
         && rule.arch.len() > SEQUENCE_MAX
     {
         return Err(format!("arch: up to {SEQUENCE_MAX} codes"));
+    }
+    if let Selector::Rule(rule) = &mut spec.selector {
+        // One architecture named twice is one.
+        let mut seen = Vec::new();
+        rule.arch.retain(|arch| {
+            !seen.contains(arch) && {
+                seen.push(*arch);
+                true
+            }
+        });
     }
     let mut actions = std::iter::once(&spec.action).chain(&spec.then);
     if spec.then.len() >= SEQUENCE_MAX
@@ -180,6 +208,9 @@ fn one(done: Done) -> Result<Arc<Job>, Problem> {
 #[serde(deny_unknown_fields)]
 struct Bulk {
     jobs: Vec<Value>,
+    /// The line of each job in the file it came from: what a refusal names it by.
+    #[serde(default)]
+    lines: Vec<u64>,
 }
 
 /// Add up to 10,000 jobs, all of them or none, from JSON or CSV.
@@ -218,8 +249,8 @@ pub(super) async fn bulk(
 }
 
 fn csv_rows(body: &str) -> Result<Vec<(u64, JobSpec)>, Problem> {
-    // Rows are named by their order from here on: what is wrong with a line itself is said with the line's number.
-    rows_of(csv::jobs(body, &json!({})).map_err(Problem::rows)?.into_iter().map(Ok))
+    let rows = csv::jobs(body, &json!({})).map_err(Problem::rows)?;
+    rows_of(rows.into_iter().map(|(line, spec)| (line, Ok(spec))))
 }
 
 fn json_rows(body: &str) -> Result<Vec<(u64, JobSpec)>, Problem> {
@@ -230,12 +261,21 @@ fn json_rows(body: &str) -> Result<Vec<(u64, JobSpec)>, Problem> {
             format!("expected 1 to {ROWS_MAX} jobs, found {}", bulk.jobs.len()),
         ));
     }
-    rows_of(bulk.jobs.into_iter().map(|job| serde_json::from_value(job).map_err(|error| error.to_string())))
+    if !bulk.lines.is_empty() && bulk.lines.len() != bulk.jobs.len() {
+        let found = (bulk.lines.len(), bulk.jobs.len());
+        return Err(Problem::bad("not-jobs", format!("lines: {} of them for {} jobs", found.0, found.1)));
+    }
+    let numbers: Box<dyn Iterator<Item = u64>> =
+        if bulk.lines.is_empty() { Box::new(1..) } else { Box::new(bulk.lines.into_iter()) };
+    let read = |job| serde_json::from_value(job).map_err(|error| error.to_string());
+    rows_of(numbers.zip(bulk.jobs.into_iter().map(read)))
 }
 
-fn rows_of(jobs: impl Iterator<Item = Result<JobSpec, String>>) -> Result<Vec<(u64, JobSpec)>, Problem> {
+fn rows_of(
+    jobs: impl Iterator<Item = (u64, Result<JobSpec, String>)>,
+) -> Result<Vec<(u64, JobSpec)>, Problem> {
     let (mut specs, mut errors) = (Vec::new(), Vec::new());
-    for (job, row) in jobs.zip(1..) {
+    for (row, job) in jobs {
         match job.and_then(sane) {
             Ok(spec) => specs.push((row, spec)),
             Err(detail) => errors.push(RowError { row, code: "not-a-job", detail }),

@@ -53,7 +53,7 @@ fn shown(machine: &Machine) -> Result<Value, Problem> {
     Ok(value)
 }
 
-/// A machine as it is named in a path: its number, or one of its identities.
+/// A machine as it is named in a path: its number, one of its identities, or its name where only one has it.
 fn find<'b>(book: &'b Book, text: &str) -> Option<&'b Arc<Machine>> {
     if let Ok(id) = text.parse::<MachineId>() {
         return book.machine(id);
@@ -66,7 +66,11 @@ fn find<'b>(book: &'b Book, text: &str) -> Option<&'b Arc<Machine>> {
     match ident {
         Some(ident) => book.machine_with(&ident),
         None => {
-            [Ident::Serial, Ident::Asset].iter().find_map(|of| book.machine_with(&of(text.trim().to_owned())))
+            let shown = [Ident::Serial, Ident::Asset];
+            shown.iter().find_map(|of| book.machine_with(&of(text.trim().to_owned()))).or_else(|| {
+                let mut called = book.machines_called(text.trim());
+                called.next().filter(|_| called.next().is_none())
+            })
         }
     }
 }
@@ -193,7 +197,7 @@ pub(super) async fn register(
 /// Show a machine.
 #[utoipa::path(
     get, path = "/v1/machines/{id}", tag = "machines",
-    params(("id" = String, Path, description = "m17, or a MAC address, UUID, serial or asset tag")),
+    params(("id" = String, Path, description = "m17, or a MAC address, UUID, serial, asset tag or name")),
     responses((
         status = 200, description = "The machine; its generation is the ETag",
         body = ref("#/components/schemas/Machine")
@@ -226,7 +230,7 @@ async fn change(
 #[utoipa::path(
     patch, path = "/v1/machines/{id}", tag = "machines",
     params(
-        ("id" = String, Path, description = "m17, or a MAC address, UUID, serial or asset tag"),
+        ("id" = String, Path, description = "m17, or a MAC address, UUID, serial, asset tag or name"),
         ("If-Match" = Option<String>, Header, description = "Only if the machine still has this ETag")
     ),
     request_body(content = ref("#/components/schemas/MachineSpec"), content_type = "application/json"),
@@ -248,7 +252,7 @@ pub(super) async fn set(
 #[utoipa::path(
     post, path = "/v1/machines/{id}/approve", tag = "machines",
     params(
-        ("id" = String, Path, description = "m17, or a MAC address, UUID, serial or asset tag"),
+        ("id" = String, Path, description = "m17, or a MAC address, UUID, serial, asset tag or name"),
         ("If-Match" = Option<String>, Header, description = "Only if the machine still has this ETag")
     ),
     responses((status = 200, description = "The machine, approved", body = ref("#/components/schemas/Machine"))),
@@ -268,7 +272,7 @@ pub(super) async fn approve(
 #[utoipa::path(
     post, path = "/v1/machines/{id}/reject", tag = "machines",
     params(
-        ("id" = String, Path, description = "m17, or a MAC address, UUID, serial or asset tag"),
+        ("id" = String, Path, description = "m17, or a MAC address, UUID, serial, asset tag or name"),
         ("If-Match" = Option<String>, Header, description = "Only if the machine still has this ETag")
     ),
     responses((status = 200, description = "The machine, rejected", body = ref("#/components/schemas/Machine"))),
@@ -284,11 +288,11 @@ pub(super) async fn reject(
     change(&admin, &by, &headers, named, spec).await
 }
 
-/// Forget a machine. Jobs stay, and what they denied stays denied.
+/// Forget a machine. Jobs stay, and what they denied stays denied; a rejection is forgotten with it.
 #[utoipa::path(
     delete, path = "/v1/machines/{id}", tag = "machines",
     params(
-        ("id" = String, Path, description = "m17, or a MAC address, UUID, serial or asset tag"),
+        ("id" = String, Path, description = "m17, or a MAC address, UUID, serial, asset tag or name"),
         ("If-Match" = Option<String>, Header, description = "Only if the machine still has this ETag")
     ),
     responses((status = 204, description = "Forgotten")),
@@ -318,7 +322,7 @@ struct Merge {
 /// Make two machines one. Merging only takes away: it never gives a machine a boot it would not have had.
 #[utoipa::path(
     post, path = "/v1/machines/{id}/merge", tag = "machines",
-    params(("id" = String, Path, description = "m17, or a MAC address, UUID, serial or asset tag")),
+    params(("id" = String, Path, description = "m17, or a MAC address, UUID, serial, asset tag or name")),
     request_body(content = ref("#/components/schemas/Merge"), content_type = "application/json"),
     responses((status = 200, description = "The one machine", body = ref("#/components/schemas/Machine"))),
     security(("token" = ["admin"]))
@@ -349,7 +353,7 @@ struct Split {
 /// Take a merged part out again, as the machine it was.
 #[utoipa::path(
     post, path = "/v1/machines/{id}/split", tag = "machines",
-    params(("id" = String, Path, description = "m17, or a MAC address, UUID, serial or asset tag")),
+    params(("id" = String, Path, description = "m17, or a MAC address, UUID, serial, asset tag or name")),
     request_body(content = ref("#/components/schemas/Split"), content_type = "application/json"),
     responses((status = 200, description = "The machine that left", body = ref("#/components/schemas/Machine"))),
     security(("token" = ["admin"]))

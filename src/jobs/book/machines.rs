@@ -107,11 +107,17 @@ impl Book {
         self.by_ident.get(ident).and_then(|id| self.machines.get(id))
     }
 
+    /// The machines of this name. Since names are given once there is at most one, but for books of before.
+    pub fn machines_called<'b>(&'b self, name: &str) -> impl Iterator<Item = &'b Arc<Machine>> + use<'b> {
+        let name = name.to_owned();
+        self.machines.values().filter(move |machine| machine.name.as_deref() == Some(name.as_str()))
+    }
+
     /// Registers a machine, or one that was seen already and has one of these identities.
     ///
     /// # Errors
     ///
-    /// [`Refusal::SharedIdent`], [`Refusal::IdentTaken`] when the identities belong to two machines,
+    /// [`Refusal::SharedIdent`], [`Refusal::IdentTaken`] when the identities belong to two machines, [`Refusal::NameTaken`],
     /// [`Refusal::TooManyMachines`], [`Refusal::NoMachine`] without any identity.
     pub fn register(&mut self, spec: MachineSpec, by: &str, at: Moment) -> Result<Arc<Machine>, Refusal> {
         let known = spec.idents.iter().find_map(|ident| self.by_ident.get(ident)).copied();
@@ -135,7 +141,8 @@ impl Book {
     ///
     /// # Errors
     ///
-    /// [`Refusal::NoMachine`], [`Refusal::Stale`], [`Refusal::SharedIdent`], [`Refusal::IdentTaken`].
+    /// [`Refusal::NoMachine`], [`Refusal::Stale`], [`Refusal::SharedIdent`], [`Refusal::IdentTaken`],
+    /// [`Refusal::NameTaken`].
     pub fn set_machine(
         &mut self,
         id: MachineId,
@@ -166,6 +173,13 @@ impl Book {
         machine.suggested.retain(|ident| !own.contains(ident));
         if let Some(name) = &spec.name {
             machine.name = Some(name.trim().to_owned()).filter(|name| !name.is_empty());
+            let twin = machine
+                .name
+                .as_deref()
+                .and_then(|name| self.machines_called(name).find(|other| other.id != id));
+            if let Some(twin) = twin {
+                return Err(Refusal::NameTaken { name: name.trim().to_owned(), machine: twin.id });
+            }
         }
         if let Some(loader) = &spec.loader {
             machine.loader = Some(loader.trim().to_owned()).filter(|loader| !loader.is_empty());

@@ -105,6 +105,13 @@ pub enum Refusal {
         /// Its machine.
         machine: MachineId,
     },
+    /// Another machine has this name already.
+    NameTaken {
+        /// The name.
+        name: String,
+        /// Its machine.
+        machine: MachineId,
+    },
     /// An identity that many machines share cannot name one.
     SharedIdent {
         /// The identity.
@@ -152,6 +159,7 @@ impl Refusal {
             Self::TooManyMachines => "too-many-machines",
             Self::NoMachine { .. } => "machine-not-found",
             Self::IdentTaken { .. } => "identity-taken",
+            Self::NameTaken { .. } => "name-taken",
             Self::SharedIdent { .. } => "identity-shared",
             Self::CannotMerge { .. } => "cannot-merge",
             Self::Stale { .. } => "changed-meanwhile",
@@ -170,7 +178,7 @@ impl fmt::Display for Refusal {
             Self::CannotBoot { name, reason } => {
                 write!(
                     f,
-                    "image {name:?} cannot boot: {reason}; mend that, then `bootstorm image show {name}` again"
+                    "image {name:?} cannot boot: {reason}; `bootstorm image show {name}` says when that is over"
                 )
             }
             Self::DestructiveAlways { name } => write!(
@@ -209,6 +217,13 @@ impl fmt::Display for Refusal {
             Self::NoClaim { id } => {
                 write!(f, "there is no claim {id}")
             }
+            Self::Ended { id, stage: Stage::Running } => {
+                write!(
+                    f,
+                    "job {id} was handed over and gives no boot any more (running); `bootstorm job rearm {id}` starts \
+                     it again"
+                )
+            }
             Self::Ended { id, stage } => {
                 write!(f, "job {id} has ended already ({stage}); `bootstorm job rearm {id}` starts it again")
             }
@@ -228,6 +243,9 @@ impl fmt::Display for Refusal {
             }
             Self::IdentTaken { ident, machine } => {
                 write!(f, "{ident} belongs to machine {machine} already; merge the two, or split it off there first")
+            }
+            Self::NameTaken { name, machine } => {
+                write!(f, "machine {machine} is called {name:?} already; give one of the two another name")
             }
             Self::SharedIdent { ident } => {
                 write!(f, "{ident} does not name one machine (many share it, or it goes from machine to machine)")
