@@ -309,8 +309,10 @@ pub enum JobVerb {
     #[command(after_help = "Example: bootstorm job cancel j17")]
     Cancel(JobNamed),
     /// Start a job that is over again, with all its attempts
-    #[command(after_help = "Example: bootstorm job rearm j17")]
-    Rearm(JobNamed),
+    #[command(
+        after_help = "Examples:\n  bootstorm job rearm j17\n  bootstorm job rearm j17 --machine 52:54:00:12:34:56"
+    )]
+    Rearm(JobRearm),
     /// Confirm a running job that no call-back has confirmed
     #[command(after_help = "Example: bootstorm job confirm j17")]
     Confirm(JobNamed),
@@ -321,6 +323,22 @@ pub enum JobVerb {
 pub struct JobNamed {
     /// Job id such as j17
     pub id: JobId,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `job rearm`.
+#[derive(clap::Args, Debug)]
+pub struct JobRearm {
+    /// Job id such as j17
+    pub id: JobId,
+    /// Of a rule's job: give it to this machine alone once more (its address, UUID, serial, name or id)
+    #[arg(long, value_name = "MACHINE")]
+    pub machine: Option<String>,
+    /// Of a rule's destructive job: to every machine that had it
+    #[arg(long, conflicts_with = "machine")]
+    pub all: bool,
     /// As JSON
     #[arg(long)]
     pub json: bool,

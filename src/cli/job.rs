@@ -5,10 +5,10 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::args::{Common, ConfirmBy, JobAction, JobAdd, JobNamed, JobVerb};
+use super::args::{Common, ConfirmBy, JobAction, JobAdd, JobNamed, JobRearm, JobVerb};
 use super::{Done, Exit, Failure, client, listing, output};
 use crate::config::values::duration;
-use crate::control::client::{Client, ClientError};
+use crate::control::client::{Client, ClientError, escaped};
 use crate::control::csv;
 use crate::jobs::job::{Action, Confirm, JobId, JobSpec, Selector};
 use crate::jobs::rule::Rule;
@@ -45,8 +45,23 @@ pub(super) fn run(common: &Common, verb: &JobVerb) -> Done {
         }
         JobVerb::Show(JobNamed { id, json }) => show_whole(&client, *id, *json)?,
         JobVerb::Cancel(JobNamed { id, json }) => show(&client.delete(&path(*id, ""))?, *json, "cancelled"),
-        JobVerb::Rearm(JobNamed { id, json }) => {
+        JobVerb::Rearm(JobRearm { id, machine: Some(machine), json, .. }) => {
+            give_again(&client, *id, machine, *json)?;
+        }
+        JobVerb::Rearm(JobRearm { id, machine: None, all, json }) => {
+            let job = client.get(&path(*id, ""))?;
+            let had_it = claims(&client, *id)?.iter().filter(|claim| has_started(claim)).count();
+            if is_rule(&job) && job["destructive"] == true && had_it > 1 && !all {
+                let message = format!(
+                    "{had_it} machines had {id}, which may wipe a disk, and each would get it again: name one with --machine, or \
+                     say --all"
+                );
+                return Err(Failure::new(Exit::Wrong, message));
+            }
             show(&client.post(&path(*id, "/rearm"), &Value::Null)?, *json, "re-armed");
+            if had_it > 0 && !json {
+                output::line(format!("machines that had it and get it once more: {had_it}"));
+            }
         }
         JobVerb::Confirm(JobNamed { id, json }) => {
             show(&client.post(&path(*id, "/confirm"), &Value::Null)?, *json, "confirmed");
@@ -299,6 +314,53 @@ fn moment(unix: &Value) -> String {
     output::moment(unix.as_u64().unwrap_or(0))
 }
 
+fn is_rule(job: &Value) -> bool {
+    job["selector"] == json!("any") || job["selector"].get("rule").is_some()
+}
+
+/// How far a rule's job has come with each machine that took it; of any other job there is nothing.
+fn claims(client: &Client, id: JobId) -> Result<Vec<Value>, ClientError> {
+    let mut answer = client.get(&path(id, "/claims"))?;
+    Ok(answer["claims"].as_array_mut().map(std::mem::take).unwrap_or_default())
+}
+
+/// Whether a machine's boot has passed the point of no return.
+fn has_started(claim: &Value) -> bool {
+    !claim["passed"].is_null()
+}
+
+/// Gives one machine a rule's job once more.
+fn give_again(client: &Client, id: JobId, machine: &str, as_json: bool) -> Result<(), Failure> {
+    // By what is on record of it too; a machine that is on record nowhere may have a claim all the same.
+    let record = client.get(&format!("/v1/machines/{}", escaped(machine))).unwrap_or_default();
+    let is_it = |claim: &Value| {
+        let named = |value: &Value| value.as_str().is_some_and(|text| text.eq_ignore_ascii_case(machine));
+        let idents = claim["idents"].as_array().into_iter().flatten();
+        let shown = idents.filter_map(Value::as_object).flat_map(|ident| ident.values());
+        let on_record = record["id"].is_string() && record["id"] == claim["machine"];
+        on_record || named(&claim["machine"]) || named(&claim["id"]) || shown.into_iter().any(named)
+    };
+    let all = claims(client, id)?;
+    let of_machine: Vec<&Value> = all.iter().filter(|claim| is_it(claim)).collect();
+    if of_machine.is_empty() {
+        let job = client.get(&path(id, ""))?;
+        let message = match is_rule(&job) {
+            true => format!("{machine} has not had {id}; bootstorm job show {id} lists who has"),
+            false => format!("{id} is one machine's job: bootstorm job rearm {id}"),
+        };
+        return Err(Failure::new(Exit::Wrong, output::plain(&message)));
+    }
+    for claim in &of_machine {
+        client.delete(&path(id, &format!("/claims/{}", claim["id"].as_str().unwrap_or_default())))?;
+    }
+    if as_json {
+        output::json(&json!({ "job": id.to_string(), "forgotten": of_machine }));
+    } else {
+        output::line(output::plain(&format!("{machine} gets {id} once more")));
+    }
+    Ok(())
+}
+
 /// One job, and of a rule's job how far it has come with whom.
 fn show_whole(client: &Client, id: JobId, as_json: bool) -> Result<(), ClientError> {
     let job = client.get(&path(id, ""))?;
@@ -306,15 +368,11 @@ fn show_whole(client: &Client, id: JobId, as_json: bool) -> Result<(), ClientErr
     if !as_json {
         terms(&job).iter().for_each(|line| output::line(output::plain(line)));
     }
-    let is_rule = job["selector"] == json!("any") || job["selector"].get("rule").is_some();
-    if as_json || !is_rule {
+    if as_json || !is_rule(&job) {
         return Ok(());
     }
-    let claims = client.get(&path(id, "/claims"))?;
-    let rows: Vec<Vec<String>> = claims["claims"]
-        .as_array()
-        .into_iter()
-        .flatten()
+    let rows: Vec<Vec<String>> = claims(client, id)?
+        .iter()
         .map(|claim| {
             let text = |key: &str| claim[key].as_str().unwrap_or_default().to_owned();
             vec![text("id"), text("machine"), text("stage"), text("reason")]
