@@ -310,7 +310,7 @@ pub enum JobVerb {
     Cancel(JobNamed),
     /// Start a job that is over again, with all its attempts
     #[command(
-        after_help = "Examples:\n  bootstorm job rearm j17\n  bootstorm job rearm j17 --machine 52:54:00:12:34:56"
+        after_help = "Example: bootstorm job rearm j17\n         bootstorm job rearm j17 --machine 52:54:00:12:34:56"
     )]
     Rearm(JobRearm),
     /// Confirm a running job that no call-back has confirmed

@@ -105,7 +105,10 @@ mod tests {
         assert_eq!(table.at(addr), None);
         table.record(addr, seen(1));
         table.record(addr, seen(7));
-        assert_eq!(table.at(addr), Some(seen(7)));
+        let found = table.at(addr).expect("just recorded");
+        assert_eq!((found.mac, found.arch), (seen(7).mac, seen(7).arch));
+        table.record(addr, seen(7));
+        assert_ne!(table.at(addr).expect("still there").exchange, found.exchange, "it spoke again");
         assert_eq!(table.at(Ipv4Addr::new(10, 77, 0, 6)), None);
     }
 

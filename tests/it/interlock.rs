@@ -133,6 +133,35 @@ fn a_machine_that_always_boots_from_the_network_is_installed_once_whenever_the_s
     server.stop();
 }
 
+#[test]
+fn a_rules_job_starts_over_for_one_machine_alone() {
+    let net = Net::flat();
+    let site = site(&net);
+    let server = site.serve(&net);
+    site.ask(&["job", "add", "tiny", "--any", "--allow-rule"]);
+    let of = |n: u8| {
+        let who = format!("mac=52:54:00:00:01:0{n}&uuid=4c4c4544-0042-3510-8052-b4c04f56420{n}");
+        let url = format!("http://10.77.0.1:4433/ipxe?{who}&platform=pcbios&buildarch=i386&longmode=1");
+        run(net.server.command(tool("curl", "curl")).args(["-sS", "-f", "-A", "iPXE/1.21.1", &url]))
+    };
+    for n in [1, 2] {
+        assert!(fetches(&net, &url(&of(n), "initrd.gz")));
+        assert!(is_local(&of(n)), "{n} had it");
+    }
+    let refused = site.command(&["job", "rearm", "j1"]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("2 machines had j1") && said.contains("--all"), "{said}");
+    assert!(is_local(&of(1)) && is_local(&of(2)), "nothing was re-armed");
+    let unknown = site.command(&["job", "rearm", "j1", "--machine", "52:54:00:00:01:09"]);
+    assert!(!unknown.status.success());
+    let said = site.ask(&["job", "rearm", "j1", "--machine", "52:54:00:00:01:02"]);
+    assert!(said.contains("gets j1 once more"), "{said}");
+    assert!(is_local(&of(1)) && !is_local(&of(2)), "one of them alone");
+    site.ask(&["job", "rearm", "j1", "--all"]);
+    assert!(!is_local(&of(1)));
+    server.stop();
+}
+
 /// A file system of a few megabytes.
 struct SmallDisk(PathBuf);
 
