@@ -407,10 +407,11 @@ impl DhcpSide {
         while let Ok(arrival) = self.arrivals.try_recv() {
             self.welcome(arrival, turn);
         }
+        // Before a machine's next DISCOVER, which takes an answer that was not read yet for silence.
+        self.settle_probes(turn);
         if self.is_busy() {
             self.serve(turn);
         }
-        self.settle_probes(turn);
         self.store(turn);
         self.flush(turn);
         self.look_around(turn);
@@ -459,7 +460,7 @@ impl DhcpSide {
     /// Hands in again what waited for an address that somebody has, or that nobody has answered for.
     fn settle_probes(&mut self, turn: &mut Turn<'_>) {
         let Some(prober) = &mut self.prober else { return };
-        for (ip, by) in prober.answers() {
+        for (ip, by) in prober.answers(turn.now) {
             if !self.server.heard_from(turn.now, ip, by) {
                 continue;
             }

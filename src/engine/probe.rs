@@ -121,10 +121,12 @@ impl<C> Prober<C> {
         found
     }
 
-    /// Who has answered: addresses, and by ARP whose they are.
-    pub(super) fn answers(&mut self) -> Vec<(Ipv4Addr, Option<MacAddr>)> {
+    /// Who has answered: addresses, and by ARP whose they are. Once somebody has waited long enough the sockets are read
+    /// whatever the poll said last: on a busy core the time may be up before its answer was told of.
+    pub(super) fn answers(&mut self, now: Instant) -> Vec<(Ipv4Addr, Option<MacAddr>)> {
         let mut found = Vec::new();
-        if !std::mem::take(&mut self.ready) {
+        let is_due = self.waiting.front().is_some_and(|waiting| waiting.until <= now);
+        if !std::mem::take(&mut self.ready) && !is_due {
             return found;
         }
         for (interface, socket) in &self.arp {

@@ -29,7 +29,7 @@ pub use self::menu::{MENU_KEYS_RESERVED, menu_key};
 pub use self::page::options_page;
 use super::Identity;
 use super::image::{Image, Images};
-use super::job::{Action, Job, JobId};
+use super::job::{Action, Job, JobId, Stage};
 use super::table::{Decision, View};
 use super::template::{BadTemplate, Template, Values};
 use super::token::{BootId, SignedToken, Token, TokenKey};
@@ -411,10 +411,16 @@ fn plan<'a>(decision: Decision<'a>, images: &'a dyn Images, who: &Identity, ctx:
     match decision {
         _ if is_excluded(who, ctx.policy) => Plan { job: None, act: Act::Denied },
         Decision::Job(job) => Plan { job: Some(job), act: act_of(job, images, who) },
-        Decision::Done(job) => Plan {
-            job: Some(job),
-            act: Act::Local { why: "this machine had its job; see bootstorm explain" },
-        },
+        Decision::Done(job) => {
+            let why = match job.stage {
+                Stage::Failed => "this machine's job failed; see bootstorm explain",
+                Stage::Offered | Stage::Fetching if job.selector.is_exact() => {
+                    "this machine's job has no attempt left; see bootstorm explain"
+                }
+                _ => "this machine had its job; see bootstorm explain",
+            };
+            Plan { job: Some(job), act: Act::Local { why } }
+        }
         Decision::Rejected => Plan { job: None, act: Act::Denied },
         Decision::NoJob => {
             let act = match ctx.policy.unknown {

@@ -260,6 +260,14 @@ impl Server {
         self.identify(asker);
         let pass_over = match (asker.mac, firmware.ipxe()) {
             (None, _) => 0,
+            (Some(mac), Some(features))
+                if !features.http && {
+                    let discover = (asker.kind == MessageType::Discover).then(|| asker.message.xid());
+                    !self.memory.gets_full_loader(mac, discover, now)
+                } =>
+            {
+                return Ok((Answer::NoBoot, None));
+            }
             (Some(mac), Some(_)) => {
                 self.memory.note_script(mac);
                 0

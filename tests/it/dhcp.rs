@@ -66,10 +66,14 @@ for line in sys.stdin:
     xid, found, end = bytes.fromhex(xid), None, time.monotonic() + 10
     s.send(bytes.fromhex(frame))
     if not probes:
-        for got, answer in answers(end):
-            if got == xid:
-                found = answer
-                break
+        # An answer by UDP needs ARP first, which a crowded host may not get through: firmware asks again.
+        for again in range(4):
+            for got, answer in answers(time.monotonic() + 3):
+                if got == xid:
+                    found = answer
+                    break
+            if found: break
+            s.send(bytes.fromhex(frame))
         print(found.hex() if found else "timeout", flush=True)
         continue
     for probe in probes:

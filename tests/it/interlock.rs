@@ -150,7 +150,10 @@ fn a_rules_job_starts_over_for_one_machine_alone() {
     }
     let refused = site.command(&["job", "rearm", "j1"]);
     let said = String::from_utf8_lossy(&refused.stderr);
-    assert!(!refused.status.success() && said.contains("2 machines had j1") && said.contains("--all"), "{said}");
+    assert!(
+        !refused.status.success() && said.contains("2 machines had j1") && said.contains("--all"),
+        "{said}"
+    );
     assert!(is_local(&of(1)) && is_local(&of(2)), "nothing was re-armed");
     let unknown = site.command(&["job", "rearm", "j1", "--machine", "52:54:00:00:01:09"]);
     assert!(!unknown.status.success());

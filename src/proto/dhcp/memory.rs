@@ -31,6 +31,8 @@ const RESTARTS_NOTICED: u8 = 5;
 const LOADER_TRIED_MIN: Duration = Duration::from_secs(12);
 /// A machine that starts again later had done something else meanwhile.
 const LOADER_TRIED_MAX: Duration = Duration::from_secs(900);
+/// An iPXE without HTTP that comes back sooner was not switched on anew: no firmware is that fast.
+const FULL_LOADER_AGAIN: Duration = Duration::from_secs(30);
 /// Machines whose loader is not the first, remembered for good.
 const LOADERS_MAX: usize = 65_536;
 /// `secs` of a first message that was preceded by others nobody heard: a port that does not forward yet.
@@ -129,6 +131,11 @@ struct Seen {
     /// Since when it has its loader without having come to its script.
     tried_since: Option<Moment>,
     tried_xid: u32,
+    /// When and in which exchange its iPXE without HTTP was given a full one.
+    full_since: Option<Moment>,
+    full_xid: u32,
+    /// Its last DISCOVER was not: nor is what follows it.
+    full_refused: bool,
 }
 
 const _: () = assert!(size_of::<Seen>() == 64);
@@ -155,6 +162,9 @@ impl Seen {
             pass_over: 0,
             tried_since: None,
             tried_xid: 0,
+            full_since: None,
+            full_xid: 0,
+            full_refused: false,
         }
     }
 }
@@ -271,6 +281,19 @@ impl Memory {
             _ => (seen.tried_since, seen.tried_xid) = (Some(now), xid),
         }
         seen.pass_over
+    }
+
+    /// Whether an iPXE without HTTP is given a full one: once. If it comes back at once, that one cannot fetch by HTTP
+    /// either, and would come back without end. `discover` is the number of the exchange that begins with this message.
+    pub(super) fn gets_full_loader(&mut self, mac: MacAddr, discover: Option<u32>, now: Instant) -> bool {
+        let now = self.moment(now);
+        let seen = self.seen_mut(mac);
+        let Some(xid) = discover else { return !seen.full_refused };
+        match seen.full_since {
+            Some(since) if within(now, since, FULL_LOADER_AGAIN) => seen.full_refused = seen.full_xid != xid,
+            _ => (seen.full_since, seen.full_xid, seen.full_refused) = (Some(now), xid, false),
+        }
+        !seen.full_refused
     }
 
     /// The loader the machine was last offered.

@@ -759,6 +759,25 @@ fn a_first_message_that_comes_late_is_noticed() {
 }
 
 #[test]
+fn an_ipxe_without_http_is_given_a_full_one_once() {
+    let mut lab = Lab::new(proxy());
+    let bare = Client {
+        options: vec![(code::USER_CLASS, b"iPXE".to_vec()), (code::IPXE, vec![21, 1, 1, 235, 3, 1, 0, 0])],
+        ..uefi()
+    };
+    let file = |lab: &mut Lab, xid: u32| match lab.broadcast(&with_xid(&bare, xid)) {
+        Verdict::Reply(_, event) => event.file.as_str().to_owned(),
+        _ => String::new(),
+    };
+    assert!(!file(&mut lab, 1).is_empty());
+    assert!(!file(&mut lab, 1).is_empty(), "the DISCOVER again");
+    lab.now += Duration::from_secs(5);
+    assert_eq!(file(&mut lab, 2), "", "what it was given cannot fetch by HTTP either");
+    lab.now += Duration::from_secs(60);
+    assert!(!file(&mut lab, 3).is_empty(), "somebody switched it on again");
+}
+
+#[test]
 fn a_machine_that_comes_back_without_its_script_is_given_the_next_loader() {
     /// Names the number of loaders passed over.
     struct Counting;
