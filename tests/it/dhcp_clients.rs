@@ -25,14 +25,20 @@ fn script(place: &Namespace, text: &str, tool: impl AsRef<OsStr>, dir: &Path) ->
 }
 
 fn dhclient(place: &Namespace, dir: &Path) -> String {
-    // It goes on in the background with its output open, so that is a file, and it is ended by its own number.
+    // In the foreground, where it stays when it has its lease: in the background its number may not be written down yet.
     let text = r#"
 rm -f "$1/leases" "$1/pid"
-timeout 60 "$0" -4 -1 -v -sf /bin/true -cf /dev/null -pf "$1/pid" -lf "$1/leases" eth0 >"$1/said" 2>&1 </dev/null
-status=$?
+: >"$1/said"
+"$0" -4 -1 -d -v -sf /bin/true -cf /dev/null -pf "$1/pid" -lf "$1/leases" eth0 >"$1/said" 2>&1 </dev/null &
+client=$!
+for look in $(seq 600); do
+  grep -q "bound to" "$1/said" || ! kill -0 $client 2>/dev/null && break
+  sleep 0.1
+done
+kill $client 2>/dev/null
+wait $client
 cat "$1/said"
-[ -s "$1/pid" ] && kill "$(cat "$1/pid")"
-exit $status"#;
+grep -q "bound to" "$1/said""#;
     script(place, text, tool("dhclient", "isc-dhcp-client"), dir)
 }
 
