@@ -128,7 +128,7 @@ fn ten_thousand_rows_are_added_at_once_or_none() {
     let refused = add(&[]);
     assert_eq!(refused.status.code(), Some(1));
     let text = String::from_utf8_lossy(&refused.stderr);
-    assert!(text.contains("row 6001") && text.contains("nothere"), "{text}");
+    assert!(text.contains("jobs.csv:6002: ") && text.contains("nothere"), "{text}");
     assert!(site.ask(&["job", "list"]).contains("no such jobs"));
     rows[6_000] = row(6_000);
     rows[7] = "hello,nonsense\n".into();
