@@ -307,7 +307,15 @@ fn a_machine_fetches_every_size(firmware: Firmware, number: u8, config: &str, lo
     let folder = site.dir.join("images/fetch");
     fs::create_dir_all(&folder).expect("a folder");
     // iPXE asks for blocks of 1432 at most. Sizes that are no multiple of four are followed by so few zeros as make one.
+    let fill = |len: usize| {
+        let fill = len.next_multiple_of(4) - len;
+        fs::write(folder.join(format!("z{fill}")), vec![0; fill]).expect("the fill");
+        (fill > 0).then(|| format!("fetch/z{fill}"))
+    };
     let mut names = vec!["tiny/initrd.gz".to_owned()];
+    // How long it is once it is packed is not ours to say.
+    let packed = fs::metadata(site.dir.join("images/tiny/initrd.gz")).expect("the initramfs").len();
+    names.extend(fill(packed as usize));
     let mut sums = Vec::new();
     for len in [1431, 1432, 1433, 16 * 1432, 16 * 1432 + 1, 700 * 1432 + 717] {
         let name = format!("f{len}");
@@ -318,11 +326,7 @@ fn a_machine_fetches_every_size(firmware: Firmware, number: u8, config: &str, lo
         fs::write(&plain, content).expect("its content");
         let sum = run(Command::new("sha256sum").arg(&plain));
         sums.push(format!("{}  /{name}", sum.split(' ').next().expect("a sum")));
-        let fill = len.next_multiple_of(4) - len;
-        if fill > 0 {
-            fs::write(folder.join(format!("z{fill}")), vec![0; fill]).expect("the fill");
-            names.push(format!("fetch/z{fill}"));
-        }
+        names.extend(fill(len));
     }
     // UEFI's loader of the kernel has to be told the names, BIOS' has not.
     let mut script =
