@@ -5,9 +5,10 @@
 //! The machine is the one that DHCP last saw at the address, which is a hint: it finds names among files that anybody
 //! may have, and it takes away.
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::shared::Shared;
 use super::sightings::Sighting;
@@ -23,6 +24,7 @@ use crate::jobs::image::Images;
 use crate::jobs::machine::Ident;
 use crate::jobs::script::{Barrier, Unknown, barrier};
 use crate::jobs::table::Decision;
+use crate::wire::MacAddr;
 use crate::wire::arch::Family;
 
 /// Whom a sighting is of.
@@ -101,7 +103,7 @@ pub(super) enum End {
 ///
 /// What ends a boot that wipes is given to a machine with a live job for it, and once more to the same boot. Where iPXE
 /// is off that holds for everybody, since an old server's scope that names the program would wipe at every boot.
-pub(super) fn end_of(served: &Served, client: Ipv4Addr, shared: &Shared) -> End {
+pub(super) fn end_of(served: &Served, client: Ipv4Addr, now: Instant, shared: &Shared) -> End {
     let catalog = shared.library.load();
     let Some(name) = served.image() else { return End::Open };
     let (Some(file), Some(image)) = (served.name.get(name.len() + 1..), catalog.image(name)) else {
@@ -111,10 +113,10 @@ pub(super) fn end_of(served: &Served, client: Ipv4Addr, shared: &Shared) -> End 
     let by_firmware = image.gss.as_ref().is_some_and(|gss| gss.native.iter().any(is_last));
     let wipes = image.destructive && (by_firmware || barrier(image) == Some(Barrier::File(file)));
     let Some(seen) = shared.sightings.at(client) else {
-        return match wipes && by_firmware {
-            true => End::Shut("this image may wipe a disk, and this machine's DHCP was not seen here"),
-            false => End::Open,
-        };
+        if wipes && by_firmware {
+            return End::Shut("this image may wipe a disk, and this machine's DHCP was not seen here");
+        }
+        return End::Open;
     };
     let view = shared.keeper.table().view();
     let decision = view.decide(&identity_of(seen, client));
@@ -136,34 +138,65 @@ pub(super) fn end_of(served: &Served, client: Ipv4Addr, shared: &Shared) -> End 
         return End::Line(at, seen);
     }
     let had_it = matches!(decision, Decision::Done(job) if job.action.image() == Some(name));
-    match wipes && (by_firmware || had_it) && !shared.passed.holds(seen) {
-        true if had_it => End::Shut("this machine had its job"),
-        true => End::Shut("this image may wipe a disk, and this machine has no job for it"),
-        false => End::Open,
+    if !wipes || !(by_firmware || had_it) || shared.passed.holds(now, seen) {
+        return End::Open;
     }
+    End::Shut(match had_it {
+        true => "this machine had its job",
+        false => "this image may wipe a disk, and this machine has no job for it",
+    })
 }
 
-/// Machines past their point of no return by TFTP, each with the exchange of the boot that passed: the same boot may
-/// fetch its files again, the next one may not. In memory alone: after a restart nobody may.
+/// Machines past their point of no return by TFTP, each with the exchange of the boot that passed: for a while the same
+/// boot may fetch its files again, the next one may not. In memory alone: after a restart nobody may.
 #[derive(Debug, Default)]
-pub(super) struct Passed(Mutex<VecDeque<Sighting>>);
+pub(super) struct Passed(Mutex<HashMap<MacAddr, (Sighting, Instant)>>);
 
-/// A machine fetches again within minutes, or not at all.
 const PASSED_MAX: usize = 4096;
+/// A boot that lost its last file fetches it again at once. Later the exchange that nobody heard may be the next boot's.
+const AGAIN_WITHIN: Duration = Duration::from_secs(120);
 
 impl Passed {
     /// The machine's boot has passed.
-    pub(super) fn note(&self, seen: Sighting) {
+    pub(super) fn note(&self, now: Instant, seen: Sighting) {
         let mut passed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        passed.retain(|one| one.mac != seen.mac);
         if passed.len() >= PASSED_MAX {
-            passed.pop_front();
+            passed.retain(|_, (_, at)| now.saturating_duration_since(*at) < AGAIN_WITHIN);
         }
-        passed.push_back(seen);
+        // Who finds no room may not fetch again, which is the safe side.
+        if passed.len() < PASSED_MAX || passed.contains_key(&seen.mac) {
+            passed.insert(seen.mac, (seen, now));
+        }
     }
 
     /// Whether this is that boot.
-    pub(super) fn holds(&self, seen: Sighting) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&seen)
+    pub(super) fn holds(&self, now: Instant, seen: Sighting) -> bool {
+        let passed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = passed.get(&seen.mac);
+        found.is_some_and(|(one, at)| *one == seen && now.saturating_duration_since(*at) < AGAIN_WITHIN)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Arch;
+
+    #[test]
+    fn the_boot_that_passed_is_known_by_its_exchange_and_for_a_while() {
+        let (passed, now) = (Passed::default(), Instant::now());
+        let of = |n: u32, exchange| {
+            let [_, _, a, b] = n.to_be_bytes();
+            Sighting { mac: MacAddr([2, 0, 0, 0, a, b]), arch: Arch::BIOS, exchange }
+        };
+        passed.note(now, of(1, 7));
+        assert!(passed.holds(now + Duration::from_secs(60), of(1, 7)));
+        assert!(!passed.holds(now, of(1, 8)), "it spoke DHCP again");
+        assert!(!passed.holds(now + AGAIN_WITHIN, of(1, 7)), "its next boot may not have been heard");
+        // However many pass at once: bounded, and those without room are not let through.
+        (2..6000).for_each(|n| passed.note(now, of(n, 1)));
+        assert!(passed.holds(now, of(2, 1)) && !passed.holds(now, of(5999, 1)));
+        passed.note(now + AGAIN_WITHIN, of(5999, 1));
+        assert!(passed.holds(now + AGAIN_WITHIN, of(5999, 1)));
     }
 }

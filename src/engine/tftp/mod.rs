@@ -575,7 +575,7 @@ impl TftpSide {
         match answer {
             Answer::Go => {
                 // The line is kept: whose the file was is told when it is delivered.
-                turn.shared.passed.note(line.seen);
+                turn.shared.passed.note(turn.now, line.seen);
                 live.transfer.release();
                 self.follow(key, Verdict::Progress, turn);
             }

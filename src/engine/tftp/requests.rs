@@ -240,7 +240,7 @@ impl TftpSide {
                 "this image is given only to a boot with a token, by HTTP",
             ));
         }
-        let line = match native::end_of(&served, *client.ip(), turn.shared) {
+        let line = match native::end_of(&served, *client.ip(), turn.now, turn.shared) {
             End::Open => None,
             End::Line(at, seen) => Some(Box::new(Line { at, seen, asked: false, again: None })),
             End::Shut(why) => return Err((ErrorCode::AccessViolation, why)),
