@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
-use super::link::Carrier;
+use super::link::{Carrier, LATE_MAX};
 use super::packet::Heard;
 use crate::wire::dhcp::{Emitter, Header, Message, MessageType, code};
 use crate::wire::tftp::{ErrorCode, Mode, Options, Packet, emit_ack, emit_error, emit_rrq};
@@ -54,11 +54,10 @@ pub(super) fn block(
             Some(peer) => acknowledge(carrier, from_port, peer),
         }
         let until = Instant::now() + PATIENCE;
-        while done.is_none() {
+        let mut late = 0;
+        while done.is_none() && late < LATE_MAX {
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
+            late += usize::from(left.is_zero());
             match carrier.hear(left) {
                 Some(Heard::Udp { from, to, payload }) if to.port() == from_port => {
                     match Packet::parse(&payload) {
@@ -145,8 +144,10 @@ pub(super) fn boot_server(
     for _ in 0..TRIES {
         carrier.send(68, server, buffer.get(..len).unwrap_or_default());
         let until = Instant::now() + PATIENCE;
-        loop {
+        let mut late = 0;
+        while late < LATE_MAX {
             let left = until.saturating_duration_since(Instant::now());
+            late += usize::from(left.is_zero());
             match carrier.hear(left) {
                 Some(Heard::Udp { from, payload, .. }) if from == server => {
                     let answer = Message::parse(&payload);
@@ -155,8 +156,8 @@ pub(super) fn boot_server(
                     }
                 }
                 Some(Heard::Unreachable { to, .. }) if to == server => return false,
-                Some(_) if !left.is_zero() => {}
-                _ => break,
+                Some(_) => {}
+                None => break,
             }
         }
     }

@@ -167,7 +167,15 @@ fn honest_machines_boot_beside_every_kind_of_stranger_and_nothing_grows() {
         let done: u64 = bad.output().trim().parse().expect("how many things they did");
         assert!(done > 10 * ramp, "the strangers were hardly there: {done}");
         boots += machines;
-        samples.push(sample(&server, begun.elapsed().as_secs(), boots));
+        let taken = sample(&server, begun.elapsed().as_secs(), boots);
+        if lasts > Duration::ZERO {
+            if samples.is_empty() {
+                println!("second  boots  RssAnon KiB  descriptors  mappings");
+            }
+            let Sample { second, boots, anonymous_kib, descriptors, mappings } = taken;
+            println!("{second:6} {boots:6} {anonymous_kib:12} {descriptors:12} {mappings:9}");
+        }
+        samples.push(taken);
         if begun.elapsed() >= lasts {
             break;
         }
@@ -176,13 +184,6 @@ fn honest_machines_boot_beside_every_kind_of_stranger_and_nothing_grows() {
         assert!(!line.contains("panicked"), "{line}");
     }
     if lasts > Duration::ZERO {
-        println!("second  boots  RssAnon KiB  descriptors  mappings");
-        for s in &samples {
-            println!(
-                "{:6} {:6} {:12} {:12} {:9}",
-                s.second, s.boots, s.anonymous_kib, s.descriptors, s.mappings
-            );
-        }
         // The first samples fill what is bounded: tables of strangers, timelines, pools.
         let settled =
             samples.iter().find(|s| s.second >= 300).or(samples.get(samples.len() / 2)).expect("one");
