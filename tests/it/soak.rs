@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::server::{Server, Site, binary};
 
-/// Everything a stranger does, in turn and for so many seconds (first argument), some ten times a second.
+/// Everything a stranger does, in turn, for so many seconds (first argument) and with such a pause after each (second).
 const STRANGERS: &str = r#"
 import os, random, socket, struct, sys, time
 rng = random.Random(7)
@@ -94,7 +94,7 @@ while time.monotonic() < end:
             s.close()
     except (BlockingIOError, OSError):
         pass
-    time.sleep(0.03)
+    time.sleep(float(sys.argv[2]))
 print(sum(counts), flush=True)
 "#;
 
@@ -149,9 +149,14 @@ fn honest_machines_boot_beside_every_kind_of_stranger_and_nothing_grows() {
     let begun = Instant::now();
     let mut samples = Vec::new();
     let mut boots = 0;
+    // What is bounded fills first, ten times as fast: timelines of twelve thousand boots, and what is remembered of
+    // a machine or a stranger for a quarter of an hour.
+    let mut filling = if lasts > Duration::from_secs(600) { 4 } else { 0 };
     loop {
+        let machines = if filling > 0 { 10 * machines } else { machines };
         let mut command = strangers.command(tool("python3", "python3"));
-        command.args(["-c", STRANGERS, &(ramp + 5).to_string()]);
+        let pause = if filling > 0 { "0.003" } else { "0.03" };
+        command.args(["-c", STRANGERS, &(ramp + 5).to_string(), pause]);
         let mut bad = Process::spawn("strangers", &mut command, &site.dir.join("strangers.log"));
         let words = format!(
             "storm --interface eth0 --machines {machines} --ramp {ramp}s --impatient --patience 100s --json"
@@ -176,6 +181,7 @@ fn honest_machines_boot_beside_every_kind_of_stranger_and_nothing_grows() {
             println!("{second:6} {boots:6} {anonymous_kib:12} {descriptors:12} {mappings:9}");
         }
         samples.push(taken);
+        filling -= i32::from(filling > 0);
         if begun.elapsed() >= lasts {
             break;
         }
