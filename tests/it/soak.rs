@@ -149,9 +149,9 @@ fn honest_machines_boot_beside_every_kind_of_stranger_and_nothing_grows() {
     let begun = Instant::now();
     let mut samples = Vec::new();
     let mut boots = 0;
-    // What is bounded fills first, ten times as fast: timelines of twelve thousand boots, and what is remembered of
+    // What is bounded fills first, ten times as fast: timelines of eighteen thousand boots, and what is remembered of
     // a machine or a stranger for a quarter of an hour.
-    let mut filling = if lasts > Duration::from_secs(600) { 4 } else { 0 };
+    let mut filling = if lasts > Duration::from_secs(600) { 6 } else { 0 };
     loop {
         let machines = if filling > 0 { 10 * machines } else { machines };
         let mut command = strangers.command(tool("python3", "python3"));
