@@ -6,13 +6,14 @@
 //! a head a byte at a time, costs one slab entry and one deadline, and no other connection anything. A request that
 //! comes whole and an answer that the socket takes whole cost three system calls and no memory.
 //!
-//! [`answers`] makes scripts and texts, [`files`] sends files, [`parked`] holds what may not leave yet, [`delivery`] says
-//! what became of it.
+//! [`answers`] makes scripts and texts, [`files`] sends files, [`shares`] says whose turn it is to send, [`parked`] holds
+//! what may not leave yet, [`delivery`] says what became of it.
 
 mod answers;
 mod delivery;
 mod files;
 mod parked;
+mod shares;
 
 use std::collections::VecDeque;
 use std::io;
@@ -39,6 +40,7 @@ use crate::wire::capture::Packet;
 use crate::wire::http::{Next, expects_continue, next_request};
 use delivery::{Delivery, PROGRESS_EVERY};
 use parked::{Parked, ParkedAnswer};
+use shares::Shares;
 
 /// Connections one core holds.
 pub(super) const CONNECTIONS_MAX: usize = 16 * 1024;
@@ -46,6 +48,8 @@ pub(super) const CONNECTIONS_MAX: usize = 16 * 1024;
 const ACCEPTS_PER_TURN: usize = 64;
 /// Requests answered per turn, over all connections.
 const READS_PER_TURN: usize = 256;
+/// Bytes of files sent per turn, over all connections: some milliseconds, which is as long as DHCP and TFTP wait for them.
+const BULK_PER_TURN: u64 = 16 << 20;
 /// Requests of one connection answered before the others have their turn: a client may send thousands at once.
 const ANSWERS_PER_VISIT: usize = 16;
 /// Reads of one connection that is being closed, before the others have their turn.
@@ -90,8 +94,10 @@ struct Connection {
     /// The peer has closed its side, or the connection is broken: there is an end to be read, whatever else there is.
     closing: bool,
     writable: bool,
-    /// On the list of connections with something to do.
+    /// On one of the lists of connections with something to do.
     listed: bool,
+    /// What it has had of files, as [`Shares`] counts.
+    share: u64,
     /// To be removed as soon as the ring has answered.
     doomed: bool,
     deadline: Instant,
@@ -136,6 +142,8 @@ pub(super) struct HttpSide {
     accepted: VecDeque<Key>,
     /// Connections to look at, in turn.
     ready: VecDeque<Key>,
+    /// Connections to look at that have a file to send.
+    sending: Shares,
     pipes: PipePool,
     copying: CopyingDevices,
     /// Devices that copy are not remembered.
@@ -173,6 +181,7 @@ impl HttpSide {
             connections: Slab::new(connections_max.min(CONNECTIONS_MAX)),
             accepted: VecDeque::new(),
             ready: VecDeque::new(),
+            sending: Shares::default(),
             pipes: PipePool::new(pipes_max),
             copying: CopyingDevices::default(),
             zero_copy_always,
@@ -217,12 +226,13 @@ impl HttpSide {
 
     pub(super) fn is_busy(&self) -> bool {
         !self.ready.is_empty()
+            || !self.sending.is_empty()
             || (self.accepting && self.listeners.iter().any(|listener| listener.acceptable))
     }
 
     /// No response is under way (idle kept-alive connections do not count).
     pub(super) fn is_idle(&self) -> bool {
-        self.ready.is_empty() && self.busy == 0
+        self.ready.is_empty() && self.sending.is_empty() && self.busy == 0
     }
 
     pub(super) fn busy_connections(&self) -> usize {
@@ -259,11 +269,15 @@ impl HttpSide {
     }
 
     fn list(&mut self, key: Key) {
-        if let Some(connection) = self.connections.get_mut(key)
-            && !std::mem::replace(&mut connection.listed, true)
-        {
-            self.ready.push_back(key);
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        if std::mem::replace(&mut connection.listed, true) {
+            return;
         }
+        if connection.out.file.is_none() {
+            self.ready.push_back(key);
+            return;
+        }
+        self.sending.enter(key, &mut connection.share);
     }
 
     /// Accepts, answers and sends, within the turn's budget.
@@ -285,6 +299,18 @@ impl HttpSide {
             let shakes_hands = connection.tls.as_ref().is_some_and(|tls| tls.is_handshaking());
             reads = reads.saturating_sub(if shakes_hands { HANDSHAKE_READS } else { 1 });
             self.drive(key, turn);
+            self.keep(key, turn);
+        }
+        let mut bulk = BULK_PER_TURN;
+        // Who comes back into the line is looked at again after whatever else has come meanwhile.
+        for _ in 0..self.sending.len() {
+            if bulk == 0 {
+                break;
+            }
+            let Some(key) = self.sending.next() else { break };
+            let Some(connection) = self.connections.get_mut(key) else { continue };
+            connection.listed = false;
+            bulk = bulk.saturating_sub(self.drive(key, turn));
             self.keep(key, turn);
         }
         turn.tally.set(Count::HttpOpen, self.connections.len() as u64);
@@ -328,6 +354,7 @@ impl HttpSide {
                 closing: false,
                 writable: true,
                 listed: false,
+                share: 0,
                 doomed: false,
                 deadline: turn.now + HEAD_PATIENCE,
                 armed_at: None,
@@ -386,21 +413,26 @@ impl HttpSide {
         }
     }
 
-    /// Goes on with one connection as far as it can.
-    fn drive(&mut self, key: Key, turn: &mut Turn<'_>) {
-        let mut answers = 0;
+    /// Goes on with one connection as far as it can; the bytes that it sent of its queue.
+    fn drive(&mut self, key: Key, turn: &mut Turn<'_>) -> u64 {
+        let (mut answers, mut sent) = (0, 0);
         loop {
-            let Some(connection) = self.connections.get_mut(key) else { return };
+            let Some(connection) = self.connections.get_mut(key) else { return sent };
             if connection.doomed {
-                return;
+                return sent;
             }
             if connection.parked.is_some() && !self.unpark(key, turn) {
-                return;
+                return sent;
             }
-            let Some(connection) = self.connections.get_mut(key) else { return };
+            let Some(connection) = self.connections.get_mut(key) else { return sent };
             if !connection.out.is_empty() || connection.out.in_ring {
                 if connection.out.in_ring || !connection.writable {
-                    return;
+                    return sent;
+                }
+                if answers > 0 && connection.out.file.is_some() {
+                    // A file that was just asked for waits its turn among the others.
+                    self.list(key);
+                    return sent;
                 }
                 let mut moved = Moved::default();
                 let mut means = Means {
@@ -426,17 +458,20 @@ impl HttpSide {
                 if moved.total() > 0 {
                     connection.deadline = turn.now + SEND_PATIENCE;
                 }
+                connection.share += moved.total();
+                sent += moved.total();
                 if !self.pumped(key, pumped, turn) {
-                    return;
+                    return sent;
                 }
                 continue;
             }
             if answers == ANSWERS_PER_VISIT {
-                return self.list(key);
+                self.list(key);
+                return sent;
             }
             answers += 1;
             if !self.read_request(key, turn) {
-                return;
+                return sent;
             }
         }
     }
@@ -842,6 +877,7 @@ impl HttpSide {
                     let mut moved = Moved::default();
                     let pumped = connection.out.ring_answered(result, &mut moved);
                     count_moved(turn.tally, &moved);
+                    connection.share += moved.total();
                     connection.deadline = turn.now + SEND_PATIENCE;
                     if connection.doomed {
                         self.remove(key);
