@@ -56,6 +56,8 @@ const ANSWERS_PER_VISIT: usize = 16;
 const LATE_READS_PER_VISIT: usize = 16;
 /// Connections looked at for one to close when a new one finds no place.
 const EVICTION_LOOKS: usize = 256;
+/// Bytes of answers that wait to leave together.
+const OUTBOX_MAX: usize = 128 << 10;
 /// Bytes asked for in one read.
 const READ_LEN: usize = 4096;
 /// What a step of a TLS handshake counts for among [`READS_PER_TURN`]: a signature takes as long as many answers.
@@ -98,6 +100,8 @@ struct Connection {
     listed: bool,
     /// What it has had of files, as [`Shares`] counts.
     share: u64,
+    /// Its answer stands in the outbox; nothing else of it is looked at before that has left.
+    owed: bool,
     /// To be removed as soon as the ring has answered.
     doomed: bool,
     deadline: Instant,
@@ -150,6 +154,10 @@ pub(super) struct HttpSide {
     zero_copy_always: bool,
     /// Reused for every head and small body.
     head: Vec<u8>,
+    /// Answers that leave together at the end of a turn: whose they are, and where each ends in `outbox_bytes`. A send runs
+    /// through so much of the kernel that the next request would find none of this program's code in the processor's cache.
+    outbox: Vec<(Key, usize)>,
+    outbox_bytes: Vec<u8>,
     /// The request that is being answered, for a capture file; empty where none is kept.
     asked: Vec<u8>,
     /// Ends of its connection, which may be gone when its answer is out.
@@ -186,6 +194,8 @@ impl HttpSide {
             copying: CopyingDevices::default(),
             zero_copy_always,
             head: Vec::with_capacity(4096),
+            outbox: Vec::new(),
+            outbox_bytes: Vec::new(),
             asked: Vec::new(),
             asked_by: (
                 SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0),
@@ -300,7 +310,11 @@ impl HttpSide {
             reads = reads.saturating_sub(if shakes_hands { HANDSHAKE_READS } else { 1 });
             self.drive(key, turn);
             self.keep(key, turn);
+            if self.outbox_bytes.len() >= OUTBOX_MAX {
+                self.send_answers(turn);
+            }
         }
+        self.send_answers(turn);
         let mut bulk = BULK_PER_TURN;
         // Who comes back into the line is looked at again after whatever else has come meanwhile.
         for _ in 0..self.sending.len() {
@@ -313,6 +327,7 @@ impl HttpSide {
             bulk = bulk.saturating_sub(self.drive(key, turn));
             self.keep(key, turn);
         }
+        self.send_answers(turn);
         turn.tally.set(Count::HttpOpen, self.connections.len() as u64);
     }
 
@@ -355,6 +370,7 @@ impl HttpSide {
                 writable: true,
                 listed: false,
                 share: 0,
+                owed: false,
                 doomed: false,
                 deadline: turn.now + HEAD_PATIENCE,
                 armed_at: None,
@@ -380,7 +396,7 @@ impl HttpSide {
     /// there when they are accepted, and its answer is their end.
     fn keep(&mut self, key: Key, turn: &mut Turn<'_>) {
         let Some(connection) = self.connections.get_mut(key) else { return };
-        if std::mem::replace(&mut connection.watched, true) {
+        if connection.owed || std::mem::replace(&mut connection.watched, true) {
             return;
         }
         if watch_both(turn.registry, connection.stream.as_raw_fd(), Owner::Connection(key)).is_err() {
@@ -418,7 +434,7 @@ impl HttpSide {
         let (mut answers, mut sent) = (0, 0);
         loop {
             let Some(connection) = self.connections.get_mut(key) else { return sent };
-            if connection.doomed {
+            if connection.doomed || connection.owed {
                 return sent;
             }
             if connection.parked.is_some() && !self.unpark(key, turn) {
@@ -779,25 +795,53 @@ impl HttpSide {
         std::iter::once(asked).chain(answer).collect()
     }
 
-    /// Sends what stands in the head buffer as the whole response: at once where the socket takes it, else from the
-    /// connection's queue. The connection may be gone afterwards.
+    /// Sends what stands in the head buffer as the whole response, at the end of the turn.
     fn respond(&mut self, key: Key, keep_alive: bool, turn: &mut Turn<'_>) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         connection.keep_alive = keep_alive && self.accepting;
-        let mut sent = 0;
-        if connection.tls.is_none() {
-            // What is the last anyway leaves in one segment with the end of the stream. What went wrong comes up again
-            // when the rest is sent.
-            sent = tcp::send(&connection.stream, &self.head, !connection.keep_alive).unwrap_or(0);
-            turn.tally.add(Count::HttpText, sent as u64);
-        }
-        if sent == self.head.len() {
-            self.sent(key, turn);
+        if connection.tls.is_some() {
+            connection.out.pieces.push_back(Piece::Text { bytes: self.head.as_slice().into(), sent: 0 });
+            connection.deadline = turn.now + SEND_PATIENCE;
+            self.busy += 1;
             return;
         }
-        connection.out.pieces.push_back(Piece::Text { bytes: self.head[sent..].into(), sent: 0 });
-        connection.deadline = turn.now + SEND_PATIENCE;
-        self.busy += 1;
+        connection.owed = true;
+        self.outbox_bytes.extend_from_slice(&self.head);
+        self.outbox.push((key, self.outbox_bytes.len()));
+    }
+
+    /// Sends the answers of this turn: at once what the sockets take, the rest from the connections' queues.
+    fn send_answers(&mut self, turn: &mut Turn<'_>) {
+        let mut outbox = std::mem::take(&mut self.outbox);
+        let bytes = std::mem::take(&mut self.outbox_bytes);
+        let mut start = 0;
+        for (key, end) in outbox.drain(..) {
+            let answer = &bytes[start..end];
+            start = end;
+            let Some(connection) = self.connections.get_mut(key) else { continue };
+            connection.owed = false;
+            // What is the last anyway leaves in one segment with the end of the stream. What went wrong comes up again
+            // when the rest is sent.
+            let sent = tcp::send(&connection.stream, answer, !connection.keep_alive).unwrap_or(0);
+            turn.tally.add(Count::HttpText, sent as u64);
+            if sent == answer.len() {
+                if !self.sent(key, turn) {
+                    continue;
+                }
+            } else {
+                connection.out.pieces.push_back(Piece::Text { bytes: answer[sent..].into(), sent: 0 });
+                connection.deadline = turn.now + SEND_PATIENCE;
+                self.busy += 1;
+            }
+            let Some(connection) = self.connections.get_mut(key) else { continue };
+            if connection.readable || !connection.input.is_empty() || !connection.out.is_empty() {
+                self.list(key);
+            }
+            self.keep(key, turn);
+        }
+        self.outbox = outbox;
+        self.outbox_bytes = bytes;
+        self.outbox_bytes.clear();
     }
 
     /// Queues what stands in the head buffer as the beginning of a response; the caller queues the rest.
