@@ -3,7 +3,7 @@
 //! 1. DHCP (on the core that owns it)
 //! 2. TFTP requests and acknowledgements
 //! 3. HTTP connections, requests, small answers
-//! 4. bulk sends, each connection its quantum in turn
+//! 4. bulk sends, who has had least first
 //! 5. deadlines
 //! 6. messages from the control side
 //!

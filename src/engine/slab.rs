@@ -2,7 +2,7 @@
 //! stranger.
 
 /// Index and generation of one entry; fits an event token or a timer key.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Key {
     /// Position in the slab.
     pub index: u32,

@@ -6,13 +6,14 @@
 //! a head a byte at a time, costs one slab entry and one deadline, and no other connection anything. A request that
 //! comes whole and an answer that the socket takes whole cost three system calls and no memory.
 //!
-//! [`answers`] makes scripts and texts, [`files`] sends files, [`parked`] holds what may not leave yet, [`delivery`] says
-//! what became of it.
+//! [`answers`] makes scripts and texts, [`files`] sends files, [`shares`] says whose turn it is to send, [`parked`] holds
+//! what may not leave yet, [`delivery`] says what became of it.
 
 mod answers;
 mod delivery;
 mod files;
 mod parked;
+mod shares;
 
 use std::collections::VecDeque;
 use std::io;
@@ -39,6 +40,7 @@ use crate::wire::capture::Packet;
 use crate::wire::http::{Next, expects_continue, next_request};
 use delivery::{Delivery, PROGRESS_EVERY};
 use parked::{Parked, ParkedAnswer};
+use shares::Shares;
 
 /// Connections one core holds.
 pub(super) const CONNECTIONS_MAX: usize = 16 * 1024;
@@ -46,12 +48,16 @@ pub(super) const CONNECTIONS_MAX: usize = 16 * 1024;
 const ACCEPTS_PER_TURN: usize = 64;
 /// Requests answered per turn, over all connections.
 const READS_PER_TURN: usize = 256;
+/// Bytes of files sent per turn, over all connections: some milliseconds, which is as long as DHCP and TFTP wait for them.
+const BULK_PER_TURN: u64 = 16 << 20;
 /// Requests of one connection answered before the others have their turn: a client may send thousands at once.
 const ANSWERS_PER_VISIT: usize = 16;
 /// Reads of one connection that is being closed, before the others have their turn.
 const LATE_READS_PER_VISIT: usize = 16;
 /// Connections looked at for one to close when a new one finds no place.
 const EVICTION_LOOKS: usize = 256;
+/// Bytes of answers that wait to leave together.
+const OUTBOX_MAX: usize = 128 << 10;
 /// Bytes asked for in one read.
 const READ_LEN: usize = 4096;
 /// What a step of a TLS handshake counts for among [`READS_PER_TURN`]: a signature takes as long as many answers.
@@ -90,8 +96,12 @@ struct Connection {
     /// The peer has closed its side, or the connection is broken: there is an end to be read, whatever else there is.
     closing: bool,
     writable: bool,
-    /// On the list of connections with something to do.
+    /// On one of the lists of connections with something to do.
     listed: bool,
+    /// What it has had of files, as [`Shares`] counts.
+    share: u64,
+    /// Its answer stands in the outbox; nothing else of it is looked at before that has left.
+    owed: bool,
     /// To be removed as soon as the ring has answered.
     doomed: bool,
     deadline: Instant,
@@ -136,12 +146,18 @@ pub(super) struct HttpSide {
     accepted: VecDeque<Key>,
     /// Connections to look at, in turn.
     ready: VecDeque<Key>,
+    /// Connections to look at that have a file to send.
+    sending: Shares,
     pipes: PipePool,
     copying: CopyingDevices,
     /// Devices that copy are not remembered.
     zero_copy_always: bool,
     /// Reused for every head and small body.
     head: Vec<u8>,
+    /// Answers that leave together at the end of a turn: whose they are, and where each ends in `outbox_bytes`. A send runs
+    /// through so much of the kernel that the next request would find none of this program's code in the processor's cache.
+    outbox: Vec<(Key, usize)>,
+    outbox_bytes: Vec<u8>,
     /// The request that is being answered, for a capture file; empty where none is kept.
     asked: Vec<u8>,
     /// Ends of its connection, which may be gone when its answer is out.
@@ -173,10 +189,13 @@ impl HttpSide {
             connections: Slab::new(connections_max.min(CONNECTIONS_MAX)),
             accepted: VecDeque::new(),
             ready: VecDeque::new(),
+            sending: Shares::default(),
             pipes: PipePool::new(pipes_max),
             copying: CopyingDevices::default(),
             zero_copy_always,
             head: Vec::with_capacity(4096),
+            outbox: Vec::new(),
+            outbox_bytes: Vec::new(),
             asked: Vec::new(),
             asked_by: (
                 SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0),
@@ -217,12 +236,13 @@ impl HttpSide {
 
     pub(super) fn is_busy(&self) -> bool {
         !self.ready.is_empty()
+            || !self.sending.is_empty()
             || (self.accepting && self.listeners.iter().any(|listener| listener.acceptable))
     }
 
     /// No response is under way (idle kept-alive connections do not count).
     pub(super) fn is_idle(&self) -> bool {
-        self.ready.is_empty() && self.busy == 0
+        self.ready.is_empty() && self.sending.is_empty() && self.busy == 0
     }
 
     pub(super) fn busy_connections(&self) -> usize {
@@ -259,11 +279,15 @@ impl HttpSide {
     }
 
     fn list(&mut self, key: Key) {
-        if let Some(connection) = self.connections.get_mut(key)
-            && !std::mem::replace(&mut connection.listed, true)
-        {
-            self.ready.push_back(key);
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        if std::mem::replace(&mut connection.listed, true) {
+            return;
         }
+        if connection.out.file.is_none() {
+            self.ready.push_back(key);
+            return;
+        }
+        self.sending.enter(key, &mut connection.share);
     }
 
     /// Accepts, answers and sends, within the turn's budget.
@@ -286,7 +310,24 @@ impl HttpSide {
             reads = reads.saturating_sub(if shakes_hands { HANDSHAKE_READS } else { 1 });
             self.drive(key, turn);
             self.keep(key, turn);
+            if self.outbox_bytes.len() >= OUTBOX_MAX {
+                self.send_answers(turn);
+            }
         }
+        self.send_answers(turn);
+        let mut bulk = BULK_PER_TURN;
+        // Who comes back into the line is looked at again after whatever else has come meanwhile.
+        for _ in 0..self.sending.len() {
+            if bulk == 0 {
+                break;
+            }
+            let Some(key) = self.sending.next() else { break };
+            let Some(connection) = self.connections.get_mut(key) else { continue };
+            connection.listed = false;
+            bulk = bulk.saturating_sub(self.drive(key, turn));
+            self.keep(key, turn);
+        }
+        self.send_answers(turn);
         turn.tally.set(Count::HttpOpen, self.connections.len() as u64);
     }
 
@@ -328,6 +369,8 @@ impl HttpSide {
                 closing: false,
                 writable: true,
                 listed: false,
+                share: 0,
+                owed: false,
                 doomed: false,
                 deadline: turn.now + HEAD_PATIENCE,
                 armed_at: None,
@@ -353,7 +396,7 @@ impl HttpSide {
     /// there when they are accepted, and its answer is their end.
     fn keep(&mut self, key: Key, turn: &mut Turn<'_>) {
         let Some(connection) = self.connections.get_mut(key) else { return };
-        if std::mem::replace(&mut connection.watched, true) {
+        if connection.owed || std::mem::replace(&mut connection.watched, true) {
             return;
         }
         if watch_both(turn.registry, connection.stream.as_raw_fd(), Owner::Connection(key)).is_err() {
@@ -386,21 +429,26 @@ impl HttpSide {
         }
     }
 
-    /// Goes on with one connection as far as it can.
-    fn drive(&mut self, key: Key, turn: &mut Turn<'_>) {
-        let mut answers = 0;
+    /// Goes on with one connection as far as it can; the bytes that it sent of its queue.
+    fn drive(&mut self, key: Key, turn: &mut Turn<'_>) -> u64 {
+        let (mut answers, mut sent) = (0, 0);
         loop {
-            let Some(connection) = self.connections.get_mut(key) else { return };
-            if connection.doomed {
-                return;
+            let Some(connection) = self.connections.get_mut(key) else { return sent };
+            if connection.doomed || connection.owed {
+                return sent;
             }
             if connection.parked.is_some() && !self.unpark(key, turn) {
-                return;
+                return sent;
             }
-            let Some(connection) = self.connections.get_mut(key) else { return };
+            let Some(connection) = self.connections.get_mut(key) else { return sent };
             if !connection.out.is_empty() || connection.out.in_ring {
                 if connection.out.in_ring || !connection.writable {
-                    return;
+                    return sent;
+                }
+                if answers > 0 && connection.out.file.is_some() {
+                    // A file that was just asked for waits its turn among the others.
+                    self.list(key);
+                    return sent;
                 }
                 let mut moved = Moved::default();
                 let mut means = Means {
@@ -426,17 +474,20 @@ impl HttpSide {
                 if moved.total() > 0 {
                     connection.deadline = turn.now + SEND_PATIENCE;
                 }
+                connection.share += moved.total();
+                sent += moved.total();
                 if !self.pumped(key, pumped, turn) {
-                    return;
+                    return sent;
                 }
                 continue;
             }
             if answers == ANSWERS_PER_VISIT {
-                return self.list(key);
+                self.list(key);
+                return sent;
             }
             answers += 1;
             if !self.read_request(key, turn) {
-                return;
+                return sent;
             }
         }
     }
@@ -744,25 +795,53 @@ impl HttpSide {
         std::iter::once(asked).chain(answer).collect()
     }
 
-    /// Sends what stands in the head buffer as the whole response: at once where the socket takes it, else from the
-    /// connection's queue. The connection may be gone afterwards.
+    /// Sends what stands in the head buffer as the whole response, at the end of the turn.
     fn respond(&mut self, key: Key, keep_alive: bool, turn: &mut Turn<'_>) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         connection.keep_alive = keep_alive && self.accepting;
-        let mut sent = 0;
-        if connection.tls.is_none() {
-            // What is the last anyway leaves in one segment with the end of the stream. What went wrong comes up again
-            // when the rest is sent.
-            sent = tcp::send(&connection.stream, &self.head, !connection.keep_alive).unwrap_or(0);
-            turn.tally.add(Count::HttpText, sent as u64);
-        }
-        if sent == self.head.len() {
-            self.sent(key, turn);
+        if connection.tls.is_some() {
+            connection.out.pieces.push_back(Piece::Text { bytes: self.head.as_slice().into(), sent: 0 });
+            connection.deadline = turn.now + SEND_PATIENCE;
+            self.busy += 1;
             return;
         }
-        connection.out.pieces.push_back(Piece::Text { bytes: self.head[sent..].into(), sent: 0 });
-        connection.deadline = turn.now + SEND_PATIENCE;
-        self.busy += 1;
+        connection.owed = true;
+        self.outbox_bytes.extend_from_slice(&self.head);
+        self.outbox.push((key, self.outbox_bytes.len()));
+    }
+
+    /// Sends the answers of this turn: at once what the sockets take, the rest from the connections' queues.
+    fn send_answers(&mut self, turn: &mut Turn<'_>) {
+        let mut outbox = std::mem::take(&mut self.outbox);
+        let bytes = std::mem::take(&mut self.outbox_bytes);
+        let mut start = 0;
+        for (key, end) in outbox.drain(..) {
+            let answer = &bytes[start..end];
+            start = end;
+            let Some(connection) = self.connections.get_mut(key) else { continue };
+            connection.owed = false;
+            // What is the last anyway leaves in one segment with the end of the stream. What went wrong comes up again
+            // when the rest is sent.
+            let sent = tcp::send(&connection.stream, answer, !connection.keep_alive).unwrap_or(0);
+            turn.tally.add(Count::HttpText, sent as u64);
+            if sent == answer.len() {
+                if !self.sent(key, turn) {
+                    continue;
+                }
+            } else {
+                connection.out.pieces.push_back(Piece::Text { bytes: answer[sent..].into(), sent: 0 });
+                connection.deadline = turn.now + SEND_PATIENCE;
+                self.busy += 1;
+            }
+            let Some(connection) = self.connections.get_mut(key) else { continue };
+            if connection.readable || !connection.input.is_empty() || !connection.out.is_empty() {
+                self.list(key);
+            }
+            self.keep(key, turn);
+        }
+        self.outbox = outbox;
+        self.outbox_bytes = bytes;
+        self.outbox_bytes.clear();
     }
 
     /// Queues what stands in the head buffer as the beginning of a response; the caller queues the rest.
@@ -842,6 +921,7 @@ impl HttpSide {
                     let mut moved = Moved::default();
                     let pumped = connection.out.ring_answered(result, &mut moved);
                     count_moved(turn.tally, &moved);
+                    connection.share += moved.total();
                     connection.deadline = turn.now + SEND_PATIENCE;
                     if connection.doomed {
                         self.remove(key);
