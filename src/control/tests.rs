@@ -16,9 +16,11 @@ use super::client::{Client, ClientError};
 use super::tokens::Wish;
 use super::*;
 use crate::files::library::Settings;
+use crate::jobs::book::AtTheLine;
+use crate::jobs::machine::Ident;
 use crate::jobs::script::{Context, Hints, Policy, compose_explained};
 use crate::jobs::token::BootId;
-use crate::keeper::Running;
+use crate::keeper::{Answer as Passed, Desk, Running};
 use crate::store::{Log, MemoryStore, Transition, Write};
 
 /// A server without listeners.
@@ -363,6 +365,47 @@ fn if_match_keeps_an_order_from_what_has_changed() {
     stale.refused(412, "changed-meanwhile");
     let tag = format!("\"{}\"", job["generation"]);
     lab.local_with("POST", "/v1/jobs/j1/rearm", &[("If-Match", &tag)], String::new()).must(200);
+}
+
+/// Hears which boots passed.
+#[derive(Debug)]
+struct Line(crossbeam_channel::Sender<Passed>);
+
+impl Desk for Line {
+    fn answer(&self, _: u64, answer: Passed) {
+        self.0.send(answer).unwrap();
+    }
+}
+
+#[test]
+fn a_rule_that_wiped_several_machines_is_re_armed_for_all_of_them_only_by_name() {
+    let lab = Lab::start();
+    let spec = json!({ "action": { "image": "wipe" }, "selector": "any", "allow_rule": true });
+    lab.local("POST", "/v1/jobs", spec).must(201);
+    let (sender, passed) = crossbeam_channel::unbounded();
+    let desk: Arc<dyn Desk> = Arc::new(Line(sender));
+    let keeper = &lab.state.keeper;
+    for n in 1..=2 {
+        let idents = vec![Ident::Serial(format!("SN-{n}"))];
+        let (boot, job) = (keeper.boots().begin(), "j1".parse().unwrap());
+        let (image, what) = ("wipe".to_owned(), "the last of boot.ipxe".to_owned());
+        keeper.ask(AtTheLine { boot, job, image, what, idents, once: None }, n, &desk);
+        let answer = passed.recv_timeout(Duration::from_secs(20)).unwrap();
+        assert_eq!(answer, Passed::Go);
+    }
+    let rearm = |query: &str| lab.local("POST", &format!("/v1/jobs/j1/rearm{query}"), Value::Null);
+    for query in ["", "?all=false"] {
+        let refused = rearm(query);
+        assert!(refused.body["detail"].as_str().unwrap().contains("?all=true"), "{}", refused.body);
+        refused.refused(409, "rearm-needs-all");
+    }
+    let claims = || lab.local("GET", "/v1/jobs/j1/claims", Value::Null).must(200)["claims"].clone();
+    assert_eq!(claims().as_array().unwrap().len(), 2, "nothing was re-armed");
+    let one = format!("/v1/jobs/j1/claims/{}", claims()[0]["id"].as_str().unwrap());
+    lab.local("DELETE", &one, Value::Null).must(204);
+    // One machine is left that had it: it alone gets it again.
+    rearm("").must(200);
+    assert_eq!(claims(), json!([]));
 }
 
 #[test]

@@ -783,7 +783,7 @@ fn a_token_opens_its_own_boots_files_and_nothing_else() {
     assert_eq!(lab.status(&format!("{own}/images/linux/initrd.img")), "403");
     assert_eq!(lab.status(&format!("{own}/images/big/small.txt")), "403");
     // The boot has passed, so the job cannot be cancelled; its own boot reads on, one before it does not.
-    lab.order(Order::Rearm { id, expected: None });
+    lab.order(Order::Rearm { id, expected: None, all: false });
     assert_eq!(lab.status(&format!("{own}/images/closed/vmlinuz")), "403", "armed anew since");
     let next = lab.script();
     let next = boot_url(&next);
