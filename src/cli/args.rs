@@ -903,6 +903,9 @@ pub enum ImageLoaderVerb {
 #[derive(Subcommand, Debug)]
 pub enum ScriptVerb {
     /// Print the exact script a machine would get now; changes nothing
+    ///
+    /// The tokens in its URLs open nothing: they stand for those that the machine's own script would have, and a boot
+    /// from a copy of the script gets no file.
     #[command(
         after_help = "Example: bootstorm script render --mac 52:54:00:00:00:01 --platform efi --explain"
     )]

@@ -691,6 +691,10 @@ fn a_script_is_rendered_with_its_reasons_and_changes_nothing() {
     let answer = lab.local("POST", "/v1/script/render", json!({ "mac": mac(1) })).must(200);
     let script = answer["script"].as_str().unwrap();
     assert!(script.starts_with("#!ipxe") && script.contains("/images/hello/boot.ipxe"), "{script}");
+    assert!(script.contains("\n# rendered to be read: the tokens in its URLs open nothing\n"), "{script}");
+    let token = script.split_once("/s/").and_then(|(_, rest)| rest.split('/').next()).unwrap();
+    assert_eq!(lab.state.keeper.key().verify(token, 86_400), None, "over since the second day of 1970");
+    assert_eq!(lab.state.keeper.key().verify(token, 0).unwrap().boot, BootId::SHOWN);
     assert_eq!(lab.local("GET", "/v1/jobs", Value::Null).must(200), before);
 }
 

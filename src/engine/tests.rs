@@ -880,6 +880,37 @@ fn a_choice_from_the_menu_gets_the_answer_files_that_are_not_once_only() {
 }
 
 #[test]
+fn a_script_that_was_rendered_to_be_read_opens_nothing_and_is_no_boot_of_the_machines() {
+    use crate::jobs::script::{Context, compose_explained};
+    use crate::jobs::token::BootId;
+    let lab = Lab::with_jobs(Driver::Mio, 1_000);
+    lab.add("closed");
+    let keeper = lab.keeper.keeper();
+    let context = Context {
+        base_url: "http://127.0.0.1",
+        boot: BootId(7),
+        key: keeper.key(),
+        now_unix: u32::MAX,
+        policy: &Policy::default(),
+        hints: Default::default(),
+    };
+    let mac = "02:00:00:00:00:01".parse().ok();
+    let who = crate::jobs::Identity { mac, ..Default::default() };
+    let shown = compose_explained(&keeper.table().view(), &**lab.shared.library.load(), &who, &context);
+    assert!(shown.script.contains("/images/closed/vmlinuz"), "{}", shown.script);
+    let shown = boot_url(&shown.script);
+    while lab.evidence.try_recv().is_ok() {}
+    for path in ["images/closed/vmlinuz", "local?strategy=first-disk", "confirm", "failed", "answers/ks.cfg"]
+    {
+        assert_eq!(lab.status(&format!("{shown}/{path}")), "403", "{path}");
+    }
+    // The next thing heard of is the machine's own question.
+    lab.script();
+    let heard = lab.evidence.recv_timeout(Duration::from_secs(10)).unwrap();
+    assert!(format!("{:?}", heard.seen).starts_with("ScriptAsked"), "{:?}", heard.seen);
+}
+
+#[test]
 fn a_local_boot_that_came_back_begins_one_further_next_time() {
     use crate::jobs::job::{Action, JobSpec, Selector};
     let lab = Lab::with_jobs(Driver::Mio, 1_000);

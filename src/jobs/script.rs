@@ -246,13 +246,14 @@ pub fn compose(
 }
 
 /// [`compose`], with the reasons: what `script render --explain` shows. Changes nothing. The hints are the table's.
+/// Its tokens are [`BootId::SHOWN`]'s and were over long ago: whoever is shown the script gets no file by it.
 pub fn compose_explained(
     table: &View<'_>,
     images: &dyn Images,
     who: &Identity,
     ctx: &Context<'_>,
 ) -> Explained {
-    let ctx = &Context { hints: Hints::of(table, who), ..*ctx };
+    let ctx = &Context { hints: Hints::of(table, who), boot: BootId::SHOWN, now_unix: 0, ..*ctx };
     let decision = table.decide(who);
     let plan = plan(decision, images, who, ctx);
     let mut script = String::new();
@@ -489,8 +490,12 @@ fn write(
         image: None,
         last_file: None,
     };
-    if !matches!(plan.act, Act::Denied) {
-        script.raw("# boot ").boot(ctx.boot).end();
+    match plan.act {
+        Act::Denied => {}
+        _ if ctx.boot == BootId::SHOWN => {
+            script.raw("# rendered to be read: the tokens in its URLs open nothing\n");
+        }
+        _ => _ = script.raw("# boot ").boot(ctx.boot).end(),
     }
     let urls = Urls { base: ctx.base_url, token: &token };
     let disk = Disk { firmware: who.firmware(), first: ctx.hints.local_boot, report: Some(urls) };

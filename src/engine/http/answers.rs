@@ -22,7 +22,7 @@ use crate::jobs::reach::{self, Shut};
 use crate::jobs::script::{self, Barrier, Composed, Context, Hints, Offer, barrier_of_script};
 use crate::jobs::table::Decision;
 use crate::jobs::template::Values;
-use crate::jobs::token::Token as BootToken;
+use crate::jobs::token::{BootId, Token as BootToken};
 use crate::keeper::{Answer, AtTheLine};
 use crate::proto::http::{self as plan, Body, Route};
 use crate::wire::http::{Method, PATH_MAX, Request, Status, decode_path, is_decoded};
@@ -87,6 +87,10 @@ impl HttpSide {
                     turn.tally.add(Count::BadTokens, 1);
                     // Of a token that was good once it is known whose it was.
                     let old = turn.shared.key().verify(token, 0);
+                    if old.is_some_and(|old| old.boot == BootId::SHOWN) {
+                        // Somebody tries what `script render` printed: no boot of the machine that it was rendered for.
+                        return self.answer_error(key, request, Status::FORBIDDEN, now, turn);
+                    }
                     let why =
                         if old.is_some() { "the token has expired" } else { "it is no token of this server" };
                     return self.refuse(key, request, old, rest, Status::FORBIDDEN, why, now, turn);
