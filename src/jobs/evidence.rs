@@ -56,7 +56,7 @@ pub struct Evidence {
 pub struct Why {
     /// What decided.
     pub cause: Cause,
-    /// What the job says of itself, in plain words; empty where there is none.
+    /// What the job says of itself, or why its image is not booted, in plain words; empty where there is none.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub said: String,
 }

@@ -218,6 +218,9 @@ pub struct Composed {
     pub image: Option<String>,
     /// The last boot file of that image: delivered, it means that the image may run ([`last_file`]).
     pub last_file: Option<String>,
+    /// Why the job's image is not booted, naming what it needs and what the machine has; `None` where it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
 }
 
 /// What [`compose_explained`] found.
@@ -489,6 +492,7 @@ fn write(
         what: Offer::Denied,
         image: None,
         last_file: None,
+        why: None,
     };
     match plan.act {
         Act::Denied => {}
@@ -552,12 +556,14 @@ fn write(
         }
         Act::Misfit { image, why } => {
             composed.image = Some(image.name.clone());
+            composed.why = Some(why.to_string());
             script.raw("echo bootstorm: not booting image ").text(&image.name).raw(", ").text(why).end();
             pause_then_local(&mut script, disk);
             Offer::Misfit
         }
         Act::Unavailable { name, why } => {
             composed.image = Some((*name).to_owned());
+            composed.why = Some((*why).to_owned());
             script.raw("echo bootstorm: not booting image ").text(name).raw(", ").raw(why).end();
             pause_then_local(&mut script, disk);
             Offer::Unavailable

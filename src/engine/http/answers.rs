@@ -322,7 +322,7 @@ impl HttpSide {
         evidence.boot = Some(composed.boot);
         evidence.address = Some(peer);
         let excluded = who.mac.is_some_and(|mac| policy.excludes(mac));
-        evidence.why = Some(why_of(&decision, excluded));
+        evidence.why = Some(why_of(&decision, excluded, composed.why));
         // What such a script starts fetches the rest as it likes: the script itself is what must not leave too soon.
         if let (Offer::Image, Some(job), Some(image)) = (composed.what, once, composed.image)
             && catalog.image(&image).and_then(|image| barrier_of_script(image, &who)) == Some(Barrier::Script)
@@ -582,8 +582,8 @@ impl HttpSide {
     }
 }
 
-/// Why a machine gets the script that it gets.
-fn why_of(decision: &Decision<'_>, excluded: bool) -> Why {
+/// Why a machine gets the script that it gets; `not_booted` is why it is not the job's image.
+fn why_of(decision: &Decision<'_>, excluded: bool, not_booted: Option<String>) -> Why {
     let (cause, job) = match decision {
         _ if excluded => (Cause::Excluded, None),
         Decision::Job(job) => (Cause::Job, Some(job)),
@@ -592,6 +592,6 @@ fn why_of(decision: &Decision<'_>, excluded: bool) -> Why {
         Decision::NoJob => (Cause::Policy, None),
     };
     // A live job's own words say where it stood before this script, which would only confuse.
-    let said = job.filter(|_| cause != Cause::Job).map(|job| job.reason.clone()).unwrap_or_default();
-    Why { cause, said }
+    let said = not_booted.or_else(|| job.filter(|_| cause != Cause::Job).map(|job| job.reason.clone()));
+    Why { cause, said: said.unwrap_or_default() }
 }

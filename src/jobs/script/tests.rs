@@ -558,6 +558,8 @@ fn an_image_for_another_processor_is_said_and_not_booted() {
     let (script, composed) = for_image("winpe-x64", &library(), &who);
     check("script_misfit", &script);
     assert_eq!(composed.what, Offer::Misfit);
+    let why = composed.why.unwrap();
+    assert!(why.contains("64-bit x86") && why.contains("32-bit x86"), "{why}");
     let arm = Identity { build_arch: Some("arm64".into()), ..uefi() };
     assert_eq!(for_image("winpe-x64", &library(), &arm).1.what, Offer::Misfit);
     assert_eq!(for_image("memtest", &library(), &bios()).1.what, Offer::Misfit);
