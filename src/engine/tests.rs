@@ -451,13 +451,15 @@ fn the_recorder_hears_what_arrived() {
     let lab = Lab::start(Driver::Mio, 500_000);
     let mut stream = lab.http();
     get(&mut stream, "/images/big/payload.bin", "");
+    get(&mut stream, "/images/big/payload.bin", "Range: bytes=0-9\r\n");
     get(&mut stream, "/healthz", "");
     let words: Vec<String> = std::iter::from_fn(|| lab.evidence.recv_timeout(Duration::from_secs(2)).ok())
-        .take(2)
+        .take(4)
         .map(|e| format!("{:?}", e.seen))
         .collect();
     assert!(words[0].starts_with("FileStarted") && words[1].starts_with("FileDone"), "{words:?}");
-    assert!(words[1].contains("bytes: 500000"), "{words:?}");
+    assert!(words[1].contains("bytes: 500000, part: false"), "{words:?}");
+    assert!(words[3].starts_with("FileDone") && words[3].contains("bytes: 10, part: true"), "{words:?}");
 }
 
 /// Waits for a counter.

@@ -451,6 +451,9 @@ pub enum Seen {
         file: String,
         /// Bytes acknowledged by this transfer.
         bytes: u64,
+        /// True when it was not all of the file: ranges by HTTP.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        part: bool,
         /// True when this completes the image's last boot file
         /// ([`LastFile::is_done_by`](super::script::LastFile::is_done_by)).
         last: bool,

@@ -112,7 +112,8 @@ fn started(file: &str) -> Bit {
 
 fn done(file: &str, last: bool) -> Bit {
     let (job, image) = (Some(JobId(7)), "debian".into());
-    Seen::FileDone { job, image, file: file.into(), bytes: 9 << 20, last, over: Over::Http }.into()
+    Seen::FileDone { job, image, file: file.into(), bytes: 9 << 20, part: false, last, over: Over::Http }
+        .into()
 }
 
 fn cut(reason: &str) -> Bit {

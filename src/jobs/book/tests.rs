@@ -89,7 +89,7 @@ fn started(boot: u64, id: JobId) -> Evidence {
 
 fn done(boot: u64, id: JobId, last: bool) -> Evidence {
     let (image, file) = ("fine".into(), "a.efi".into());
-    seen(boot, Seen::FileDone { job: Some(id), image, file, bytes: 9, last, over: Over::Http })
+    seen(boot, Seen::FileDone { job: Some(id), image, file, bytes: 9, part: false, last, over: Over::Http })
 }
 
 fn stage(book: &Published, id: JobId) -> Stage {
@@ -600,6 +600,7 @@ fn evidence_of_another_image_or_without_a_boot_moves_nothing() {
         image: "other".into(),
         file: "a.efi".into(),
         bytes: 1,
+        part: false,
         last: true,
         over: Over::Http,
     };
