@@ -135,18 +135,46 @@ pub(super) fn mac_of(ip: Ipv4Addr) -> MacAddr {
     MacAddr([0x02, 0xb5, a, b, c, d])
 }
 
+/// How long an interface may take to have its carrier. Linux tells of a new one up to a second late
+/// (`net/core/link_watch.c`), and a switch port negotiates.
+const CARRIER_PATIENCE: Duration = Duration::from_secs(2);
+
 /// An interface by name, up.
 pub(super) fn interface(name: &str) -> Result<Interface, LoadError> {
+    let until = Instant::now() + CARRIER_PATIENCE;
+    up(
+        || named(name),
+        || {
+            std::thread::sleep(Duration::from_millis(50));
+            Instant::now() < until
+        },
+    )
+}
+
+/// What `look` finds once it is up, looking again for as long as `again` says so.
+fn up(
+    look: impl Fn() -> Result<Interface, LoadError>,
+    mut again: impl FnMut() -> bool,
+) -> Result<Interface, LoadError> {
+    loop {
+        let found = look()?;
+        if found.running {
+            return Ok(found);
+        }
+        if !again() {
+            let name = found.name;
+            return Err(LoadError::new(format!(
+                "{name} is down or has no carrier: `ip link set {name} up`, and the same at its other end"
+            )));
+        }
+    }
+}
+
+fn named(name: &str) -> Result<Interface, LoadError> {
     let all = interfaces::list().map_err(|error| LoadError::io("list interfaces", &error))?;
     let names: Vec<String> = all.iter().map(|interface| interface.name.clone()).collect();
     let found = all.into_iter().find(|interface| interface.name == name);
-    let found = found.ok_or_else(|| {
-        LoadError::new(format!("no interface {name:?} here; there are {}", names.join(", ")))
-    })?;
-    if !found.running {
-        return Err(LoadError::new(format!("{name} is down: `ip link set {name} up`")));
-    }
-    Ok(found)
+    found.ok_or_else(|| LoadError::new(format!("no interface {name:?} here; there are {}", names.join(", "))))
 }
 
 /// True when frames to everybody on this interface stay on this machine.
@@ -712,6 +740,19 @@ mod tests {
     fn an_interface_that_is_not_there_is_named_with_those_that_are() {
         let error = interface("nope0").unwrap_err().to_string();
         assert!(error.contains("nope0") && error.contains("lo"), "{error}");
+    }
+
+    #[test]
+    fn an_interface_that_comes_up_is_waited_for_and_one_that_does_not_is_said_to_be_down() {
+        let looks = std::cell::Cell::new(0);
+        let look = || {
+            looks.set(looks.get() + 1);
+            named("lo").map(|lo| Interface { running: looks.get() == 4, ..lo })
+        };
+        assert!(up(look, || looks.get() < 4).unwrap().running);
+        looks.set(4);
+        let error = up(look, || looks.get() < 9).unwrap_err().to_string();
+        assert!(looks.get() == 9 && error.contains("ip link set lo up"), "{error}");
     }
 
     #[test]

@@ -49,16 +49,10 @@ pub(super) fn run(common: &Common, verb: &JobVerb) -> Done {
             give_again(&client, *id, machine, *json)?;
         }
         JobVerb::Rearm(JobRearm { id, machine: None, all, json }) => {
-            let job = client.get(&path(*id, ""))?;
+            // Re-arming forgets them.
             let had_it = claims(&client, *id)?.iter().filter(|claim| has_started(claim)).count();
-            if is_rule(&job) && job["destructive"] == true && had_it > 1 && !all {
-                let message = format!(
-                    "{had_it} machines had {id}, which may wipe a disk, and each would get it again: name one with --machine, or \
-                     say --all"
-                );
-                return Err(Failure::new(Exit::Wrong, message));
-            }
-            show(&client.post(&path(*id, "/rearm"), &Value::Null)?, *json, "re-armed");
+            let path = path(*id, if *all { "/rearm?all=true" } else { "/rearm" });
+            show(&client.post(&path, &Value::Null)?, *json, "re-armed");
             if had_it > 0 && !json {
                 output::line(format!("machines that had it and get it once more: {had_it}"));
             }

@@ -333,10 +333,9 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
         alarms,
         script: Box::new(move |who| {
             let policy = scripts.policy.load();
-            // Number 0 is no boot's: a token rendered here for show moves nothing.
             let context = Context {
                 base_url: &base,
-                boot: BootId(0),
+                boot: BootId::SHOWN,
                 key: scripts.key(),
                 now_unix: 0,
                 policy: &policy,

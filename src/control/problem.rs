@@ -97,6 +97,7 @@ impl From<Refusal> for Problem {
             Refusal::HasJob { .. }
             | Refusal::Ended { .. }
             | Refusal::NotEnded { .. }
+            | Refusal::RearmsAll { .. }
             | Refusal::NotRunning { .. }
             | Refusal::IdentTaken { .. }
             | Refusal::NameTaken { .. }

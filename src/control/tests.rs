@@ -16,9 +16,11 @@ use super::client::{Client, ClientError};
 use super::tokens::Wish;
 use super::*;
 use crate::files::library::Settings;
+use crate::jobs::book::AtTheLine;
+use crate::jobs::machine::Ident;
 use crate::jobs::script::{Context, Hints, Policy, compose_explained};
 use crate::jobs::token::BootId;
-use crate::keeper::Running;
+use crate::keeper::{Answer as Passed, Desk, Running};
 use crate::store::{Log, MemoryStore, Transition, Write};
 
 /// A server without listeners.
@@ -365,6 +367,47 @@ fn if_match_keeps_an_order_from_what_has_changed() {
     lab.local_with("POST", "/v1/jobs/j1/rearm", &[("If-Match", &tag)], String::new()).must(200);
 }
 
+/// Hears which boots passed.
+#[derive(Debug)]
+struct Line(crossbeam_channel::Sender<Passed>);
+
+impl Desk for Line {
+    fn answer(&self, _: u64, answer: Passed) {
+        self.0.send(answer).unwrap();
+    }
+}
+
+#[test]
+fn a_rule_that_wiped_several_machines_is_re_armed_for_all_of_them_only_by_name() {
+    let lab = Lab::start();
+    let spec = json!({ "action": { "image": "wipe" }, "selector": "any", "allow_rule": true });
+    lab.local("POST", "/v1/jobs", spec).must(201);
+    let (sender, passed) = crossbeam_channel::unbounded();
+    let desk: Arc<dyn Desk> = Arc::new(Line(sender));
+    let keeper = &lab.state.keeper;
+    for n in 1..=2 {
+        let idents = vec![Ident::Serial(format!("SN-{n}"))];
+        let (boot, job) = (keeper.boots().begin(), "j1".parse().unwrap());
+        let (image, what) = ("wipe".to_owned(), "the last of boot.ipxe".to_owned());
+        keeper.ask(AtTheLine { boot, job, image, what, idents, once: None }, n, &desk);
+        let answer = passed.recv_timeout(Duration::from_secs(20)).unwrap();
+        assert_eq!(answer, Passed::Go);
+    }
+    let rearm = |query: &str| lab.local("POST", &format!("/v1/jobs/j1/rearm{query}"), Value::Null);
+    for query in ["", "?all=false"] {
+        let refused = rearm(query);
+        assert!(refused.body["detail"].as_str().unwrap().contains("?all=true"), "{}", refused.body);
+        refused.refused(409, "rearm-needs-all");
+    }
+    let claims = || lab.local("GET", "/v1/jobs/j1/claims", Value::Null).must(200)["claims"].clone();
+    assert_eq!(claims().as_array().unwrap().len(), 2, "nothing was re-armed");
+    let one = format!("/v1/jobs/j1/claims/{}", claims()[0]["id"].as_str().unwrap());
+    lab.local("DELETE", &one, Value::Null).must(204);
+    // One machine is left that had it: it alone gets it again.
+    rearm("").must(200);
+    assert_eq!(claims(), json!([]));
+}
+
 #[test]
 fn ten_thousand_jobs_are_added_at_once_or_none() {
     let lab = Lab::start();
@@ -648,6 +691,10 @@ fn a_script_is_rendered_with_its_reasons_and_changes_nothing() {
     let answer = lab.local("POST", "/v1/script/render", json!({ "mac": mac(1) })).must(200);
     let script = answer["script"].as_str().unwrap();
     assert!(script.starts_with("#!ipxe") && script.contains("/images/hello/boot.ipxe"), "{script}");
+    assert!(script.contains("\n# rendered to be read: the tokens in its URLs open nothing\n"), "{script}");
+    let token = script.split_once("/s/").and_then(|(_, rest)| rest.split('/').next()).unwrap();
+    assert_eq!(lab.state.keeper.key().verify(token, 86_400), None, "over since the second day of 1970");
+    assert_eq!(lab.state.keeper.key().verify(token, 0).unwrap().boot, BootId::SHOWN);
     assert_eq!(lab.local("GET", "/v1/jobs", Value::Null).must(200), before);
 }
 

@@ -42,6 +42,7 @@ counts! {
     DhcpNextLoader => "dhcp_next_loader_total", "Machines that came back without having reached their script, and get the next loader where there is one.";
     DhcpProbes => "dhcp_probes_total", "Addresses asked for on the wire before they were offered first.";
     DhcpInUse => "dhcp_in_use_total", "Addresses found in use without a lease, and put aside for ten minutes.";
+    DhcpDisbelieved => "dhcp_disbelieved_total", "Answers for addresses asked for that were not believed: too many.";
     #[gauge] DhcpPoolAddresses => "dhcp_pool_addresses", "Addresses of all pools.";
     #[gauge] DhcpPoolTaken => "dhcp_pool_taken", "Addresses of all pools offered, given or in quarantine.";
     #[gauge] DhcpPoolsLow => "dhcp_pools_low", "Pools with nine tenths of their addresses taken.";

@@ -36,7 +36,7 @@ use crate::keeper::Answer;
 use crate::keeper::journal::{Entry, Scribe};
 use crate::proto::dhcp::{
     CLIENT_PORT, Change, DhcpEvent, DhcpStep, DropReason, Input, Interface, LeaseRecord, LeaseTerm, Network,
-    Notice, Output, Probe, Rival, Server, ServerPort, Settings, To, Verdict,
+    Notice, Output, Probe, ProbeAnswer, Rival, Server, ServerPort, Settings, To, Verdict,
 };
 use crate::proto::firmware::{Firmware, FirmwareKind};
 use crate::sys::SysError;
@@ -461,8 +461,13 @@ impl DhcpSide {
     fn settle_probes(&mut self, turn: &mut Turn<'_>) {
         let Some(prober) = &mut self.prober else { return };
         for (ip, by) in prober.answers(turn.now) {
-            if !self.server.heard_from(turn.now, ip, by) {
-                continue;
+            match self.server.heard_from(turn.now, ip, by) {
+                ProbeAnswer::InUse | ProbeAnswer::ItsOwn => {}
+                ProbeAnswer::Disbelieved => {
+                    turn.tally.add(Count::DhcpDisbelieved, 1);
+                    continue;
+                }
+                ProbeAnswer::Unasked => continue,
             }
             let waiting = self.prober.as_mut().map(|prober| prober.waited_for(ip)).unwrap_or_default();
             for waited in waiting {
@@ -818,8 +823,10 @@ impl DhcpSide {
     /// What an operator should know: pools that run out, and what the machine noticed.
     fn look_around(&mut self, turn: &mut Turn<'_>) {
         for notice in self.server.notices() {
-            let (count, loud) = (count_of(&notice), self.noticed.take(turn.now));
-            turn.tally.add(count, 1);
+            if let Some(count) = count_of(&notice) {
+                turn.tally.add(count, 1);
+            }
+            let loud = self.noticed.take(turn.now);
             tell(&notice, &self.interfaces, loud);
         }
         if turn.now < self.pools_at {
@@ -914,14 +921,16 @@ fn is_discover(message: &[u8]) -> bool {
         == Some(&[code::MESSAGE_TYPE, 1, MessageType::Discover.code()])
 }
 
-fn count_of(notice: &Notice) -> Count {
-    match notice {
+fn count_of(notice: &Notice) -> Option<Count> {
+    Some(match notice {
         Notice::OtherServer { .. } => Count::DhcpOtherServers,
         Notice::Restarting { .. } => Count::DhcpRestarting,
         Notice::InUse { .. } => Count::DhcpInUse,
+        // Each such answer is counted when it is heard.
+        Notice::Disbelieved { .. } => return None,
         Notice::LateFirst { .. } => Count::DhcpLateFirst,
         Notice::NextLoader { .. } => Count::DhcpNextLoader,
-    }
+    })
 }
 
 fn tell(notice: &Notice, interfaces: &[Arc<Interface>], loud: bool) {
@@ -947,6 +956,13 @@ fn tell(notice: &Notice, interfaces: &[Arc<Interface>], loud: bool) {
                 "{ip} is in use by {by}, without a lease: nobody is offered it for ten minutes; take it out of the range"
             )
         }
+        Notice::Disbelieved { by } => {
+            let by = by.map_or_else(|| "some machine".into(), |mac| mac.to_string());
+            format!(
+                "{by} answers for more addresses than it can have: from here on they are offered all the same; look for \
+                 a router with proxy ARP, or for who means harm"
+            )
+        }
         Notice::NextLoader { mac, .. } => {
             format!(
                 "{mac} came back without having reached its script: the next loader is tried, if there is one"
@@ -954,7 +970,9 @@ fn tell(notice: &Notice, interfaces: &[Arc<Interface>], loud: bool) {
         }
     };
     match notice {
-        Notice::OtherServer { .. } | Notice::InUse { .. } if loud => tracing::warn!("{text}"),
+        Notice::OtherServer { .. } | Notice::InUse { .. } | Notice::Disbelieved { .. } if loud => {
+            tracing::warn!("{text}");
+        }
         // Of one machine, or of a stranger in its name: counted, in its timeline, and an alarm where it has a job.
         _ => tracing::debug!("{text}"),
     }

@@ -164,18 +164,15 @@ mod tests {
     use super::*;
     use crate::files::library::test_site::Site;
     use crate::jobs::script::Policy;
-    use crate::keeper::Keeper;
+    use crate::keeper::{Keeper, Running};
     use crate::proto::firmware::IpxeFeatures;
     use crate::store::MemoryStore;
     use crate::wire::Arch;
 
     const US: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 
-    /// What a machine is told where HTTP listens on `http`.
-    fn told(http: &[&str], kind: FirmwareKind, arch: Arch) -> (Answer, String) {
-        let site = Site::new();
-        site.write("loaders/undionly.kpxe", b"bios");
-        site.write("loaders/snponly.efi", b"uefi");
+    /// What decides over a site's files where HTTP listens on `http`, and the keeper behind it.
+    fn shared(site: &Site, policy: Policy, http: &[&str]) -> (Shared, Running) {
         let library = Arc::new(site.library());
         let images = Arc::clone(&library);
         let keeper = Keeper::start(
@@ -186,9 +183,17 @@ mod tests {
         )
         .unwrap();
         let (evidence, _) = crossbeam_channel::bounded(1);
-        let shared =
-            Shared::new(library, keeper.keeper().clone(), Policy::default(), evidence, Duration::ZERO);
+        let shared = Shared::new(library, keeper.keeper().clone(), policy, evidence, Duration::ZERO);
         shared.set_http(http.iter().map(|addr| addr.parse::<SocketAddrV4>().unwrap()).collect());
+        (shared, keeper)
+    }
+
+    /// What a machine is told where HTTP listens on `http`.
+    fn told(http: &[&str], kind: FirmwareKind, arch: Arch) -> (Answer, String) {
+        let site = Site::new();
+        site.write("loaders/undionly.kpxe", b"bios");
+        site.write("loaders/snponly.efi", b"uefi");
+        let (shared, _keeper) = shared(&site, Policy::default(), http);
         let who = Identity { mac: "52:54:00:00:00:01".parse().ok(), ..Identity::default() };
         let mut file = BootFile::new();
         let firmware = Firmware { kind, arch, arch_stated: true };
@@ -233,15 +238,7 @@ mod tests {
             "images/choosy/image.toml",
             b"kind = \"linux\"\nfiles = [\"vmlinuz\"]\nloader = \"http.efi\"",
         );
-        let library = Arc::new(site.library());
-        let images = Arc::clone(&library);
-        let keeper = Keeper::start(
-            Box::new(MemoryStore::new()),
-            Box::new(move || images.snapshot()),
-            [1; 32],
-            Box::new(|_| {}),
-        )
-        .unwrap();
+        let (shared, keeper) = shared(&site, Policy::default(), &["0.0.0.0:4433"]);
         let mac = |last| MacAddr([0x52, 0x54, 0, 0, 0, last]);
         for (last, image, loader) in [
             (1, None, None),
@@ -264,10 +261,6 @@ mod tests {
             );
             keeper.keeper().order_and_wait(crate::keeper::Order::AddJobs(vec![spec]), "a test").unwrap();
         }
-        let (evidence, _) = crossbeam_channel::bounded(1);
-        let shared =
-            Shared::new(library, keeper.keeper().clone(), Policy::default(), evidence, Duration::ZERO);
-        shared.set_http(vec!["0.0.0.0:4433".parse::<SocketAddrV4>().unwrap()]);
         let told = |last, kind, arch, wish: &Wish<'_>| {
             let who = Identity { mac: Some(mac(last)), ..Identity::default() };
             let firmware = Firmware { kind, arch, arch_stated: true };
@@ -308,20 +301,9 @@ mod tests {
 
     #[test]
     fn whom_the_policy_excludes_is_told_so_by_address_or_prefix() {
-        let site = Site::new();
-        let library = Arc::new(site.library());
-        let images = Arc::clone(&library);
-        let keeper = Keeper::start(
-            Box::new(MemoryStore::new()),
-            Box::new(move || images.snapshot()),
-            [1; 32],
-            Box::new(|_| {}),
-        )
-        .unwrap();
-        let (evidence, _) = crossbeam_channel::bounded(1);
         let exclude = ["52:54:00:*", "02:00:00:00:00:07"].map(|text| text.parse().unwrap()).to_vec();
         let policy = Policy { exclude, ..Policy::default() };
-        let shared = Shared::new(library, keeper.keeper().clone(), policy, evidence, Duration::ZERO);
+        let (shared, _keeper) = shared(&Site::new(), policy, &[]);
         for (mac, excluded) in [
             ("52:54:00:12:34:56", true),
             ("52:54:01:12:34:56", false),

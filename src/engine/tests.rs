@@ -451,13 +451,15 @@ fn the_recorder_hears_what_arrived() {
     let lab = Lab::start(Driver::Mio, 500_000);
     let mut stream = lab.http();
     get(&mut stream, "/images/big/payload.bin", "");
+    get(&mut stream, "/images/big/payload.bin", "Range: bytes=0-9\r\n");
     get(&mut stream, "/healthz", "");
     let words: Vec<String> = std::iter::from_fn(|| lab.evidence.recv_timeout(Duration::from_secs(2)).ok())
-        .take(2)
+        .take(4)
         .map(|e| format!("{:?}", e.seen))
         .collect();
     assert!(words[0].starts_with("FileStarted") && words[1].starts_with("FileDone"), "{words:?}");
-    assert!(words[1].contains("bytes: 500000"), "{words:?}");
+    assert!(words[1].contains("bytes: 500000, part: false"), "{words:?}");
+    assert!(words[3].starts_with("FileDone") && words[3].contains("bytes: 10, part: true"), "{words:?}");
 }
 
 /// Waits for a counter.
@@ -783,7 +785,7 @@ fn a_token_opens_its_own_boots_files_and_nothing_else() {
     assert_eq!(lab.status(&format!("{own}/images/linux/initrd.img")), "403");
     assert_eq!(lab.status(&format!("{own}/images/big/small.txt")), "403");
     // The boot has passed, so the job cannot be cancelled; its own boot reads on, one before it does not.
-    lab.order(Order::Rearm { id, expected: None });
+    lab.order(Order::Rearm { id, expected: None, all: false });
     assert_eq!(lab.status(&format!("{own}/images/closed/vmlinuz")), "403", "armed anew since");
     let next = lab.script();
     let next = boot_url(&next);
@@ -877,6 +879,37 @@ fn a_choice_from_the_menu_gets_the_answer_files_that_are_not_once_only() {
     let own = boot_url(&own);
     assert_eq!(lab.status(&format!("{own}/answers/closed/ks.cfg")), "403", "another image's job");
     lab.order(crate::keeper::Order::Cancel { id, expected: None });
+}
+
+#[test]
+fn a_script_that_was_rendered_to_be_read_opens_nothing_and_is_no_boot_of_the_machines() {
+    use crate::jobs::script::{Context, compose_explained};
+    use crate::jobs::token::BootId;
+    let lab = Lab::with_jobs(Driver::Mio, 1_000);
+    lab.add("closed");
+    let keeper = lab.keeper.keeper();
+    let context = Context {
+        base_url: "http://127.0.0.1",
+        boot: BootId(7),
+        key: keeper.key(),
+        now_unix: u32::MAX,
+        policy: &Policy::default(),
+        hints: Default::default(),
+    };
+    let mac = "02:00:00:00:00:01".parse().ok();
+    let who = crate::jobs::Identity { mac, ..Default::default() };
+    let shown = compose_explained(&keeper.table().view(), &**lab.shared.library.load(), &who, &context);
+    assert!(shown.script.contains("/images/closed/vmlinuz"), "{}", shown.script);
+    let shown = boot_url(&shown.script);
+    while lab.evidence.try_recv().is_ok() {}
+    for path in ["images/closed/vmlinuz", "local?strategy=first-disk", "confirm", "failed", "answers/ks.cfg"]
+    {
+        assert_eq!(lab.status(&format!("{shown}/{path}")), "403", "{path}");
+    }
+    // The next thing heard of is the machine's own question.
+    lab.script();
+    let heard = lab.evidence.recv_timeout(Duration::from_secs(10)).unwrap();
+    assert!(format!("{:?}", heard.seen).starts_with("ScriptAsked"), "{:?}", heard.seen);
 }
 
 #[test]

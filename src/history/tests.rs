@@ -45,6 +45,7 @@ fn done(file: &str, bytes: u64, last: bool) -> Seen {
         image: "debian".into(),
         file: file.into(),
         bytes,
+        part: false,
         last,
         over: Over::Http,
     }
@@ -297,6 +298,37 @@ fn how_a_transfer_by_tftp_went_is_told_with_it() {
              frame, sent again 7 times",
         ]
     );
+}
+
+#[test]
+fn a_file_that_came_in_ranges_is_one_file_with_its_bytes() {
+    let history = History::new(Bounds::default());
+    let range = |n: u8| {
+        let Seen::FileDone { job, image, file, over, .. } = done("boot.wim", 0, false) else {
+            unreachable!()
+        };
+        // The range at the end of the last file is the second of four to arrive.
+        Seen::FileDone { job, image, file, bytes: 1 << 20, part: true, last: n == 1, over }
+    };
+    history.note(of(MAC, 0.0, done("boot.sdi", 3 << 20, false)));
+    for n in 0..4 {
+        history.note(of(MAC, f64::from(n) * 2.0, started("boot.wim")));
+        history.note(of(MAC, f64::from(n) * 2.0, range(n)));
+    }
+    history.note(of(MAC, 9.0, done("boot.sdi", 3 << 20, false)));
+    let boot = history.boots(MAC).remove(0);
+    let told: Vec<_> = boot.steps.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        told,
+        [
+            "HTTP: debian/boot.sdi delivered, 6.0 MiB, 682.7 KiB/s (2 times)",
+            "HTTP: debian/boot.wim asked for (4 times)",
+            "HTTP: debian/boot.wim delivered, 4.0 MiB in 4 ranges, 682.7 KiB/s, the last file",
+        ]
+    );
+    let once = History::new(Bounds::default());
+    once.note(of(MAC, 0.0, range(0)));
+    assert_eq!(once.boots(MAC)[0].steps[0].to_string(), "HTTP: debian/boot.wim delivered, 1.0 MiB of it");
 }
 
 fn heard(server: u8, file: Option<&str>) -> Seen {

@@ -239,6 +239,12 @@ impl Timeline {
                 Seen::FileProgress { .. } => bytes,
                 _ => step.total.saturating_add(bytes),
             };
+            // Ranges come in any order: the one that completes an image's last file may not be the last to come.
+            if let (Seen::FileDone { last: before, .. }, Seen::FileDone { last, .. }) =
+                (&step.seen, &mut seen)
+            {
+                *last |= *before;
+            }
             step.seen = seen;
             step.transfer = transfer;
             step.why = why.or(step.why.take());
@@ -399,9 +405,14 @@ impl fmt::Display for Step {
                     Plain(file)
                 )?;
             }
-            Seen::FileDone { image, file, last, over, .. } => {
+            Seen::FileDone { image, file, part, last, over, .. } => {
                 let (over, all) = (over_word(*over), Bytes(self.total));
                 write!(f, "{over}: {}/{} delivered, {all}", Plain(image), Plain(file))?;
+                match (part, self.count) {
+                    (true, 1) => f.write_str(" of it")?,
+                    (true, count) => write!(f, " in {count} ranges")?,
+                    (false, _) => {}
+                }
                 let rate = self.total as f64 / since(self.at, self.until).as_secs_f64();
                 if self.transfer.is_none() && rate.is_finite() && rate > 0.0 {
                     write!(f, ", {}/s", Bytes(rate as u64))?;
@@ -443,7 +454,8 @@ impl fmt::Display for Step {
                 write!(f, ", sent again {} times", facts.resends)?;
             }
         }
-        if self.count > 1 {
+        // Of a file in ranges it is said how many.
+        if self.count > 1 && !matches!(self.seen, Seen::FileDone { part: true, .. }) {
             write!(f, " ({} times)", self.count)?;
         }
         if self.by_address {
@@ -571,10 +583,13 @@ fn is_same(one: &Seen, other: &Seen) -> bool {
             (a, b) == (c, d)
         }
         (Seen::FileStarted { image: a, file: b, .. }, Seen::FileStarted { image: c, file: d, .. })
-        | (Seen::FileProgress { image: a, file: b, .. }, Seen::FileProgress { image: c, file: d, .. })
-        | (Seen::FileDone { image: a, file: b, .. }, Seen::FileDone { image: c, file: d, .. }) => {
+        | (Seen::FileProgress { image: a, file: b, .. }, Seen::FileProgress { image: c, file: d, .. }) => {
             (a, b) == (c, d)
         }
+        (
+            Seen::FileDone { image: a, file: b, part: of_it, .. },
+            Seen::FileDone { image: c, file: d, part, .. },
+        ) => (a, b, of_it) == (c, d, part),
         (
             Seen::TransferFailed { file: a, reason: b, .. },
             Seen::TransferFailed { file: c, reason: d, .. },

@@ -477,16 +477,18 @@ impl Book {
     }
 
     /// Starts a job that is over again from `armed`, with all its attempts, its whole time, from its first image.
-    /// A rule's job is started again for every machine that had it.
+    /// A rule's job is started again for every machine that had it; of one that may wipe a disk and that several
+    /// machines had, `all` says that this is meant.
     ///
     /// # Errors
     ///
-    /// [`Refusal::NotFound`], [`Refusal::NotEnded`], [`Refusal::HasJob`], [`Refusal::Stale`], and what `add` says
-    /// about images.
+    /// [`Refusal::NotFound`], [`Refusal::NotEnded`], [`Refusal::HasJob`], [`Refusal::Stale`],
+    /// [`Refusal::RearmsAll`], and what `add` says about images.
     pub fn rearm(
         &mut self,
         id: JobId,
         expected: Expected,
+        all: bool,
         images: &dyn Images,
         by: &str,
         at: Moment,
@@ -512,6 +514,11 @@ impl Book {
             destructive |= check_action(action, job.always, &job.selector, job.allow_rule, images)?;
         }
         job.destructive = destructive;
+        // A boot that passed has had the image; one that did not has lost nothing to the disk yet.
+        let machines = self.claims(id).filter(|claim| claim.passed.is_some()).count();
+        if destructive && machines > 1 && !all {
+            return Err(Refusal::RearmsAll { id, machines });
+        }
         let mut course = job.course();
         if !course.rearm(job.always, at.next_boot, at.now) {
             // A rule's job that is live, and of which machines had their boot.

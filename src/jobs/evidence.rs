@@ -56,7 +56,7 @@ pub struct Evidence {
 pub struct Why {
     /// What decided.
     pub cause: Cause,
-    /// What the job says of itself, in plain words; empty where there is none.
+    /// What the job says of itself, or why its image is not booted, in plain words; empty where there is none.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub said: String,
 }
@@ -451,6 +451,9 @@ pub enum Seen {
         file: String,
         /// Bytes acknowledged by this transfer.
         bytes: u64,
+        /// True when it was not all of the file: ranges by HTTP.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        part: bool,
         /// True when this completes the image's last boot file
         /// ([`LastFile::is_done_by`](super::script::LastFile::is_done_by)).
         last: bool,

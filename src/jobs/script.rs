@@ -218,6 +218,9 @@ pub struct Composed {
     pub image: Option<String>,
     /// The last boot file of that image: delivered, it means that the image may run ([`last_file`]).
     pub last_file: Option<String>,
+    /// Why the job's image is not booted, naming what it needs and what the machine has; `None` where it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
 }
 
 /// What [`compose_explained`] found.
@@ -246,13 +249,14 @@ pub fn compose(
 }
 
 /// [`compose`], with the reasons: what `script render --explain` shows. Changes nothing. The hints are the table's.
+/// Its tokens are [`BootId::SHOWN`]'s and were over long ago: whoever is shown the script gets no file by it.
 pub fn compose_explained(
     table: &View<'_>,
     images: &dyn Images,
     who: &Identity,
     ctx: &Context<'_>,
 ) -> Explained {
-    let ctx = &Context { hints: Hints::of(table, who), ..*ctx };
+    let ctx = &Context { hints: Hints::of(table, who), boot: BootId::SHOWN, now_unix: 0, ..*ctx };
     let decision = table.decide(who);
     let plan = plan(decision, images, who, ctx);
     let mut script = String::new();
@@ -488,9 +492,14 @@ fn write(
         what: Offer::Denied,
         image: None,
         last_file: None,
+        why: None,
     };
-    if !matches!(plan.act, Act::Denied) {
-        script.raw("# boot ").boot(ctx.boot).end();
+    match plan.act {
+        Act::Denied => {}
+        _ if ctx.boot == BootId::SHOWN => {
+            script.raw("# rendered to be read: the tokens in its URLs open nothing\n");
+        }
+        _ => _ = script.raw("# boot ").boot(ctx.boot).end(),
     }
     let urls = Urls { base: ctx.base_url, token: &token };
     let disk = Disk { firmware: who.firmware(), first: ctx.hints.local_boot, report: Some(urls) };
@@ -547,12 +556,14 @@ fn write(
         }
         Act::Misfit { image, why } => {
             composed.image = Some(image.name.clone());
+            composed.why = Some(why.to_string());
             script.raw("echo bootstorm: not booting image ").text(&image.name).raw(", ").text(why).end();
             pause_then_local(&mut script, disk);
             Offer::Misfit
         }
         Act::Unavailable { name, why } => {
             composed.image = Some((*name).to_owned());
+            composed.why = Some((*why).to_owned());
             script.raw("echo bootstorm: not booting image ").text(name).raw(", ").raw(why).end();
             pause_then_local(&mut script, disk);
             Offer::Unavailable

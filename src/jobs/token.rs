@@ -16,6 +16,12 @@ use crate::wire::MacAddr;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct BootId(pub u64);
 
+impl BootId {
+    /// The number of scripts that are rendered for people to read. It is no boot's: a token with it opens and moves
+    /// nothing.
+    pub const SHOWN: Self = Self(0);
+}
+
 impl fmt::Display for BootId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "b{:016x}", self.0)

@@ -28,7 +28,7 @@ pub enum Order {
     /// Takes a job back.
     Cancel { id: JobId, expected: Option<u64> },
     /// Starts a job again.
-    Rearm { id: JobId, expected: Option<u64> },
+    Rearm { id: JobId, expected: Option<u64>, all: bool },
     /// Confirms what no call-back did.
     Confirm { id: JobId, expected: Option<u64> },
     /// Gives one machine a rule's job once more.
@@ -301,7 +301,9 @@ impl Ledger {
                 jobs.map(Done::Jobs)
             }
             Order::Cancel { id, expected } => book.cancel(id, expected, by, at).map(one),
-            Order::Rearm { id, expected } => book.rearm(id, expected, &*(self.images)(), by, at).map(one),
+            Order::Rearm { id, expected, all } => {
+                book.rearm(id, expected, all, &*(self.images)(), by, at).map(one)
+            }
             Order::Confirm { id, expected } => book.confirm(id, expected, by, at).map(one),
             Order::ForgetClaim(id) => book.forget_claim(id, by).map(|()| Done::Nothing),
             Order::Register(spec) => book.register(spec, by, at).map(Done::Machine),

@@ -121,7 +121,7 @@ fn a_restart_keeps_jobs_stages_and_the_key_and_repeats_no_boot() {
     assert_eq!(ask(&mut ledger, boot, 1), Answer::Go, "it passed before");
     let other = ledger.boots().begin();
     assert_eq!(ask(&mut ledger, other, 1), Answer::Refused(Denial::Spent));
-    order(&mut ledger, Order::Rearm { id: JobId(1), expected: None }).unwrap();
+    order(&mut ledger, Order::Rearm { id: JobId(1), expected: None, all: false }).unwrap();
     assert_eq!(ask(&mut ledger, boot, 1), Answer::Refused(Denial::Outdated));
     let third = order(&mut ledger, add(3)).unwrap();
     assert!(matches!(third, Done::Jobs(jobs) if jobs[0].id == JobId(3)), "numbers are used once");

@@ -37,7 +37,7 @@ mod verdict;
 pub use leases::{LeaseRecord, LeaseTerm, POOL_LEN_MAX, PoolUse};
 pub use memory::{Notice, Rival};
 pub use policy::{Answer, BootFile, BootPolicy, Wish};
-pub use probe::Probe;
+pub use probe::{Probe, ProbeAnswer};
 pub use settings::{Mode, Network, NetworkError, Reservation, ReservedFor, Settings, SiteOption, Subnet};
 pub use verdict::{
     BOOT_SERVER_PORT, CLIENT_PORT, DhcpEvent, DhcpStep, DropReason, Input, Interface, Output, SERVER_PORT,
@@ -47,7 +47,7 @@ pub use verdict::{
 use asker::Asker;
 use leases::{Keyed, Leases};
 use memory::{Heard, Memory};
-use probe::Probes;
+use probe::{Claims, Probes};
 
 /// Records ended in passing by a datagram; the rest waits for [`Server::handle_timeout`].
 const EXPIRED_PER_DATAGRAM_MAX: usize = 16;
@@ -76,6 +76,7 @@ pub struct Server {
     leases: Leases,
     memory: Memory,
     probes: Probes,
+    claims: Claims,
     /// The identity handed to the policy, reused so that nothing is allocated per request.
     who: Identity,
     /// Where the circuit's bytes wait while a request has none.
@@ -91,6 +92,7 @@ impl Server {
             leases: Leases::new(&settings, keyed),
             memory: Memory::new(keyed, settings.journal),
             probes: Probes::new(settings.probe, keyed),
+            claims: Claims::default(),
             settings,
             who: Identity::default(),
             circuit_spare: Vec::with_capacity(usize::from(u8::MAX)),
@@ -173,16 +175,28 @@ impl Server {
     }
 
     /// Somebody answered for an address that [`Verdict::Probe`] asked for, `by` their hardware address where that is known.
-    /// True when the messages that wait for it are to be handed in again.
-    pub fn heard_from(&mut self, now: Instant, ip: Ipv4Addr, by: Option<MacAddr>) -> bool {
-        if !self.probes.heard_from(ip) {
-            return false;
+    pub fn heard_from(&mut self, now: Instant, ip: Ipv4Addr, by: Option<MacAddr>) -> ProbeAnswer {
+        if !self.probes.is_asked(ip) {
+            return ProbeAnswer::Unasked;
         }
         // A machine that still has the address from a life we know nothing of may have it.
-        if !by.is_some_and(|mac| self.leases.is_offered_to(ip, mac)) && self.leases.set_aside(ip, now) {
+        if by.is_some_and(|mac| self.leases.is_offered_to(ip, mac)) {
+            self.probes.answered(ip);
+            return ProbeAnswer::ItsOwn;
+        }
+        let pool = self.leases.pools().find(|pool| pool.network.contains(ip));
+        if !self.claims.is_believed(now, by, pool) {
+            if self.claims.is_news(now) {
+                self.memory.notice(Notice::Disbelieved { by });
+            }
+            return ProbeAnswer::Disbelieved;
+        }
+        self.probes.answered(ip);
+        if self.leases.set_aside(ip, now) {
+            self.claims.note(now, ip, by);
             self.memory.notice(Notice::InUse { ip, by });
         }
-        true
+        ProbeAnswer::InUse
     }
 
     /// Ends offers, leases and quarantines that have run out. A large number is ended in several steps:

@@ -120,6 +120,18 @@ fn machines_get_addresses_by_broadcast_and_across_relays() {
 }
 
 #[test]
+fn an_interface_that_just_came_up_is_waited_for() {
+    let (net, load) = lab();
+    let site = site(FULL);
+    let server = site.serve(&net);
+    load.ip("link set eth0 down");
+    load.ip("link set eth0 up");
+    // Neither veth end has its carrier at once.
+    points(&load, "dhcp --interface eth0 --mode discover --clients 1 --machines 9 --time 300ms");
+    server.stop();
+}
+
+#[test]
 fn a_proxys_offers_are_told_from_a_dhcp_servers() {
     let (net, load) = lab();
     let site = site(PROXY);

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use labkit::{Namespace, Process, TempDir};
 use serde_json::Value;
@@ -25,31 +25,35 @@ fn assert_nothing_is_left(pid: u32) {
     }
 }
 
-#[test]
-fn a_quick_comparison_gives_rows_ratios_and_a_page_and_leaves_nothing_behind() {
-    let dir = TempDir::new("compare");
-    let (json, html) = (dir.join("report.json"), dir.join("report.html"));
-    let child = Command::new(binary())
-        .args([
-            "bench", "compare", "--quick", "--work", "tftp", "--rounds", "1", "--time", "1s", "--size",
-            "16MiB",
-        ])
-        .arg("--json")
-        .arg(&json)
-        .arg("--html")
-        .arg(&html)
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .expect("bootstorm runs");
+/// A comparison that goes well and leaves nothing behind, with its report written to `json`: all it said, and the report.
+fn compared(mut command: Command, json: &Path) -> (String, Value) {
+    let command = command.arg("--json").arg(json);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("bootstorm runs");
     let pid = child.id();
     let output = child.wait_with_output().expect("it ends");
     let said =
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{said}");
     assert_nothing_is_left(pid);
+    let report = serde_json::from_str(&fs::read_to_string(json).expect("the report")).expect("JSON");
+    (said, report)
+}
 
-    let report: Value = serde_json::from_str(&fs::read_to_string(&json).expect("the report")).expect("JSON");
+/// A short comparison of TFTP servers, this often and so long each.
+fn quick_tftp(rounds: &str, time: &str) -> Command {
+    let mut command = Command::new(binary());
+    command.args(["bench", "compare", "--quick", "--work", "tftp", "--size", "16MiB"]);
+    command.args(["--rounds", rounds, "--time", time]);
+    command
+}
+
+#[test]
+fn a_quick_comparison_gives_rows_ratios_and_a_page_and_leaves_nothing_behind() {
+    let dir = TempDir::new("compare");
+    let (json, html) = (dir.join("report.json"), dir.join("report.html"));
+    let mut command = quick_tftp("1", "1s");
+    command.arg("--html").arg(&html);
+    let (said, report) = compared(command, &json);
     assert_eq!(report["conditions"]["congestion_control"], "reno");
     let rows = report["rows"].as_array().expect("rows");
     let of = |server: &str| rows.iter().filter(|row| row["server"] == server).collect::<Vec<_>>();
@@ -121,26 +125,10 @@ fn peers_that_die_or_never_answer_are_named_and_end_nothing() {
     stand_in(&dir.0, "dnsmasq", &script);
     let json = dir.join("report.json");
     let path = format!("{}:{}", dir.0.display(), std::env::var("PATH").expect("PATH"));
-    let child = Command::new(binary())
-        .env("PATH", path)
-        .args([
-            "bench", "compare", "--quick", "--work", "tftp", "--rounds", "2", "--time", "200ms", "--size",
-            "16MiB", "--json",
-        ])
-        .arg(&json)
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .expect("bootstorm runs");
-    let pid = child.id();
-    let output = child.wait_with_output().expect("it ends");
-    let said =
-        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{said}");
+    let mut command = quick_tftp("2", "200ms");
+    command.env("PATH", path);
+    let (said, report) = compared(command, &json);
     assert!(said.contains("this takes about"), "{said}");
-    assert_nothing_is_left(pid);
-
-    let report: Value = serde_json::from_str(&fs::read_to_string(&json).expect("the report")).expect("JSON");
     let rows = report["rows"].as_array().expect("rows");
     let of = |server: &str| rows.iter().filter(|row| row["server"] == server).collect::<Vec<_>>();
     let missing = |peer: &str| {

@@ -138,19 +138,32 @@ fn the_package_installs_serves_as_its_own_user_and_goes_again() {
     }
     // It was enough to see that nothing here filters packets.
     process.wait_for("TFTP in small windows leaves in frames", SOON);
-    let added =
-        run(Command::new("/usr/bin/bootstorm").args(["job", "add", "tiny", "--mac", "52:54:00:00:00:01"]));
+    let spec = MachineSpec::new(Firmware::Bios, 1);
+    let added = run(Command::new("/usr/bin/bootstorm").args(["job", "add", "tiny", "--mac", &spec.mac]));
     assert!(added.contains("j1"), "{added}");
-    // The long form boots a machine; here a script and its files, as that machine would ask for them.
+    // Its script and its kernel, as that machine would ask for them; the long form boots the machine too.
     let all = std::env::var_os("LAB_ALL").is_some();
-    let curl = |url: &str| {
-        run(net.server.command(tool("curl", "curl")).args(["-sS", "-f", "-A", "iPXE/1.21.1", url]))
+    let curl = || {
+        let mut command = net.server.command(tool("curl", "curl"));
+        command.args(["-sS", "-f", "-A", "iPXE/1.21.1"]);
+        command
     };
-    let mut machine =
-        all.then(|| Machine::start(&MachineSpec::new(Firmware::Bios, 1), net.machines(), BRIDGE, &scratch.0));
-    let script =
-        curl("http://10.77.0.1:4433/ipxe?mac=52:54:00:00:00:01&platform=pcbios&buildarch=i386&longmode=1");
-    assert!(script.contains("/images/tiny/vmlinuz"), "{script}");
+    let mut machine = all.then(|| Machine::start(&spec, net.machines(), BRIDGE, &scratch.0));
+    let who = format!("mac={}&platform=pcbios&buildarch=i386&longmode=1", spec.mac);
+    let script = run(curl().arg(format!("http://10.77.0.1:4433/ipxe?{who}")));
+    let kernel = script.split_whitespace().find(|word| word.ends_with("/images/tiny/vmlinuz"));
+    let kernel = kernel.unwrap_or_else(|| panic!("no kernel in\n{script}"));
+    let (came, len) =
+        (scratch.join("came"), fs::metadata(folder.join("vmlinuz")).expect("it is there").len());
+    let rate = (len / 2).to_string();
+    let mut download = curl();
+    download.args(["--limit-rate", &rate, "-o"]).arg(&came).arg(kernel);
+    let mut download = Process::spawn("curl", &mut download, &scratch.join("curl"));
+    let begun = Instant::now();
+    while fs::metadata(&came).map_or(0, |file| file.len()) == 0 {
+        assert!(begun.elapsed() < SOON, "nothing comes: {}", download.output());
+        std::thread::sleep(Duration::from_millis(5));
+    }
 
     let changed = fs::read_to_string(CONFIG)
         .expect("it is there")
@@ -159,6 +172,8 @@ fn the_package_installs_serves_as_its_own_user_and_goes_again() {
     process.signal("HUP");
     manager.hears("RELOADING=1");
     process.wait_for("configuration reloaded", SOON);
+    assert!(download.wait(SOON).success(), "{}", download.output());
+    assert!(fs::read(&came).expect("it came") == fs::read(folder.join("vmlinuz")).expect("it is there"));
     if let Some(machine) = &mut machine {
         machine.wait_for(INIT_WORD, Duration::from_secs(300));
     }

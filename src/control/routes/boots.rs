@@ -146,7 +146,7 @@ pub(super) async fn alarms(_: Reader, State(admin): State<Arc<Admin>>) -> Answer
     document_of(json!({ "alarms": alarms })).map(Json)
 }
 
-/// Render the exact script a machine would get now, and why. Changes nothing.
+/// Render the exact script a machine would get now, and why. Changes nothing, and the tokens in its URLs open nothing.
 #[utoipa::path(
     post, path = "/v1/script/render", tag = "boots",
     request_body(content = ref("#/components/schemas/Identity"), content_type = "application/json"),

@@ -373,12 +373,21 @@ pub(super) async fn cancel(
     change(&admin, &by, &headers, &id, "cancelled", |id, expected| Order::Cancel { id, expected }).await
 }
 
-/// Start a job that is over again, with all its attempts.
+/// Who gets a job again.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct RearmQuery {
+    /// Although it may wipe a disk: every machine that had a rule's job, where several had it.
+    all: Option<bool>,
+}
+
+/// Start a job that is over again, with all its attempts. A rule's job goes to every machine that had it.
 #[utoipa::path(
     post, path = "/v1/jobs/{id}/rearm", tag = "jobs",
     params(
         ("id" = String, Path, pattern = "^j[0-9]{1,18}$", description = "Job id such as j17"),
-        ("If-Match" = Option<String>, Header, description = "Only if the job still has this ETag")
+        ("If-Match" = Option<String>, Header, description = "Only if the job still has this ETag"),
+        RearmQuery
     ),
     responses((status = 200, description = "The job, armed", body = ref("#/components/schemas/Job"))),
     security(("token" = ["operate"]))
@@ -388,8 +397,10 @@ pub(super) async fn rearm(
     State(admin): State<Arc<Admin>>,
     headers: HeaderMap,
     Named(id): Named<String>,
+    Asked(query): Asked<RearmQuery>,
 ) -> Result<Response, Problem> {
-    change(&admin, &by, &headers, &id, "re-armed", |id, expected| Order::Rearm { id, expected }).await
+    let all = query.all.unwrap_or(false);
+    change(&admin, &by, &headers, &id, "re-armed", |id, expected| Order::Rearm { id, expected, all }).await
 }
 
 /// Confirm a running job that no call-back has confirmed.

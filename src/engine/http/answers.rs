@@ -22,7 +22,7 @@ use crate::jobs::reach::{self, Shut};
 use crate::jobs::script::{self, Barrier, Composed, Context, Hints, Offer, barrier_of_script};
 use crate::jobs::table::Decision;
 use crate::jobs::template::Values;
-use crate::jobs::token::Token as BootToken;
+use crate::jobs::token::{BootId, Token as BootToken};
 use crate::keeper::{Answer, AtTheLine};
 use crate::proto::http::{self as plan, Body, Route};
 use crate::wire::http::{Method, PATH_MAX, Request, Status, decode_path, is_decoded};
@@ -87,6 +87,10 @@ impl HttpSide {
                     turn.tally.add(Count::BadTokens, 1);
                     // Of a token that was good once it is known whose it was.
                     let old = turn.shared.key().verify(token, 0);
+                    if old.is_some_and(|old| old.boot == BootId::SHOWN) {
+                        // Somebody tries what `script render` printed: no boot of the machine that it was rendered for.
+                        return self.answer_error(key, request, Status::FORBIDDEN, now, turn);
+                    }
                     let why =
                         if old.is_some() { "the token has expired" } else { "it is no token of this server" };
                     return self.refuse(key, request, old, rest, Status::FORBIDDEN, why, now, turn);
@@ -318,7 +322,7 @@ impl HttpSide {
         evidence.boot = Some(composed.boot);
         evidence.address = Some(peer);
         let excluded = who.mac.is_some_and(|mac| policy.excludes(mac));
-        evidence.why = Some(why_of(&decision, excluded));
+        evidence.why = Some(why_of(&decision, excluded, composed.why));
         // What such a script starts fetches the rest as it likes: the script itself is what must not leave too soon.
         if let (Offer::Image, Some(job), Some(image)) = (composed.what, once, composed.image)
             && catalog.image(&image).and_then(|image| barrier_of_script(image, &who)) == Some(Barrier::Script)
@@ -578,8 +582,8 @@ impl HttpSide {
     }
 }
 
-/// Why a machine gets the script that it gets.
-fn why_of(decision: &Decision<'_>, excluded: bool) -> Why {
+/// Why a machine gets the script that it gets; `not_booted` is why it is not the job's image.
+fn why_of(decision: &Decision<'_>, excluded: bool, not_booted: Option<String>) -> Why {
     let (cause, job) = match decision {
         _ if excluded => (Cause::Excluded, None),
         Decision::Job(job) => (Cause::Job, Some(job)),
@@ -588,6 +592,6 @@ fn why_of(decision: &Decision<'_>, excluded: bool) -> Why {
         Decision::NoJob => (Cause::Policy, None),
     };
     // A live job's own words say where it stood before this script, which would only confuse.
-    let said = job.filter(|_| cause != Cause::Job).map(|job| job.reason.clone()).unwrap_or_default();
-    Why { cause, said }
+    let said = not_booted.or_else(|| job.filter(|_| cause != Cause::Job).map(|job| job.reason.clone()));
+    Why { cause, said: said.unwrap_or_default() }
 }

@@ -83,9 +83,10 @@ impl Delivery {
         let boot = self.subject.token();
         let seen = match self.subject {
             Subject::Loader { name } => Seen::LoaderFetched { name, bytes: self.bytes, over: Over::Http },
-            Subject::File { boot, image, file, .. } => {
+            Subject::File { boot, image, file, len, .. } => {
                 let job = boot.and_then(|token| token.job);
-                Seen::FileDone { job, image, file, bytes: self.bytes, last, over: Over::Http }
+                let part = self.bytes != len;
+                Seen::FileDone { job, image, file, bytes: self.bytes, part, last, over: Over::Http }
             }
         };
         note(shared, boot, self.peer, seen);

@@ -108,7 +108,7 @@ fn what_may_wipe_leaves_for_a_live_job_and_for_the_boot_that_passed_alone() {
     see(&lab);
     assert_eq!(wim(), Err(2), "it had its job");
     assert_eq!(ask(&lab, "\\boot.wim"), Err(2), "by whatever name");
-    lab.order(crate::keeper::Order::Rearm { id, expected: None });
+    lab.order(crate::keeper::Order::Rearm { id, expected: None, all: false });
     assert_eq!(wim().unwrap(), SMALL_WIM);
 }
 

@@ -34,6 +34,7 @@ pub(super) fn note(shared: &Shared, live: &Live, served: &Served, outcome: Optio
             image: image.to_owned(),
             file: served.name.get(image.len() + 1..).unwrap_or_default().to_owned(),
             bytes,
+            part: false,
             last: line.is_some(),
             over,
         },

@@ -112,7 +112,8 @@ fn started(file: &str) -> Bit {
 
 fn done(file: &str, last: bool) -> Bit {
     let (job, image) = (Some(JobId(7)), "debian".into());
-    Seen::FileDone { job, image, file: file.into(), bytes: 9 << 20, last, over: Over::Http }.into()
+    Seen::FileDone { job, image, file: file.into(), bytes: 9 << 20, part: false, last, over: Over::Http }
+        .into()
 }
 
 fn cut(reason: &str) -> Bit {
@@ -312,15 +313,22 @@ fn cases() -> Vec<Case> {
         ("denied-by-policy", vec![script("denied", Cause::Policy, "")], &["policy denies"], "job add", ""),
         (
             "misfit",
-            vec![script("misfit", Cause::Job, "")],
-            &["Image debian", "does not fit"],
+            vec![script(
+                "misfit",
+                Cause::Job,
+                "it is built for 64-bit x86, and this machine's firmware is 64-bit ARM",
+            )],
+            &[
+                "Image debian does not fit",
+                "built for 64-bit x86, and this machine's firmware is 64-bit ARM).",
+            ],
             "architecture",
             "",
         ),
         (
             "unavailable",
-            vec![script("unavailable", Cause::Job, "")],
-            &["Image debian", "cannot be had"],
+            vec![script("unavailable", Cause::Job, "the image is not in the library any more")],
+            &["Image debian cannot be had", "own disk (the image is not in the library any more)."],
             "image list",
             "",
         ),

@@ -119,7 +119,7 @@ pub(super) const RULES: &[Rule] = &[
         holds: |story| story.is_offer("misfit"),
         says: |story| {
             (
-                format!("{} does not fit this machine, so it was sent to its own disk{}.", capital(&image(story)), job_says(story)),
+                format!("{} does not fit this machine, so it was sent to its own disk{}.", capital(&image(story)), script_says(story)),
                 "compare the image's architecture (bootstorm image show) with the machine's, and its firmware setting \
                  (UEFI or legacy)."
                     .into(),
@@ -134,7 +134,7 @@ pub(super) const RULES: &[Rule] = &[
         holds: |story| story.is_offer("unavailable"),
         says: |story| {
             (
-                format!("{} cannot be had, so it was sent to its own disk.", capital(&image(story))),
+                format!("{} cannot be had, so it was sent to its own disk{}.", capital(&image(story)), script_says(story)),
                 "bootstorm image list says what is wrong with the image; the job is as it was, so the machine can just boot \
                  again once that is mended."
                     .into(),
@@ -275,6 +275,14 @@ fn capital(text: &str) -> String {
 }
 
 /// What the job said of itself when the script was made, or says now.
+/// What the script said of the image that it did not boot.
+fn script_says(story: &Story<'_>) -> String {
+    match story.script.map_or("", |script| script.said) {
+        "" => String::new(),
+        said => format!(" ({})", Plain(said)),
+    }
+}
+
 fn job_says(story: &Story<'_>) -> String {
     let then = story.script.map_or("", |script| script.said);
     let said = if then.is_empty() { story.job.map_or("", |job| &job.reason) } else { then };

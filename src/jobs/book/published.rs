@@ -45,7 +45,7 @@ impl Published {
         next_boot: u64,
     ) -> Result<Job, Refusal> {
         let at = Moment { now, next_boot: BootId(next_boot) };
-        self.change(|book| book.rearm(id, None, images, "test", at).map(|job| Job::clone(&job)))
+        self.change(|book| book.rearm(id, None, true, images, "test", at).map(|job| Job::clone(&job)))
     }
 
     pub(in crate::jobs) fn note(&self, evidence: &Evidence, now: SystemTime) -> Option<Job> {

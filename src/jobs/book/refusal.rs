@@ -82,6 +82,13 @@ pub enum Refusal {
         /// Its stage.
         stage: Stage,
     },
+    /// The job is a rule's and may wipe a disk, and re-arming it would give it to several machines once more.
+    RearmsAll {
+        /// The job.
+        id: JobId,
+        /// Machines that had it.
+        machines: usize,
+    },
     /// Nothing of the job waits to be confirmed.
     NotRunning {
         /// The job.
@@ -154,6 +161,7 @@ impl Refusal {
             Self::NoClaim { .. } => "claim-not-found",
             Self::Ended { .. } => "job-ended",
             Self::NotEnded { .. } => "job-not-ended",
+            Self::RearmsAll { .. } => "rearm-needs-all",
             Self::NotRunning { .. } => "job-not-running",
             Self::TooMany => "too-many-jobs",
             Self::TooManyMachines => "too-many-machines",
@@ -230,6 +238,11 @@ impl fmt::Display for Refusal {
             Self::NotEnded { id, stage } => {
                 write!(f, "job {id} has not ended ({stage}); `bootstorm job cancel {id}` ends it")
             }
+            Self::RearmsAll { id, machines } => write!(
+                f,
+                "{machines} machines had {id}, which may wipe a disk, and each would get it again: name one with \
+                 --machine (in the API: DELETE its claim), or say --all (?all=true)"
+            ),
             Self::NotRunning { id, stage } => write!(
                 f,
                 "job {id} is {stage}: only a running one can be confirmed; `bootstorm job show {id}` shows how far it is"

@@ -89,7 +89,7 @@ fn started(boot: u64, id: JobId) -> Evidence {
 
 fn done(boot: u64, id: JobId, last: bool) -> Evidence {
     let (image, file) = ("fine".into(), "a.efi".into());
-    seen(boot, Seen::FileDone { job: Some(id), image, file, bytes: 9, last, over: Over::Http })
+    seen(boot, Seen::FileDone { job: Some(id), image, file, bytes: 9, part: false, last, over: Over::Http })
 }
 
 fn stage(book: &Published, id: JobId) -> Stage {
@@ -443,6 +443,40 @@ fn a_rule_gives_every_machine_its_boot_once_whatever_it_shows_of_itself() {
 }
 
 #[test]
+fn a_rule_that_wiped_several_machines_wipes_them_again_only_when_that_is_said() {
+    let (book, id) = rule();
+    let uuid = |n: u64| format!("4c4c4544-0042-3510-8052-b4c04f5642{n:02x}");
+    let install = |boot: u64| {
+        book.note(&presents(boot, id, boot as u8, Some(&uuid(boot))), at(boot));
+        book.pass(&line(boot, id, "wiping"), at(boot))
+    };
+    assert_eq!(install(1), Passage::Now);
+    book.note(&presents(2, id, 2, Some(&uuid(2))), at(2));
+    let again = |id, all, next| {
+        let moment = Moment { now: at(next), next_boot: BootId(next) };
+        book.change(|book| book.rearm(id, None, all, &library(), "test", moment).map(|job| job.id))
+    };
+    // One machine had it, another only asked: that is a retry.
+    again(id, false, 3).unwrap();
+    assert_eq!((install(3), install(4)), (Passage::Now, Passage::Now));
+    let refusal = again(id, false, 5).unwrap_err();
+    assert_eq!(refusal, Refusal::RearmsAll { id, machines: 2 });
+    assert!(refusal.to_string().contains("--all"), "{refusal}");
+    let third = machine(3, Some(&uuid(3)));
+    assert!(matches!(book.load().decide(&third), Decision::Done(_)), "nothing was re-armed");
+    again(id, true, 5).unwrap();
+    assert!(matches!(book.load().decide(&third), Decision::Job(_)));
+    // What wipes nothing is given again to however many without a word.
+    let spec = JobSpec::new(Action::Image("fine".into()), Selector::Any);
+    let harmless = book.add(JobSpec { priority: 9, ..spec }, &library(), at(6)).unwrap().id;
+    for boot in [7, 8] {
+        book.note(&presents(boot, harmless, boot as u8, None), at(boot));
+        assert_eq!(book.pass(&line(boot, harmless, "fine"), at(boot)), Passage::Now);
+    }
+    again(harmless, false, 9).unwrap();
+}
+
+#[test]
 fn a_rule_that_wipes_wants_to_know_whom() {
     let (book, id) = rule();
     book.note(&presents(1, id, 1, None), at(1));
@@ -566,6 +600,7 @@ fn evidence_of_another_image_or_without_a_boot_moves_nothing() {
         image: "other".into(),
         file: "a.efi".into(),
         bytes: 1,
+        part: false,
         last: true,
         over: Over::Http,
     };

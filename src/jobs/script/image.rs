@@ -99,9 +99,13 @@ pub(super) fn fit(image: &Image, who: &Identity) -> Fit {
     let firmware = who.firmware();
     match who.family() {
         Some(family) if image.native_for(family).is_some() => return Fit::Fits,
-        Some(_) if image.is_native_only() => {
+        Some(family) if image.is_native_only() => {
+            let all = image.gss.iter().flat_map(|form| &form.native).map(|native| native.family.word());
+            let held: Vec<&str> = all.collect();
+            let (held, has) = (held.join(", "), family.word());
             return Fit::Misfit(
-                "its iPXE is off, and its folder holds no boot program for this machine's firmware".into(),
+                format!("its iPXE is off, and its folder holds boot programs for {held}, not for this machine's {has}")
+                    .into(),
             );
         }
         _ => {}

@@ -71,6 +71,12 @@ pub enum Notice {
         /// Who answered, where that is known.
         by: Option<MacAddr>,
     },
+    /// Somebody answers for more of the addresses that are asked for than can be believed: they are offered all the same. Told once in ten
+    /// minutes, whoever it is.
+    Disbelieved {
+        /// Who answered, where that is known.
+        by: Option<MacAddr>,
+    },
     /// A machine came back without having reached its script, and is given the next loader, where there is one.
     NextLoader {
         /// The machine.

@@ -46,9 +46,10 @@ fn an_address_somebody_has_is_not_offered() {
     let discover = uefi().bytes();
     let first = probe(lab.broadcast(&discover)).ip;
     let squatter = MacAddr([2, 0, 0, 0, 0, 0x66]);
-    assert!(!lab.server.heard_from(lab.now, OTHER, Some(squatter)), "nobody asked for that one");
-    assert!(lab.server.heard_from(lab.now, first, Some(squatter)));
-    assert!(!lab.server.heard_from(lab.now, first, Some(squatter)), "told once");
+    let mut heard = |ip| lab.server.heard_from(lab.now, ip, Some(squatter));
+    assert_eq!(heard(OTHER), ProbeAnswer::Unasked);
+    assert_eq!(heard(first), ProbeAnswer::InUse);
+    assert_eq!(heard(first), ProbeAnswer::Unasked, "told once");
     assert_eq!(notices(&mut lab), [Notice::InUse { ip: first, by: Some(squatter) }]);
     let kept = changes(&mut lab).0;
     assert!(
@@ -76,9 +77,91 @@ fn a_machine_that_answers_for_its_own_address_may_have_it() {
     let mut lab = Lab::new(asking());
     let discover = uefi().bytes();
     let asked = probe(lab.broadcast(&discover)).ip;
-    assert!(lab.server.heard_from(lab.now, asked, Some(MacAddr([0x52, 0x54, 0, 0x77, 0, 1]))));
+    let own = Some(MacAddr([0x52, 0x54, 0, 0x77, 0, 1]));
+    assert_eq!(lab.server.heard_from(lab.now, asked, own), ProbeAnswer::ItsOwn);
     assert_eq!(lab.reply(&discover).1.yiaddr(), asked);
     assert_eq!(notices(&mut lab), []);
+}
+
+/// A server with a hundred addresses, each of which somebody answers for when it is asked for.
+struct Stranger {
+    lab: Lab,
+    claims: u8,
+    /// How often an operator was told that there are too many.
+    told: usize,
+    /// One hardware address, or another one each time; by ICMP none is known.
+    by: fn(u8) -> Option<MacAddr>,
+}
+
+impl Stranger {
+    fn new(by: fn(u8) -> Option<MacAddr>) -> Self {
+        let range = Some((Ipv4Addr::new(10, 77, 0, 100), Ipv4Addr::new(10, 77, 0, 199)));
+        let subnets = vec![Subnet { range, ..Subnet::new(network()) }];
+        // Longer than the questions take.
+        let offer_hold = Duration::from_secs(3600);
+        Self { lab: Lab::new(Settings { subnets, offer_hold, ..asking() }), claims: 0, told: 0, by }
+    }
+
+    /// A machine asks until it is offered something; how many addresses were put aside before it was.
+    fn boots(&mut self, mac: u8) -> u8 {
+        let bytes = Client { mac, ..uefi() }.bytes();
+        let before = self.claims;
+        loop {
+            match self.lab.broadcast(&bytes) {
+                Verdict::Probe(probe) => {
+                    let by = (self.by)(self.claims);
+                    match self.lab.server.heard_from(self.lab.now, probe.ip, by) {
+                        ProbeAnswer::InUse => self.claims += 1,
+                        ProbeAnswer::Disbelieved => {
+                            let again = self.lab.broadcast(&bytes);
+                            assert_eq!(
+                                again,
+                                Verdict::Drop(DropReason::Probing),
+                                "it is waited for as before"
+                            );
+                            self.lab.now = probe.until;
+                        }
+                        other => panic!("{other:?}"),
+                    }
+                    let is = |notice: &Notice| matches!(notice, Notice::Disbelieved { .. });
+                    self.told += notices(&mut self.lab).into_iter().filter(is).count();
+                }
+                Verdict::Reply(..) => return self.claims - before,
+                other => panic!("machine {mac}: {other:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn who_answers_for_every_address_is_not_believed_for_long() {
+    let mut stranger = Stranger::new(|_| Some(MacAddr([2, 0, 0, 0, 0, 0x66])));
+    assert_eq!(stranger.boots(1), probe::CLAIMS_OF_ONE_MAX as u8);
+    // Somebody else has one address, and is believed.
+    let other = probe(stranger.lab.broadcast(&Client { mac: 2, ..uefi() }.bytes()));
+    let heard =
+        stranger.lab.server.heard_from(stranger.lab.now, other.ip, Some(MacAddr([2, 0, 0, 0, 0, 0x67])));
+    assert_eq!(heard, ProbeAnswer::InUse);
+    // Eighty are as many as machines that are not registered may have of a hundred.
+    assert!((2..=79).all(|mac| stranger.boots(mac) == 0), "every other address is given");
+    assert_eq!(stranger.told, 1);
+    stranger.lab.server.leases.check();
+    // When those addresses come back, so does the doubt.
+    stranger.lab.now += leases::QUARANTINE;
+    stranger.lab.server.handle_timeout(stranger.lab.now);
+    assert_eq!(stranger.boots(93), probe::CLAIMS_OF_ONE_MAX as u8);
+    assert_eq!(stranger.told, 2);
+}
+
+#[test]
+fn the_last_quarter_of_a_pool_is_given_whoever_says_that_it_is_taken() {
+    let made_up: fn(u8) -> Option<MacAddr> = |n| Some(MacAddr([2, 0, 0, 0, 1, n]));
+    for by in [made_up, |_| None] {
+        let mut stranger = Stranger::new(by);
+        assert_eq!(stranger.boots(1), 75);
+        assert!((2..=25).all(|mac| stranger.boots(mac) == 0));
+        assert_eq!(stranger.told, 1);
+    }
 }
 
 #[test]
