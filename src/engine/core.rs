@@ -196,6 +196,8 @@ pub(super) struct Core {
     pub(super) ring: Option<SendRing>,
     /// Wakes the loop for deadlines that fall between the milliseconds it can wait for.
     timer: Option<Timer>,
+    /// What the timer is set for.
+    timer_at: Option<Instant>,
     desk: Option<(Arc<dyn Desk>, Receiver<(u64, Answer)>)>,
 }
 
@@ -212,7 +214,7 @@ impl Core {
         http: HttpSide,
         ring: Option<SendRing>,
     ) -> Self {
-        Self { index, poll, shared, tally, dhcp, tftp, http, ring, timer: None, desk: None }
+        Self { index, poll, shared, tally, dhcp, tftp, http, ring, timer: None, timer_at: None, desk: None }
     }
 
     /// Registers everything this core waits for; the waker is for the control side.
@@ -258,17 +260,20 @@ impl Core {
     }
 
     /// How long to wait for events; the timer is set where the wait itself is too coarse.
-    fn wait(&self, wheel: &Wheel, drain_until: Option<Instant>) -> Duration {
+    fn wait(&mut self, wheel: &Wheel, drain_until: Option<Instant>) -> Duration {
         let now = Instant::now();
         let until = |at: Instant| at.saturating_duration_since(now);
         let wait = wheel.next().into_iter().chain(drain_until).map(until).min().unwrap_or(SLEEP_MAX);
-        if let Some(near) = wheel.next_near().map(until)
-            && near <= wait
-            && !near.is_zero()
+        if let Some(at) = wheel.next_near()
+            && self.timer_at != Some(at)
+            && until(at) <= wait
+            && !until(at).is_zero()
             && let Some(timer) = &self.timer
-            && let Err(error) = timer.set(near)
         {
-            tracing::debug!(%error, "the timer cannot be set: what is near waits for the next millisecond");
+            self.timer_at = Some(at);
+            if let Err(error) = timer.set(until(at)) {
+                tracing::debug!(%error, "the timer cannot be set: what is near waits for the next millisecond");
+            }
         }
         wait.min(SLEEP_MAX)
     }

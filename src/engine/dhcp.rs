@@ -11,7 +11,7 @@
 //!
 //! *Leases on the disk.* An ACK that gives an address leaves only when the lease is stored. The replies of one turn are
 //! held together, their leases written as one batch by the journal's thread ([`Scribe`]), and sent when it says so;
-//! meanwhile the next batch gathers. If the disk refuses, they are not sent: the machines ask again.
+//! meanwhile the next batch gathers, and a small one for two milliseconds. If the disk refuses, they are not sent: the machines ask again.
 
 use std::collections::VecDeque;
 use std::io;
@@ -64,6 +64,10 @@ const CHADDR_IN_FRAME: Range<usize> =
     UDP_PAYLOAD_OFFSET + CHADDR_OFFSET..UDP_PAYLOAD_OFFSET + CHADDR_OFFSET + 6;
 /// Bytes of replies that wait for their leases to be stored.
 const HELD_MAX: usize = 4 << 20;
+/// Batches for the journal begin so far apart, unless so many leases wait: what comes one by one at a few thousand a second
+/// shares a write, a sync and three wake-ups, and no machine notices two milliseconds. The first after a pause goes at once.
+const BATCHES_APART: Duration = Duration::from_millis(2);
+const BATCH_ENOUGH: usize = 16;
 /// Offers the flight recorder is told of: a burst, then so many a second. No hall of machines starts faster.
 const RECORDED_BURST: f64 = 16_384.0;
 const RECORDED_PER_SECOND: f64 = 5_000.0;
@@ -211,6 +215,38 @@ impl Held {
     }
 }
 
+/// When a batch begins.
+#[derive(Debug)]
+struct Pace {
+    /// No small one before this.
+    next_at: Instant,
+    /// What the timer was set for last.
+    timer_at: Option<Instant>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Begin {
+    Now,
+    /// Not yet: the timer is to be set for this.
+    At(Instant),
+    /// Not yet, and the timer is set.
+    Later,
+}
+
+impl Pace {
+    /// With so many replies that wait for it.
+    fn begin(&mut self, now: Instant, waiting: usize) -> Begin {
+        if waiting >= BATCH_ENOUGH || now >= self.next_at {
+            self.next_at = now + BATCHES_APART;
+            return Begin::Now;
+        }
+        match self.timer_at.replace(self.next_at) {
+            Some(at) if at == self.next_at => Begin::Later,
+            _ => Begin::At(self.next_at),
+        }
+    }
+}
+
 /// The journal as DHCP uses it: one batch under way, the next gathering.
 #[derive(Debug)]
 struct Journal {
@@ -221,6 +257,7 @@ struct Journal {
     stored: u64,
     /// The last change of the batch under way.
     under_way: Option<u64>,
+    pace: Pace,
     sent_when_stored: Held,
     gathering: Held,
 }
@@ -324,6 +361,7 @@ impl DhcpSide {
                 epoch,
                 stored: 0,
                 under_way: None,
+                pace: Pace { next_at: now, timer_at: None },
                 sent_when_stored: Held::default(),
                 gathering: Held::default(),
             }),
@@ -523,11 +561,9 @@ impl DhcpSide {
 
     /// A deadline of the machine may have passed.
     pub(super) fn expired(&mut self, turn: &mut Turn<'_>) {
-        if self.prober.is_some() {
-            self.settle_probes(turn);
-            self.store(turn);
-            self.flush(turn);
-        }
+        self.settle_probes(turn);
+        self.store(turn);
+        self.flush(turn);
         if self.armed_at.is_some_and(|at| at <= turn.now) {
             self.armed_at = None;
             self.server.handle_timeout(turn.now);
@@ -767,6 +803,11 @@ impl DhcpSide {
         let Some(journal) = &mut self.journal else { return };
         if journal.under_way.is_some() || !self.server.has_changes() {
             return;
+        }
+        match journal.pace.begin(turn.now, journal.gathering.replies.len()) {
+            Begin::Now => {}
+            Begin::At(at) => return turn.wheel.schedule(at, Owner::DhcpTimer.pack()),
+            Begin::Later => return,
         }
         let mut entries = Vec::with_capacity(journal.gathering.replies.len());
         let epoch = journal.epoch;
@@ -1249,6 +1290,27 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn small_batches_are_apart_and_each_that_waits_has_its_timer() {
+        let start = Instant::now();
+        let mut pace = Pace { next_at: start, timer_at: None };
+        assert_eq!(pace.begin(start, 1), Begin::Now, "after a pause at once");
+        let moment = Duration::from_micros(1);
+        let mut at = start;
+        for _ in 0..3 {
+            let next = at + BATCHES_APART;
+            assert_eq!(pace.begin(at + moment, 1), Begin::At(next));
+            assert_eq!(pace.begin(at + moment * 2, BATCH_ENOUGH - 1), Begin::Later);
+            assert_eq!(pace.begin(next, 1), Begin::Now, "whoever looks at the clock first");
+            at = next;
+        }
+        assert_eq!(pace.begin(at + moment, 1), Begin::At(at + BATCHES_APART));
+        // So many do not wait, and who comes behind them has a timer of his own.
+        assert_eq!(pace.begin(at + moment * 2, BATCH_ENOUGH), Begin::Now);
+        assert_eq!(pace.begin(at + moment * 3, 1), Begin::At(at + moment * 2 + BATCHES_APART));
+        assert_eq!(pace.begin(at + BATCHES_APART * 2, 1), Begin::Now);
     }
 
     #[test]

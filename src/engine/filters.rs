@@ -36,6 +36,8 @@ const INTERFACE_INDEX: u32 = ANCILLARY + 8;
 const VLAN_TAG_PRESENT: u32 = ANCILLARY + 48;
 /// `PACKET_HOST`: addressed to this machine.
 const TO_US: u32 = 0;
+/// `PACKET_OUTGOING`: sent by this machine.
+const FROM_US: u32 = 4;
 /// IPv4 with a header of 20 bytes.
 const PLAIN_IPV4: u32 = 0x45;
 const FRAGMENT: u32 = 0x3fff;
@@ -102,7 +104,10 @@ pub fn raw(port: u16, everything: bool, part: Part) -> Vec<BpfInstruction> {
     }
     // The accumulator still holds the destination port.
     program.extend([jump(JUMP_EQ, port, 1, 0), DROP]);
-    if !everything {
+    if everything {
+        // What this host asks of others, as a relay does, is no question to us.
+        program.extend([load(LD_W_ABS, PACKET_TYPE), jump(JUMP_EQ, FROM_US, 0, 1), DROP]);
+    } else {
         must(&mut program, LD_W_ABS, 30, BROADCAST);
         must(&mut program, LD_W_IND, DHCP + 24, 0); // giaddr
     }
@@ -462,6 +467,22 @@ mod tests {
         );
         let offer = Case { src_port: 67, dst_port: 68, ..DISCOVER };
         assert!(!accepts(&raw(67, false, Part::Discovers), &frame(&offer), 14));
+    }
+
+    #[test]
+    fn beside_a_server_on_this_host_its_answers_are_heard_and_its_questions_are_not() {
+        let offer = Case { src_port: 67, dst_port: 68, dst: [10, 77, 0, 5], ..DISCOVER };
+        let request = Case { options: [53, 1, 3, 255], giaddr: [10, 88, 0, 1], ..DISCOVER };
+        let taken = |case: &Case, packet_type| {
+            let meta = Meta { packet_type, ..Meta::default() };
+            let by = |part| run(&raw(67, true, part), &frame(case), 14, meta) != 0;
+            by(Part::Discovers) || by(Part::Rest)
+        };
+        for packet_type in [0, 1, FROM_US] {
+            assert!(taken(&offer, packet_type));
+            assert_eq!(taken(&DISCOVER, packet_type), packet_type != FROM_US);
+            assert_eq!(taken(&request, packet_type), packet_type != FROM_US);
+        }
     }
 
     #[test]

@@ -458,6 +458,7 @@ struct Waiting {
     /// Every other interface has a raw socket.
     raw_everywhere: bool,
     filters: (Vec<BpfInstruction>, Vec<BpfInstruction>),
+    ring: RingUse,
     arrivals: Sender<Arrival>,
 }
 
@@ -465,11 +466,11 @@ struct Waiting {
 /// snapshot (RFC 2347 §2 ends them at 512 bytes).
 const RING: RingUse = RingUse { snapshot: 900, len: 8 << 20, all: false, outgoing: false, captured: false };
 
-/// DHCP's rings on one interface: 2,048 messages of up to an Ethernet frame, and 16,384 DISCOVERs, so that a hall that is
-/// switched on at once waits there and is not dropped: firmware asks four times, and all of it in step. Another DHCP
-/// server on this very host is heard by what it sends. Whoever looks for an answer with a capture on this host has to see it.
+/// DHCP's rings on one interface: 8,192 messages of up to an Ethernet frame, and 16,384 DISCOVERs, so that a hall that is
+/// switched on at once waits there and is not dropped: firmware asks four times, and all of it in step. UEFI machines that
+/// were offered an address together ask for it together. Whoever looks for an answer with a capture on this host has to see it.
 const DHCP_RING: RingUse =
-    RingUse { snapshot: 1518, len: 4 << 20, all: false, outgoing: true, captured: true };
+    RingUse { snapshot: 1518, len: 16 << 20, all: false, outgoing: false, captured: true };
 const DISCOVER_RING: RingUse = RingUse {
     snapshot: filters::DISCOVER_LEN_MAX as usize,
     len: 16 << 20,
@@ -623,13 +624,15 @@ fn open_dhcp(
         filters::raw(port, udp.is_none(), filters::Part::Rest),
         filters::raw(port, udp.is_none(), filters::Part::Discovers),
     );
+    // The other server on this very host is heard by what it sends.
+    let ring = RingUse { outgoing: udp.is_none(), ..DHCP_RING };
     let mut raws = Vec::new();
     for interface in &interfaces {
         if chosen.iter().any(|link| link.index == interface.index && link.device == Device::Loopback) {
             // Loopback has no frames to answer: relayed and unicast requests come by UDP.
             continue;
         }
-        match RawPort::open(interface, (&filters.0, &DHCP_RING), (&filters.1, &DISCOVER_RING)) {
+        match RawPort::open(interface, (&filters.0, &ring), (&filters.1, &DISCOVER_RING)) {
             Ok(raw) => raws.push(raw),
             Err(error) if error.is_permission() && udp.is_some() => {
                 tracing::warn!(
@@ -684,7 +687,7 @@ fn open_dhcp(
     if ask {
         side.ask_before_offering()?;
     }
-    Ok(Opened { side, names, waiting: Waiting { names: waiting, raw_everywhere, filters, arrivals } })
+    Ok(Opened { side, names, waiting: Waiting { names: waiting, raw_everywhere, filters, ring, arrivals } })
 }
 
 impl Waiting {
@@ -700,7 +703,7 @@ impl Waiting {
             };
             let raw = match RawPort::open(
                 &interface,
-                (&self.filters.0, &DHCP_RING),
+                (&self.filters.0, &self.ring),
                 (&self.filters.1, &DISCOVER_RING),
             ) {
                 Ok(raw) => Some(raw),

@@ -4,27 +4,87 @@
 //! not say something before it is stored holds it until then. One batch waits while one is written, so what comes
 //! meanwhile shares the next fsync.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
-
-use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::{Answer, Desk};
 use crate::store::journal::Journal;
 pub use crate::store::journal::{Entry, VALUE_LEN_MAX};
 
-/// Batches on their way: one is written, one waits.
+/// Batches that wait while one is written.
 const BATCHES_MAX: usize = 2;
 
 struct Batch {
     entries: Vec<Entry>,
     tag: u64,
     desk: Arc<dyn Desk>,
+}
+
+/// Batches on their way. No channel: whoever waits at one spins and yields before it sleeps, which for a few thousand
+/// small batches a second is more work than storing them.
+#[derive(Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    filled: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    batches: VecDeque<Batch>,
+    /// Nothing more is taken: the server ends, or the thread did.
+    closed: bool,
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// False when there is no room.
+    fn push(&self, batch: Batch) -> bool {
+        let mut waiting = self.lock();
+        if waiting.closed || waiting.batches.len() >= BATCHES_MAX {
+            return false;
+        }
+        waiting.batches.push_back(batch);
+        drop(waiting);
+        self.filled.notify_one();
+        true
+    }
+
+    /// The next one, waited for; `None` when all are written and no more will come.
+    fn pop(&self) -> Option<Batch> {
+        let mut waiting = self.lock();
+        loop {
+            if let Some(batch) = waiting.batches.pop_front() {
+                return Some(batch);
+            }
+            if waiting.closed {
+                return None;
+            }
+            waiting = self.filled.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn close(&self) {
+        self.lock().closed = true;
+        self.filled.notify_one();
+    }
+}
+
+/// Closes the queue when the thread ends, however it does: nobody then waits for what is not written.
+struct Open(Arc<Queue>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
 /// Counts for `/metrics`.
@@ -39,7 +99,7 @@ struct Counts {
 /// The way to the journal; what it held when it was opened comes with it.
 #[derive(Clone)]
 pub struct Scribe {
-    batches: Sender<Option<Batch>>,
+    queue: Arc<Queue>,
     counts: Arc<Counts>,
     stored: Arc<[Entry]>,
 }
@@ -52,7 +112,7 @@ impl fmt::Debug for Scribe {
 
 /// The thread; dropping it stores what waits and ends it.
 pub struct Writing {
-    batches: Sender<Option<Batch>>,
+    queue: Arc<Queue>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -64,8 +124,7 @@ impl fmt::Debug for Writing {
 
 impl Drop for Writing {
     fn drop(&mut self) {
-        // A thread that is gone needs no telling.
-        let _ = self.batches.send(None);
+        self.queue.close();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -82,14 +141,15 @@ impl Scribe {
     pub fn start(folder: &Path) -> io::Result<(Self, Writing)> {
         let journal = Journal::open(folder)?;
         let stored = journal.entries().copied().collect();
-        let (batches, batches_in) = bounded(BATCHES_MAX);
+        let queue = Arc::<Queue>::default();
+        let open = Open(Arc::clone(&queue));
         let counts = Arc::<Counts>::default();
         let counted = Arc::clone(&counts);
         let thread = std::thread::Builder::new()
             .name("journal".into())
-            .spawn(move || write(journal, &batches_in, &counted))?;
-        let writing = Writing { batches: batches.clone(), thread: Some(thread) };
-        Ok((Self { batches, counts, stored }, writing))
+            .spawn(move || write(journal, &open.0, &counted))?;
+        let writing = Writing { queue: Arc::clone(&queue), thread: Some(thread) };
+        Ok((Self { queue, counts, stored }, writing))
     }
 
     /// What was stored when the journal was opened.
@@ -98,9 +158,9 @@ impl Scribe {
     }
 
     /// Hands a batch over; `desk` hears [`Answer::Go`] once it is on the disk, [`Answer::NotNow`] when it could not be
-    /// put there. Never waits: false, and nothing is done, when two batches are under way.
+    /// put there. Never waits for the disk: false, and nothing is done, when two batches wait already.
     pub fn write(&self, entries: Vec<Entry>, tag: u64, desk: &Arc<dyn Desk>) -> bool {
-        self.batches.try_send(Some(Batch { entries, tag, desk: Arc::clone(desk) })).is_ok()
+        self.queue.push(Batch { entries, tag, desk: Arc::clone(desk) })
     }
 
     /// The journal's part of `/metrics`.
@@ -128,9 +188,9 @@ impl Scribe {
     }
 }
 
-fn write(mut journal: Journal, batches: &Receiver<Option<Batch>>, counts: &Counts) {
+fn write(mut journal: Journal, queue: &Queue, counts: &Counts) {
     let mut troubled = false;
-    while let Ok(Some(Batch { entries, tag, desk })) = batches.recv() {
+    while let Some(Batch { entries, tag, desk }) = queue.pop() {
         let start = Instant::now();
         let answer = match journal.commit(&entries) {
             Ok(()) => {
@@ -157,6 +217,8 @@ fn write(mut journal: Journal, batches: &Receiver<Option<Batch>>, counts: &Count
 
 #[cfg(test)]
 mod tests {
+    use crossbeam_channel::{Sender, bounded};
+
     use super::*;
 
     #[derive(Debug)]
@@ -178,8 +240,9 @@ mod tests {
         assert!(scribe.write(vec![Entry::new(5, b"five").unwrap()], 9, &desk));
         assert_eq!(heard.recv().unwrap(), (9, Answer::Go));
         assert!(scribe.metrics().contains("bootstorm_lease_journal_entries_total 1\n"));
-        drop(scribe);
         drop(writing);
+        assert!(!scribe.write(Vec::new(), 10, &desk), "nobody is there to write it");
+        drop(scribe);
         let (scribe, writing) = Scribe::start(&folder).unwrap();
         assert_eq!(scribe.stored(), [Entry::new(5, b"five").unwrap()]);
         drop(scribe);

@@ -34,9 +34,10 @@ pub struct RingUse {
     /// Memory of the ring; rounded up to whole MiB.
     pub len: usize,
     /// Every frame of the link, whoever it is addressed to, as hosts with hardware addresses of their own need it.
-    /// Otherwise IPv4 for this machine alone.
+    /// Otherwise what is for this machine: IPv4 alone, unless `outgoing` asks for every protocol.
     pub all: bool,
-    /// What this host itself sends, too.
+    /// What this host itself sends, too. The kernel shows that only to sockets of every protocol (dev_queue_xmit_nit), and
+    /// makes a clone of each frame that leaves for them; what leaves straight to the driver nobody hears.
     pub outgoing: bool,
     /// What is sent through it goes the way of other packets: past the interface's queueing discipline, where captures on this
     /// host see it. Otherwise straight to the driver, unseen.
@@ -142,7 +143,8 @@ impl FrameRing {
             };
             set_struct(raw, libc::PACKET_ADD_MEMBERSHIP, &member).map_err(fail)?;
         }
-        bind(raw, index, if taken.all { libc::ETH_P_ALL } else { libc::ETH_P_IP }).map_err(fail)?;
+        let every_protocol = taken.all || taken.outgoing;
+        bind(raw, index, if every_protocol { libc::ETH_P_ALL } else { libc::ETH_P_IP }).map_err(fail)?;
         Ok(ring)
     }
 
@@ -481,6 +483,24 @@ mod tests {
             }
             ours
         });
+    }
+
+    #[test]
+    fn what_this_host_sends_is_heard_by_who_asks_for_it() {
+        let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let mark = b"once as it leaves and once as it comes";
+        for outgoing in [false, true] {
+            let use_of_it = RingUse { snapshot: 100, len: 1 << 20, all: false, outgoing, captured: false };
+            let mut ring = FrameRing::open("lo", loopback(), &ACCEPT_ALL, &use_of_it).unwrap();
+            sender.send_to(mark, receiver.local_addr().unwrap()).unwrap();
+            // Loopback delivers before the call returns.
+            let mut heard = 0;
+            ring.receive(1000, |frame| {
+                heard += usize::from(frame.bytes.windows(mark.len()).any(|window| window == mark));
+            });
+            assert_eq!(heard, 1 + usize::from(outgoing));
+        }
     }
 
     #[test]

@@ -28,7 +28,7 @@ const WIRE: Duration = Duration::from_micros(200);
 const REST_PER_TURN: usize = 1024;
 const DISCOVERS_PER_TURN: usize = 128;
 /// As the engine's rings are; DISCOVERs have one of their own.
-const REST_ROOM: usize = 2048;
+const REST_ROOM: usize = 8192;
 const DISCOVER_ROOM: usize = 16_384;
 
 struct Loaders;
