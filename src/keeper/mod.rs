@@ -387,7 +387,9 @@ fn read_all(
     tell: impl Fn(News),
 ) -> Result<(Box<dyn Store>, Identity), StoreError> {
     let mut store = open()?;
-    records::show(store.as_mut(), |piece| tell(News::Piece(piece)))?;
+    // A record that makes no sense may be one of a damaged file: then that is what is wrong.
+    let shown = records::show(store.as_mut(), |piece| tell(News::Piece(piece)));
+    shown.or_else(|error| store.check().and(Err(error)))?;
     tell(News::Read);
     store.check()?;
     let identity = Identity::begin(store.as_mut(), secret, SystemTime::now())?;
