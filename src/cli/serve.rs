@@ -15,7 +15,7 @@ use super::reload::{Reloader, Source, Watch};
 use super::{Done, Exit, Failure, config_file, load_config, output, standing};
 use crate::config::{self, DhcpMode, Plan, ReservationPlan, ReservedWho, Sandbox, Value};
 use crate::control::{Control, State};
-use crate::engine::{DRAIN, Driver, Engine, EngineSettings, Frames, Shared};
+use crate::engine::{DRAIN, Driver, Engine, EngineSettings, Frames, Ground, Shared, StartError};
 use crate::files::library::{Library, Settings as LibrarySettings};
 use crate::files::versions::Versions;
 use crate::files::watch::watch;
@@ -26,12 +26,12 @@ use crate::jobs::job::Job;
 use crate::jobs::script::{Context, Hints, compose_explained};
 use crate::jobs::token::BootId;
 use crate::keeper::journal::{Scribe, Writing};
-use crate::keeper::{Keeper, Running as KeeperRunning};
+use crate::keeper::{Beginning, Keeper, Running as KeeperRunning};
 use crate::proto::dhcp::{
     Mode, Network, Reservation, ReservedFor, Settings as DhcpSettings, SiteOption, Subnet,
 };
 use crate::proto::tftp::Limits;
-use crate::store::{SqliteStore, StoreError};
+use crate::store::{SqliteStore, Store};
 use crate::sys::links::LinkWatch;
 use crate::sys::privileges::{self, Account};
 use crate::sys::sandbox::{self, Held};
@@ -130,18 +130,22 @@ pub(super) fn tftp_limits(plan: &Plan) -> Limits {
     }
 }
 
+fn driver(plan: &Plan) -> Driver {
+    match plan.server.driver {
+        config::Driver::Auto => Driver::Auto,
+        config::Driver::Uring => Driver::Uring,
+        config::Driver::Mio => Driver::Mio,
+        config::Driver::UringAlways => Driver::UringAlways,
+    }
+}
+
 fn engine_settings(
     plan: &Plan,
     certificates: Option<Arc<Certificates>>,
     journal: Option<Scribe>,
 ) -> EngineSettings {
     EngineSettings {
-        driver: match plan.server.driver {
-            config::Driver::Auto => Driver::Auto,
-            config::Driver::Uring => Driver::Uring,
-            config::Driver::Mio => Driver::Mio,
-            config::Driver::UringAlways => Driver::UringAlways,
-        },
+        driver: driver(plan),
         cores: plan.server.cores,
         interfaces: plan.server.interfaces.clone(),
         dhcp: dhcp_settings(plan),
@@ -186,6 +190,10 @@ fn make_folders(plan: &Plan) -> Result<(), Failure> {
         })?;
     }
     Ok(())
+}
+
+fn not_started(error: StartError) -> Failure {
+    Failure::new(if error.is_permission() { Exit::Permission } else { Exit::Runtime }, error)
 }
 
 fn system(error: SysError) -> Failure {
@@ -266,6 +274,10 @@ fn own_files(common: &Common, plan: &Plan) -> sandbox::Files {
 pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
     let runtime = |error: &dyn std::fmt::Display| Failure::new(Exit::Runtime, error);
     make_folders(plan)?;
+    let mut secret = [0; 32];
+    getrandom::fill(&mut secret).map_err(|error| runtime(&error))?;
+    // What is stored is read by a thread of its own meanwhile.
+    let keeper = begin_keeper(plan, secret)?;
     let library = Arc::new(open_library(plan)?);
     if let Some(doubt) = standing::menu_default(plan, &library.load()) {
         tracing::warn!("{doubt}");
@@ -273,14 +285,11 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
     let history = Arc::new(History::default());
     let terms = Terms { never_seen: plan.admin.expect_within, ..Terms::default() };
     let alarms = Arc::new(Mutex::new(Alarms::new(terms)));
-    let mut secret = [0; 32];
-    getrandom::fill(&mut secret).map_err(|error| runtime(&error))?;
+    let ground = Ground::prepare(driver(plan), plan.server.cores).map_err(not_started)?;
     // Everything that is stored is loaded and published before any listener answers.
-    let (keeper, leases) = without_privileges(plan, || {
-        let keeper = start_keeper(plan, &library, secret)?;
-        // The store's lock, taken by now, says that nobody else writes in this folder.
-        Ok::<_, Failure>((keeper, start_journal(plan)?))
-    })??;
+    let keeper = finish_keeper(keeper, &library)?;
+    // The store's lock, taken by now, says that nobody else writes in this folder.
+    let leases = start_journal(plan)?;
     // `Shared::note` bounds it: an array as long as that would be touched page by page before anybody is answered.
     let (evidence, recorder) = crossbeam_channel::unbounded::<Evidence>();
     let shared =
@@ -291,9 +300,7 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
     let (scribe, leases) = leases.unzip();
     let certificates = open_certificates(plan)?;
     let settings = engine_settings(plan, certificates.clone(), scribe.clone());
-    let engine = Engine::start(&settings, Arc::clone(&shared)).map_err(|error| {
-        Failure::new(if error.is_permission() { Exit::Permission } else { Exit::Runtime }, error)
-    })?;
+    let engine = Engine::start_on(ground, &settings, Arc::clone(&shared)).map_err(not_started)?;
     let reloader = Arc::new(Reloader::new(plan.clone(), Arc::clone(&shared), source));
     let mut running = Running {
         reloader: Arc::clone(&reloader),
@@ -455,21 +462,33 @@ fn start_journal(plan: &Plan) -> Result<Option<(Scribe, Writing)>, Failure> {
         return Ok(None);
     }
     let folder = plan.server.state_dir.join(LEASES);
-    let started = Scribe::start(&folder);
+    let started = without_privileges(plan, || Scribe::start(&folder))?;
     started
         .map(Some)
         .map_err(|error| Failure::new(Exit::Runtime, format_args!("leases in {}: {error}", folder.display())))
 }
 
-/// Opens the store and starts the keeper on it.
-fn start_keeper(plan: &Plan, library: &Arc<Library>, secret: [u8; 32]) -> Result<KeeperRunning, Failure> {
-    let failure = |error: StoreError| Failure::new(Exit::Runtime, error);
-    let store = SqliteStore::open(&plan.server.state_dir.join(STORE)).map_err(failure)?;
+/// Starts the keeper's thread, which keeps no privilege, on the store.
+fn begin_keeper(plan: &Plan, secret: [u8; 32]) -> Result<Beginning, Failure> {
+    let confined = plan.server.sandbox != Sandbox::Off;
+    let path = plan.server.state_dir.join(STORE);
+    let open = move || {
+        if confined {
+            privileges::renounce();
+        }
+        Ok(Box::new(SqliteStore::open_unchecked(&path)?) as Box<dyn Store>)
+    };
+    Keeper::begin(open, secret).map_err(|error| Failure::new(Exit::Runtime, error))
+}
+
+/// Waits until everything stored is published.
+fn finish_keeper(keeper: Beginning, library: &Arc<Library>) -> Result<KeeperRunning, Failure> {
     let images = Arc::clone(library);
     let observer =
         |job: &Job| tracing::info!(job = %job.id, stage = job.stage.word(), reason = job.reason, "job moved");
-    Keeper::start(Box::new(store), Box::new(move || images.snapshot()), secret, Box::new(observer))
-        .map_err(failure)
+    keeper
+        .finish(Box::new(move || images.snapshot()), Box::new(observer))
+        .map_err(|error| Failure::new(Exit::Runtime, error))
 }
 
 /// New images appear: soon after the kernel tells that something moved, and every two seconds in any case;

@@ -165,6 +165,49 @@ fn ring_advice(error: &io::Error) -> &'static str {
     }
 }
 
+/// What an engine stands on: what the machine can do, and the rings. Nobody hears of it, and nothing that is stored is needed
+/// for it.
+#[derive(Debug)]
+pub struct Ground {
+    open_files: u64,
+    cpus: Vec<usize>,
+    count: usize,
+    interfaces: Vec<interfaces::Interface>,
+    segmentation: bool,
+    congestion: Option<&'static str>,
+    rings: Vec<SendRing>,
+    ring_refused: Option<io::Error>,
+}
+
+impl Ground {
+    /// Finds out what there is for this driver and so many loops (0: one for each CPU that may be used).
+    ///
+    /// # Errors
+    /// The interfaces cannot be listed.
+    pub fn prepare(driver: Driver, cores: usize) -> Result<Self, StartError> {
+        let open_files = affinity::raise_open_files();
+        let cpus = affinity::allowed_cpus();
+        let count = if cores == 0 { cpus.len() } else { cores }.max(1);
+        let interfaces = interfaces::list().map_err(|e| SysError::new("list interfaces", e))?;
+        let segmentation = udp::has_segmentation();
+        let congestion = tcp::lan_congestion();
+        let mut rings = Vec::new();
+        let mut ring_refused = None;
+        if driver != Driver::Mio {
+            for _ in 0..count {
+                match SendRing::new(RING_SENDS) {
+                    Ok(ring) => rings.push(ring),
+                    Err(error) => {
+                        ring_refused = Some(error);
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(Self { open_files, cpus, count, interfaces, segmentation, congestion, rings, ring_refused })
+    }
+}
+
 /// The engine, running.
 #[derive(Debug)]
 pub struct Engine {
@@ -197,31 +240,31 @@ pub struct Bound {
 }
 
 impl Engine {
-    /// Binds everything, starts one thread per core, and returns once every listener is open.
+    /// [`Ground::prepare`] and [`Engine::start_on`] at once.
     pub fn start(settings: &EngineSettings, shared: Arc<Shared>) -> Result<Self, StartError> {
-        let open_files = affinity::raise_open_files();
-        let cpus = affinity::allowed_cpus();
-        let count = if settings.cores == 0 { cpus.len() } else { settings.cores }.max(1);
-        let all = interfaces::list().map_err(|e| SysError::new("list interfaces", e))?;
+        Self::start_on(Ground::prepare(settings.driver, settings.cores)?, settings, shared)
+    }
+
+    /// Binds everything, starts one thread per core, and returns once every listener is open. `ground` is that of the
+    /// settings' driver and cores.
+    pub fn start_on(
+        ground: Ground,
+        settings: &EngineSettings,
+        shared: Arc<Shared>,
+    ) -> Result<Self, StartError> {
+        let Ground {
+            open_files,
+            cpus,
+            count,
+            interfaces: all,
+            segmentation,
+            congestion,
+            mut rings,
+            ring_refused,
+        } = ground;
         shared.interfaces.store(Arc::new(all.clone()));
         let tuning = Tuning { dhcp: settings.dhcp.clone(), tftp_limits: settings.tftp_limits };
         shared.tuning.store(Arc::new(tuning));
-
-        let segmentation = udp::has_segmentation();
-        let congestion = tcp::lan_congestion();
-        let mut rings = Vec::new();
-        let mut ring_refused = None;
-        if settings.driver != Driver::Mio {
-            for _ in 0..count {
-                match SendRing::new(RING_SENDS) {
-                    Ok(ring) => rings.push(ring),
-                    Err(error) => {
-                        ring_refused = Some(error);
-                        break;
-                    }
-                }
-            }
-        }
         match (settings.driver, ring_refused) {
             (Driver::Uring | Driver::UringAlways, Some(error)) => return Err(StartError::NoRing(error)),
             (Driver::Auto, Some(error)) => {

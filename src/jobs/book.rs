@@ -206,29 +206,41 @@ impl Book {
         Self::default()
     }
 
-    /// The book as it was stored.
-    pub fn load(
-        numbers: Numbers,
-        jobs: impl IntoIterator<Item = Job>,
-        claims: impl IntoIterator<Item = Claim>,
-        machines: impl IntoIterator<Item = Machine>,
-    ) -> Self {
-        let mut book = Self { numbers, ..Self::default() };
-        for job in jobs {
-            book.numbers.job = book.numbers.job.max(job.id.0);
-            book.put_job(job.id, Some(Arc::new(job)));
+    /// A book that is to be filled with what is stored ([`Book::load_job`] and its like, in any order).
+    pub fn stored(numbers: Numbers) -> Self {
+        Self { numbers, ..Self::default() }
+    }
+
+    /// A job that is stored. It is no change, so nothing is touched.
+    pub fn load_job(&mut self, job: Job) {
+        self.numbers.job = self.numbers.job.max(job.id.0);
+        let _ = match Ident::of_selector(&job.selector) {
+            Some(ident) => self.exact.entry(ident).or_default().insert(job.id),
+            None => self.rules.insert(job.id),
+        };
+        self.jobs.insert(job.id, Arc::new(job));
+    }
+
+    /// A machine that is stored.
+    pub fn load_machine(&mut self, machine: Machine) {
+        let last = machine.parts.iter().map(|part| part.id.0).max().unwrap_or(0).max(machine.id.0);
+        self.numbers.machine = self.numbers.machine.max(last);
+        for ident in machine.idents() {
+            self.by_ident.insert(ident.clone(), machine.id);
         }
-        for machine in machines {
-            let last = machine.parts.iter().map(|part| part.id.0).max().unwrap_or(0).max(machine.id.0);
-            book.numbers.machine = book.numbers.machine.max(last);
-            book.put_machine(machine.id, Some(Arc::new(machine)));
+        self.machines.insert(machine.id, Arc::new(machine));
+    }
+
+    /// A claim that is stored.
+    pub fn load_claim(&mut self, claim: Claim) {
+        self.numbers.claim = self.numbers.claim.max(claim.id.0);
+        for boot in claim.boot.iter().chain(&claim.passed) {
+            self.by_boot.insert(*boot, claim.id);
         }
-        for claim in claims {
-            book.numbers.claim = book.numbers.claim.max(claim.id.0);
-            book.put_claim(claim.id, Some(Arc::new(claim)));
+        for ident in &claim.idents {
+            self.claims_of.entry(ident.clone()).or_default().insert(claim.id);
         }
-        book.undo.clear();
-        book
+        self.claims.insert(claim.id, Arc::new(claim));
     }
 
     /// Every job, oldest first.
@@ -328,11 +340,23 @@ impl Book {
     /// Publishes everything, and what `before` had and this book has not.
     pub fn publish_all(&mut self, before: &Self, writer: &mut Writer) {
         self.settle();
-        for id in before.jobs.keys().chain(self.jobs.keys()) {
-            writer.put(Key::Job(*id), self.job_entry(*id));
+        for id in before.jobs.keys().filter(|id| !self.jobs.contains_key(id)) {
+            writer.put(Key::Job(*id), None);
         }
-        for ident in before.idents().into_iter().chain(self.idents()) {
-            writer.put(ident.key(), self.entry(&ident));
+        for ident in before.idents().filter(|ident| !self.has_ident(ident)) {
+            writer.put(ident.key(), None);
+        }
+        // A job's identity goes along with it: both of their entries are made of what is at hand then.
+        for (id, job) in &self.jobs {
+            writer.put(Key::Job(*id), self.job_entry(*id));
+            if let Some(ident) = Ident::of_selector(&job.selector)
+                && self.exact.get(&ident).and_then(BTreeSet::first) == Some(id)
+            {
+                writer.put(ident.key(), self.entry(&ident));
+            }
+        }
+        for ident in self.idents().filter(|ident| !self.exact.contains_key(*ident)) {
+            writer.put(ident.key(), self.entry(ident));
         }
         writer.set_rules(self.rule_jobs());
     }
@@ -403,9 +427,19 @@ impl Book {
         self.rules.iter().filter_map(|id| self.jobs.get(id)).filter(|job| job.is_live()).cloned().collect()
     }
 
-    /// Every identity that has an entry.
-    pub fn idents(&self) -> BTreeSet<Ident> {
-        self.exact.keys().chain(self.claims_of.keys()).chain(self.by_ident.keys()).cloned().collect()
+    /// Every identity that has an entry, once, in no order.
+    pub fn idents(&self) -> impl Iterator<Item = &Ident> {
+        let claimed = self.claims_of.keys().filter(|ident| !self.exact.contains_key(*ident));
+        let known = self.by_ident.keys();
+        let known =
+            known.filter(|ident| !self.exact.contains_key(*ident) && !self.claims_of.contains_key(*ident));
+        self.exact.keys().chain(claimed).chain(known)
+    }
+
+    fn has_ident(&self, ident: &Ident) -> bool {
+        self.exact.contains_key(ident)
+            || self.claims_of.contains_key(ident)
+            || self.by_ident.contains_key(ident)
     }
 
     fn exact_jobs(&self, ident: &Ident) -> impl Iterator<Item = &Arc<Job>> {

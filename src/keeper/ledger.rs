@@ -13,7 +13,7 @@ use crate::jobs::job::{Job, JobId, JobSpec};
 use crate::jobs::lifecycle::{Denial, Passage};
 use crate::jobs::machine::{Machine, MachineId};
 use crate::jobs::table::{self, Table, Writer};
-use crate::jobs::token::{BootId, Boots, TokenKey};
+use crate::jobs::token::{Boots, TokenKey};
 use crate::store::{Log, Store, StoreError, Transition, Write};
 
 /// Where orders look images up: the catalogue of the moment.
@@ -136,6 +136,23 @@ impl fmt::Debug for Ledger {
     }
 }
 
+/// A book, and the table that shows it.
+pub(super) struct Published {
+    book: Book,
+    pub(super) table: Arc<Table>,
+    writer: Writer,
+}
+
+impl Published {
+    /// Publishes a book to a table of its own.
+    pub(super) fn of(mut book: Book) -> Self {
+        // What is known by now fits without growing.
+        let (table, mut writer) = table::table(book.published_len().max(1024));
+        book.publish_all(&Book::new(), &mut writer);
+        Self { book, table, writer }
+    }
+}
+
 /// What an input came to before the commit.
 enum Judged {
     Nothing,
@@ -156,25 +173,33 @@ impl Ledger {
         secret: [u8; 32],
         now: SystemTime,
     ) -> Result<Self, StoreError> {
-        let identity = Identity::begin(store.as_mut(), secret, now)?;
         let book = records::load(store.as_mut())?;
-        // What is known by now fits without growing.
-        let (table, writer) = table::table(book.published_len().max(1024));
-        let mut ledger = Self {
+        let identity = Identity::begin(store.as_mut(), secret, now)?;
+        Ok(Self::of(store, &identity, Published::of(book), identity.boots(), images))
+    }
+
+    /// A ledger over a store and the book that was loaded from it.
+    pub(super) fn of(
+        store: Box<dyn Store>,
+        identity: &Identity,
+        published: Published,
+        boots: Arc<Boots>,
+        images: ImagesNow,
+    ) -> Self {
+        let Published { book, table, writer } = published;
+        Self {
             book,
             store,
             table,
             writer,
             images,
-            boots: Arc::new(Boots::from(BootId(identity.first_boot()))),
-            key: TokenKey::new(identity.secret),
+            boots,
+            key: identity.key(),
             trouble: None,
             commits: 0,
             transitions: 0,
             failures: 0,
-        };
-        ledger.book.publish_all(&Book::new(), &mut ledger.writer);
-        Ok(ledger)
+        }
     }
 
     /// The table the cores decide with.

@@ -12,7 +12,9 @@
 //! at the point of no return are told *not now*, boots that need no transition go on, and all is well again as soon
 //! as the store is.
 //!
-//! Start with [`Keeper::start`]; it returns once everything stored is published.
+//! Start with [`Keeper::start`]; it returns once everything stored is published. The keeper's thread reads and checks the
+//! store while the thread that starts it fills the book and the table; who has something else to do meanwhile takes the
+//! two halves, [`Keeper::begin`] and [`Beginning::finish`].
 #![forbid(unsafe_code)]
 
 pub mod journal;
@@ -29,8 +31,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, SendError, Sender, bounded, select, unbounded};
 
+use self::ledger::Published;
 pub use self::ledger::{Answer, Done, ImagesNow, Input, Ledger, Order, Output};
 pub use self::records::load as stored_book;
+use self::records::{Identity, Piece};
 pub use crate::jobs::book::AtTheLine;
 use crate::jobs::book::{Book, Refusal};
 use crate::jobs::evidence::Evidence;
@@ -122,24 +126,45 @@ impl Keeper {
         secret: [u8; 32],
         observer: Observer,
     ) -> Result<Running, StoreError> {
-        let ledger = Ledger::open(store, images, secret, SystemTime::now())?;
+        Self::begin(move || Ok(store), secret)?.finish(images, observer)
+    }
+
+    /// Starts the thread, which opens the store and reads what is in it. `secret` becomes the token key of a store that has
+    /// none yet.
+    ///
+    /// # Errors
+    ///
+    /// There is no thread to be had; the store's own come from [`Beginning::finish`].
+    pub fn begin(
+        open: impl FnOnce() -> Result<Box<dyn Store>, StoreError> + Send + 'static,
+        secret: [u8; 32],
+    ) -> Result<Beginning, StoreError> {
         // Bounded by whoever sends. An array as long as the bound would be touched page by page before anybody is answered.
         let (urgent, urgent_in) = unbounded();
         let (evidence, evidence_in) = unbounded();
-        let keeper = Self {
-            urgent,
-            evidence,
-            table: ledger.table(),
-            boots: ledger.boots(),
-            key: ledger.key().clone(),
-            counts: Arc::default(),
-        };
-        let counts = Arc::clone(&keeper.counts);
-        let thread = std::thread::Builder::new()
-            .name("keeper".into())
-            .spawn(move || keep(ledger, &urgent_in, &evidence_in, &counts, observer))
+        let (tell, told) = bounded(PIECES_MAX);
+        let (hand, handed) = bounded(1);
+        let counts = Arc::<Counts>::default();
+        let thread = std::thread::Builder::new().name("keeper".into()).spawn({
+            let counts = Arc::clone(&counts);
+            move || {
+                // Whoever began it and has given up hears nothing, and hands nothing over.
+                let read = read_all(open, secret, |news| _ = tell.send(news));
+                let (store, identity) = match read {
+                    Ok(read) => read,
+                    Err(error) => {
+                        let _ = tell.send(News::Failed(error));
+                        return;
+                    }
+                };
+                let Ok(Handed { published, boots, images, observer }) = handed.recv() else { return };
+                let ledger = Ledger::of(store, &identity, published, boots, images);
+                keep(ledger, &urgent_in, &evidence_in, &counts, observer);
+            }
+        });
+        let thread = thread
             .map_err(|error| StoreError::Io { path: "thread keeper".into(), detail: error.to_string() })?;
-        Ok(Running { keeper, thread: Some(thread) })
+        Ok(Beginning { urgent, evidence, counts, told, hand, thread })
     }
 
     /// The table the cores decide with.
@@ -272,6 +297,104 @@ impl Keeper {
             .chain([waiting])
             .collect()
     }
+}
+
+/// Pieces that wait to be put into the book; the thread that reads waits when there are more.
+const PIECES_MAX: usize = 16;
+
+/// What the thread tells while it starts.
+enum News {
+    /// Some of what is stored.
+    Piece(Piece),
+    /// That was all of it; what follows is the look for damage.
+    Read,
+    /// There is no damage, and the start is stored.
+    Sound(Identity),
+    /// It ends.
+    Failed(StoreError),
+}
+
+/// What the thread is given to begin its work.
+struct Handed {
+    published: Published,
+    boots: Arc<Boots>,
+    images: ImagesNow,
+    observer: Observer,
+}
+
+/// A keeper whose thread reads the store. Dropping it ends the thread when that has read.
+pub struct Beginning {
+    urgent: Sender<Urgent>,
+    evidence: Sender<Evidence>,
+    counts: Arc<Counts>,
+    told: Receiver<News>,
+    hand: Sender<Handed>,
+    thread: JoinHandle<()>,
+}
+
+impl fmt::Debug for Beginning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Beginning").finish_non_exhaustive()
+    }
+}
+
+impl Beginning {
+    /// Publishes what the thread reads, and returns once that is all and the store is found sound. `observer` is told of
+    /// every job that evidence or the clock moved.
+    ///
+    /// # Errors
+    ///
+    /// The store's own: damaged, of a newer schema, unreadable, full.
+    pub fn finish(self, images: ImagesNow, observer: Observer) -> Result<Running, StoreError> {
+        let Self { urgent, evidence, counts, told, hand, thread } = self;
+        let mut book = Book::new();
+        let mut published = None;
+        let found = loop {
+            match told.recv() {
+                Ok(News::Piece(piece)) => piece.put_in(&mut book),
+                // Nobody decides by it before this returns.
+                Ok(News::Read) => published = Some(Published::of(std::mem::take(&mut book))),
+                Ok(News::Sound(identity)) => break published.map(|published| (identity, published)),
+                Ok(News::Failed(error)) => {
+                    // When it has ended the file is closed.
+                    let _ = thread.join();
+                    return Err(error);
+                }
+                Err(_) => break None,
+            }
+        };
+        let gone =
+            || StoreError::Io { path: "thread keeper".into(), detail: "it ended by a panic".to_owned() };
+        let (identity, published) = found.ok_or_else(gone)?;
+        let keeper = Keeper {
+            urgent,
+            evidence,
+            table: Arc::clone(&published.table),
+            boots: identity.boots(),
+            key: identity.key(),
+            counts,
+        };
+        let boots = Arc::clone(&keeper.boots);
+        hand.send(Handed { published, boots, images, observer }).map_err(|_| gone())?;
+        Ok(Running { keeper, thread: Some(thread) })
+    }
+}
+
+/// Opens a store, tells what is in it, looks for damage, and stores that there was one more start.
+fn read_all(
+    open: impl FnOnce() -> Result<Box<dyn Store>, StoreError>,
+    secret: [u8; 32],
+    tell: impl Fn(News),
+) -> Result<(Box<dyn Store>, Identity), StoreError> {
+    let mut store = open()?;
+    // A record that makes no sense may be one of a damaged file: then that is what is wrong.
+    let shown = records::show(store.as_mut(), |piece| tell(News::Piece(piece)));
+    shown.or_else(|error| store.check().and(Err(error)))?;
+    tell(News::Read);
+    store.check()?;
+    let identity = Identity::begin(store.as_mut(), secret, SystemTime::now())?;
+    tell(News::Sound(identity.clone()));
+    Ok((store, identity))
 }
 
 impl Running {

@@ -1,6 +1,7 @@
 //! The book's records as the store keeps them: JSON bodies under numbered keys.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::de::DeserializeOwned;
@@ -10,6 +11,7 @@ use crate::jobs::book::{Book, Change, Numbers};
 use crate::jobs::claim::Claim;
 use crate::jobs::job::Job;
 use crate::jobs::machine::Machine;
+use crate::jobs::token::{BootId, Boots, TokenKey};
 use crate::store::{Guard, Kind, Log, Record, Store, StoreError, Transition, Write};
 
 /// Keys of what there is one of.
@@ -70,16 +72,66 @@ pub(super) fn transition(changes: Vec<Change>, now: SystemTime) -> Transition {
     Transition { writes }
 }
 
-fn read<T: DeserializeOwned>(store: &mut dyn Store, kind: Kind) -> Result<Vec<T>, StoreError> {
-    let (_, records) = store.list(kind)?;
-    records.iter().map(|record| parse(record)).collect()
+/// Records shown at once: worth a message between two threads, and few enough to be at hand still when they arrive.
+const AT_ONCE: usize = 256;
+
+/// What is stored of jobs, claims and machines, in pieces.
+#[derive(Debug)]
+pub(super) enum Piece {
+    /// What was given out last: the first piece.
+    Numbers(Numbers),
+    Jobs(Vec<Job>),
+    Claims(Vec<Claim>),
+    Machines(Vec<Machine>),
 }
 
-fn parse<T: DeserializeOwned>(record: &Record) -> Result<T, StoreError> {
-    serde_json::from_str(&record.body).map_err(|error| StoreError::Corrupt {
+impl Piece {
+    /// Puts it into the book; the first piece makes it one.
+    pub(super) fn put_in(self, book: &mut Book) {
+        match self {
+            Self::Numbers(numbers) => *book = Book::stored(numbers),
+            Self::Jobs(jobs) => jobs.into_iter().for_each(|job| book.load_job(job)),
+            Self::Claims(claims) => claims.into_iter().for_each(|claim| book.load_claim(claim)),
+            Self::Machines(machines) => machines.into_iter().for_each(|machine| book.load_machine(machine)),
+        }
+    }
+}
+
+fn parse<T: DeserializeOwned>(kind: Kind, key: &str, body: &str) -> Result<T, StoreError> {
+    serde_json::from_str(body).map_err(|error| StoreError::Corrupt {
         path: PathBuf::from("the store"),
-        detail: format!("{} {} is not what this bootstorm reads: {error}", record.kind, record.key),
+        detail: format!("{kind} {key} is not what this bootstorm reads: {error}"),
     })
+}
+
+fn read<T: DeserializeOwned>(
+    store: &mut dyn Store,
+    kind: Kind,
+    mut show: impl FnMut(Vec<T>),
+) -> Result<(), StoreError> {
+    let mut some = Vec::new();
+    store.each(kind, &mut |key, body| {
+        some.push(parse(kind, key, body)?);
+        if some.len() == AT_ONCE {
+            show(std::mem::replace(&mut some, Vec::with_capacity(AT_ONCE)));
+        }
+        Ok(())
+    })?;
+    show(some);
+    Ok(())
+}
+
+/// Shows everything that is stored of jobs, claims and machines. None of it is to be relied on before [`Store::check`]
+/// has found no damage.
+pub(super) fn show(store: &mut dyn Store, mut show: impl FnMut(Piece)) -> Result<(), StoreError> {
+    let numbers = match store.get(Kind::Meta, NUMBERS)? {
+        Some(record) => parse(record.kind, &record.key, &record.body)?,
+        None => Numbers::default(),
+    };
+    show(Piece::Numbers(numbers));
+    read(store, Kind::Job, |jobs| show(Piece::Jobs(jobs)))?;
+    read(store, Kind::Claim, |claims| show(Piece::Claims(claims)))?;
+    read(store, Kind::Machine, |machines| show(Piece::Machines(machines)))
 }
 
 /// Everything that is stored of jobs, claims and machines.
@@ -88,23 +140,19 @@ fn parse<T: DeserializeOwned>(record: &Record) -> Result<T, StoreError> {
 ///
 /// The store's own.
 pub fn load(store: &mut dyn Store) -> Result<Book, StoreError> {
-    let numbers = match store.get(Kind::Meta, NUMBERS)? {
-        Some(record) => parse::<Numbers>(&record)?,
-        None => Numbers::default(),
-    };
-    let jobs: Vec<Job> = read(store, Kind::Job)?;
-    let claims: Vec<Claim> = read(store, Kind::Claim)?;
-    let machines: Vec<Machine> = read(store, Kind::Machine)?;
-    Ok(Book::load(numbers, jobs, claims, machines))
+    let mut book = Book::new();
+    show(store, |piece| piece.put_in(&mut book))?;
+    store.check()?;
+    Ok(book)
 }
 
 /// What makes this server's tokens its own across restarts.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Identity {
     /// The token key.
-    pub(super) secret: [u8; 32],
+    secret: [u8; 32],
     /// Counts starts; the high bits of every boot's number.
-    pub(super) epoch: u64,
+    epoch: u64,
 }
 
 /// Low bits of a boot's number that count boots of one start.
@@ -125,7 +173,7 @@ impl Identity {
         let found = store.get(Kind::Meta, IDENTITY)?;
         let next = match &found {
             Some(record) => {
-                let old: Self = parse(record)?;
+                let old: Self = parse(record.kind, &record.key, &record.body)?;
                 Self { epoch: (old.epoch + 1).max(clock), ..old }
             }
             None => Self { secret, epoch: clock.max(1) },
@@ -148,8 +196,13 @@ impl Identity {
         }
     }
 
-    /// The first boot's number of this start.
-    pub(super) fn first_boot(&self) -> u64 {
-        self.epoch << BOOT_BITS
+    /// Where the boots of this start get their numbers.
+    pub(super) fn boots(&self) -> Arc<Boots> {
+        Arc::new(Boots::from(BootId(self.epoch << BOOT_BITS)))
+    }
+
+    /// The token key.
+    pub(super) fn key(&self) -> TokenKey {
+        TokenKey::new(self.secret)
     }
 }

@@ -234,6 +234,32 @@ fn what_a_newer_server_wrote_is_not_guessed_at() {
     assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
 }
 
+/// The pages of the audit log hold no record that a start reads: only the look at the structure finds them.
+#[test]
+fn no_keeper_begins_on_a_damaged_file_whatever_part_of_it_is_read() {
+    let dir = std::env::temp_dir().join(format!("bootstorm-damaged-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let path = dir.join("store.db");
+    let start = || {
+        let path = path.clone();
+        let open = move || Ok(Box::new(SqliteStore::open_unchecked(&path)?) as Box<dyn Store>);
+        Keeper::begin(open, [1; 32]).unwrap().finish(images(), Box::new(|_| {}))
+    };
+    let running = start().unwrap();
+    let specs = (0..500).map(|n| JobSpec::new(Action::Image("pe".into()), Selector::Mac(mac(n))));
+    running.keeper().order_and_wait(Order::AddJobs(specs.collect()), "test").unwrap();
+    drop(running);
+    drop(start().expect("a sound file"));
+    let mut bytes = std::fs::read(&path).unwrap();
+    let audit = bytes.windows(9).position(|word| word == b"job-added").unwrap();
+    let page = audit / 4_096 * 4_096;
+    bytes[page..page + 512].fill(0x5a);
+    std::fs::write(&path, &bytes).unwrap();
+    let error = start().unwrap_err();
+    assert!(matches!(&error, StoreError::Corrupt { path: named, .. } if *named == path), "{error}");
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
 #[derive(Debug, Default)]
 struct Answers(Mutex<Vec<(u64, Answer, Instant)>>, AtomicUsize);
 

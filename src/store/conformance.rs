@@ -125,6 +125,21 @@ fn numbers(entries: Vec<LogEntry>) -> Vec<u64> {
     entries.into_iter().map(|entry| entry.number).collect()
 }
 
+/// A list, which is what the store shows record by record.
+fn listed(store: &mut impl Store, kind: Kind) -> (Revision, Vec<Record>) {
+    let (revision, records) = store.list(kind).expect("a list");
+    let mut shown = Vec::new();
+    let mut show = |key: &str, body: &str| {
+        shown.push((key.to_owned(), body.to_owned()));
+        Ok(())
+    };
+    store.each(kind, &mut show).expect("every record");
+    shown.sort();
+    let expected = records.iter().map(|record| (record.key.clone(), record.body.clone()));
+    assert_eq!(shown, expected.collect::<Vec<_>>());
+    (revision, records)
+}
+
 /// Everything a store can be asked.
 #[derive(PartialEq, Eq, Debug)]
 struct Everything {
@@ -135,7 +150,7 @@ struct Everything {
 
 fn everything(store: &mut impl Store) -> Everything {
     Everything {
-        lists: Kind::ALL.into_iter().map(|kind| store.list(kind).expect("a list")).collect(),
+        lists: Kind::ALL.into_iter().map(|kind| listed(store, kind)).collect(),
         events: store.read_log(Log::Event, None, None, usize::MAX).expect("the events"),
         audit: store.read_log(Log::Audit, None, None, usize::MAX).expect("the audit log"),
     }

@@ -156,6 +156,15 @@ impl Store for MemoryStore {
         Ok((self.now.revision, records))
     }
 
+    fn each(
+        &mut self,
+        kind: Kind,
+        visit: &mut dyn FnMut(&str, &str) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let of_kind = self.now.records.get(&kind).into_iter().flatten();
+        of_kind.map(|(key, stored)| visit(key, &stored.body)).collect()
+    }
+
     fn get(&mut self, kind: Kind, key: &str) -> Result<Option<Record>, StoreError> {
         Ok(self.now.found(kind, key).map(|stored| stored.as_record(kind, key)))
     }
@@ -271,6 +280,14 @@ impl SharedStore {
 impl Store for SharedStore {
     fn list(&mut self, kind: Kind) -> Result<(Revision, Vec<Record>), StoreError> {
         self.inner().list(kind)
+    }
+
+    fn each(
+        &mut self,
+        kind: Kind,
+        visit: &mut dyn FnMut(&str, &str) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        self.inner().each(kind, visit)
     }
 
     fn get(&mut self, kind: Kind, key: &str) -> Result<Option<Record>, StoreError> {

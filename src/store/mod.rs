@@ -325,6 +325,20 @@ pub trait Store: Send {
     /// Every record of a kind at one revision, ordered by key.
     fn list(&mut self, kind: Kind) -> Result<(Revision, Vec<Record>), StoreError>;
 
+    /// Shows key and body of every record of a kind, in no order, until `visit` refuses one; its error is returned. For
+    /// many records: no list is made of them.
+    fn each(
+        &mut self,
+        kind: Kind,
+        visit: &mut dyn FnMut(&str, &str) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError>;
+
+    /// Finds damage to the file that no record has shown yet. What was not checked when the store was opened is to be
+    /// checked by this before anybody relies on a record; a second call does nothing.
+    fn check(&mut self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// One record, or none.
     fn get(&mut self, kind: Kind, key: &str) -> Result<Option<Record>, StoreError>;
 

@@ -74,6 +74,8 @@ pub struct SqliteStore {
     counters: Counters,
     /// What was written since the log was folded into the file by [`Store::rest`].
     unfolded: u64,
+    /// The file's structure was looked at since it was opened, or the file was made then.
+    checked: bool,
 }
 
 /// What the next transition and the next entries follow.
@@ -88,6 +90,8 @@ struct Counters {
 /// The statements for the records of one kind.
 struct Sql {
     list: &'static str,
+    /// In the order in which they lie in the file.
+    each: &'static str,
     get: &'static str,
     generation: &'static str,
     put: &'static str,
@@ -102,6 +106,7 @@ macro_rules! sql {
     ($table:literal) => {
         Sql {
             list: concat!("SELECT key, generation, body FROM ", $table, " ORDER BY key"),
+            each: concat!("SELECT key, body FROM ", $table),
             get: concat!("SELECT generation, body FROM ", $table, " WHERE key = ?1"),
             generation: concat!("SELECT generation FROM ", $table, " WHERE key = ?1"),
             put: concat!(
@@ -143,14 +148,22 @@ impl SqliteStore {
     /// Whatever a killed server left half done is undone before this returns, an older schema is brought up to
     /// date, and the file's structure is checked, which reads all of it.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let mut store = Self::open_unchecked(path)?;
+        store.check()?;
+        Ok(store)
+    }
+
+    /// [`SqliteStore::open`], but for the look at the structure of a file whose schema is up to date: for whoever reads
+    /// all records first, and calls [`Store::check`] before anybody relies on one.
+    pub fn open_unchecked(path: &Path) -> Result<Self, StoreError> {
         let path = path.to_owned();
         let io = |verb: &str, error: &io::Error| StoreError::Io {
             path: path.clone(),
             detail: format!("cannot {verb}: {error}"),
         };
+        let mut made = false;
         match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
-            // The new name must be as durable as what will be acknowledged under it.
-            Ok(_) => sync_folder_of(&path).map_err(|error| io("sync the folder", &error))?,
+            Ok(_) => made = true,
             // Not opened and closed here: closing any descriptor of a file drops all locks that this process has
             // on it (POSIX).
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -164,17 +177,17 @@ impl SqliteStore {
             Err(error) => return Err(io("create", &error)),
         }
         let opened = Self::connect(&path);
-        let (connection, counters) = opened.map_err(|failure| match failure {
-            Failure::Sqlite(error) => explain(&path, "open", &error),
-            Failure::Corrupt(detail) => StoreError::Corrupt { path: path.clone(), detail },
-            Failure::NewerSchema(found) => {
-                StoreError::NewerSchema { path: path.clone(), found, known: SCHEMA }
-            }
-        })?;
-        Ok(Self { path, connection, counters, unfolded: 0 })
+        let (connection, counters, checked) = opened.map_err(|failure| failure.explain(&path, "open"))?;
+        if made {
+            // The new name must be as durable as what will be acknowledged under it. A file system with a journal has
+            // stored it with the file's first page, and has nothing left to wait for.
+            sync_folder_of(&path).map_err(|error| io("sync the folder", &error))?;
+        }
+        Ok(Self { path, connection, counters, unfolded: 0, checked })
     }
 
-    fn connect(path: &Path) -> Result<(Connection, Counters), Failure> {
+    /// The connection, what the next transition follows, and whether the structure needs no look any more.
+    fn connect(path: &Path) -> Result<(Connection, Counters, bool), Failure> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut connection = Connection::open_with_flags(path, flags)?;
         connection.busy_timeout(OPEN_WAIT)?;
@@ -183,13 +196,22 @@ impl SqliteStore {
         connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
         // Nothing is written before this says that the file is ours and not from the future.
         let version = schema_of(&connection)?;
+        let is_new = version == 0;
+        if is_new {
+            // An empty file has nothing to go back to: its first page is written and synced without a journal, which
+            // would take three more syncs.
+            let _: String =
+                connection.pragma_update_and_check(None, "journal_mode", "OFF", |row| row.get(0))?;
+        }
         let journal: String =
             connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
         if journal != "wal" {
             return Err(Failure::Corrupt(format!("its journal cannot be a write-ahead log: {journal}")));
         }
         for (name, value) in [
-            ("synchronous", "FULL"),
+            // The tables of a new store are at the beginning of the log: the first commit syncs them with itself, and a
+            // log that was cut before it is that of an empty store, or of one with all tables.
+            ("synchronous", if is_new { "OFF" } else { "FULL" }),
             ("temp_store", "MEMORY"),
             ("cell_size_check", "ON"),
             ("trusted_schema", "OFF"),
@@ -200,12 +222,14 @@ impl SqliteStore {
         connection.pragma_update(None, "journal_size_limit", LOG_KEPT)?;
         // In KiB when negative.
         connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
-        if version > 0 {
+        let is_old = !is_new && version < SCHEMA;
+        if is_old {
             check_structure(&connection)?;
         }
         migrate(&mut connection, version)?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
         let counters = Counters::read(&connection)?;
-        Ok((connection, counters))
+        Ok((connection, counters, is_new || is_old))
     }
 
     #[cfg(test)]
@@ -280,6 +304,35 @@ impl Store for SqliteStore {
         let records = read().map_err(|error| self.explain("list", &error))?;
         // Nobody else can write, so the counter in memory is the file's.
         Ok((Revision(self.counters.revision), records))
+    }
+
+    fn each(
+        &mut self,
+        kind: Kind,
+        visit: &mut dyn FnMut(&str, &str) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let mut refused = Ok(());
+        let mut read = || -> rusqlite::Result<()> {
+            let mut statement = self.connection.prepare_cached(sql(kind).each)?;
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                refused = visit(row.get_ref(0)?.as_str()?, row.get_ref(1)?.as_str()?);
+                if refused.is_err() {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        read().map_err(|error| self.explain("list", &error))?;
+        refused
+    }
+
+    fn check(&mut self) -> Result<(), StoreError> {
+        if !self.checked {
+            check_structure(&self.connection).map_err(|failure| failure.explain(&self.path, "open"))?;
+            self.checked = true;
+        }
+        Ok(())
     }
 
     fn get(&mut self, kind: Kind, key: &str) -> Result<Option<Record>, StoreError> {
@@ -593,6 +646,17 @@ enum Failure {
     Sqlite(rusqlite::Error),
     Corrupt(String),
     NewerSchema(u32),
+}
+
+impl Failure {
+    fn explain(self, path: &Path, verb: &str) -> StoreError {
+        let path = path.to_owned();
+        match self {
+            Self::Sqlite(error) => explain(&path, verb, &error),
+            Self::Corrupt(detail) => StoreError::Corrupt { path, detail },
+            Self::NewerSchema(found) => StoreError::NewerSchema { path, found, known: SCHEMA },
+        }
+    }
 }
 
 impl From<rusqlite::Error> for Failure {

@@ -155,10 +155,8 @@ fn keep(wanted: &[Capability]) -> Result<Rights, SysError> {
     let root = nix::unistd::geteuid().is_root().then_some(STAYING_ROOT);
     let wanted = wanted.iter().copied().chain(root);
     let kept: CapsHashSet = wanted.filter(|capability| has(CapSet::Permitted, *capability)).collect();
-    // Ambient ones go first: they may not outlive the others.
-    if caps::read(None, CapSet::Ambient).is_ok_and(|ambient| !ambient.is_empty()) {
-        caps::clear(None, CapSet::Ambient).map_err(fail)?;
-    }
+    // Ambient ones go first: they may not outlive the others. Where they cannot be cleared, the kernel has none (before 4.3).
+    let _ = caps::clear(None, CapSet::Ambient);
     caps::set(None, CapSet::Effective, &kept).map_err(fail)?;
     caps::set(None, CapSet::Permitted, &kept).map_err(fail)?;
     caps::clear(None, CapSet::Inheritable).map_err(fail)?;
