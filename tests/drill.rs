@@ -482,7 +482,7 @@ impl World {
                 let order = if self.random.one_in(2) {
                     Order::Cancel { id, expected: None }
                 } else {
-                    Order::Rearm { id, expected: None }
+                    Order::Rearm { id, expected: None, all: true }
                 };
                 self.order(order);
             }

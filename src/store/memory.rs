@@ -161,8 +161,8 @@ impl Store for MemoryStore {
         kind: Kind,
         visit: &mut dyn FnMut(&str, &str) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        let of_kind = self.now.records.get(&kind).into_iter().flatten();
-        of_kind.map(|(key, stored)| visit(key, &stored.body)).collect()
+        let mut of_kind = self.now.records.get(&kind).into_iter().flatten();
+        of_kind.try_for_each(|(key, stored)| visit(key, &stored.body))
     }
 
     fn get(&mut self, kind: Kind, key: &str) -> Result<Option<Record>, StoreError> {
