@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 /// How often a file is looked at for a line.
 const LOOK: Duration = Duration::from_millis(20);
+/// A line that has no end by then has none.
+const UNENDED: Duration = Duration::from_secs(5);
 
 /// Panics with the package to install when a program is missing.
 pub fn tool(name: &str, package: &str) -> PathBuf {
@@ -68,12 +70,19 @@ impl Process {
     /// Waits until a file that it writes holds `text`.
     pub fn wait_for_in(&mut self, file: &Path, text: &str, patience: Duration) -> String {
         let start = Instant::now();
+        let mut unended = None;
         loop {
             // Looked at before the process is, so that what it wrote last is seen.
             let ended = self.child.try_wait().expect("a child can be waited for");
             let content = String::from_utf8_lossy(&std::fs::read(file).unwrap_or_default()).into_owned();
-            if let Some(line) = content.lines().find(|line| line.contains(text)) {
-                return line.to_owned();
+            if let Some(line) = content.split_inclusive('\n').find(|line| line.contains(text)) {
+                // The rest of a line may still be on its way; a prompt never ends.
+                let seen = *unended.get_or_insert_with(Instant::now);
+                if line.ends_with('\n') || ended.is_some() || seen.elapsed() > UNENDED {
+                    return line.trim_end_matches(['\r', '\n']).to_owned();
+                }
+                std::thread::sleep(LOOK);
+                continue;
             }
             let why = match ended {
                 Some(status) => format!("{} ended ({status})", self.name),
