@@ -50,6 +50,9 @@ const ACCEPTS_PER_TURN: usize = 64;
 const READS_PER_TURN: usize = 256;
 /// Bytes of files sent per turn, over all connections: some milliseconds, which is as long as DHCP and TFTP wait for them.
 const BULK_PER_TURN: u64 = 16 << 20;
+/// With more connections in line a turn has no such bound: each would be looked at before its socket has room for much, and
+/// with a thousand a byte would cost a third more.
+const BOUNDED_LINE: usize = 128;
 /// Requests of one connection answered before the others have their turn: a client may send thousands at once.
 const ANSWERS_PER_VISIT: usize = 16;
 /// Reads of one connection that is being closed, before the others have their turn.
@@ -315,9 +318,10 @@ impl HttpSide {
             }
         }
         self.send_answers(turn);
-        let mut bulk = BULK_PER_TURN;
+        let line = self.sending.len();
+        let mut bulk = if line <= BOUNDED_LINE { BULK_PER_TURN } else { u64::MAX };
         // Who comes back into the line is looked at again after whatever else has come meanwhile.
-        for _ in 0..self.sending.len() {
+        for _ in 0..line {
             if bulk == 0 {
                 break;
             }
