@@ -50,9 +50,10 @@ const ACCEPTS_PER_TURN: usize = 64;
 const READS_PER_TURN: usize = 256;
 /// Bytes of files sent per turn, over all connections: some milliseconds, which is as long as DHCP and TFTP wait for them.
 const BULK_PER_TURN: u64 = 16 << 20;
-/// With more connections in line a turn has no such bound: each would be looked at before its socket has room for much, and
-/// with a thousand a byte would cost a third more.
-const BOUNDED_LINE: usize = 128;
+/// The same with more than [`FEW_SENDING`] in line: each would else be looked at before its socket has room for much, and with
+/// a thousand a byte would cost a third more. A thousand quanta, less than half a second on the fastest wire there is here.
+const BULK_OF_MANY: u64 = 2 << 30;
+const FEW_SENDING: usize = 128;
 /// Requests of one connection answered before the others have their turn: a client may send thousands at once.
 const ANSWERS_PER_VISIT: usize = 16;
 /// Reads of one connection that is being closed, before the others have their turn.
@@ -319,7 +320,7 @@ impl HttpSide {
         }
         self.send_answers(turn);
         let line = self.sending.len();
-        let mut bulk = if line <= BOUNDED_LINE { BULK_PER_TURN } else { u64::MAX };
+        let mut bulk = if line <= FEW_SENDING { BULK_PER_TURN } else { BULK_OF_MANY };
         // Who comes back into the line is looked at again after whatever else has come meanwhile.
         for _ in 0..line {
             if bulk == 0 {
