@@ -264,6 +264,8 @@ fn own_files(common: &Common, plan: &Plan) -> sandbox::Files {
     // Loaders are switched in the folders of images, wherever those lie.
     let mut write = vec![plan.server.state_dir.clone(), plan.images_dir.clone()];
     write.extend(plan.image_trees.iter().cloned());
+    // Takes what a pipe held for a receiver that has no room for it.
+    write.push("/dev/null".into());
     let listen = plan.http.listen.iter().chain(&plan.https.listen);
     let mut tcp_ports: Vec<u16> = listen.map(|addr| addr.port()).collect();
     tcp_ports.extend(plan.admin.listen.map(|addr| addr.port()));

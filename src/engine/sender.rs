@@ -26,10 +26,13 @@ use crate::tls::Session;
 
 /// Files up to this length are read into the response's text: one call instead of four.
 pub const INLINE_MAX: u64 = 16 * 1024;
-/// What one connection may send before the next one has its turn.
-pub const QUANTUM: u64 = 2 << 20;
-/// `sendfile` piece: large, so that few calls are made, yet a turn stays short.
-const SENDFILE_LEN: u64 = 2 << 20;
+/// What one connection may send before the next one has its turn, with few and with many that have something to send.
+const QUANTUM: u64 = 2 << 20;
+const QUANTUM_OF_MANY: u64 = 512 << 10;
+/// A quantum of everybody, between these two: what one left in the caches is still there when it comes round again.
+const ROUND: u64 = 256 << 20;
+/// From here to its end a file is looked at before every piece.
+const WATCHED_LEN: u64 = 2 << 20;
 /// SEND_ZC piece.
 const ZERO_COPY_LEN: u64 = 1 << 20;
 /// Bytes encrypted before they are sent: four records.
@@ -38,6 +41,11 @@ pub const SEALED_LEN: usize = 64 << 10;
 const SEALED_QUANTUM: u64 = 512 << 10;
 /// Ranges shorter than this are not worth a notification.
 const ZERO_COPY_MIN: u64 = 64 << 10;
+
+/// What each of `sending` connections may send in one go.
+pub fn quantum(sending: usize) -> u64 {
+    (ROUND / sending.max(1) as u64).clamp(QUANTUM_OF_MANY, QUANTUM)
+}
 
 /// One piece of a response.
 #[derive(Debug)]
@@ -122,15 +130,14 @@ pub struct PipePool {
     free: Vec<Pipe>,
     made: usize,
     max: usize,
-    /// Where the bytes of a last pipe go.
-    nowhere: Option<File>,
+    /// `/dev/null`, where the bytes of a last pipe go. Without it connections keep their pipes, and `sendfile` serves those
+    /// that find none.
+    nowhere: Option<Arc<File>>,
 }
 
 impl PipePool {
-    /// Makes up to `max` pipes, as they are needed.
-    pub fn new(max: usize) -> Self {
-        // Without it connections keep their pipes, and `sendfile` serves those that find none.
-        let nowhere = File::options().write(true).open("/dev/null").ok();
+    /// Makes up to `max` pipes, as they are needed. `nowhere` is `/dev/null`, open for writing.
+    pub fn new(max: usize, nowhere: Option<Arc<File>>) -> Self {
         Self { free: Vec::new(), made: 0, max, nowhere }
     }
 
@@ -208,6 +215,8 @@ pub struct Means<'a> {
     pub copying: &'a CopyingDevices,
     /// The connection's local address.
     pub local: Ipv4Addr,
+    /// What the connection may send now; see [`quantum`].
+    pub quantum: u64,
     /// What a ring completion is to be tagged with.
     pub tag: u64,
     /// Where file bytes stand before they are encrypted.
@@ -243,7 +252,7 @@ impl Outgoing {
 
     /// Sends until the socket is full, the quantum is used, or all is out.
     pub fn pump(&mut self, socket: &impl AsRawFd, means: &mut Means<'_>) -> Pumped {
-        let mut quantum = QUANTUM;
+        let mut quantum = means.quantum;
         loop {
             if self.in_ring {
                 return Pumped::InRing;
@@ -284,7 +293,7 @@ impl Outgoing {
                 {
                     return Pumped::Yielded;
                 }
-                Some(Piece::File { .. }) => match self.pump_file(socket, means) {
+                Some(Piece::File { .. }) => match self.pump_file(socket, quantum, means) {
                     Ok(0) if self.in_ring => return Pumped::InRing,
                     Ok(0) => return Pumped::Changed,
                     other => other,
@@ -375,9 +384,9 @@ impl Outgoing {
         }
     }
 
-    /// One call's worth of the front file piece; the bytes that reached the socket, 0 when the file is not what it
-    /// was (or, with `in_ring` set, when the ring has taken over).
-    fn pump_file(&mut self, socket: &impl AsRawFd, means: &mut Means<'_>) -> io::Result<u64> {
+    /// One call's worth of the front file piece, no more than `quantum` unless it waits in the pipe already; the bytes that
+    /// reached the socket, 0 when the file is not what it was (or, with `in_ring` set, when the ring has taken over).
+    fn pump_file(&mut self, socket: &impl AsRawFd, quantum: u64, means: &mut Means<'_>) -> io::Result<u64> {
         let last_piece = self.pieces.len() == 1;
         let (Some(Piece::File { at, end }), Some(file)) = (self.pieces.front_mut(), &self.file) else {
             return Ok(0);
@@ -391,7 +400,7 @@ impl Outgoing {
         // The rest goes out now or with the next calls: the last chances to see that the file is still the one promised.
         // Also what waits in the pipe is looked at again, since its pages are the file's own, and show what is written
         // to it while a slow receiver lets them wait.
-        if left <= SENDFILE_LEN && !file.still_same() {
+        if left <= WATCHED_LEN && !file.still_same() {
             return Ok(0);
         }
         if in_pipe == 0 {
@@ -411,13 +420,13 @@ impl Outgoing {
             }
         }
         let Some(pipe) = &mut self.pipe else {
-            let sent = tcp::send_file(socket, &file.file, *at, left.min(SENDFILE_LEN) as usize)? as u64;
+            let sent = tcp::send_file(socket, &file.file, *at, left.min(quantum) as usize)? as u64;
             *at += sent;
             means.moved.sendfile += sent;
             return Ok(sent);
         };
         if pipe.held() == 0 {
-            let filled = pipe.fill(&file.file, *at, left.min(PIPE_LEN as u64) as usize)? as u64;
+            let filled = pipe.fill(&file.file, *at, left.min(quantum).min(PIPE_LEN as u64) as usize)? as u64;
             if filled == 0 {
                 return Ok(0);
             }
@@ -542,7 +551,8 @@ mod tests {
         let served = Served::new("pe/boot.wim".into(), Place::Image, path.clone(), identity, Access::Open);
         let file = served.open().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut pool = PipePool::new(pipes);
+        let nowhere = File::options().write(true).open("/dev/null").unwrap();
+        let mut pool = PipePool::new(pipes, Some(Arc::new(nowhere)));
         let mut all = Moved::default();
         let mut sending: Vec<(TcpStream, Outgoing)> = Vec::new();
         let mut reading = Vec::new();
@@ -561,6 +571,7 @@ mod tests {
                 ring: None,
                 copying: &CopyingDevices::default(),
                 local: Ipv4Addr::LOCALHOST,
+                quantum: quantum(connections),
                 tag: 0,
                 unsealed: &mut Vec::new(),
                 moved: &mut all,
@@ -596,6 +607,13 @@ mod tests {
         }
         std::fs::remove_file(&path).unwrap();
         all
+    }
+
+    #[test]
+    fn many_have_less_at_a_time() {
+        assert_eq!([0, 1, 128].map(quantum), [2 << 20; 3]);
+        assert_eq!([256, 400].map(quantum), [1 << 20, (256 << 20) / 400]);
+        assert_eq!([512, 16_384].map(quantum), [512 << 10; 2]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! From a plan to running cores: the ladder of probes, every socket bound before anything is promised, then one
 //! thread per core.
 
+use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use super::counters::Tally;
 use super::dhcp::{Arrival, DhcpSide, RawPort, UdpPort};
 use super::http::HttpSide;
 use super::readers::Readers;
+use super::sender::PipePool;
 use super::shared::{Shared, Tuning};
 use super::tftp::{DataPorts, Link, TftpSide};
 use super::{counters, filters};
@@ -36,8 +38,9 @@ use crate::wire::MacAddr;
 
 /// SEND_ZC operations one core has in flight.
 const RING_SENDS: u32 = 1024;
-/// Pipes of all cores together: what an ordinary user may have of 1 MiB each (63).
-const PIPES_TOTAL: usize = 63;
+/// Pipes of all cores together, of 1 MiB each. An ordinary user may have 63 such, and root without its privileges is one: a
+/// second server, or whatever else runs under that name, is to find whole pipes as well. More serve no better.
+const PIPES_TOTAL: usize = 16;
 /// Interfaces that can come up between two looks of the core.
 const ARRIVALS_MAX: usize = 256;
 /// Descriptors that connections leave alone: pipes, open images, listeners, rings.
@@ -330,6 +333,11 @@ impl Engine {
             false => DataPorts::bind(count, std::process::id())?,
         };
         let readers = Readers::start();
+        let nowhere = File::options().write(true).open("/dev/null");
+        if let Err(error) = &nowhere {
+            tracing::warn!(rung = "pipes", have = false, %error, "/dev/null cannot be opened: many slow downloads cost more");
+        }
+        let nowhere = nowhere.ok().map(Arc::new);
         let mut cores = Vec::new();
         let mut wakers = Vec::new();
         let mut cells = Vec::new();
@@ -356,7 +364,7 @@ impl Engine {
                     listeners,
                     certificates.clone(),
                     connections_max,
-                    (PIPES_TOTAL / count).max(1),
+                    PipePool::new((PIPES_TOTAL / count).max(1), nowhere.clone()),
                     settings.driver == Driver::UringAlways,
                 ),
                 rings.pop(),

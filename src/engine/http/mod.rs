@@ -29,7 +29,7 @@ use mio::unix::SourceFd;
 
 use super::core::{Owner, Turn, watch, watch_both};
 use super::counters::{Count, Tally};
-use super::sender::{CopyingDevices, Means, Moved, Outgoing, Piece, PipePool, Pumped};
+use super::sender::{self, CopyingDevices, Means, Moved, Outgoing, Piece, PipePool, Pumped};
 use super::slab::{Key, Slab};
 use crate::keeper::AtTheLine;
 use crate::proto::http as plan;
@@ -50,10 +50,6 @@ const ACCEPTS_PER_TURN: usize = 64;
 const READS_PER_TURN: usize = 256;
 /// Bytes of files sent per turn, over all connections: some milliseconds, which is as long as DHCP and TFTP wait for them.
 const BULK_PER_TURN: u64 = 16 << 20;
-/// The same with more than [`FEW_SENDING`] in line: each would else be looked at before its socket has room for much, and with
-/// a thousand a byte would cost a third more. A thousand quanta, less than half a second on the fastest wire there is here.
-const BULK_OF_MANY: u64 = 2 << 30;
-const FEW_SENDING: usize = 128;
 /// Requests of one connection answered before the others have their turn: a client may send thousands at once.
 const ANSWERS_PER_VISIT: usize = 16;
 /// Reads of one connection that is being closed, before the others have their turn.
@@ -184,7 +180,7 @@ impl HttpSide {
         listeners: Vec<Listener>,
         certificates: Option<Arc<Certificates>>,
         connections_max: usize,
-        pipes_max: usize,
+        pipes: PipePool,
         zero_copy_always: bool,
     ) -> Self {
         Self {
@@ -194,7 +190,7 @@ impl HttpSide {
             accepted: VecDeque::new(),
             ready: VecDeque::new(),
             sending: Shares::default(),
-            pipes: PipePool::new(pipes_max),
+            pipes,
             copying: CopyingDevices::default(),
             zero_copy_always,
             head: Vec::with_capacity(4096),
@@ -320,7 +316,7 @@ impl HttpSide {
         }
         self.send_answers(turn);
         let line = self.sending.len();
-        let mut bulk = if line <= FEW_SENDING { BULK_PER_TURN } else { BULK_OF_MANY };
+        let mut bulk = BULK_PER_TURN;
         // Who comes back into the line is looked at again after whatever else has come meanwhile.
         for _ in 0..line {
             if bulk == 0 {
@@ -437,6 +433,7 @@ impl HttpSide {
     /// Goes on with one connection as far as it can; the bytes that it sent of its queue.
     fn drive(&mut self, key: Key, turn: &mut Turn<'_>) -> u64 {
         let (mut answers, mut sent) = (0, 0);
+        let quantum = sender::quantum(self.busy);
         loop {
             let Some(connection) = self.connections.get_mut(key) else { return sent };
             if connection.doomed || connection.owed {
@@ -461,6 +458,7 @@ impl HttpSide {
                     ring: turn.ring.as_deref_mut(),
                     copying: &self.copying,
                     local: *connection.local.ip(),
+                    quantum,
                     tag: Owner::Connection(key).pack(),
                     unsealed: &mut self.unsealed,
                     moved: &mut moved,
