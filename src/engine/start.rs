@@ -30,7 +30,7 @@ use crate::sys::interfaces::{self, Device};
 use crate::sys::packet::BpfInstruction;
 use crate::sys::ring::{FrameRing, RingUse};
 use crate::sys::udp::{UdpOptions, UdpSocket};
-use crate::sys::uring::SendRing;
+use crate::sys::uring::{BurstRing, SendRing};
 use crate::sys::{SysError, affinity, privileges, tcp, udp};
 use crate::telemetry::Counters;
 use crate::tls::Certificates;
@@ -38,6 +38,8 @@ use crate::wire::MacAddr;
 
 /// SEND_ZC operations one core has in flight.
 const RING_SENDS: u32 = 1024;
+/// Answers in one call of a core's other ring: as many as a full outbox has of small ones.
+const BURST_SENDS: u32 = 128;
 /// Pipes of all cores together, of 1 MiB each. An ordinary user may have 63 such, and root without its privileges is one: a
 /// second server, or whatever else runs under that name, is to find whole pipes as well. More serve no better.
 const PIPES_TOTAL: usize = 16;
@@ -179,6 +181,7 @@ pub struct Ground {
     segmentation: bool,
     congestion: Option<&'static str>,
     rings: Vec<SendRing>,
+    bursts: Vec<BurstRing>,
     ring_refused: Option<io::Error>,
 }
 
@@ -194,20 +197,33 @@ impl Ground {
         let interfaces = interfaces::list().map_err(|e| SysError::new("list interfaces", e))?;
         let segmentation = udp::has_segmentation();
         let congestion = tcp::lan_congestion();
-        let mut rings = Vec::new();
+        let (mut rings, mut bursts) = (Vec::new(), Vec::new());
         let mut ring_refused = None;
         if driver != Driver::Mio {
             for _ in 0..count {
-                match SendRing::new(RING_SENDS) {
-                    Ok(ring) => rings.push(ring),
-                    Err(error) => {
+                match (SendRing::new(RING_SENDS), BurstRing::new(BURST_SENDS)) {
+                    (Ok(ring), Ok(burst)) => {
+                        rings.push(ring);
+                        bursts.push(burst);
+                    }
+                    (Err(error), _) | (_, Err(error)) => {
                         ring_refused = Some(error);
                         break;
                     }
                 }
             }
         }
-        Ok(Self { open_files, cpus, count, interfaces, segmentation, congestion, rings, ring_refused })
+        Ok(Self {
+            open_files,
+            cpus,
+            count,
+            interfaces,
+            segmentation,
+            congestion,
+            rings,
+            bursts,
+            ring_refused,
+        })
     }
 }
 
@@ -263,6 +279,7 @@ impl Engine {
             segmentation,
             congestion,
             mut rings,
+            mut bursts,
             ring_refused,
         } = ground;
         shared.interfaces.store(Arc::new(all.clone()));
@@ -272,13 +289,18 @@ impl Engine {
             (Driver::Uring | Driver::UringAlways, Some(error)) => return Err(StartError::NoRing(error)),
             (Driver::Auto, Some(error)) => {
                 rings.clear();
+                bursts.clear();
                 tracing::info!(rung = "io_uring", have = false, %error, "senders without the ring: {}", ring_advice(&error));
             }
             (Driver::Mio, _) => {
                 tracing::info!(rung = "io_uring", have = false, "switched off by the driver setting")
             }
             _ => {
-                tracing::info!(rung = "io_uring", have = true, "zero-copy sends where a device does not copy")
+                tracing::info!(
+                    rung = "io_uring",
+                    have = true,
+                    "answers leave together, zero-copy sends where a device does not copy"
+                )
             }
         }
         tracing::info!(
@@ -366,6 +388,7 @@ impl Engine {
                     connections_max,
                     PipePool::new((PIPES_TOTAL / count).max(1), nowhere.clone()),
                     settings.driver == Driver::UringAlways,
+                    bursts.pop(),
                 ),
                 rings.pop(),
             );

@@ -1,7 +1,7 @@
 //! The running engine over loopback: real sockets, both drivers, bytes compared.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -196,6 +196,69 @@ fn a_file_arrives_whole_and_by_ranges_over_one_connection_without_the_ring() {
 #[test]
 fn a_file_arrives_whole_and_by_ranges_over_one_connection_with_the_ring() {
     whole_file_ranges_and_keep_alive(Driver::Uring);
+}
+
+/// So many clients that their answers leave together. The first ones ask for far more than their sockets take before they
+/// read anything.
+fn each_client_gets_its_own_answers_in_order(driver: Driver) {
+    let lab = Lab::start(driver, 1000);
+    let mac = |client: usize, number: usize| {
+        format!("02:00:00:{client:02x}:{:02x}:{:02x}", number >> 8, number & 255)
+    };
+    let ask = |client, number, extra: &str| {
+        format!("GET /ipxe?mac={}&platform=efi HTTP/1.1\r\nHost: x\r\n{extra}\r\n", mac(client, number))
+    };
+    let read = |stream: &mut BufReader<TcpStream>, client, number| {
+        let (head, body) = response(stream);
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        let line = format!("\nitem --gap Machine {}\n", mac(client, number));
+        assert!(String::from_utf8(body).unwrap().contains(&line), "client {client}, request {number}");
+    };
+    const CLIENTS: usize = 40;
+    const ROUNDS: usize = 20;
+    const GREEDY: usize = 5;
+    // Six megabytes of answers; a socket buffers four by default.
+    const MANY: usize = 4_000;
+    let mut streams: Vec<_> = (0..CLIENTS).map(|_| BufReader::new(lab.http())).collect();
+    let (greedy, others) = streams.split_at_mut(GREEDY);
+    std::thread::scope(|scope| {
+        for (client, stream) in greedy.iter().enumerate() {
+            let mut stream = stream.get_ref().try_clone().unwrap();
+            scope.spawn(move || {
+                let all: String = (0..MANY).map(|number| ask(client, number, "")).collect();
+                stream.write_all(all.as_bytes()).unwrap();
+            });
+        }
+        for round in 0..ROUNDS {
+            let last = if round + 1 == ROUNDS { "Connection: close\r\n" } else { "" };
+            for (client, stream) in (GREEDY..).zip(others.iter_mut()) {
+                stream.get_mut().write_all(ask(client, round, last).as_bytes()).unwrap();
+            }
+            for (client, stream) in (GREEDY..).zip(others.iter_mut()) {
+                read(stream, client, round);
+            }
+        }
+        for number in 0..MANY {
+            for (client, stream) in greedy.iter_mut().enumerate() {
+                read(stream, client, number);
+            }
+        }
+    });
+    for stream in others {
+        assert_eq!(stream.read(&mut [0]).unwrap(), 0, "the last answer is the end");
+    }
+    let asked = GREEDY * MANY + (CLIENTS - GREEDY) * ROUNDS;
+    assert_eq!(lab.metric("bootstorm_http_requests_total"), asked as u64);
+}
+
+#[test]
+fn answers_that_leave_together_reach_who_asked_without_the_ring() {
+    each_client_gets_its_own_answers_in_order(Driver::Mio);
+}
+
+#[test]
+fn answers_that_leave_together_reach_who_asked_with_the_ring() {
+    each_client_gets_its_own_answers_in_order(Driver::Uring);
 }
 
 #[test]

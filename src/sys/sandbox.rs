@@ -1,8 +1,8 @@
 //! What is left to somebody who takes this process over: the folders it serves and the calls that serving makes.
 //!
 //! Files and TCP ports are held by landlock, from before the first thread; system calls by seccomp, once everything is
-//! open, on all threads. io_uring, which would make calls past seccomp, is held by [`super::uring`] to the one operation it
-//! is for.
+//! open, on all threads. io_uring, which would make calls past seccomp, is held by [`super::uring`] to the one operation each
+//! ring is for.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -1,7 +1,9 @@
-//! io_uring as a sender: file pages leave from the file's own mapping (IORING_OP_SEND_ZC), without a copy where the
-//! device can send user pages. The ring's descriptor is one more readable descriptor in a core's loop.
+//! io_uring as a sender. By one ring file pages leave from the file's own mapping (IORING_OP_SEND_ZC), without a copy where the
+//! device can send user pages; its descriptor is one more readable descriptor in a core's loop. By another many short
+//! answers leave in one call (IORING_OP_SEND).
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -172,6 +174,107 @@ impl Drop for SendRing {
     }
 }
 
+/// One of the sends of a [`BurstRing`].
+#[derive(Clone, Debug)]
+pub struct Shot {
+    /// Where it goes.
+    pub socket: RawFd,
+    /// Which of the bytes.
+    pub bytes: Range<usize>,
+    /// More follows at once.
+    pub more: bool,
+}
+
+/// One core's ring for many short sends in one call, each of which ends within the call.
+pub struct BurstRing {
+    /// `None` once the kernel has failed it.
+    ring: Option<IoUring>,
+    results: Vec<Option<i32>>,
+}
+
+impl std::fmt::Debug for BurstRing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BurstRing").field("works", &self.ring.is_some()).finish()
+    }
+}
+
+impl BurstRing {
+    /// Sets up a ring that takes `sends_max` sends in one call and no other operation, ever: see [`SendRing::new`].
+    ///
+    /// # Errors
+    /// What the kernel says where it has no such ring or refuses it.
+    pub fn new(sends_max: u32) -> io::Result<Self> {
+        // One send that is refused keeps none behind it from being tried.
+        let ring = IoUring::builder().setup_submit_all().setup_r_disabled().build(sends_max)?;
+        let mut restrictions = [Restriction::sqe_op(opcode::Send::CODE)];
+        ring.submitter().register_restrictions(&mut restrictions)?;
+        ring.submitter().register_enable_rings()?;
+        Ok(Self { ring: Some(ring), results: Vec::new() })
+    }
+
+    /// False once a call of this ring has failed: then nothing is sent by it.
+    pub fn works(&self) -> bool {
+        self.ring.is_some()
+    }
+
+    /// Sends each shot of `bytes` as [`tcp::send`](super::tcp::send) would, and says in their order what became of them: bytes
+    /// taken; `WouldBlock` where nothing was, by a full socket or a ring that failed; another error of a broken socket.
+    pub fn send(&mut self, bytes: &[u8], shots: &[Shot]) -> impl Iterator<Item = io::Result<usize>> {
+        self.results.clear();
+        self.results.resize(shots.len(), None);
+        if let Some(ring) = &mut self.ring
+            && let Err(error) = shoot(ring, bytes, shots, &mut self.results)
+        {
+            tracing::warn!(%error, "io_uring fails: answers leave without it");
+            // What is still queued in it points to `bytes`, and goes unread with it.
+            self.ring = None;
+        }
+        self.results.iter().map(|result| match result.unwrap_or(-libc::EAGAIN) {
+            taken if taken >= 0 => Ok(taken as usize),
+            errno => Err(io::Error::from_raw_os_error(-errno)),
+        })
+    }
+}
+
+/// Queues as many shots as there is room for, has them sent, and so on with the rest.
+fn shoot(ring: &mut IoUring, bytes: &[u8], shots: &[Shot], results: &mut [Option<i32>]) -> io::Result<()> {
+    let mut left = 0;
+    for (number, shot) in shots.iter().enumerate() {
+        let Some(part) = bytes.get(shot.bytes.clone()) else { continue };
+        let more = if shot.more { libc::MSG_MORE } else { 0 };
+        let entry = opcode::Send::new(types::Fd(shot.socket), part.as_ptr(), part.len() as u32)
+            .flags(libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | more)
+            .build()
+            .user_data(number as u64);
+        if ring.submission().is_full() {
+            settle(ring, &mut left, results)?;
+        }
+        // SAFETY: `bytes` is borrowed for longer than this call. The kernel reads it in `settle` only: a send with
+        // MSG_DONTWAIT never waits (io_uring/net.c, `io_sendmsg_prep`), `settle` comes back when it has ended, and after
+        // an error the ring goes with what is queued.
+        unsafe { ring.submission().push(&entry) }.map_err(io::Error::other)?;
+        left += 1;
+    }
+    settle(ring, &mut left, results)
+}
+
+/// Hands over what is queued, and takes what became of it, which is at once, until nothing is `left`.
+fn settle(ring: &mut IoUring, left: &mut usize, results: &mut [Option<i32>]) -> io::Result<()> {
+    while *left > 0 {
+        match ring.submit_and_wait(*left) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            submitted => _ = submitted?,
+        }
+        for entry in ring.completion() {
+            if let Some(result) = results.get_mut(entry.user_data() as usize) {
+                *result = Some(entry.result());
+            }
+            *left = left.saturating_sub(1);
+        }
+    }
+    Ok(())
+}
+
 impl AsRawFd for SendRing {
     fn as_raw_fd(&self) -> RawFd {
         self.ring.as_raw_fd()
@@ -181,6 +284,7 @@ impl AsRawFd for SendRing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::tcp;
     use std::io::Read;
     use std::net::{TcpListener, TcpStream};
 
@@ -232,6 +336,57 @@ mod tests {
             }
         }
         assert_eq!(ring.inflight(), 0);
+    }
+
+    #[test]
+    fn a_burst_reaches_every_socket_and_says_which_took_nothing() {
+        // Fewer places than shots: it takes several calls.
+        let Ok(mut ring) = BurstRing::new(4) else {
+            panic!("io_uring is refused here: no test of the ring is possible")
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let pairs: Vec<_> = (0..11)
+            .map(|_| {
+                let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+                let (server, _) = listener.accept().unwrap();
+                server.set_nonblocking(true).unwrap();
+                (server, client)
+            })
+            .collect();
+        // The fourth is full, the seventh ended, the ninth is to send what there is not.
+        let filler = vec![7; 1 << 20];
+        while tcp::send(&pairs[3].0, &filler, false).is_ok() {}
+        pairs[6].0.shutdown(std::net::Shutdown::Both).unwrap();
+        let bytes: Vec<u8> = (0..110).collect();
+        let mut shots: Vec<_> = pairs
+            .iter()
+            .enumerate()
+            .map(|(n, pair)| Shot { socket: pair.0.as_raw_fd(), bytes: n * 10..n * 10 + 10, more: n == 2 })
+            .collect();
+        shots[8].bytes = 105..111;
+        for _ in 0..3 {
+            let results: Vec<_> = ring.send(&bytes, &shots).collect();
+            assert_eq!(results.len(), pairs.len());
+            for (n, result) in results.into_iter().enumerate() {
+                match n {
+                    3 | 8 => assert_eq!(result.unwrap_err().kind(), io::ErrorKind::WouldBlock),
+                    6 => assert_eq!(result.unwrap_err().kind(), io::ErrorKind::BrokenPipe),
+                    _ => assert_eq!(result.unwrap(), 10),
+                }
+            }
+            assert!(ring.works());
+        }
+        assert_eq!(ring.send(&bytes, &[]).count(), 0);
+        for (n, (server, mut client)) in pairs.into_iter().enumerate() {
+            drop(server);
+            let mut got = Vec::new();
+            client.read_to_end(&mut got).unwrap();
+            match n {
+                3 => assert!(got.iter().all(|byte| *byte == 7)),
+                6 | 8 => assert!(got.is_empty()),
+                _ => assert_eq!(got, bytes[n * 10..n * 10 + 10].repeat(3), "{n}"),
+            }
+        }
     }
 
     #[test]

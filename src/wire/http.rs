@@ -142,8 +142,37 @@ pub fn parse_date(text: &str) -> Option<SystemTime> {
 }
 
 /// RFC 9110 §5.6.2 `tchar`.
-fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+const TOKEN: u8 = 1;
+/// What a host's name or address may hold outside brackets (RFC 3986 §3.2.2, `reg-name`).
+const HOST: u8 = 2;
+
+/// What a byte may be part of. Looked up, because every byte of a name and of a host is asked.
+static CLASSES: [u8; 256] = {
+    let mut classes = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        if (byte as u8).is_ascii_alphanumeric() {
+            classes[byte] = TOKEN | HOST;
+        }
+        byte += 1;
+    }
+    let of_some = [(TOKEN, b"!#$%&'*+-.^_`|~" as &[u8]), (HOST, b"-._~!$&'()*+,;=%")];
+    let mut one = 0;
+    while one < of_some.len() {
+        let (class, bytes) = of_some[one];
+        let mut at = 0;
+        while at < bytes.len() {
+            classes[bytes[at] as usize] |= class;
+            at += 1;
+        }
+        one += 1;
+    }
+    classes
+};
+
+/// How many bytes at the front are of a class.
+fn class_len(bytes: &[u8], class: u8) -> usize {
+    bytes.iter().take_while(|byte| CLASSES[usize::from(**byte)] & class != 0).count()
 }
 
 /// The comma-separated, trimmed, non-empty members of a list-valued field (RFC 9110 §5.6.1), for lists whose

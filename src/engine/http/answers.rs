@@ -202,12 +202,12 @@ impl HttpSide {
         }
         // A script is this machine's, now: no cache may keep it.
         let extra = [("Cache-Control", "no-store")];
-        let len = self.script.len() as u64;
+        let script = std::mem::take(&mut self.script);
+        let len = script.len() as u64;
         let answer = plan::answer_text(request, Status::OK, content_type, len, &extra, now, &mut self.head);
-        if answer.body == Body::Inline {
-            self.head.extend_from_slice(self.script.as_bytes());
-        }
-        self.respond(key, !answer.close, turn);
+        let body = if answer.body == Body::Inline { script.as_str() } else { "" };
+        self.respond_with(key, body, !answer.close, turn);
+        self.script = script;
     }
 
     /// The constant script for who has not said who it is.
@@ -221,13 +221,16 @@ impl HttpSide {
         let Some(connection) = self.connections.get_mut(key) else { return };
         let peer = *connection.peer.ip();
         let base = self.base_url(key);
-        self.script.clear();
-        script::ask_identity(&base, &mut self.script);
+        if self.asking.is_empty() {
+            script::ask_identity(&base, &mut self.asking);
+        }
         let mut evidence = Evidence::new(now, Seen::IdentityAsked);
         evidence.mac = turn.shared.sightings.at(peer).map(|seen| seen.mac);
         evidence.address = Some(peer);
+        std::mem::swap(&mut self.script, &mut self.asking);
         self.answer_rendered(key, request, TEXT, now, turn);
-        evidence.packets = self.packets(self.script.len() as u64);
+        std::mem::swap(&mut self.script, &mut self.asking);
+        evidence.packets = self.packets(self.asking.len() as u64);
         turn.shared.note(evidence);
     }
 

@@ -33,7 +33,7 @@ use super::sender::{self, CopyingDevices, Means, Moved, Outgoing, Piece, PipePoo
 use super::slab::{Key, Slab};
 use crate::keeper::AtTheLine;
 use crate::proto::http as plan;
-use crate::sys::uring::Completion;
+use crate::sys::uring::{BurstRing, Completion, Shot};
 use crate::sys::{SysError, tcp};
 use crate::tls::{Certificates, Refusal, Session};
 use crate::wire::capture::Packet;
@@ -56,6 +56,8 @@ const ANSWERS_PER_VISIT: usize = 16;
 const LATE_READS_PER_VISIT: usize = 16;
 /// Connections looked at for one to close when a new one finds no place.
 const EVICTION_LOOKS: usize = 256;
+/// From so many answers on they leave in one call: what that call costs, these calls cost as well.
+const BURST_MIN: usize = 4;
 /// Bytes of answers that wait to leave together.
 const OUTBOX_MAX: usize = 128 << 10;
 /// Bytes asked for in one read.
@@ -158,6 +160,9 @@ pub(super) struct HttpSide {
     /// through so much of the kernel that the next request would find none of this program's code in the processor's cache.
     outbox: Vec<(Key, usize)>,
     outbox_bytes: Vec<u8>,
+    /// Sends many of them in one call, where there is a ring.
+    burst: Option<BurstRing>,
+    shots: Vec<Shot>,
     /// The request that is being answered, for a capture file; empty where none is kept.
     asked: Vec<u8>,
     /// Ends of its connection, which may be gone when its answer is out.
@@ -168,6 +173,8 @@ pub(super) struct HttpSide {
     unsealed: Vec<u8>,
     /// The last URL prefix that was made, and for whom.
     base: (SocketAddrV4, bool, Arc<str>),
+    /// The script that asks a machine who it is, for that prefix; empty until it is asked for.
+    asking: String,
     script: String,
     /// Connections with a response under way.
     busy: usize,
@@ -182,6 +189,7 @@ impl HttpSide {
         connections_max: usize,
         pipes: PipePool,
         zero_copy_always: bool,
+        burst: Option<BurstRing>,
     ) -> Self {
         Self {
             listeners,
@@ -196,6 +204,8 @@ impl HttpSide {
             head: Vec::with_capacity(4096),
             outbox: Vec::new(),
             outbox_bytes: Vec::new(),
+            burst,
+            shots: Vec::new(),
             asked: Vec::new(),
             asked_by: (
                 SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0),
@@ -204,6 +214,7 @@ impl HttpSide {
             received: Vec::with_capacity(READ_LEN),
             unsealed: Vec::new(),
             base: (SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0), false, Arc::from("")),
+            asking: String::new(),
             script: String::with_capacity(4096),
             busy: 0,
             accepting: true,
@@ -274,6 +285,7 @@ impl HttpSide {
         if (self.base.0, self.base.1) != (local, secure) {
             let scheme = if secure { "https" } else { "http" };
             self.base = (local, secure, format!("{scheme}://{}:{}", local.ip(), local.port()).into());
+            self.asking.clear();
         }
         Arc::clone(&self.base.2)
     }
@@ -800,16 +812,23 @@ impl HttpSide {
 
     /// Sends what stands in the head buffer as the whole response, at the end of the turn.
     fn respond(&mut self, key: Key, keep_alive: bool, turn: &mut Turn<'_>) {
+        self.respond_with(key, "", keep_alive, turn);
+    }
+
+    /// The same with a body behind it.
+    fn respond_with(&mut self, key: Key, body: &str, keep_alive: bool, turn: &mut Turn<'_>) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         connection.keep_alive = keep_alive && self.accepting;
         if connection.tls.is_some() {
-            connection.out.pieces.push_back(Piece::Text { bytes: self.head.as_slice().into(), sent: 0 });
+            let bytes = [&self.head, body.as_bytes()].concat();
+            connection.out.pieces.push_back(Piece::Text { bytes, sent: 0 });
             connection.deadline = turn.now + SEND_PATIENCE;
             self.busy += 1;
             return;
         }
         connection.owed = true;
         self.outbox_bytes.extend_from_slice(&self.head);
+        self.outbox_bytes.extend_from_slice(body.as_bytes());
         self.outbox.push((key, self.outbox_bytes.len()));
     }
 
@@ -818,33 +837,56 @@ impl HttpSide {
         let mut outbox = std::mem::take(&mut self.outbox);
         let bytes = std::mem::take(&mut self.outbox_bytes);
         let mut start = 0;
+        if let Some(mut burst) = self.burst.take_if(|burst| outbox.len() >= BURST_MIN && burst.works()) {
+            let mut shots = std::mem::take(&mut self.shots);
+            outbox.retain(|(key, end)| {
+                let bytes = std::mem::replace(&mut start, *end)..*end;
+                let Some(connection) = self.connections.get_mut(*key) else { return false };
+                let (socket, more) = (connection.stream.as_raw_fd(), !connection.keep_alive);
+                shots.push(Shot { socket, bytes, more });
+                true
+            });
+            for ((shot, sent), (key, _)) in shots.iter().zip(burst.send(&bytes, &shots)).zip(outbox.drain(..))
+            {
+                self.answer_left(key, &bytes[shot.bytes.clone()], sent, turn);
+            }
+            shots.clear();
+            self.shots = shots;
+            self.burst = Some(burst);
+        }
         for (key, end) in outbox.drain(..) {
-            let answer = &bytes[start..end];
-            start = end;
+            let answer = &bytes[std::mem::replace(&mut start, end)..end];
             let Some(connection) = self.connections.get_mut(key) else { continue };
-            connection.owed = false;
-            // What is the last anyway leaves in one segment with the end of the stream. What went wrong comes up again
-            // when the rest is sent.
-            let sent = tcp::send(&connection.stream, answer, !connection.keep_alive).unwrap_or(0);
-            turn.tally.add(Count::HttpText, sent as u64);
-            if sent == answer.len() {
-                if !self.sent(key, turn) {
-                    continue;
-                }
-            } else {
-                connection.out.pieces.push_back(Piece::Text { bytes: answer[sent..].into(), sent: 0 });
-                connection.deadline = turn.now + SEND_PATIENCE;
-                self.busy += 1;
-            }
-            let Some(connection) = self.connections.get_mut(key) else { continue };
-            if connection.readable || !connection.input.is_empty() || !connection.out.is_empty() {
-                self.list(key);
-            }
-            self.keep(key, turn);
+            // What is the last anyway leaves in one segment with the end of the stream.
+            let sent = tcp::send(&connection.stream, answer, !connection.keep_alive);
+            self.answer_left(key, answer, sent, turn);
         }
         self.outbox = outbox;
         self.outbox_bytes = bytes;
         self.outbox_bytes.clear();
+    }
+
+    /// Goes on with a connection whose answer has left the outbox, as far as its socket took it.
+    fn answer_left(&mut self, key: Key, answer: &[u8], sent: io::Result<usize>, turn: &mut Turn<'_>) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        connection.owed = false;
+        // What went wrong comes up again when the rest is sent.
+        let sent = sent.unwrap_or(0);
+        turn.tally.add(Count::HttpText, sent as u64);
+        if sent == answer.len() {
+            if !self.sent(key, turn) {
+                return;
+            }
+        } else {
+            connection.out.pieces.push_back(Piece::Text { bytes: answer[sent..].into(), sent: 0 });
+            connection.deadline = turn.now + SEND_PATIENCE;
+            self.busy += 1;
+        }
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        if connection.readable || !connection.input.is_empty() || !connection.out.is_empty() {
+            self.list(key);
+        }
+        self.keep(key, turn);
     }
 
     /// Queues what stands in the head buffer as the beginning of a response; the caller queues the rest.

@@ -1,6 +1,5 @@
 //! Heads of answers, and which bytes follow them.
 
-use std::io::Write as _;
 use std::time::{Duration, SystemTime};
 
 use super::conditional::{self, Verdict};
@@ -330,8 +329,7 @@ impl<'h> Head<'h> {
     fn date(&mut self, name: &str, date: SystemTime) {
         let Some(date) = representable(date) else { return };
         self.text(name, &[]);
-        // Writing to a Vec does not fail.
-        let _ = write!(self.out, "{}", httpdate::HttpDate::from(date));
+        self.out.extend_from_slice(&http_date(date));
     }
 
     fn accept_ranges(&mut self) {
@@ -404,7 +402,8 @@ fn boundary(meta: &FileMeta<'_>, list: &RangeList, now: SystemTime) -> String {
 
 /// Appends text without its control characters, so that no value can end a line.
 fn put_clean(out: &mut Vec<u8>, text: &str) {
-    if text.bytes().any(|byte| byte.is_ascii_control()) {
+    // Without a branch for each byte.
+    if text.bytes().fold(false, |found, byte| found | byte.is_ascii_control()) {
         out.extend(text.bytes().filter(|byte| !byte.is_ascii_control()));
     } else {
         out.extend_from_slice(text.as_bytes());
@@ -435,9 +434,62 @@ fn whole_seconds(time: SystemTime) -> SystemTime {
     }
 }
 
-/// Dates an HTTP date can hold: 1970 to 9999. httpdate panics on others.
+/// RFC 9110 §5.6.7, IMF-fixdate. Every answer has one, so nothing of it goes through a formatter. Right for what
+/// [`representable`] lets through.
+fn http_date(date: SystemTime) -> [u8; 29] {
+    const DAYS: &[u8; 21] = b"ThuFriSatSunMonTueWed";
+    const MONTHS: &[u8; 36] = b"JanFebMarAprMayJunJulAugSepOctNovDec";
+    let seconds = date.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let (days, second) = (seconds / 86_400, (seconds % 86_400) as u32);
+    // Years that begin on 1 March have their leap day at the end; 719,468 days lie between such a year 0 and 1970.
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, (shifted % 146_097) as u32);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    // From March as 0 to January as 0.
+    let (month, next_year) = if month < 10 { (month + 2, 0) } else { (month - 10, 1) };
+    let year = era as u32 * 400 + year_of_era + next_year;
+    let name = |names: &[u8], number: usize| {
+        let mut name = [b' '; 3];
+        for (to, from) in name.iter_mut().zip(names.iter().skip(3 * number)) {
+            *to = *from;
+        }
+        name
+    };
+    let two = |number: u32| [b'0' + (number / 10 % 10) as u8, b'0' + (number % 10) as u8];
+    let ([a, b, c], [d, e]) = (name(DAYS, (days % 7) as usize), two(day));
+    let ([f, g, h], [i, j], [k, l]) = (name(MONTHS, month as usize), two(year / 100), two(year % 100));
+    let ([m, n], [o, p], [q, r]) = (two(second / 3600), two(second / 60 % 60), two(second % 60));
+    [
+        a, b, c, b',', b' ', d, e, b' ', f, g, h, b' ', i, j, k, l, b' ', m, n, b':', o, p, b':', q, r, b' ',
+        b'G', b'M', b'T',
+    ]
+}
+
+/// Dates an HTTP date can hold: 1970 to 9999.
 fn representable(time: SystemTime) -> Option<SystemTime> {
     const YEAR_10000: u64 = 253_402_300_800;
     let since = time.duration_since(SystemTime::UNIX_EPOCH).ok()?;
     (since.as_secs() < YEAR_10000).then_some(time)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_as_another_writer_has_them() {
+        let check = |seconds: u64| {
+            let at = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+            let want = httpdate::fmt_http_date(at);
+            assert_eq!(std::str::from_utf8(&http_date(at)), Ok(want.as_str()), "{seconds}");
+        };
+        // Every day to the year 2101, at a time of day that moves, then all the years there are.
+        (0..48_000).for_each(|day| check(day * 86_400 + day * 12_347 % 86_400));
+        (0..8_029).for_each(|year| check(year * 31_556_952));
+        check(0);
+        check(253_402_300_799);
+    }
 }

@@ -1,10 +1,12 @@
 //! Who a script request says it comes from.
 
+use std::borrow::Cow;
+
 use crate::jobs::Identity;
 use crate::jobs::script::LocalStrategy;
 use crate::wire::Arch;
 use crate::wire::arch::Platform;
-use crate::wire::http::{Encoded, Field, Request};
+use crate::wire::http::{Field, Request};
 
 /// The longest identity text taken, bytes. SMBIOS strings end at 64 by custom; a longer one is left out.
 pub const IDENTITY_TEXT_MAX: usize = 256;
@@ -43,33 +45,34 @@ pub fn strategy(request: &Request<'_>) -> Option<LocalStrategy> {
 }
 
 fn take(identity: &mut Identity, Field { name, value }: Field<'_>) {
-    let text = |value: Encoded<'_>| value.text(IDENTITY_TEXT_MAX);
+    let word = || value.text(IDENTITY_TEXT_MAX);
+    let text = || word().map(Cow::into_owned);
     if name.is("mac") {
         fill(&mut identity.mac, || {
-            text(value)?.parse().ok().filter(|mac: &crate::wire::MacAddr| !mac.is_zero() && !mac.is_group())
+            word()?.parse().ok().filter(|mac: &crate::wire::MacAddr| !mac.is_zero() && !mac.is_group())
         });
     } else if name.is("uuid") {
-        fill(&mut identity.uuid, || text(value)?.parse().ok());
+        fill(&mut identity.uuid, || word()?.parse().ok());
     } else if name.is("serial") {
-        fill(&mut identity.serial, || text(value));
+        fill(&mut identity.serial, text);
     } else if name.is("asset") {
-        fill(&mut identity.asset, || text(value));
+        fill(&mut identity.asset, text);
     } else if name.is("manufacturer") {
-        fill(&mut identity.manufacturer, || text(value));
+        fill(&mut identity.manufacturer, text);
     } else if name.is("product") {
-        fill(&mut identity.product, || text(value));
+        fill(&mut identity.product, text);
     } else if name.is("platform") {
-        fill(&mut identity.platform, || platform(&text(value)?));
+        fill(&mut identity.platform, || platform(&word()?));
     } else if name.is("buildarch") {
-        fill(&mut identity.build_arch, || text(value));
+        fill(&mut identity.build_arch, text);
     } else if name.is("arch") {
-        let Some(text) = text(value) else { return };
-        match arch_number(&text) {
+        let Some(word) = word() else { return };
+        match arch_number(&word) {
             Some(arch) => fill(&mut identity.arch, || Some(arch)),
-            None => fill(&mut identity.build_arch, || Some(text)),
+            None => fill(&mut identity.build_arch, || Some(word.into_owned())),
         }
     } else if name.is("longmode") || name.is("cpuid") {
-        fill(&mut identity.long_mode, || truth(&text(value)?));
+        fill(&mut identity.long_mode, || truth(&word()?));
     }
 }
 
@@ -81,12 +84,14 @@ fn fill<T>(slot: &mut Option<T>, value: impl FnOnce() -> Option<T>) {
 }
 
 fn platform(word: &str) -> Option<Platform> {
-    match word.to_ascii_lowercase().as_str() {
-        "pcbios" | "bios" => Some(Platform::Bios),
-        "efi" | "uefi" => Some(Platform::Efi),
-        "linux" | "sbi" => Some(Platform::Other),
-        _ => None,
-    }
+    let known = [
+        (Platform::Bios, ["pcbios", "bios"]),
+        (Platform::Efi, ["efi", "uefi"]),
+        (Platform::Other, ["linux", "sbi"]),
+    ];
+    let is_one =
+        |(_, words): &(Platform, [&str; 2])| words.iter().any(|known| known.eq_ignore_ascii_case(word));
+    known.into_iter().find(is_one).map(|(platform, _)| platform)
 }
 
 /// Option 93 as iPXE prints it: `int16` decimal, `uint16` with `0x`, `hex` with a colon.
@@ -107,9 +112,10 @@ fn arch_number(text: &str) -> Option<Arch> {
 }
 
 fn truth(word: &str) -> Option<bool> {
-    match word.to_ascii_lowercase().as_str() {
-        "1" | "yes" | "true" | "on" | "lm" | "64" => Some(true),
-        "0" | "no" | "false" | "off" | "32" => Some(false),
+    let is_one = |words: &[&str]| words.iter().any(|known| known.eq_ignore_ascii_case(word));
+    match word {
+        _ if is_one(&["1", "yes", "true", "on", "lm", "64"]) => Some(true),
+        _ if is_one(&["0", "no", "false", "off", "32"]) => Some(false),
         _ => None,
     }
 }

@@ -3,6 +3,9 @@
 //! iPXE's `:uristring` writes a blank as `%20` and, before July 2026, leaves a `+` as it is (core/uri.c). A
 //! decoder that turns `+` into a blank would change serials and names, so what `+` means depends on the client.
 
+use std::borrow::Cow;
+use std::cmp::Ordering;
+
 use super::path::hex_pair;
 
 /// What a raw `+` stands for.
@@ -56,9 +59,14 @@ impl<'a> Encoded<'a> {
 
     /// True when the decoded text is `text`, in any case.
     pub fn is(self, text: &str) -> bool {
-        // Names are mostly sent as they are.
-        let is_plain = !self.raw.iter().any(|byte| matches!(byte, b'%' | b'+'));
-        if is_plain { self.raw.eq_ignore_ascii_case(text.as_bytes()) } else { self.decodes_to(text) }
+        // Names are mostly sent as they are, and what holds an escape is longer than what it stands for.
+        match self.raw.len().cmp(&text.len()) {
+            Ordering::Less => false,
+            Ordering::Equal if self.raw.eq_ignore_ascii_case(text.as_bytes()) => true,
+            Ordering::Equal | Ordering::Greater => {
+                self.raw.iter().any(|byte| matches!(byte, b'%' | b'+')) && self.decodes_to(text)
+            }
+        }
     }
 
     fn decodes_to(self, text: &str) -> bool {
@@ -79,12 +87,13 @@ impl<'a> Encoded<'a> {
 
     /// The decoded text without control characters and surrounding blanks, if it is not empty and at most
     /// `limit` bytes. Bytes that are no UTF-8 become U+FFFD: firmware tables hold Latin-1 now and then.
-    pub fn text(self, limit: usize) -> Option<String> {
-        if let Ok(text) = std::str::from_utf8(self.raw)
-            && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'%' && byte != b'+')
+    pub fn text(self, limit: usize) -> Option<Cow<'a, str>> {
+        let is_plain = |byte: u8| byte.is_ascii_graphic() & (byte != b'%') & (byte != b'+');
+        if self.raw.iter().fold(true, |all, byte| all & is_plain(*byte))
+            && let Ok(text) = std::str::from_utf8(self.raw)
         {
             // Nothing to decode, to leave out or to trim: most of what machines say.
-            return (!text.is_empty() && text.len() <= limit).then(|| text.to_owned());
+            return (!text.is_empty() && text.len() <= limit).then_some(Cow::Borrowed(text));
         }
         let bytes: Vec<u8> = self.bytes().take(limit + 1).collect();
         if bytes.len() > limit {
@@ -93,7 +102,7 @@ impl<'a> Encoded<'a> {
         let text: String = String::from_utf8_lossy(&bytes).chars().filter(|c| !c.is_control()).collect();
         let text = text.trim();
         // U+FFFD is longer than the byte it stands for.
-        (!text.is_empty() && text.len() <= limit).then(|| text.to_owned())
+        (!text.is_empty() && text.len() <= limit).then(|| Cow::Owned(text.to_owned()))
     }
 }
 
@@ -180,7 +189,8 @@ mod tests {
 
     #[test]
     fn texts_are_bounded_trimmed_and_free_of_control_characters() {
-        let text = |raw: &str, limit| fields(raw.as_bytes(), Plus::Blank).next().unwrap().value.text(limit);
+        let text =
+            |raw: &'static str, limit| fields(raw.as_bytes(), Plus::Blank).next().unwrap().value.text(limit);
         assert_eq!(text("a=%20x%0a%00y%1b+z%20", 64).as_deref(), Some("xy z"));
         assert_eq!(text("a=%20%20", 64), None);
         assert_eq!(text("a=", 64), None);

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Method, Status, Version, decimal, form, is_token_byte, list_members};
+use super::{HOST, Method, Status, TOKEN, Version, class_len, decimal, form, list_members};
 
 /// The largest request head taken, bytes, from the method to the empty line.
 pub const HEAD_MAX: usize = 16 * 1024;
@@ -201,9 +201,10 @@ pub struct Request<'a> {
     pub body: &'a [u8],
     authority: Option<&'a str>,
     /// What the places below point into.
-    block: &'a [u8],
+    head: &'a [u8],
     fields: [Place; FIELDS_MAX],
     field_count: usize,
+    known: Known,
     is_ipxe: bool,
 }
 
@@ -219,24 +220,45 @@ struct Place {
 impl Place {
     const NONE: Self = Self { name: 0, name_len: 0, value: 0, value_len: 0 };
 
-    /// `None` for what does not stand in `block`, or so far behind that no head is so long.
-    fn of(block: &[u8], field: &httparse::Header<'_>) -> Option<Self> {
-        let at =
-            |part: &[u8]| u16::try_from((part.as_ptr() as usize).checked_sub(block.as_ptr() as usize)?).ok();
-        let value = field.value.trim_ascii();
-        // An empty slice may point anywhere.
-        let start = if value.is_empty() { 0 } else { at(value)? };
+    /// Of a field line, which begins at `start` and ends before its CR: a token, a colon, and a value whose blanks around
+    /// it do not count. That it holds no control byte is known. `None` for anything else.
+    fn of(line: &[u8], start: u16) -> Option<Self> {
+        let name_len = class_len(line, TOKEN);
+        let [b':', rest @ ..] = line.get(name_len..)? else { return None };
+        let blank = |byte: &u8| matches!(byte, b' ' | b'\t');
+        let lead = rest.iter().take_while(|byte| blank(byte)).count();
+        let value = rest.get(lead..)?;
+        let value_len = value.len() - value.iter().rev().take_while(|byte| blank(byte)).count();
+        let name_len = u16::try_from(name_len).ok().filter(|len| *len > 0)?;
         Some(Self {
-            name: at(field.name.as_bytes())?,
-            name_len: u16::try_from(field.name.len()).ok()?,
-            value: start,
-            value_len: u16::try_from(value.len()).ok()?,
+            name: start,
+            name_len,
+            value: start + name_len + 1 + u16::try_from(lead).ok()?,
+            value_len: u16::try_from(value_len).ok()?,
         })
     }
 }
 
-/// Fields of an ordinary request; a longer head is read a second time with room for [`FIELDS_MAX`].
-const FIELDS_USUAL: usize = 12;
+/// Which of the fields that every request is asked for are there at all. Most requests have few of them.
+#[derive(Clone, Copy, Default)]
+struct Known {
+    /// Content-Length or Transfer-Encoding.
+    framing: bool,
+    expect: bool,
+    connection: bool,
+}
+
+impl Known {
+    fn note(&mut self, name: &[u8]) {
+        match name.len() {
+            6 => self.expect |= name.eq_ignore_ascii_case(b"Expect"),
+            10 => self.connection |= name.eq_ignore_ascii_case(b"Connection"),
+            14 => self.framing |= name.eq_ignore_ascii_case(b"Content-Length"),
+            17 => self.framing |= name.eq_ignore_ascii_case(b"Transfer-Encoding"),
+            _ => {}
+        }
+    }
+}
 
 impl fmt::Debug for Request<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -258,7 +280,7 @@ impl<'a> Request<'a> {
 
     fn pairs(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'_, 'a> {
         let part = |start: u16, len: u16| {
-            self.block.get(usize::from(start)..usize::from(start) + usize::from(len)).unwrap_or_default()
+            self.head.get(usize::from(start)..usize::from(start) + usize::from(len)).unwrap_or_default()
         };
         let places = self.fields.iter().take(self.field_count);
         places.map(move |place| (part(place.name, place.name_len), part(place.value, place.value_len)))
@@ -292,6 +314,9 @@ impl<'a> Request<'a> {
 
     /// True when the client will send another request on this connection (RFC 9112 §9.3).
     pub fn keep_alive(&self) -> bool {
+        if !self.known.connection {
+            return self.version == Version::Http11;
+        }
         let says = |word: &str| {
             self.headers("Connection").flat_map(list_members).any(|member| member.eq_ignore_ascii_case(word))
         };
@@ -324,9 +349,12 @@ impl<'a> Request<'a> {
 
     /// True when a body is there and says it is a form (`application/x-www-form-urlencoded`), or says nothing.
     pub fn is_form(&self) -> bool {
+        if self.body.is_empty() {
+            return false;
+        }
         let kind = self.header("Content-Type").unwrap_or("application/x-www-form-urlencoded");
         let kind = kind.split(';').next().unwrap_or_default().trim();
-        !self.body.is_empty() && kind.eq_ignore_ascii_case("application/x-www-form-urlencoded")
+        kind.eq_ignore_ascii_case("application/x-www-form-urlencoded")
     }
 
     /// What a `+` means in this client's query and forms.
@@ -388,14 +416,10 @@ fn parse_head(bytes: &[u8]) -> Result<Option<(Request<'_>, Framing)>, RefuseReas
     let Some(skipped) = skip_empty_lines(bytes)? else { return Ok(None) };
     let rest = bytes.get(skipped..).unwrap_or_default();
     let window = rest.get(..HEAD_MAX).unwrap_or(rest);
-    let Some((line, head_len)) = scan(window)? else { return Ok(None) };
-    let head = window.get(..head_len).unwrap_or_default();
-    let block = head.get(line.len + 2..).unwrap_or_default();
     let mut fields = [Place::NONE; FIELDS_MAX];
-    let field_count = match read_fields::<FIELDS_USUAL>(block, &mut fields) {
-        Err(RefuseReason::TooManyFields) => read_fields::<FIELDS_MAX>(block, &mut fields)?,
-        done => done?,
-    };
+    let Some(Scanned { line, field_count, head_len }) = scan(window, &mut fields)? else { return Ok(None) };
+    let head = window.get(..head_len).unwrap_or_default();
+    let known = read_fields(head, &mut fields, field_count)?;
     let target = line.target;
     let mut request = Request {
         method: line.method,
@@ -406,15 +430,17 @@ fn parse_head(bytes: &[u8]) -> Result<Option<(Request<'_>, Framing)>, RefuseReas
         version: line.version,
         body: &[],
         authority: target.authority,
-        block,
+        head,
         fields,
         field_count,
+        known,
         is_ipxe: false,
     };
     request.is_ipxe = request.user_agent().starts_with("iPXE/");
     check_host(&request)?;
-    let body_len = body_len(&request)?;
-    if request.version == Version::Http11
+    let body_len = if known.framing { body_len(&request)? } else { 0 };
+    if known.expect
+        && request.version == Version::Http11
         && request.named("Expect").any(|value| !value.eq_ignore_ascii_case(b"100-continue"))
     {
         return Err(RefuseReason::Expectation);
@@ -422,19 +448,16 @@ fn parse_head(bytes: &[u8]) -> Result<Option<(Request<'_>, Framing)>, RefuseReas
     Ok(Some((request, Framing { head_len: skipped + head_len, body_len })))
 }
 
-/// Where the fields of a block stand, and how many there are.
-fn read_fields<const MAX: usize>(block: &[u8], places: &mut [Place]) -> Result<usize, RefuseReason> {
-    let mut fields = [httparse::EMPTY_HEADER; MAX];
-    match httparse::parse_headers(block, &mut fields) {
-        Ok(httparse::Status::Complete((len, found))) if len == block.len() => {
-            for (place, field) in places.iter_mut().zip(found) {
-                *place = Place::of(block, field).ok_or(RefuseReason::Field)?;
-            }
-            Ok(found.len())
-        }
-        Err(httparse::Error::TooManyHeaders) => Err(RefuseReason::TooManyFields),
-        Ok(_) | Err(_) => Err(RefuseReason::Field),
+/// Finds name and value in each of the lines that [`scan`] found.
+fn read_fields(head: &[u8], places: &mut [Place], count: usize) -> Result<Known, RefuseReason> {
+    let mut known = Known::default();
+    for place in places.iter_mut().take(count) {
+        let (start, len) = (usize::from(place.name), usize::from(place.name_len));
+        let line = head.get(start..start + len).unwrap_or_default();
+        *place = Place::of(line, place.name).ok_or(RefuseReason::Field)?;
+        known.note(line.get(..usize::from(place.name_len)).unwrap_or_default());
     }
+    if count > places.len() { Err(RefuseReason::TooManyFields) } else { Ok(known) }
 }
 
 /// Bytes of empty lines before the request; `None` while the end of an empty line is still to come.
@@ -453,12 +476,22 @@ fn skip_empty_lines(bytes: &[u8]) -> Result<Option<usize>, RefuseReason> {
     Ok(Some(skipped))
 }
 
-/// Walks the head line by line and finds its end. Line ends are checked here because httparse takes a bare LF,
-/// which another parser on the way may not (RFC 9112 §2.2).
-fn scan(window: &[u8]) -> Result<Option<(RequestLine<'_>, usize)>, RefuseReason> {
+/// What [`scan`] found.
+struct Scanned<'a> {
+    line: RequestLine<'a>,
+    /// Field lines, which may be more than there are places for.
+    field_count: usize,
+    /// Bytes of the head, its empty line included.
+    head_len: usize,
+}
+
+/// Walks the head line by line and finds its end; every field line is left in `places`, as if all of it were the name. No
+/// line ends without CR (RFC 9112 §2.2 lets a parser take a bare LF, and another one on the way may not).
+fn scan<'a>(window: &'a [u8], places: &mut [Place]) -> Result<Option<Scanned<'a>>, RefuseReason> {
     let (mut at, mut line_start) = (0, 0);
     let mut after_cr = false;
     let mut request_line = None;
+    let mut field_count = 0;
     while let Some(rest) = window.get(at..).filter(|rest| !rest.is_empty()) {
         if at == line_start && request_line.is_some() && matches!(rest, [b' ' | b'\t', ..]) {
             return Err(RefuseReason::Fold);
@@ -472,14 +505,25 @@ fn scan(window: &[u8]) -> Result<Option<(RequestLine<'_>, usize)>, RefuseReason>
                 break;
             }
             [b'\r', b'\n', ..] => {
-                let line = window.get(line_start..at).unwrap_or_default();
+                let (start, end) = (line_start, at);
                 at += 2;
                 line_start = at;
                 match request_line {
-                    None if line.len() > REQUEST_LINE_MAX => return Err(RefuseReason::LineTooLong),
-                    None => request_line = Some(RequestLine::parse(line)?),
-                    Some(found) if line.is_empty() => return Ok(Some((found, at))),
-                    Some(_) => {}
+                    None if end - start > REQUEST_LINE_MAX => return Err(RefuseReason::LineTooLong),
+                    None => {
+                        request_line = Some(RequestLine::parse(window.get(start..end).unwrap_or_default())?);
+                    }
+                    Some(line) if start == end => {
+                        return Ok(Some(Scanned { line, field_count, head_len: at }));
+                    }
+                    Some(_) => {
+                        if let Some(place) = places.get_mut(field_count) {
+                            // A window is HEAD_MAX bytes at most, which 16 bits hold.
+                            *place =
+                                Place { name: start as u16, name_len: (end - start) as u16, ..Place::NONE };
+                        }
+                        field_count += 1;
+                    }
                 }
             }
             [b'\r', ..] => return Err(RefuseReason::BareCr),
@@ -492,7 +536,7 @@ fn scan(window: &[u8]) -> Result<Option<(RequestLine<'_>, usize)>, RefuseReason>
         return if window.len() >= HEAD_MAX { Err(RefuseReason::HeadTooLarge) } else { Ok(None) };
     }
     // A TLS hello or a stray protocol on this port shows in its first bytes; nobody waits for its line to end.
-    let method_len = window.iter().take_while(|byte| is_token_byte(**byte)).count();
+    let method_len = class_len(window, TOKEN);
     match window.get(method_len) {
         _ if method_len > METHOD_MAX => Err(RefuseReason::MethodLength),
         Some(b' ') if method_len > 0 => {
@@ -522,7 +566,6 @@ fn plain_len(bytes: &[u8]) -> usize {
 /// `METHOD TARGET VERSION`.
 #[derive(Clone, Copy)]
 struct RequestLine<'a> {
-    len: usize,
     method: Method,
     method_token: &'a str,
     target_text: &'a str,
@@ -532,7 +575,7 @@ struct RequestLine<'a> {
 
 impl<'a> RequestLine<'a> {
     fn parse(line: &'a [u8]) -> Result<Self, RefuseReason> {
-        let method_len = line.iter().take_while(|byte| is_token_byte(**byte)).count();
+        let method_len = class_len(line, TOKEN);
         if method_len > METHOD_MAX {
             return Err(RefuseReason::MethodLength);
         }
@@ -540,10 +583,9 @@ impl<'a> RequestLine<'a> {
             return Err(RefuseReason::MethodToken);
         }
         let text = std::str::from_utf8(line).map_err(|_| RefuseReason::Target)?;
-        let mut parts = text.split(' ');
-        let (Some(method_token), Some(target_text), Some(version), None) =
-            (parts.next(), parts.next(), parts.next(), parts.next())
-        else {
+        // A blank behind the second one would be the version's, and no version has one.
+        let parts = text.split_once(' ').and_then(|(method, rest)| Some((method, rest.split_once(' ')?)));
+        let Some((method_token, (target_text, version))) = parts else {
             return Err(RefuseReason::RequestLine);
         };
         let version = parse_version(version.as_bytes())?;
@@ -554,7 +596,7 @@ impl<'a> RequestLine<'a> {
             _ => Method::Other,
         };
         let target = Target::parse(method_token, target_text)?;
-        Ok(Self { len: line.len(), method, method_token, target_text, target, version })
+        Ok(Self { method, method_token, target_text, target, version })
     }
 }
 
@@ -585,7 +627,9 @@ impl<'a> Target<'a> {
     fn parse(method: &str, text: &'a str) -> Result<Self, RefuseReason> {
         // Characters a URI may not hold but old iPXE builds and hand-written scripts send raw ("{", "|", ...) are
         // taken; a fragment never travels, and anything beyond ASCII must be percent-encoded.
-        if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#') {
+        // Without a branch for each byte, as in `plain_len`.
+        let fits = |byte: u8| byte.is_ascii_graphic() & (byte != b'#');
+        if text.is_empty() || !text.bytes().fold(true, |all, byte| all & fits(byte)) {
             return Err(RefuseReason::Target);
         }
         if method == "CONNECT" {
@@ -645,12 +689,11 @@ fn is_host(text: &str) -> bool {
         }
         None => text.split_at(text.find(':').unwrap_or(text.len())),
     };
-    let named = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%".contains(&byte);
     let port_fits = match port.strip_prefix(':') {
         Some(digits) => digits.bytes().all(|byte| byte.is_ascii_digit()) && digits.len() <= 5,
         None => port.is_empty(),
     };
-    host.bytes().all(named) && port_fits
+    class_len(host.as_bytes(), HOST) == host.len() && port_fits
 }
 
 /// The length of the body by RFC 9112 §6, refused where it is in doubt or beyond the bound.
