@@ -34,8 +34,11 @@ impl Held {
 /// When a batch begins.
 #[derive(Debug)]
 struct Pace {
-    /// No small one before this.
+    /// No small one before this, ...
     next_at: Instant,
+    /// ... where leases are asked for while others are written. A machine alone, whose next lease comes when it has this
+    /// one, waits in vain.
+    crowded: bool,
     /// What the timer was set for last.
     timer_at: Option<Instant>,
 }
@@ -50,9 +53,17 @@ enum Begin {
 }
 
 impl Pace {
-    /// With so many replies that wait for it.
+    fn new(now: Instant) -> Self {
+        Self { next_at: now, crowded: false, timer_at: None }
+    }
+
+    /// With so many changes that wait for it.
     fn begin(&mut self, now: Instant, waiting: usize) -> Begin {
-        if waiting >= BATCH_ENOUGH || now >= self.next_at {
+        if waiting >= BATCH_ENOUGH || now >= self.next_at || !self.crowded {
+            // One that waited and nobody joined: it need not have.
+            if waiting <= 1 && self.timer_at == Some(self.next_at) {
+                self.crowded = false;
+            }
             self.next_at = now + BATCHES_APART;
             return Begin::Now;
         }
@@ -60,6 +71,11 @@ impl Pace {
             Some(at) if at == self.next_at => Begin::Later,
             _ => Begin::At(self.next_at),
         }
+    }
+
+    /// The batch is written, and meanwhile so many changes have come that wait for the next.
+    fn written(&mut self, waiting: usize) {
+        self.crowded |= waiting > 0;
     }
 }
 
@@ -85,7 +101,7 @@ impl Journal {
             epoch,
             stored: 0,
             under_way: None,
-            pace: Pace { next_at: epoch.0, timer_at: None },
+            pace: Pace::new(epoch.0),
             sent_when_stored: Held::default(),
             gathering: Held::default(),
         }
@@ -115,12 +131,12 @@ impl DhcpSide {
         if journal.under_way.is_some() || !self.server.has_changes() {
             return;
         }
-        match journal.pace.begin(turn.now, journal.gathering.replies.len()) {
+        match journal.pace.begin(turn.now, self.server.change_count()) {
             Begin::Now => {}
             Begin::At(at) => return turn.wheel.schedule(at, Owner::DhcpTimer.pack()),
             Begin::Later => return,
         }
-        let mut entries = Vec::with_capacity(journal.gathering.replies.len());
+        let mut entries = Vec::with_capacity(self.server.change_count());
         let epoch = journal.epoch;
         let number = self.server.changes(|change| entries.extend(encode(&change, epoch)));
         std::mem::swap(&mut journal.gathering, &mut journal.sent_when_stored);
@@ -134,6 +150,7 @@ impl DhcpSide {
     pub(in crate::engine) fn journalled(&mut self, answer: Answer, turn: &mut Turn<'_>) {
         let Some(journal) = &mut self.journal else { return };
         let Some(number) = journal.under_way.take() else { return };
+        journal.pace.written(self.server.change_count());
         let mut held = std::mem::take(&mut journal.sent_when_stored);
         if answer == Answer::Go {
             journal.stored = number;
@@ -180,21 +197,46 @@ mod tests {
     #[test]
     fn small_batches_are_apart_and_each_that_waits_has_its_timer() {
         let start = Instant::now();
-        let mut pace = Pace { next_at: start, timer_at: None };
+        let mut pace = Pace::new(start);
         assert_eq!(pace.begin(start, 1), Begin::Now, "after a pause at once");
+        pace.written(1);
         let moment = Duration::from_micros(1);
         let mut at = start;
         for _ in 0..3 {
             let next = at + BATCHES_APART;
             assert_eq!(pace.begin(at + moment, 1), Begin::At(next));
             assert_eq!(pace.begin(at + moment * 2, BATCH_ENOUGH - 1), Begin::Later);
-            assert_eq!(pace.begin(next, 1), Begin::Now, "whoever looks at the clock first");
+            assert_eq!(pace.begin(next, BATCH_ENOUGH - 1), Begin::Now, "whoever looks at the clock first");
+            pace.written(0);
             at = next;
         }
         assert_eq!(pace.begin(at + moment, 1), Begin::At(at + BATCHES_APART));
         // So many do not wait, and who comes behind them has a timer of his own.
         assert_eq!(pace.begin(at + moment * 2, BATCH_ENOUGH), Begin::Now);
         assert_eq!(pace.begin(at + moment * 3, 1), Begin::At(at + moment * 2 + BATCHES_APART));
-        assert_eq!(pace.begin(at + BATCHES_APART * 2, 1), Begin::Now);
+        assert_eq!(pace.begin(at + BATCHES_APART * 2, 2), Begin::Now);
+    }
+
+    #[test]
+    fn a_machine_alone_does_not_wait() {
+        let mut now = Instant::now();
+        let mut pace = Pace::new(now);
+        let mut next = |pace: &mut Pace, meanwhile| {
+            now += Duration::from_micros(300);
+            let begin = pace.begin(now, 1);
+            pace.written(meanwhile);
+            (now, begin)
+        };
+        for _ in 0..5 {
+            assert_eq!(next(&mut pace, 0).1, Begin::Now);
+        }
+        // Another one comes while its lease is written, and does not come again: one wait is in vain.
+        let (at, begin) = next(&mut pace, 1);
+        assert_eq!(begin, Begin::Now);
+        let next_at = at + BATCHES_APART;
+        assert_eq!(pace.begin(at + BATCHES_APART / 2, 1), Begin::At(next_at));
+        assert_eq!(pace.begin(next_at, 1), Begin::Now);
+        pace.written(0);
+        assert_eq!(pace.begin(next_at + Duration::from_micros(300), 1), Begin::Now);
     }
 }
