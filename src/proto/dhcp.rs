@@ -130,7 +130,12 @@ impl Server {
 
     /// True when there is something to be stored, with [`Settings::journal`].
     pub fn has_changes(&self) -> bool {
-        self.leases.has_changes() || self.memory.has_changes()
+        self.change_count() > 0
+    }
+
+    /// How many changes are to be stored.
+    pub fn change_count(&self) -> usize {
+        self.leases.change_count() + self.memory.change_count()
     }
 
     /// Hands what is to be stored to `take`, in order, and says the number of the last: a reply whose

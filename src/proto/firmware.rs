@@ -592,7 +592,7 @@ mod tests {
             include_str!("dhcp/tests/rivals.rs"),
             include_str!("../engine/policy.rs"),
             include_str!("../engine/filters.rs"),
-            include_str!("../engine/dhcp.rs"),
+            include_str!("../engine/dhcp/waiting.rs"),
             include_str!("../jobs/table/tests.rs"),
         ];
         for quirk in Quirk::ALL {

@@ -19,8 +19,8 @@ use crate::client::{Kind as Firmware, Patience};
 
 /// Machines that scripts are asked for, and that DHCP serves in turn.
 const MACHINES: u32 = 10_000;
-/// Machines that ask for the first time: about as many as there are addresses to give.
-const NEWCOMERS: u32 = 30_000;
+/// Machines that ask for the first time: as many as this server's pool gives to those nobody registered, four fifths of it.
+const NEWCOMERS: u32 = 26_000;
 /// A lost exchange is lost after iPXE's first patience.
 const EXCHANGE_WAIT: Duration = Duration::from_secs(1);
 /// DHCP exchanges under way at once.

@@ -524,9 +524,9 @@ impl Leases {
         (self.changes.drain(..), self.change_number)
     }
 
-    /// True when there are changes to be taken.
-    pub(super) fn has_changes(&self) -> bool {
-        !self.changes.is_empty()
+    /// Changes that wait to be taken.
+    pub(super) fn change_count(&self) -> usize {
+        self.changes.len()
     }
 
     /// True when so many wait that whoever takes them must be stuck: a disk that hangs.

@@ -338,8 +338,8 @@ impl Memory {
         }
     }
 
-    pub(super) fn has_changes(&self) -> bool {
-        !self.changed.is_empty()
+    pub(super) fn change_count(&self) -> usize {
+        self.changed.len()
     }
 
     pub(super) fn take_changes(&mut self, mut take: impl FnMut(MacAddr, u8)) {
