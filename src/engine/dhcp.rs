@@ -31,6 +31,7 @@ use super::policy::Decider;
 use super::probe::Prober;
 use super::shared::Tuning;
 use super::sightings::Sighting;
+use super::start::readdress;
 use crate::jobs::evidence::{Asker, Evidence, Seen};
 use crate::keeper::Answer;
 use crate::keeper::journal::{Entry, Scribe};
@@ -39,11 +40,11 @@ use crate::proto::dhcp::{
     Notice, Output, Probe, ProbeAnswer, Rival, Server, ServerPort, Settings, To, Verdict,
 };
 use crate::proto::firmware::{Firmware, FirmwareKind};
-use crate::sys::SysError;
 use crate::sys::memory::prefetch;
 use crate::sys::packet::BpfInstruction;
 use crate::sys::ring::{FrameBatch, FrameRing, RingUse};
 use crate::sys::udp::{BATCH, Source, UdpSocket};
+use crate::sys::{SysError, interfaces};
 use crate::wire::MacAddr;
 use crate::wire::capture::Packet;
 use crate::wire::dhcp::{CHADDR_OFFSET, Message, MessageType, OP_REQUEST, OPTIONS_OFFSET, code};
@@ -382,6 +383,13 @@ impl DhcpSide {
     pub(super) fn ask_before_offering(&mut self) -> Result<(), SysError> {
         self.prober = Some(Prober::open(self.raws.iter().map(|raw| &raw.interface))?);
         Ok(())
+    }
+
+    /// Takes over the interfaces' hardware addresses.
+    pub(super) fn readdress(&mut self, links: &[interfaces::Interface]) {
+        let raws = self.raws.iter_mut().map(|raw| &mut raw.interface);
+        let probed = self.prober.iter_mut().flat_map(Prober::interfaces);
+        raws.chain(&mut self.interfaces).chain(probed).for_each(|interface| readdress(interface, links));
     }
 
     /// Takes up what a reload changed.
