@@ -310,10 +310,11 @@ impl Core {
                     return;
                 }
             }
-            let mut ring_ready = false;
+            let (mut ring_ready, mut woken) = (false, false);
             for event in &events {
                 match Owner::unpack(event.token().0 as u64) {
                     Some(Owner::Ring) => ring_ready = true,
+                    Some(Owner::Wake) => woken = true,
                     Some(Owner::DhcpRaw(index)) => {
                         if let Some(dhcp) = &mut self.dhcp {
                             dhcp.raw_readable(index);
@@ -333,14 +334,8 @@ impl Core {
                     Some(Owner::TftpFrames(index)) => self.tftp.frames_readable(index),
                     Some(Owner::HttpListener(index)) => self.http.acceptable(index),
                     Some(Owner::Connection(key)) => self.http.event(key, event),
-                    Some(
-                        Owner::Wake
-                        | Owner::Near
-                        | Owner::DhcpTimer
-                        | Owner::DhcpJournal
-                        | Owner::Transfer(_),
-                    )
-                    | None => {}
+                    Some(Owner::Near | Owner::DhcpTimer | Owner::DhcpJournal | Owner::Transfer(_)) | None => {
+                    }
                 }
             }
             let mut turn = Turn {
@@ -367,6 +362,11 @@ impl Core {
                     }
                     _ => {}
                 }
+            }
+            if woken {
+                let links = self.shared.interfaces.load();
+                self.dhcp.iter_mut().for_each(|dhcp| dhcp.readdress(&links));
+                self.tftp.readdress(&links);
             }
             if let Some(dhcp) = &mut self.dhcp {
                 dhcp.turn(&mut turn);

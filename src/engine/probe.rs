@@ -64,6 +64,11 @@ impl<C> Prober<C> {
         Ok(Self { arp, echo: EchoSocket::open()?, ident, sequence: 0, waiting: VecDeque::new(), ready: true })
     }
 
+    /// The interfaces that are asked on.
+    pub(super) fn interfaces(&mut self) -> impl Iterator<Item = &mut Arc<Interface>> {
+        self.arp.iter_mut().map(|(interface, _)| interface)
+    }
+
     pub(super) fn register(&self, registry: &Registry) -> io::Result<()> {
         watch(registry, self.echo.as_raw_fd(), Owner::DhcpProbe(0))?;
         for (index, (_, socket)) in self.arp.iter().enumerate() {

@@ -439,19 +439,20 @@ impl Engine {
         Ok(Self { shared, cells, wakers, threads, waiting, bound })
     }
 
-    /// Looks at the interfaces anew: their sizes may have changed, and one that was waited for may have an address.
-    /// To be called every few seconds.
+    /// Looks at the interfaces anew: sizes and hardware addresses may have changed, and one that was waited for may have
+    /// an address. To be called every few seconds.
     pub fn look_at_interfaces(&mut self) {
         let Ok(all) = interfaces::list() else { return };
-        if let Some(waiting) = &mut self.waiting
-            && waiting.look(&all)
-            && let Some(waker) = self.wakers.first()
-        {
-            // The core that owns DHCP is the first one; one that is gone needs no waking.
-            let _ = waker.wake();
-        }
-        if **self.shared.interfaces.load() != all {
+        let arrived = self.waiting.as_mut().is_some_and(|waiting| waiting.look(&all));
+        let changed = **self.shared.interfaces.load() != all;
+        if changed {
             self.shared.interfaces.store(Arc::new(all));
+        }
+        if changed || arrived {
+            for waker in &self.wakers {
+                // A core that is gone needs no waking.
+                let _ = waker.wake();
+            }
         }
     }
 
@@ -655,6 +656,16 @@ fn described(link: &interfaces::Interface) -> Option<Arc<Interface>> {
         mac: MacAddr(link.mac),
         mtu: link.mtu,
     }))
+}
+
+/// Takes over the hardware address that an interface has by now. A bridge that was given none has the lowest of its ports',
+/// so another one when a port comes or goes, and what is sent to the old one reaches nobody.
+pub(super) fn readdress(interface: &mut Arc<Interface>, all: &[interfaces::Interface]) {
+    let found = all.iter().find(|link| link.index == interface.index).map(|link| MacAddr(link.mac));
+    if let Some(mac) = found.filter(|mac| *mac != interface.mac) {
+        tracing::debug!(interface = interface.name, %mac, "has another hardware address");
+        Arc::make_mut(interface).mac = mac;
+    }
 }
 
 fn open_dhcp(

@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use labkit::{Namespace, TempDir, tool};
 
 use crate::dhcp::plugged;
-use crate::server::{FULL, Net, PROXY, Site};
+use crate::server::{FULL, Net, PROXY, Site, tell};
 
 /// Runs a client that must end well; what it said.
 fn client(command: &mut Command) -> String {
@@ -186,15 +186,29 @@ const LEASES: &str = "REQUEST-ACK";
 /// A UEFI machine's options 60 and 93.
 const BOOTING: &str = "-o 60,505845436c69656e743a417263683a30303030373a554e44493a303033303136 -o 93,0007";
 
+/// Answered late is lost to it; a run loses few on a busy machine, and most where something is wrong.
+fn good(counted: Counted, what: &str) {
+    tell(format!("{what}: {counted:?}"));
+    assert!(counted.sent > 0 && counted.received * 20 >= counted.sent * 19, "{what}: {counted:?}");
+    assert_eq!((counted.rejected, counted.twice), (0, 0), "{what}: {counted:?}");
+}
+
+/// Ways of asking that differ for a server on the same link alone: by broadcast, and machines out of a list in one thread.
+fn modes_on_the_link(place: &Namespace, folder: &Path, to: &str, rate: u32, seconds: u32) {
+    let count = rate * seconds;
+    let broadcast = format!("-B -r {rate} -R {count} -n {count}");
+    good(perfdhcp(place, &broadcast, "255.255.255.255")[LEASES], "leases by broadcast");
+    let list = folder.join("machines");
+    let machines: String = (0..200).map(|n| format!("52:54:00:00:09:{n:02x}\n")).collect();
+    std::fs::write(&list, machines).expect("a list");
+    let words = format!("-g single -M {} -r {rate} -n {count}", list.display());
+    good(perfdhcp(place, &words, to)[LEASES], "leases of machines in a list");
+}
+
 /// The modes of perfdhcp that are for DHCPv4 and a server: exchanges in full and by half, of many machines and of one,
 /// with renewals and releases, and a hall switched on at once.
 fn modes(place: &Namespace, to: &str, rate: u32, seconds: u32) {
     let count = rate * seconds;
-    // Answered late is lost to it; a run loses few on a busy machine, and most where something is wrong.
-    let good = |counted: Counted, what: &str| {
-        assert!(counted.sent > 0 && counted.received * 20 >= counted.sent * 19, "{what}: {counted:?}");
-        assert_eq!((counted.rejected, counted.twice), (0, 0), "{what}: {counted:?}");
-    };
     let all = perfdhcp(place, &format!("-r {rate} -R {count} -n {count} -u"), to);
     good(all[OFFERS], "offers");
     good(all[LEASES], "leases");
@@ -209,6 +223,7 @@ fn modes(place: &Namespace, to: &str, rate: u32, seconds: u32) {
     assert!(all["RELEASE"].sent > 0, "{all:?}");
     let all = perfdhcp(place, &format!("--scenario avalanche -R {count}"), to);
     for what in [OFFERS, LEASES] {
+        tell(format!("{what} of an avalanche: {:?}", all[what]));
         assert_eq!(all[what].received, u64::from(count), "{what} of an avalanche: {all:?}");
     }
 }
@@ -238,6 +253,7 @@ fn perfdhcp_in_every_set_up(rate: u32, seconds: u32) {
         std::fs::write(loaders.join("snponly.efi"), "snponly.efi").expect("a loader");
         site.append(&format!("[loaders]\ndirs = [\"{}\"]\n", loaders.display()));
         let server = site.serve(&net);
+        tell(format!("{kind}:"));
         // The server's address, or the relay's.
         let to = "10.77.0.1";
         if kind == "proxy" {
@@ -251,6 +267,9 @@ fn perfdhcp_in_every_set_up(rate: u32, seconds: u32) {
             assert!(offers * 20 >= u64::from(count) * 19, "{offers} of {count}");
         } else {
             modes(&load, to, rate, seconds);
+            if kind == "full" {
+                modes_on_the_link(&load, &folder.0, to, rate, seconds);
+            }
         }
         server.stop();
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use labkit::{Namespace, Process, run, tool};
 
-use crate::server::{SOON, Site, binary};
+use crate::server::{SOON, Site, binary, tell};
 
 const LEN: usize = 64 << 20;
 const IMAGE: &str = "/images/data/file.bin";
@@ -100,6 +100,16 @@ impl Alone {
         line.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 
+    /// What is left of them, for `--nocapture`.
+    fn tell(&self, who: &str, before: (usize, usize)) {
+        let (descriptors, mappings) = self.settled();
+        let (had, mapped) = before;
+        let memory = self.own_memory();
+        tell(format!(
+            "{who}: descriptors {had} and then {descriptors}, mappings {mapped} and then {mappings}, own memory {memory} KiB"
+        ));
+    }
+
     fn stop(mut self) {
         self.process.signal("TERM");
         let status = self.process.wait(SOON);
@@ -141,6 +151,7 @@ fn clients_killed_by_the_hundred_leave_nothing_behind() {
         server.wait_until("descriptors and mappings are as they were", |server| {
             server.holds_no_more_than(before)
         });
+        server.tell("a hundred killed", before);
     }
     server.stop();
 }
@@ -157,6 +168,7 @@ fn thousands_of_idle_connections_cost_little_and_are_closed_in_the_end() {
     }
     server.wait_until("all accepted", |server| server.metric("bootstorm_http_connections_open") >= count);
     let each = (server.own_memory().saturating_sub(memory)) * 1024 / count;
+    println!("{count} idle connections: {each} bytes of its own for each");
     assert!(each <= 2048, "{each} bytes of its own for an idle connection");
     let start = Instant::now();
     assert_eq!(server.get(server.http, "/healthz"), b"ok\n");
@@ -165,6 +177,7 @@ fn thousands_of_idle_connections_cost_little_and_are_closed_in_the_end() {
     server.wait_until("all closed", |server| server.metric("bootstorm_http_connections_open") == 0);
     assert!(server.metric("bootstorm_http_timed_out_total") >= count);
     server.wait_until("descriptors are as they were", |server| server.holds_no_more_than(before));
+    server.tell("all of them closed", before);
     drop(idle);
     server.stop();
 }
@@ -205,6 +218,7 @@ fn readers_of_a_byte_a_second_hold_up_nobody_and_leave_nothing_behind() {
     server.wait_until("their connections are gone", |server| open(server) == 0);
     server
         .wait_until("descriptors and mappings are as they were", |server| server.holds_no_more_than(before));
+    server.tell("a hundred of a byte a second", before);
     server.stop();
 }
 
@@ -308,6 +322,7 @@ fn cut_off(in_mid_download: bool, patience: Duration) {
         let now = held();
         now.0 <= before.0 && now.1 <= before.1
     });
+    tell(format!("{CLIENTS} cut off: descriptors and mappings {before:?} and then {:?}", held()));
     process.signal("TERM");
     assert!(process.wait(SOON).success(), "{}", process.output());
 }

@@ -1,5 +1,6 @@
 //! A server under test, and the networks it stands in.
 
+use std::fmt::Display;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -10,6 +11,12 @@ use labkit::{Process, TempDir, run, tool};
 
 /// Patience with things that take well under a second on an idle machine.
 pub const SOON: Duration = Duration::from_secs(30);
+
+/// Says what was found, for `--nocapture`.
+#[allow(clippy::print_stdout, reason = "it is there to be read")]
+pub fn tell(found: impl Display) {
+    println!("{found}");
+}
 
 /// The binary under test.
 pub fn binary() -> &'static str {

@@ -191,12 +191,18 @@ fn honest_machines_boot_beside_every_kind_of_stranger_and_nothing_grows() {
     }
     if lasts > Duration::ZERO {
         // The first samples fill what is bounded: tables of strangers, timelines, pools.
-        let settled =
-            samples.iter().find(|s| s.second >= 300).or(samples.get(samples.len() / 2)).expect("one");
+        let is_long = lasts > Duration::from_secs(600);
+        let settled = match is_long {
+            true => samples.iter().find(|s| s.second >= 300).expect("one"),
+            false => &samples[samples.len() / 2],
+        };
         let last = samples.last().expect("one");
         assert!(last.descriptors <= settled.descriptors + 250, "{settled:?} {last:?}");
         assert!(last.mappings <= settled.mappings + 50, "{settled:?} {last:?}");
-        assert!(last.anonymous_kib <= settled.anonymous_kib * 105 / 100 + 1024, "{settled:?} {last:?}");
+        // In minutes the recorder is not full: what a boot and the strangers beside it add to it.
+        let recorded = if is_long { 0 } else { 40 * (last.boots - settled.boots) };
+        let allowed = settled.anonymous_kib * 105 / 100 + 1024 + recorded;
+        assert!(last.anonymous_kib <= allowed, "{settled:?} {last:?}");
     }
     server.stop();
 }

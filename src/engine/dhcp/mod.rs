@@ -42,13 +42,14 @@ use super::counters::Count;
 use super::policy::Decider;
 use super::probe::Prober;
 use super::shared::Tuning;
+use super::start::readdress;
 use crate::keeper::journal::Scribe;
 use crate::proto::dhcp::{
     DropReason, Input, Interface, Network, Probe, ProbeAnswer, Server, ServerPort, Settings, Verdict,
 };
-use crate::sys::SysError;
 use crate::sys::memory::prefetch;
 use crate::sys::udp::BATCH;
+use crate::sys::{SysError, interfaces};
 use crate::wire::MacAddr;
 use crate::wire::dhcp::{CHADDR_OFFSET, MessageType, OPTIONS_OFFSET, code};
 use crate::wire::frame::{UDP_PAYLOAD_OFFSET, parse_udp_frame};
@@ -165,6 +166,13 @@ impl DhcpSide {
     pub(super) fn ask_before_offering(&mut self) -> Result<(), SysError> {
         self.prober = Some(Prober::open(self.raws.iter().map(|raw| &raw.interface))?);
         Ok(())
+    }
+
+    /// Takes over the interfaces' hardware addresses.
+    pub(super) fn readdress(&mut self, links: &[interfaces::Interface]) {
+        let raws = self.raws.iter_mut().map(|raw| &mut raw.interface);
+        let probed = self.prober.iter_mut().flat_map(Prober::interfaces);
+        raws.chain(&mut self.interfaces).chain(probed).for_each(|interface| readdress(interface, links));
     }
 
     /// Takes up what a reload changed.

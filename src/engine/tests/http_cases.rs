@@ -503,6 +503,7 @@ fn random_range_sets_are_answered_with_the_file_itself() {
             assert!(starts && ends, "more than was asked for: {context}");
         }
     }
+    println!("{rounds} sets: {singles} of one part, {multiples} of several, {wholes} whole, {nones} refused");
     assert!(singles > rounds / 5 && multiples > rounds / 5 && wholes > 0 && nones > 0);
 }
 
@@ -634,6 +635,7 @@ fn nginx_answers_the_same_range_sets_alike_but_for_differences_that_have_a_name(
             why.unwrap_or_else(|| panic!("{ours:?} and not {theirs:?}, for no known reason: {context}"));
         *seen.entry(why).or_insert(0) += 1;
     }
+    println!("{} sets: {alike} answered alike, {seen:?}", rounds());
     // No name for what does not happen.
     assert!(DIFFERENCES.iter().all(|difference| seen.contains_key(difference)), "{seen:?}");
     assert!(alike > rounds() / 5, "{alike} alike, {seen:?}");

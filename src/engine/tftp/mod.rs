@@ -47,14 +47,15 @@ use super::counters::Count;
 use super::readers::Readers;
 use super::sightings::Sighting;
 use super::slab::{Key, Slab};
+use super::start::readdress;
 use crate::files::served::{Opened, Served};
 use crate::keeper::{Answer, AtTheLine};
 use crate::proto::dhcp::Interface;
 use crate::proto::tftp::{Outcome, Transfer, Transmit, Verdict};
-use crate::sys::SysError;
 use crate::sys::frames::{FrameSender, HEAD_LEN_MAX};
 use crate::sys::ring::FrameRing;
 use crate::sys::udp::{BATCH, Datagram, Source, UdpOptions, UdpSocket, Unsent};
+use crate::sys::{SysError, interfaces};
 use crate::wire::MacAddr;
 use crate::wire::frame::{UDP_PAYLOAD_OFFSET, parse_udp_frame};
 use crate::wire::tftp::{self, ErrorCode, Packet};
@@ -279,6 +280,11 @@ impl TftpSide {
     pub(super) fn take_links(&mut self, links: Vec<Link>) {
         self.ready_links = vec![true; links.len()];
         self.links = links;
+    }
+
+    /// Takes over the interfaces' hardware addresses.
+    pub(super) fn readdress(&mut self, links: &[interfaces::Interface]) {
+        self.links.iter_mut().for_each(|link| readdress(&mut link.interface, links));
     }
 
     /// The sockets, for their filters.
