@@ -187,7 +187,6 @@ const LEASES: &str = "REQUEST-ACK";
 const BOOTING: &str = "-o 60,505845436c69656e743a417263683a30303030373a554e44493a303033303136 -o 93,0007";
 
 /// Answered late is lost to it; a run loses few on a busy machine, and most where something is wrong.
-#[allow(clippy::print_stdout, reason = "for `--nocapture`")]
 fn good(counted: Counted, what: &str) {
     tell(format!("{what}: {counted:?}"));
     assert!(counted.sent > 0 && counted.received * 20 >= counted.sent * 19, "{what}: {counted:?}");
@@ -208,7 +207,6 @@ fn modes_on_the_link(place: &Namespace, folder: &Path, to: &str, rate: u32, seco
 
 /// The modes of perfdhcp that are for DHCPv4 and a server: exchanges in full and by half, of many machines and of one,
 /// with renewals and releases, and a hall switched on at once.
-#[allow(clippy::print_stdout, reason = "for `--nocapture`")]
 fn modes(place: &Namespace, to: &str, rate: u32, seconds: u32) {
     let count = rate * seconds;
     let all = perfdhcp(place, &format!("-r {rate} -R {count} -n {count} -u"), to);
@@ -240,7 +238,6 @@ fn loader_of(net: &Net) -> Namespace {
 const WIDE: &str = "[dhcp]\nmode = \"full\"\nper_circuit = 0\n[[dhcp.subnet]]\nnetwork = \"10.77.0.0/16\"\n\
                     range = \"10.77.1.0-10.77.200.255\"\n";
 
-#[allow(clippy::print_stdout, reason = "for `--nocapture`")]
 fn perfdhcp_in_every_set_up(rate: u32, seconds: u32) {
     let folder = TempDir::new("perfdhcp");
     for kind in ["full", "dhcrelay", "dnsmasq", "proxy"] {

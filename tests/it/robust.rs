@@ -101,7 +101,6 @@ impl Alone {
     }
 
     /// What is left of them, for `--nocapture`.
-    #[allow(clippy::print_stdout, reason = "for `--nocapture`")]
     fn tell(&self, who: &str, before: (usize, usize)) {
         let (descriptors, mappings) = self.settled();
         let (had, mapped) = before;
@@ -250,7 +249,6 @@ fn a_thousand_downloads_under_way_cost_little_memory_of_its_own() {
 }
 
 /// A server and clients in namespaces of their own, so that the wire between them can be cut.
-#[allow(clippy::print_stdout, reason = "for `--nocapture`")]
 fn cut_off(in_mid_download: bool, patience: Duration) {
     const CLIENTS: usize = 100;
     let (servers, clients) = (Namespace::new(), Namespace::new());
