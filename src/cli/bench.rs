@@ -223,7 +223,7 @@ pub struct DhcpArgs {
     /// What is asked
     #[arg(long, value_enum, default_value = "dora")]
     pub mode: ModeArg,
-    /// Exchanges under way at once; for an avalanche, machines [default: 1,64]
+    /// Exchanges under way at once; for an avalanche, machines [default: 1,64, or 64 with --rate]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub clients: Vec<u32>,
     /// Different machines that ask in turn [default: as many as clients]

@@ -357,7 +357,12 @@ impl Engine {
         let readers = Readers::start();
         let nowhere = File::options().write(true).open("/dev/null");
         if let Err(error) = &nowhere {
-            tracing::warn!(rung = "pipes", have = false, %error, "/dev/null cannot be opened: many slow downloads cost more");
+            tracing::warn!(
+                rung = "pipes",
+                have = false,
+                %error,
+                "/dev/null cannot be opened for writing, so beside slow downloads all others cost more: make it writable"
+            );
         }
         let nowhere = nowhere.ok().map(Arc::new);
         let mut cores = Vec::new();

@@ -327,10 +327,9 @@ impl HttpSide {
             }
         }
         self.send_answers(turn);
-        let line = self.sending.len();
         let mut bulk = BULK_PER_TURN;
         // Who comes back into the line is looked at again after whatever else has come meanwhile.
-        for _ in 0..line {
+        for _ in 0..self.sending.len() {
             if bulk == 0 {
                 break;
             }
