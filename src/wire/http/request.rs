@@ -200,58 +200,45 @@ pub struct Request<'a> {
     /// The body, whole.
     pub body: &'a [u8],
     authority: Option<&'a str>,
-    /// What the places below point into.
-    head: &'a [u8],
-    fields: [Place; FIELDS_MAX],
-    field_count: usize,
-    known: Known,
+    /// The field lines, each with its CR LF. A request is moved about, so no list of them is in it.
+    lines: &'a [u8],
+    known: Known<'a>,
     is_ipxe: bool,
 }
 
-/// Where one field stands in its head: a request is moved about, and 64 pairs of slices are two kilobytes.
-#[derive(Clone, Copy)]
-struct Place {
-    name: u16,
-    name_len: u16,
-    value: u16,
-    value_len: u16,
+/// Name and value of a field line, without its CR: a token, a colon, and a value whose blanks around it do not count. That
+/// it holds no control byte is known. `None` for anything else.
+fn field(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (name, rest) = line.split_at(class_len(line, TOKEN));
+    let [b':', value @ ..] = rest else { return None };
+    let blank = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let value = value.get(value.iter().take_while(|byte| blank(byte)).count()..)?;
+    let value_len = value.len() - value.iter().rev().take_while(|byte| blank(byte)).count();
+    (!name.is_empty()).then_some((name, value.get(..value_len)?))
 }
 
-impl Place {
-    const NONE: Self = Self { name: 0, name_len: 0, value: 0, value_len: 0 };
-
-    /// Of a field line, which begins at `start` and ends before its CR: a token, a colon, and a value whose blanks around
-    /// it do not count. That it holds no control byte is known. `None` for anything else.
-    fn of(line: &[u8], start: u16) -> Option<Self> {
-        let name_len = class_len(line, TOKEN);
-        let [b':', rest @ ..] = line.get(name_len..)? else { return None };
-        let blank = |byte: &u8| matches!(byte, b' ' | b'\t');
-        let lead = rest.iter().take_while(|byte| blank(byte)).count();
-        let value = rest.get(lead..)?;
-        let value_len = value.len() - value.iter().rev().take_while(|byte| blank(byte)).count();
-        let name_len = u16::try_from(name_len).ok().filter(|len| *len > 0)?;
-        Some(Self {
-            name: start,
-            name_len,
-            value: start + name_len + 1 + u16::try_from(lead).ok()?,
-            value_len: u16::try_from(value_len).ok()?,
-        })
-    }
-}
-
-/// Which of the fields that every request is asked for are there at all. Most requests have few of them.
+/// What every request is asked for, found on the way through its lines.
 #[derive(Clone, Copy, Default)]
-struct Known {
-    /// Content-Length or Transfer-Encoding.
+struct Known<'a> {
+    /// Content-Length or Transfer-Encoding is there.
     framing: bool,
     expect: bool,
     connection: bool,
+    /// How often Host is there, and the last of them.
+    hosts: usize,
+    host: &'a [u8],
+    /// The first that is text.
+    user_agent: Option<&'a str>,
 }
 
-impl Known {
-    fn note(&mut self, name: &[u8]) {
+impl<'a> Known<'a> {
+    fn note(&mut self, name: &[u8], value: &'a [u8]) {
         match name.len() {
+            4 if name.eq_ignore_ascii_case(b"Host") => (self.hosts, self.host) = (self.hosts + 1, value),
             6 => self.expect |= name.eq_ignore_ascii_case(b"Expect"),
+            10 if name.eq_ignore_ascii_case(b"User-Agent") => {
+                self.user_agent = self.user_agent.or(std::str::from_utf8(value).ok());
+            }
             10 => self.connection |= name.eq_ignore_ascii_case(b"Connection"),
             14 => self.framing |= name.eq_ignore_ascii_case(b"Content-Length"),
             17 => self.framing |= name.eq_ignore_ascii_case(b"Transfer-Encoding"),
@@ -266,7 +253,7 @@ impl fmt::Debug for Request<'_> {
             .field("method", &self.method_token)
             .field("target", &self.target)
             .field("version", &self.version)
-            .field("fields", &self.field_count)
+            .field("fields", &self.pairs().count())
             .field("body_len", &self.body.len())
             .finish()
     }
@@ -278,23 +265,24 @@ impl<'a> Request<'a> {
         self.pairs().map(|(name, value)| (std::str::from_utf8(name).unwrap_or_default(), value))
     }
 
-    fn pairs(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'_, 'a> {
-        let part = |start: u16, len: u16| {
-            self.head.get(usize::from(start)..usize::from(start) + usize::from(len)).unwrap_or_default()
-        };
-        let places = self.fields.iter().take(self.field_count);
-        places.map(move |place| (part(place.name, place.name_len), part(place.value, place.value_len)))
+    fn pairs(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
+        let mut rest = self.lines;
+        std::iter::from_fn(move || {
+            let (line, behind) = rest.split_at(rest.iter().position(|byte| *byte == b'\r')?);
+            rest = behind.get(2..)?;
+            field(line)
+        })
     }
 
     /// The values of every field of that name (any case).
-    fn named<'n>(&self, name: &'n str) -> impl Iterator<Item = &'a [u8]> + use<'_, 'a, 'n> {
+    fn named<'n>(&self, name: &'n str) -> impl Iterator<Item = &'a [u8]> + use<'a, 'n> {
         self.pairs()
             .filter(move |(found, _)| found.eq_ignore_ascii_case(name.as_bytes()))
             .map(|(_, value)| value)
     }
 
     /// The values of every field of that name (any case) that are text.
-    pub fn headers<'n>(&self, name: &'n str) -> impl Iterator<Item = &'a str> + use<'_, 'a, 'n> {
+    pub fn headers<'n>(&self, name: &'n str) -> impl Iterator<Item = &'a str> + use<'a, 'n> {
         self.named(name).filter_map(|value| std::str::from_utf8(value).ok())
     }
 
@@ -328,7 +316,7 @@ impl<'a> Request<'a> {
 
     /// User-Agent, empty if there is none.
     pub fn user_agent(&self) -> &'a str {
-        self.header("User-Agent").unwrap_or_default()
+        self.known.user_agent.unwrap_or_default()
     }
 
     /// True for iPXE, whose needs differ: no 1xx, 204 or 304, and `+` in forms is a plus (`iPXE/1.21.1+ (g...)`).
@@ -344,7 +332,7 @@ impl<'a> Request<'a> {
     /// Host and port the client believes it speaks to: the authority of an absolute target, else Host. Empty
     /// when the client gave none.
     pub fn host(&self) -> &'a str {
-        self.authority.unwrap_or_else(|| self.header("Host").unwrap_or_default())
+        self.authority.unwrap_or_else(|| std::str::from_utf8(self.known.host).unwrap_or_default())
     }
 
     /// True when a body is there and says it is a form (`application/x-www-form-urlencoded`), or says nothing.
@@ -416,12 +404,9 @@ fn parse_head(bytes: &[u8]) -> Result<Option<(Request<'_>, Framing)>, RefuseReas
     let Some(skipped) = skip_empty_lines(bytes)? else { return Ok(None) };
     let rest = bytes.get(skipped..).unwrap_or_default();
     let window = rest.get(..HEAD_MAX).unwrap_or(rest);
-    let mut fields = [Place::NONE; FIELDS_MAX];
-    let Some(Scanned { line, field_count, head_len }) = scan(window, &mut fields)? else { return Ok(None) };
-    let head = window.get(..head_len).unwrap_or_default();
-    let known = read_fields(head, &mut fields, field_count)?;
+    let Some(Scanned { line, lines, known, head_len }) = scan(window)? else { return Ok(None) };
     let target = line.target;
-    let mut request = Request {
+    let request = Request {
         method: line.method,
         method_token: line.method_token,
         target: line.target_text,
@@ -430,14 +415,11 @@ fn parse_head(bytes: &[u8]) -> Result<Option<(Request<'_>, Framing)>, RefuseReas
         version: line.version,
         body: &[],
         authority: target.authority,
-        head,
-        fields,
-        field_count,
+        lines,
         known,
-        is_ipxe: false,
+        is_ipxe: known.user_agent.is_some_and(|agent| agent.starts_with("iPXE/")),
     };
-    request.is_ipxe = request.user_agent().starts_with("iPXE/");
-    check_host(&request)?;
+    check_host(&known, line.version)?;
     let body_len = if known.framing { body_len(&request)? } else { 0 };
     if known.expect
         && request.version == Version::Http11
@@ -446,18 +428,6 @@ fn parse_head(bytes: &[u8]) -> Result<Option<(Request<'_>, Framing)>, RefuseReas
         return Err(RefuseReason::Expectation);
     }
     Ok(Some((request, Framing { head_len: skipped + head_len, body_len })))
-}
-
-/// Finds name and value in each of the lines that [`scan`] found.
-fn read_fields(head: &[u8], places: &mut [Place], count: usize) -> Result<Known, RefuseReason> {
-    let mut known = Known::default();
-    for place in places.iter_mut().take(count) {
-        let (start, len) = (usize::from(place.name), usize::from(place.name_len));
-        let line = head.get(start..start + len).unwrap_or_default();
-        *place = Place::of(line, place.name).ok_or(RefuseReason::Field)?;
-        known.note(line.get(..usize::from(place.name_len)).unwrap_or_default());
-    }
-    if count > places.len() { Err(RefuseReason::TooManyFields) } else { Ok(known) }
 }
 
 /// Bytes of empty lines before the request; `None` while the end of an empty line is still to come.
@@ -479,19 +449,22 @@ fn skip_empty_lines(bytes: &[u8]) -> Result<Option<usize>, RefuseReason> {
 /// What [`scan`] found.
 struct Scanned<'a> {
     line: RequestLine<'a>,
-    /// Field lines, which may be more than there are places for.
-    field_count: usize,
+    /// The field lines, each with its CR LF.
+    lines: &'a [u8],
+    known: Known<'a>,
     /// Bytes of the head, its empty line included.
     head_len: usize,
 }
 
-/// Walks the head line by line and finds its end; every field line is left in `places`, as if all of it were the name. No
-/// line ends without CR (RFC 9112 §2.2 lets a parser take a bare LF, and another one on the way may not).
-fn scan<'a>(window: &'a [u8], places: &mut [Place]) -> Result<Option<Scanned<'a>>, RefuseReason> {
+/// Walks the head line by line and finds its end. No line ends without CR (RFC 9112 §2.2 lets a parser take a bare LF, and
+/// another one on the way may not). What makes the whole head none comes before what is wrong with one of its fields.
+fn scan(window: &[u8]) -> Result<Option<Scanned<'_>>, RefuseReason> {
     let (mut at, mut line_start) = (0, 0);
     let mut after_cr = false;
     let mut request_line = None;
-    let mut field_count = 0;
+    let (mut fields_start, mut field_count) = (0, 0);
+    let mut known = Known::default();
+    let mut all_are_fields = true;
     while let Some(rest) = window.get(at..).filter(|rest| !rest.is_empty()) {
         if at == line_start && request_line.is_some() && matches!(rest, [b' ' | b'\t', ..]) {
             return Err(RefuseReason::Fold);
@@ -512,17 +485,23 @@ fn scan<'a>(window: &'a [u8], places: &mut [Place]) -> Result<Option<Scanned<'a>
                     None if end - start > REQUEST_LINE_MAX => return Err(RefuseReason::LineTooLong),
                     None => {
                         request_line = Some(RequestLine::parse(window.get(start..end).unwrap_or_default())?);
+                        fields_start = at;
+                    }
+                    Some(_) if start == end && !all_are_fields => return Err(RefuseReason::Field),
+                    Some(_) if start == end && field_count > FIELDS_MAX => {
+                        return Err(RefuseReason::TooManyFields);
                     }
                     Some(line) if start == end => {
-                        return Ok(Some(Scanned { line, field_count, head_len: at }));
+                        let lines = window.get(fields_start..start).unwrap_or_default();
+                        return Ok(Some(Scanned { line, lines, known, head_len: at }));
                     }
                     Some(_) => {
-                        if let Some(place) = places.get_mut(field_count) {
-                            // A window is HEAD_MAX bytes at most, which 16 bits hold.
-                            *place =
-                                Place { name: start as u16, name_len: (end - start) as u16, ..Place::NONE };
-                        }
                         field_count += 1;
+                        match field(window.get(start..end).unwrap_or_default()) {
+                            _ if field_count > FIELDS_MAX => {}
+                            Some((name, value)) => known.note(name, value),
+                            None => all_are_fields = false,
+                        }
                     }
                 }
             }
@@ -663,16 +642,15 @@ impl<'a> Target<'a> {
 }
 
 /// RFC 9112 §3.2: exactly one Host in HTTP/1.1, at most one in 1.0, and it must be one.
-fn check_host(request: &Request<'_>) -> Result<(), RefuseReason> {
-    let mut hosts = request.named("Host");
-    match (hosts.next(), hosts.next()) {
-        (None, _) if request.version == Version::Http11 => Err(RefuseReason::HostMissing),
-        (None, _) => Ok(()),
-        (Some(_), Some(_)) => Err(RefuseReason::HostTwice),
-        (Some(value), None) => match std::str::from_utf8(value) {
+fn check_host(known: &Known<'_>, version: Version) -> Result<(), RefuseReason> {
+    match known.hosts {
+        0 if version == Version::Http11 => Err(RefuseReason::HostMissing),
+        0 => Ok(()),
+        1 => match std::str::from_utf8(known.host) {
             Ok(host) if is_host(host) => Ok(()),
             _ => Err(RefuseReason::HostMalformed),
         },
+        _ => Err(RefuseReason::HostTwice),
     }
 }
 
