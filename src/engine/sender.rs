@@ -31,10 +31,11 @@ const QUANTUM: u64 = 2 << 20;
 const QUANTUM_OF_MANY: u64 = 512 << 10;
 /// A quantum of everybody, between these two: what one left in the caches is still there when it comes round again.
 const ROUND: u64 = 256 << 20;
-/// From here to its end a file is looked at before every piece.
-const WATCHED_LEN: u64 = 2 << 20;
-/// SEND_ZC piece.
-const ZERO_COPY_LEN: u64 = 1 << 20;
+/// From here to its end a file is looked at before every piece: no less than the longest of them.
+const WATCHED_LEN: u64 = QUANTUM * ZERO_COPY_QUANTA;
+/// Of a SEND_ZC by the quantum: the socket takes of it what it has room for, and what has room for more than a quantum comes
+/// round half as often.
+const ZERO_COPY_QUANTA: u64 = 2;
 /// Bytes encrypted before they are sent: four records.
 pub const SEALED_LEN: usize = 64 << 10;
 /// What one TLS connection may send in a turn: encrypting takes several times as long as sending.
@@ -409,7 +410,7 @@ impl Outgoing {
                 && !means.copying.knows(means.local)
                 && let Some(ring) = means.ring.as_deref_mut()
             {
-                let len = left.min(ZERO_COPY_LEN) as usize;
+                let len = left.min(means.quantum * ZERO_COPY_QUANTA) as usize;
                 if ring.send(socket.as_raw_fd(), &file.mapping, *at, len, means.tag) {
                     self.in_ring = true;
                     return Ok(0);

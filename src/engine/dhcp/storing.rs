@@ -13,9 +13,9 @@ use crate::proto::dhcp::DropReason;
 /// Bytes of replies that wait for their leases to be stored.
 const HELD_MAX: usize = 4 << 20;
 /// Batches for the journal begin so far apart, unless so many leases wait: what comes one by one at a few thousand a second
-/// shares a write, a sync and three wake-ups, and no machine notices two milliseconds. The first after a pause goes at once.
-const BATCHES_APART: Duration = Duration::from_millis(2);
-const BATCH_ENOUGH: usize = 16;
+/// shares a write, a sync and three wake-ups, and no machine notices four milliseconds. The first after a pause goes at once.
+const BATCHES_APART: Duration = Duration::from_millis(4);
+const BATCH_ENOUGH: usize = 32;
 
 /// Replies that wait, back to back.
 #[derive(Debug, Default)]
