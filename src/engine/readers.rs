@@ -1,4 +1,4 @@
-//! Files that are not in memory: read by threads of their own, so that a core never waits for a disk.
+//! Files of TFTP that are not in memory: read by threads of their own, so that no core waits for a disk with them.
 //!
 //! A block that leaves from a mapping whose page is not there makes the system call wait for the disk, and with it every
 //! other transfer of that core. So before blocks leave, [`Readers::at_hand`] asks whether their pages are in memory
