@@ -79,6 +79,8 @@ pub(super) enum Owner {
     HttpListener(u32),
     /// An HTTP connection.
     Connection(Key),
+    /// Downloads that wait for a disk.
+    HttpCold,
 }
 
 impl Owner {
@@ -98,6 +100,7 @@ impl Owner {
             Self::Near => (10, 0, 0),
             Self::DhcpJournal => (11, 0, 0),
             Self::DhcpProbe(index) => (12, index, 0),
+            Self::HttpCold => (13, 0, 0),
         };
         u64::from(kind as u8) << 56 | u64::from(index & 0x00ff_ffff) << 32 | u64::from(generation)
     }
@@ -120,6 +123,7 @@ impl Owner {
             10 => Self::Near,
             11 => Self::DhcpJournal,
             12 => Self::DhcpProbe(index),
+            13 => Self::HttpCold,
             _ => return None,
         })
     }
@@ -334,8 +338,14 @@ impl Core {
                     Some(Owner::TftpFrames(index)) => self.tftp.frames_readable(index),
                     Some(Owner::HttpListener(index)) => self.http.acceptable(index),
                     Some(Owner::Connection(key)) => self.http.event(key, event),
-                    Some(Owner::Near | Owner::DhcpTimer | Owner::DhcpJournal | Owner::Transfer(_)) | None => {
-                    }
+                    Some(
+                        Owner::Near
+                        | Owner::DhcpTimer
+                        | Owner::DhcpJournal
+                        | Owner::Transfer(_)
+                        | Owner::HttpCold,
+                    )
+                    | None => {}
                 }
             }
             let mut turn = Turn {
@@ -391,6 +401,7 @@ impl Core {
                     }
                     Owner::Transfer(key) => self.tftp.expired(key, &mut turn),
                     Owner::Connection(key) => self.http.expired(key, &mut turn),
+                    Owner::HttpCold => self.http.look_again(),
                     _ => {}
                 }
             }
@@ -438,6 +449,7 @@ mod tests {
             Owner::Transfer(key),
             Owner::HttpListener(2),
             Owner::Connection(key),
+            Owner::HttpCold,
         ] {
             assert_eq!(Owner::unpack(owner.pack()), Some(owner));
         }

@@ -61,6 +61,7 @@ counts! {
     TftpByFrame => "tftp_sent_total" {"way" = "frame"}, "DATA packets of files sent, by the way they left.";
     TftpBySegments => "tftp_sent_total" {"way" = "segments"}, "DATA packets of files sent, by the way they left.";
     TftpByDatagram => "tftp_sent_total" {"way" = "datagram"}, "DATA packets of files sent, by the way they left.";
+    HttpCold => "http_cold_waits_total", "Times a download waited because its next bytes were not in memory.";
     TftpCold => "tftp_cold_waits_total", "Times a transfer waited because its next blocks were not in memory.";
     TftpQueued => "tftp_turns_total", "Times a transfer had more to send than its share of one turn.";
     TftpResends => "tftp_resends_total", "Windows, last blocks and OACKs sent again, counted when their transfer ends.";
@@ -93,7 +94,7 @@ counts! {
     TokensShut => "http_tokens_shut_total", "Boot URLs whose token does not open what was asked for.";
     AnswersWithheld => "http_answers_withheld_total", "Answer files asked for and not given.";
     OpenFailures => "file_open_failures_total", "Listed files that could not be opened.";
-    FilesChanged => "files_changed_total", "Transfers cut because their file changed in place.";
+    FilesChanged => "files_changed_total", "Transfers cut because their file changed in place or could not be read.";
 }
 
 /// Every metric, in cell order: the plain ones, then one family per list of reasons.

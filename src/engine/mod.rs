@@ -19,7 +19,7 @@ mod policy;
 pub mod presented;
 mod probe;
 mod readers;
-pub mod sender;
+mod sender;
 pub mod shared;
 pub mod sightings;
 pub mod slab;

@@ -1,54 +1,97 @@
-//! Files of TFTP that are not in memory: read by threads of their own, so that no core waits for a disk with them.
+//! Files that are not in memory: read by threads of their own, so that no core waits for a disk with them.
 //!
-//! A block that leaves from a mapping whose page is not there makes the system call wait for the disk, and with it every
-//! other transfer of that core. So before blocks leave, [`Readers::at_hand`] asks whether their pages are in memory
-//! (a read that may not wait), once per chunk of a file and couple of seconds, whoever asks. What is not is read by one
-//! of a few threads, from a queue with a bound; the transfer looks again in a moment, and all others go on.
+//! A block that leaves from a mapping whose page is not there makes the system call wait for the disk, and so does a splice
+//! or a read of such a page, and with it every other transfer of that core. So before anything leaves, [`Readers::ready`]
+//! says how much of it has its pages in memory (a read that may not wait), which is looked at once per chunk of a file and
+//! couple of seconds, whoever asks. What is not is read by one of a few threads, from a queue with a bound; the transfer
+//! looks again in a moment, and all others go on.
 //!
 //! What this cannot see: a page that goes between the look and the send (memory is short), a file system that does not
 //! know reads without waiting (its files count as present).
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender, TrySendError};
+use crossbeam_channel::{Receiver, Sender, TrySendError, select_biased};
 
 use crate::files::served::{CHUNK_LEN, Opened};
 use crate::sys::pages::Resident;
 
-/// Threads that read: as many disks, or requests to one, are waited for at once.
+/// Threads that read: as many disks, or requests to one, are waited for at once. The first of them reads windows only.
 const THREADS: usize = 4;
-/// Chunks waiting to be read.
+/// Chunks waiting to be read, of each kind of transfer.
 const QUEUE: usize = 256;
 /// Chunks asked for ahead of the one that was missing: a download goes on where it is.
 const AHEAD: u64 = 8;
-/// For so long a chunk that was there is taken to be there still.
-const PRESENT_FOR: Duration = Duration::from_secs(2);
+/// Not when more than so many wait: what is asked for ahead comes before them.
+const AHEAD_UNTIL: usize = 32;
+/// For so long a chunk that was there is taken to be there still while others are being read, which pushes pages out, ...
+const PRESENT_FOR: u32 = 2;
+/// ... and for so long, in seconds, when nothing has been missing for as long.
+const PRESENT_FOR_QUIET: u32 = 30;
 /// A chunk that is being read.
 const BEING_READ: u32 = u32::MAX;
+/// One that is not in memory and found no room in its queue: looks begin to read, and would do so without a bound.
+const MISSING: u32 = BEING_READ - 1;
 
 struct Missing {
     opened: Arc<Opened>,
     chunk: u64,
 }
 
+/// Whose turn it is when more is missing than can be read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Want {
+    /// The next window of a machine whose firmware gives up after some seconds.
+    Window,
+    /// The next piece of a download: read when no window waits.
+    Piece,
+}
+
 /// Reads ahead for all cores. The threads end when the last core lets go of it.
 #[derive(Debug)]
 pub(super) struct Readers {
-    queue: Sender<Missing>,
+    windows: Sender<Missing>,
+    pieces: Sender<Missing>,
+    /// When a chunk was missing last, as chunks are stamped.
+    missed: AtomicU32,
     start: Instant,
+}
+
+/// What the threads read from.
+#[derive(Clone)]
+struct Queues {
+    windows: Receiver<Missing>,
+    pieces: Receiver<Missing>,
+}
+
+impl Queues {
+    /// The next chunk, for windows or for whoever waits; `None` when nobody is left who could ask for one.
+    fn next(&self, windows_only: bool) -> Option<Missing> {
+        if windows_only {
+            return self.windows.recv().ok();
+        }
+        select_biased! {
+            recv(self.windows) -> missing => missing.ok(),
+            recv(self.pieces) -> missing => missing.ok(),
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.windows.len() + self.pieces.len()
+    }
 }
 
 impl Readers {
     /// Starts the threads. With fewer than wanted, or none, the rest or the cores do the waiting.
     pub(super) fn start() -> Arc<Self> {
-        let (readers, missing) = Self::new(QUEUE);
+        let (readers, queues) = Self::new(QUEUE);
         for number in 0..THREADS {
-            let (missing, start) = (missing.clone(), readers.start);
+            let (queues, start) = (queues.clone(), readers.start);
             let spawned = std::thread::Builder::new().name(format!("reader-{number}")).spawn(move || {
                 crate::sys::privileges::renounce();
-                read_all(&missing, start);
+                read_all(&queues, number == 0, start);
             });
             if let Err(error) = spawned {
                 tracing::warn!(%error, "cannot start a reader: cores will wait for disks themselves");
@@ -57,9 +100,17 @@ impl Readers {
         Arc::new(readers)
     }
 
-    fn new(queue: usize) -> (Self, Receiver<Missing>) {
-        let (sender, receiver) = crossbeam_channel::bounded(queue);
-        (Self { queue: sender, start: Instant::now() }, receiver)
+    fn new(queue: usize) -> (Self, Queues) {
+        let (windows, missing_windows) = crossbeam_channel::bounded(queue);
+        let (pieces, missing_pieces) = crossbeam_channel::bounded(queue);
+        let readers = Self { windows, pieces, missed: AtomicU32::new(0), start: Instant::now() };
+        (readers, Queues { windows: missing_windows, pieces: missing_pieces })
+    }
+
+    /// None: whatever is missing, the caller waits for it.
+    #[cfg(test)]
+    pub(super) fn none() -> Self {
+        Self::new(1).0
     }
 
     /// Milliseconds since the start; wraps after seven weeks.
@@ -67,55 +118,75 @@ impl Readers {
         now.saturating_duration_since(self.start).as_millis() as u32
     }
 
-    /// True when `len` bytes from `offset` can leave without waiting for a disk. Where not, they are on their way into
-    /// memory, or will be when the queue has room: ask again.
-    pub(super) fn at_hand(&self, now: Instant, opened: &Arc<Opened>, offset: u64, len: u64) -> bool {
-        let last = (offset + len.max(1) - 1) / CHUNK_LEN;
-        // All of them, so that what a window needs is read at once.
-        let missing =
-            (offset / CHUNK_LEN..=last).filter(|chunk| !self.chunk_at_hand(now, opened, *chunk)).count();
-        missing == 0
+    /// Of `len` bytes from `offset`, how many from the first on can leave without waiting for a disk. Where those are not all,
+    /// the others are on their way into memory, or will be when the queue has room: ask again.
+    pub(super) fn ready(&self, now: Instant, opened: &Arc<Opened>, offset: u64, len: u64, want: Want) -> u64 {
+        let (first, last) = (offset / CHUNK_LEN, (offset + len.max(1) - 1) / CHUNK_LEN);
+        let now = stamp_at(self.start, now);
+        let mut ready = len;
+        // All of them, so that what is needed is read at once.
+        for chunk in first..=last {
+            if !self.is_chunk_ready(now, opened, chunk, want) {
+                ready = ready.min((chunk * CHUNK_LEN).saturating_sub(offset));
+            }
+        }
+        ready
     }
 
-    fn chunk_at_hand(&self, now: Instant, opened: &Arc<Opened>, chunk: u64) -> bool {
+    fn is_chunk_ready(&self, now: u32, opened: &Arc<Opened>, chunk: u64, want: Want) -> bool {
         // Behind the end: an empty last block.
         let Some(seen) = opened.chunk(chunk) else { return true };
         let stamp = seen.load(Ordering::Relaxed);
         if stamp == BEING_READ {
             return false;
         }
-        let stamp_now = stamp_at(self.start, now);
-        if stamp != 0 && stamp_now.wrapping_sub(stamp) <= PRESENT_FOR.as_secs() as u32 {
+        // A core whose turn began before another one looked is behind its stamp.
+        let age = now.saturating_sub(stamp);
+        let is_fresh = age <= PRESENT_FOR || (age <= PRESENT_FOR_QUIET && self.is_quiet(now));
+        if stamp != 0 && stamp != MISSING && is_fresh {
             return true;
         }
-        if opened.is_resident(chunk) != Resident::Missing {
-            seen.store(stamp_now, Ordering::Relaxed);
+        if stamp != MISSING && opened.is_resident(chunk) != Resident::Missing {
+            seen.store(now, Ordering::Relaxed);
             return true;
         }
+        self.missed.store(now, Ordering::Relaxed);
         if seen.compare_exchange(stamp, BEING_READ, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-            match self.queue.try_send(Missing { opened: Arc::clone(opened), chunk }) {
+            let queue = match want {
+                Want::Window => &self.windows,
+                Want::Piece => &self.pieces,
+            };
+            match queue.try_send(Missing { opened: Arc::clone(opened), chunk }) {
                 Ok(()) => {}
-                Err(TrySendError::Full(_)) => seen.store(0, Ordering::Relaxed),
+                Err(TrySendError::Full(_)) => seen.store(MISSING, Ordering::Relaxed),
                 // No thread: the send waits for the disk as it would without all this.
                 Err(TrySendError::Disconnected(_)) => {
-                    seen.store(stamp_now, Ordering::Relaxed);
+                    seen.store(now, Ordering::Relaxed);
                     return true;
                 }
             }
         }
         false
     }
+
+    /// Nothing has been missing for a while.
+    fn is_quiet(&self, now: u32) -> bool {
+        let missed = self.missed.load(Ordering::Relaxed);
+        missed == 0 || now.saturating_sub(missed) > PRESENT_FOR_QUIET
+    }
 }
 
 /// Seconds since the start, from 1: 0 is a chunk nobody looked at.
 fn stamp_at(start: Instant, now: Instant) -> u32 {
-    (now.saturating_duration_since(start).as_secs() as u32).saturating_add(1).min(BEING_READ - 1)
+    (now.saturating_duration_since(start).as_secs() as u32).saturating_add(1).min(MISSING - 1)
 }
 
-fn read_all(missing: &Receiver<Missing>, start: Instant) {
+fn read_all(queues: &Queues, windows_only: bool, start: Instant) {
     let mut buffer = vec![0; CHUNK_LEN as usize];
-    while let Ok(Missing { opened, chunk }) = missing.recv() {
-        opened.ask_ahead(chunk + 1, AHEAD);
+    while let Some(Missing { opened, chunk }) = queues.next(windows_only) {
+        if queues.len() <= AHEAD_UNTIL {
+            opened.ask_ahead(chunk + 1, AHEAD);
+        }
         // A chunk that cannot be read counts as present too: then the send says what is wrong with it.
         if let Err(error) = opened.read_chunk(chunk, &mut buffer) {
             tracing::debug!(%error, chunk, "cannot read ahead");
@@ -128,49 +199,101 @@ fn read_all(missing: &Receiver<Missing>, start: Instant) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::files::served::test_file::cold_file;
 
+    fn is_ready(readers: &Readers, now: Instant, opened: &Arc<Opened>, offset: u64, len: u64) -> bool {
+        readers.ready(now, opened, offset, len, Want::Window) == len
+    }
+
     #[test]
-    fn a_missing_chunk_is_asked_for_once_and_present_when_it_was_read() {
+    fn a_missing_chunk_is_asked_for_once_and_ready_when_it_was_read() {
         let (_folder, opened) = cold_file("readers-once", 40 * CHUNK_LEN + 5);
-        let (readers, missing) = Readers::new(8);
+        let (readers, queues) = Readers::new(8);
         let now = readers.start;
-        assert!(!readers.at_hand(now, &opened, 0, 1428));
-        assert!(!readers.at_hand(now, &opened, 1428, 1428));
-        assert_eq!(missing.len(), 1, "asked once");
-        assert!(!readers.at_hand(now, &opened, 31 * CHUNK_LEN - 1, 2), "a window across two chunks");
-        assert!(missing.len() >= 2);
+        assert_eq!(readers.ready(now, &opened, 0, 1428, Want::Window), 0);
+        assert_eq!(readers.ready(now, &opened, 1428, 1428, Want::Piece), 0);
+        assert_eq!((queues.windows.len(), queues.pieces.len()), (1, 0), "asked once");
+        assert!(!is_ready(&readers, now, &opened, 31 * CHUNK_LEN - 1, 2), "a window across two chunks");
+        assert!(queues.windows.len() >= 2);
         drop(readers);
         let (readers, _) = Readers::new(8);
-        read_all(&missing, readers.start);
-        assert!(readers.at_hand(now, &opened, 0, CHUNK_LEN));
-        assert!(readers.at_hand(now, &opened, 31 * CHUNK_LEN - 1, 1));
-        assert!(readers.at_hand(now, &opened, opened.len, 0), "the empty block behind the end");
+        read_all(&queues, false, readers.start);
+        assert!(is_ready(&readers, now, &opened, 0, CHUNK_LEN));
+        assert!(is_ready(&readers, now, &opened, 31 * CHUNK_LEN - 1, 1));
+        assert!(is_ready(&readers, now, &opened, opened.len, 0), "the empty block behind the end");
+    }
+
+    #[test]
+    fn a_piece_is_ready_up_to_its_first_missing_chunk() {
+        let (_folder, opened) = cold_file("readers-piece", 40 * CHUNK_LEN);
+        let (readers, queues) = Readers::new(8);
+        let now = readers.start;
+        opened.chunk(30).expect("a chunk").store(stamp_at(readers.start, now), Ordering::Relaxed);
+        let from = 30 * CHUNK_LEN + 100;
+        assert_eq!(readers.ready(now, &opened, from, 2 * CHUNK_LEN, Want::Piece), CHUNK_LEN - 100);
+        assert_eq!(readers.ready(now, &opened, from, 50, Want::Piece), 50);
+        assert!(!queues.pieces.is_empty(), "what follows is being read meanwhile");
+    }
+
+    #[test]
+    fn windows_are_read_before_pieces() {
+        let (_folder, opened) = cold_file("readers-order", 40 * CHUNK_LEN);
+        let (readers, queues) = Readers::new(8);
+        for (chunk, want) in [(0, Want::Piece), (12, Want::Piece), (24, Want::Window), (36, Want::Window)] {
+            assert_eq!(readers.ready(readers.start, &opened, chunk * CHUNK_LEN, 1, want), 0);
+        }
+        let order = [(); 4].map(|()| queues.next(false).expect("four wait").chunk);
+        assert_eq!(order, [24, 36, 0, 12]);
+        assert_eq!(readers.ready(readers.start, &opened, 6 * CHUNK_LEN, 1, Want::Piece), 0);
+        assert_eq!(readers.ready(readers.start, &opened, 18 * CHUNK_LEN, 1, Want::Window), 0);
+        assert_eq!(queues.next(true).expect("a window waits").chunk, 18);
+    }
+
+    #[test]
+    fn a_look_holds_longer_when_nothing_is_missing() {
+        let (_folder, opened) = cold_file("readers-quiet", 40 * CHUNK_LEN);
+        let (readers, _queues) = Readers::new(8);
+        let at = |seconds: u64| readers.start + Duration::from_secs(seconds);
+        // Seen a moment ago, and gone since.
+        opened.chunk(0).expect("a chunk").store(stamp_at(readers.start, at(100)), Ordering::Relaxed);
+        for seconds in [98, 100, 102, 130] {
+            assert!(is_ready(&readers, at(seconds), &opened, 0, 1), "{seconds}");
+        }
+        readers.missed.store(stamp_at(readers.start, at(100)), Ordering::Relaxed);
+        assert!(is_ready(&readers, at(102), &opened, 0, 1));
+        assert!(!is_ready(&readers, at(103), &opened, 0, 1), "somebody reads");
+        opened.chunk(8).expect("a chunk").store(stamp_at(readers.start, at(103)), Ordering::Relaxed);
+        assert!(is_ready(&readers, at(104), &opened, 8 * CHUNK_LEN, 1));
+        assert!(!is_ready(&readers, at(134), &opened, 8 * CHUNK_LEN, 1), "too long ago in any case");
     }
 
     #[test]
     fn a_full_queue_is_tried_again_and_never_grows() {
         let (_folder, opened) = cold_file("readers-full", 40 * CHUNK_LEN);
-        let (readers, missing) = Readers::new(1);
+        let (readers, queues) = Readers::new(1);
         let now = readers.start;
-        assert!(!readers.at_hand(now, &opened, 0, 1));
+        assert!(!is_ready(&readers, now, &opened, 0, 1));
         // Chunks far apart: looking at one makes the kernel read ahead.
         for chunk in [9, 18, 27] {
-            assert!(!readers.at_hand(now, &opened, chunk * CHUNK_LEN, 1));
-            assert_eq!(missing.len(), 1);
+            assert!(!is_ready(&readers, now, &opened, chunk * CHUNK_LEN, 1));
+            assert_eq!(queues.windows.len(), 1);
         }
-        let first = missing.recv().expect("one waits");
-        assert_eq!(first.chunk, 0);
-        assert!(!readers.at_hand(now, &opened, 36 * CHUNK_LEN, 1));
-        assert_eq!(missing.recv().expect("now it has room").chunk, 36);
+        // However often it is looked at.
+        for _ in 0..20 {
+            std::thread::sleep(Duration::from_millis(2));
+            assert!(!is_ready(&readers, now, &opened, 9 * CHUNK_LEN, CHUNK_LEN));
+        }
+        assert_eq!(queues.next(false).expect("one waits").chunk, 0);
+        assert!(!is_ready(&readers, now, &opened, 36 * CHUNK_LEN, 1));
+        assert_eq!(queues.next(false).expect("now it has room").chunk, 36);
     }
 
     #[test]
     fn without_readers_the_core_waits_itself() {
         let (_folder, opened) = cold_file("readers-none", CHUNK_LEN);
-        let (readers, missing) = Readers::new(1);
-        drop(missing);
-        assert!(readers.at_hand(readers.start, &opened, 0, 1));
+        assert!(is_ready(&Readers::none(), Instant::now(), &opened, 0, 1));
     }
 }

@@ -8,6 +8,8 @@
 //! | plain send | texts, and files below [`INLINE_MAX`] (the caller puts those into a text) |
 //! | records | TLS: file bytes are read in pieces of [`SEALED_LEN`], never through the mapping, and encrypted here |
 //!
+//! Only what is in memory leaves ([`Readers`]): a core that waits for a disk would make everybody wait.
+//!
 //! A file that changed or shrank under a response ends the connection with a reset: its receiver must not take a
 //! mixture, or a cut body, for the image.
 
@@ -15,17 +17,20 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
+use std::ops::ControlFlow;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::time::Instant;
 
+use super::readers::{Readers, Want};
 use crate::files::served::Opened;
 use crate::sys::tcp::{self, PIPE_LEN, Pipe};
 use crate::sys::uring::SendRing;
 use crate::tls::Session;
 
 /// Files up to this length are read into the response's text: one call instead of four.
-pub const INLINE_MAX: u64 = 16 * 1024;
+pub(super) const INLINE_MAX: u64 = 16 * 1024;
 /// What one connection may send before the next one has its turn, with few and with many that have something to send.
 const QUANTUM: u64 = 2 << 20;
 const QUANTUM_OF_MANY: u64 = 512 << 10;
@@ -37,20 +42,20 @@ const WATCHED_LEN: u64 = QUANTUM * ZERO_COPY_QUANTA;
 /// round half as often.
 const ZERO_COPY_QUANTA: u64 = 2;
 /// Bytes encrypted before they are sent: four records.
-pub const SEALED_LEN: usize = 64 << 10;
+pub(super) const SEALED_LEN: usize = 64 << 10;
 /// What one TLS connection may send in a turn: encrypting takes several times as long as sending.
 const SEALED_QUANTUM: u64 = 512 << 10;
 /// Ranges shorter than this are not worth a notification.
 const ZERO_COPY_MIN: u64 = 64 << 10;
 
 /// What each of `sending` connections may send in one go.
-pub fn quantum(sending: usize) -> u64 {
+pub(super) fn quantum(sending: usize) -> u64 {
     (ROUND / sending.max(1) as u64).clamp(QUANTUM_OF_MANY, QUANTUM)
 }
 
 /// One piece of a response.
 #[derive(Debug)]
-pub enum Piece {
+pub(super) enum Piece {
     /// Bytes made here: heads, small bodies, part boundaries.
     Text {
         /// The bytes.
@@ -71,24 +76,24 @@ pub enum Piece {
 
 /// A response on its way out.
 #[derive(Debug, Default)]
-pub struct Outgoing {
+pub(super) struct Outgoing {
     /// In order; the front is under way.
-    pub pieces: VecDeque<Piece>,
+    pub(super) pieces: VecDeque<Piece>,
     /// The file its ranges are of.
-    pub file: Option<Arc<Opened>>,
+    pub(super) file: Option<Arc<Opened>>,
     pipe: Option<Pipe>,
     corked: bool,
     /// The TLS session has records that the socket has not taken yet.
     owes_records: bool,
     /// A ring send is with the kernel; nothing else may be sent until it answers.
-    pub in_ring: bool,
+    pub(super) in_ring: bool,
     /// The kernel would not pin pages for this connection; the other senders serve it.
     zero_copy_refused: bool,
 }
 
 /// How far one go at sending came.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Pumped {
+pub(super) enum Pumped {
     /// Everything is with the kernel.
     Done,
     /// The socket is full: wait until it is writable.
@@ -99,7 +104,9 @@ pub enum Pumped {
     InRing,
     /// Everything before [`Piece::Held`] is with the kernel.
     Held,
-    /// The file changed or ended early; the connection must be reset.
+    /// What comes next is not in memory yet: look again in a moment.
+    Cold,
+    /// The file changed, ended early or cannot be read; the connection must be reset.
     Changed,
     /// The peer is gone.
     Broken,
@@ -108,17 +115,17 @@ pub enum Pumped {
 /// Which of a core's senders moved bytes, for its counters.
 #[derive(Debug, Default, Clone, Copy)]
 #[allow(missing_docs, reason = "bytes by the sender of that name")]
-pub struct Moved {
-    pub splice: u64,
-    pub sendfile: u64,
-    pub ring: u64,
-    pub text: u64,
-    pub sealed: u64,
+pub(super) struct Moved {
+    pub(super) splice: u64,
+    pub(super) sendfile: u64,
+    pub(super) ring: u64,
+    pub(super) text: u64,
+    pub(super) sealed: u64,
 }
 
 impl Moved {
     /// All bytes.
-    pub fn total(&self) -> u64 {
+    pub(super) fn total(&self) -> u64 {
         self.splice + self.sendfile + self.ring + self.text + self.sealed
     }
 }
@@ -127,7 +134,7 @@ impl Moved {
 /// for whoever can send. `sendfile` in its place is dearer, and can be much dearer: it brings a pipe of its own, which has
 /// two pages where an ordinary user's pipe memory is used up (`fs.pipe-user-pages-soft`; fs/pipe.c, `alloc_pipe_info`).
 #[derive(Debug, Default)]
-pub struct PipePool {
+pub(super) struct PipePool {
     free: Vec<Pipe>,
     made: usize,
     max: usize,
@@ -138,7 +145,7 @@ pub struct PipePool {
 
 impl PipePool {
     /// Makes up to `max` pipes, as they are needed. `nowhere` is `/dev/null`, open for writing.
-    pub fn new(max: usize, nowhere: Option<Arc<File>>) -> Self {
+    pub(super) fn new(max: usize, nowhere: Option<Arc<File>>) -> Self {
         Self { free: Vec::new(), made: 0, max, nowhere }
     }
 
@@ -185,18 +192,18 @@ impl PipePool {
 
 /// Which local addresses' devices are known to copy zero-copy sends (loopback, veth, bridges to local machines).
 #[derive(Debug, Default)]
-pub struct CopyingDevices {
+pub(super) struct CopyingDevices {
     addrs: Vec<Ipv4Addr>,
 }
 
 impl CopyingDevices {
     /// True when zero-copy gains nothing for connections on this address.
-    pub fn knows(&self, addr: Ipv4Addr) -> bool {
+    pub(super) fn knows(&self, addr: Ipv4Addr) -> bool {
         self.addrs.contains(&addr)
     }
 
     /// Remembers an address; true the first time.
-    pub fn learn(&mut self, addr: Ipv4Addr) -> bool {
+    pub(super) fn learn(&mut self, addr: Ipv4Addr) -> bool {
         let new = !self.knows(addr);
         if new {
             self.addrs.push(addr);
@@ -207,38 +214,42 @@ impl CopyingDevices {
 
 /// What a connection needs of its core to send.
 #[derive(Debug)]
-pub struct Means<'a> {
+pub(super) struct Means<'a> {
     /// The core's pipes.
-    pub pipes: &'a mut PipePool,
+    pub(super) pipes: &'a mut PipePool,
     /// The core's ring, where there is one.
-    pub ring: Option<&'a mut SendRing>,
+    pub(super) ring: Option<&'a mut SendRing>,
     /// Where zero-copy is pointless.
-    pub copying: &'a CopyingDevices,
+    pub(super) copying: &'a CopyingDevices,
     /// The connection's local address.
-    pub local: Ipv4Addr,
+    pub(super) local: Ipv4Addr,
+    /// Who knows what is in memory.
+    pub(super) readers: &'a Readers,
+    /// This turn's time.
+    pub(super) now: Instant,
     /// What the connection may send now; see [`quantum`].
-    pub quantum: u64,
+    pub(super) quantum: u64,
     /// What a ring completion is to be tagged with.
-    pub tag: u64,
+    pub(super) tag: u64,
     /// Where file bytes stand before they are encrypted.
-    pub unsealed: &'a mut Vec<u8>,
+    pub(super) unsealed: &'a mut Vec<u8>,
     /// Counted here.
-    pub moved: &'a mut Moved,
+    pub(super) moved: &'a mut Moved,
 }
 
 impl Outgoing {
     /// Nothing left to send.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.pieces.is_empty() && !self.owes_records
     }
 
     /// The TLS session has something to say that the socket did not take.
-    pub fn owes_records(&mut self) {
+    pub(super) fn owes_records(&mut self) {
         self.owes_records = true;
     }
 
     /// Bytes not handed to the kernel yet.
-    pub fn left(&self) -> u64 {
+    pub(super) fn left(&self) -> u64 {
         let queued: u64 = self
             .pieces
             .iter()
@@ -252,7 +263,7 @@ impl Outgoing {
     }
 
     /// Sends until the socket is full, the quantum is used, or all is out.
-    pub fn pump(&mut self, socket: &impl AsRawFd, means: &mut Means<'_>) -> Pumped {
+    pub(super) fn pump(&mut self, socket: &impl AsRawFd, means: &mut Means<'_>) -> Pumped {
         let mut quantum = means.quantum;
         loop {
             if self.in_ring {
@@ -295,25 +306,23 @@ impl Outgoing {
                     return Pumped::Yielded;
                 }
                 Some(Piece::File { .. }) => match self.pump_file(socket, quantum, means) {
-                    Ok(0) if self.in_ring => return Pumped::InRing,
-                    Ok(0) => return Pumped::Changed,
-                    other => other,
+                    Ok(ControlFlow::Break(pumped)) => return pumped,
+                    Ok(ControlFlow::Continue(count)) => Ok(count),
+                    Err(error) => Err(error),
                 },
             };
             match result {
                 Ok(count) => quantum = quantum.saturating_sub(count),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Pumped::Blocked,
-                Err(e) if e.raw_os_error() == Some(nix::errno::Errno::EFAULT as i32) => {
-                    return Pumped::Changed;
-                }
+                Err(e) if is_of_file(&e) => return Pumped::Changed,
                 Err(_) => return Pumped::Broken,
             }
         }
     }
 
     /// The same through TLS. What a [`Piece::Held`] keeps back is not even encrypted before it is released.
-    pub fn pump_sealed(
+    pub(super) fn pump_sealed(
         &mut self,
         socket: &mut impl Write,
         session: &mut Session,
@@ -322,10 +331,11 @@ impl Outgoing {
         let mut quantum = SEALED_QUANTUM;
         // Encrypted and not sent: texts and the file bytes after them leave together.
         let mut waiting = if session.wants_write() { SEALED_LEN } else { 0 };
+        let mut is_cold = false;
         loop {
             let room = SEALED_LEN.saturating_sub(waiting);
             let front = self.pieces.front_mut();
-            let stops = matches!(front, None | Some(Piece::Held));
+            let stops = is_cold || matches!(front, None | Some(Piece::Held));
             if stops || room == 0 {
                 while session.wants_write() {
                     match session.flush(socket) {
@@ -348,6 +358,7 @@ impl Outgoing {
                     return Pumped::Done;
                 }
                 Some(Piece::Held) => return Pumped::Held,
+                Some(_) if is_cold => return Pumped::Cold,
                 Some(_) if room == 0 && quantum == 0 => return Pumped::Yielded,
                 Some(_) if room == 0 => {}
                 Some(Piece::Text { bytes, sent }) => {
@@ -361,7 +372,13 @@ impl Outgoing {
                 Some(Piece::File { at, end }) => {
                     let Some(file) = &self.file else { return Pumped::Broken };
                     let left = *end - *at;
-                    let len = left.min(room as u64) as usize;
+                    let want = left.min(room as u64);
+                    let len = means.readers.ready(means.now, file, *at, want, Want::Piece) as usize;
+                    if len == 0 && left > 0 {
+                        // What is sealed leaves first.
+                        is_cold = true;
+                        continue;
+                    }
                     if len as u64 == left && !file.still_same() {
                         return Pumped::Changed;
                     }
@@ -386,11 +403,16 @@ impl Outgoing {
     }
 
     /// One call's worth of the front file piece, no more than `quantum` unless it waits in the pipe already; the bytes that
-    /// reached the socket, 0 when the file is not what it was (or, with `in_ring` set, when the ring has taken over).
-    fn pump_file(&mut self, socket: &impl AsRawFd, quantum: u64, means: &mut Means<'_>) -> io::Result<u64> {
+    /// reached the socket, or why none can.
+    fn pump_file(
+        &mut self,
+        socket: &impl AsRawFd,
+        quantum: u64,
+        means: &mut Means<'_>,
+    ) -> io::Result<ControlFlow<Pumped, u64>> {
         let last_piece = self.pieces.len() == 1;
         let (Some(Piece::File { at, end }), Some(file)) = (self.pieces.front_mut(), &self.file) else {
-            return Ok(0);
+            return Ok(ControlFlow::Break(Pumped::Changed));
         };
         let left = *end - *at;
         if !self.corked {
@@ -402,37 +424,46 @@ impl Outgoing {
         // Also what waits in the pipe is looked at again, since its pages are the file's own, and show what is written
         // to it while a slow receiver lets them wait.
         if left <= WATCHED_LEN && !file.still_same() {
-            return Ok(0);
+            return Ok(ControlFlow::Break(Pumped::Changed));
         }
         if in_pipe == 0 {
-            if left >= ZERO_COPY_MIN
-                && !self.zero_copy_refused
-                && !means.copying.knows(means.local)
-                && let Some(ring) = means.ring.as_deref_mut()
+            let ring = means.ring.as_deref_mut().filter(|_| {
+                left >= ZERO_COPY_MIN && !self.zero_copy_refused && !means.copying.knows(means.local)
+            });
+            let most = match ring {
+                Some(_) => means.quantum * ZERO_COPY_QUANTA,
+                None => quantum.min(PIPE_LEN as u64),
+            };
+            let ready = means.readers.ready(means.now, file, *at, left.min(most), Want::Piece);
+            if ready == 0 {
+                return Ok(ControlFlow::Break(Pumped::Cold));
+            }
+            if let Some(ring) = ring
+                && ring.send(socket.as_raw_fd(), &file.mapping, *at, ready as usize, means.tag)
             {
-                let len = left.min(means.quantum * ZERO_COPY_QUANTA) as usize;
-                if ring.send(socket.as_raw_fd(), &file.mapping, *at, len, means.tag) {
-                    self.in_ring = true;
-                    return Ok(0);
-                }
+                self.in_ring = true;
+                return Ok(ControlFlow::Break(Pumped::InRing));
             }
             if self.pipe.is_none() {
                 self.pipe = means.pipes.take();
             }
-        }
-        let Some(pipe) = &mut self.pipe else {
-            let sent = tcp::send_file(socket, &file.file, *at, left.min(quantum) as usize)? as u64;
-            *at += sent;
-            means.moved.sendfile += sent;
-            return Ok(sent);
-        };
-        if pipe.held() == 0 {
-            let filled = pipe.fill(&file.file, *at, left.min(quantum).min(PIPE_LEN as u64) as usize)? as u64;
+            let len = ready.min(quantum).min(PIPE_LEN as u64) as usize;
+            let Some(pipe) = &mut self.pipe else {
+                let sent = tcp::send_file(socket, &file.file, *at, len)? as u64;
+                if sent == 0 {
+                    return Ok(ControlFlow::Break(Pumped::Changed));
+                }
+                *at += sent;
+                means.moved.sendfile += sent;
+                return Ok(ControlFlow::Continue(sent));
+            };
+            let filled = pipe.fill(&file.file, *at, len)? as u64;
             if filled == 0 {
-                return Ok(0);
+                return Ok(ControlFlow::Break(Pumped::Changed));
             }
             *at += filled;
         }
+        let Some(pipe) = &mut self.pipe else { return Ok(ControlFlow::Break(Pumped::Broken)) };
         let more = !last_piece || *at < *end;
         let sent = pipe.drain(socket, more)? as u64;
         means.moved.splice += sent;
@@ -443,11 +474,11 @@ impl Outgoing {
         {
             means.pipes.put(pipe);
         }
-        Ok(sent)
+        Ok(ControlFlow::Continue(sent))
     }
 
     /// A ring send was answered: account for it. False when the file or the peer is gone.
-    pub fn ring_answered(&mut self, result: io::Result<usize>, moved: &mut Moved) -> Pumped {
+    pub(super) fn ring_answered(&mut self, result: io::Result<usize>, moved: &mut Moved) -> Pumped {
         self.in_ring = false;
         match result {
             Ok(0) => Pumped::Broken,
@@ -458,7 +489,7 @@ impl Outgoing {
                 moved.ring += count as u64;
                 Pumped::Yielded
             }
-            Err(e) if e.raw_os_error() == Some(nix::errno::Errno::EFAULT as i32) => Pumped::Changed,
+            Err(e) if is_of_file(&e) => Pumped::Changed,
             // An ordinary user may pin only so many pages (RLIMIT_MEMLOCK): ENOBUFS or ENOMEM beyond that. A refusal
             // of any other kind but a dead peer is no reason to end a download either.
             Err(e) if !is_peer_gone(&e) => {
@@ -483,14 +514,14 @@ impl Outgoing {
     }
 
     /// Lets go what was held.
-    pub fn release(&mut self) {
+    pub(super) fn release(&mut self) {
         if matches!(self.pieces.front(), Some(Piece::Held)) {
             self.pieces.pop_front();
         }
     }
 
     /// The connection ends: whatever is left is dropped.
-    pub fn abandon(&mut self, pipes: &mut PipePool) {
+    pub(super) fn abandon(&mut self, pipes: &mut PipePool) {
         if let Some(pipe) = self.pipe.take() {
             pipes.put(pipe);
         }
@@ -501,7 +532,7 @@ impl Outgoing {
 
     /// Others have their turn: an empty pipe goes back to the pool, and so does the last one whatever is in it. Its bytes
     /// are taken from the file again.
-    pub fn rest(&mut self, pipes: &mut PipePool) {
+    pub(super) fn rest(&mut self, pipes: &mut PipePool) {
         let Some(pipe) = &self.pipe else { return };
         let held = pipe.held() as u64;
         if held > 0 && !(pipes.nowhere.is_some() && pipes.is_used_up()) {
@@ -515,6 +546,12 @@ impl Outgoing {
             pipes.put(pipe);
         }
     }
+}
+
+/// Errors that the file has, not the socket: a page that is no longer there, or that its disk cannot read.
+fn is_of_file(error: &io::Error) -> bool {
+    use nix::errno::Errno;
+    error.raw_os_error().is_some_and(|code| [Errno::EFAULT, Errno::EIO].contains(&Errno::from_raw(code)))
 }
 
 /// Errors that mean the connection is over.
@@ -572,6 +609,8 @@ mod tests {
                 ring: None,
                 copying: &CopyingDevices::default(),
                 local: Ipv4Addr::LOCALHOST,
+                readers: &Readers::none(),
+                now: Instant::now(),
                 quantum: quantum(connections),
                 tag: 0,
                 unsealed: &mut Vec::new(),
@@ -639,6 +678,7 @@ mod tests {
             (nix::errno::Errno::EPIPE, Pumped::Broken),
             (nix::errno::Errno::ECONNRESET, Pumped::Broken),
             (nix::errno::Errno::EFAULT, Pumped::Changed),
+            (nix::errno::Errno::EIO, Pumped::Changed),
         ] {
             let mut out = Outgoing { in_ring: true, ..Outgoing::default() };
             let result = Err(io::Error::from_raw_os_error(errno as i32));

@@ -391,6 +391,7 @@ impl Engine {
                     listeners,
                     certificates.clone(),
                     connections_max,
+                    Arc::clone(&readers),
                     PipePool::new((PIPES_TOTAL / count).max(1), nowhere.clone()),
                     settings.driver == Driver::UringAlways,
                     bursts.pop(),

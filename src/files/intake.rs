@@ -16,6 +16,7 @@ use crate::files::scan::{DEPTH_MAX, FILES_MAX};
 use crate::files::served::FileIdentity;
 use crate::files::sniff;
 use crate::files::versions::{self, VersionError, Versions};
+use crate::files::visit::Visit;
 use crate::files::wim::{self, Finding, Integrity, Severity, WimReport};
 use crate::sys::disk;
 use crate::sys::open_plain;
@@ -561,6 +562,7 @@ fn copy(from: &File, to: &Path, progress: &mut dyn FnMut(Step<'_>)) -> io::Resul
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; COPY_LEN];
     let mut reader = from;
+    let visit = Visit::begin(from);
     let mut at = 0u64;
     loop {
         let have = match reader.read(&mut buffer) {
@@ -578,9 +580,11 @@ fn copy(from: &File, to: &Path, progress: &mut dyn FnMut(Step<'_>)) -> io::Resul
             }
             offset += run.len() as u64;
         }
+        visit.leave(from, at..at + have as u64);
         at += have as u64;
         progress(Step::Bytes(have as u64));
     }
+    visit.end(from);
     out.set_len(at)?;
     out.sync_all()?;
     Ok((hasher.finalize(), at))

@@ -24,6 +24,7 @@ pub mod sniff;
 pub mod tree;
 pub mod verify;
 pub mod versions;
+mod visit;
 pub mod watch;
 pub mod wim;
 pub mod wim_write;

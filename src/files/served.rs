@@ -14,7 +14,7 @@ use crate::files::names;
 use crate::jobs::image::Access;
 use crate::sys::mmap::Mapping;
 use crate::sys::open_plain;
-use crate::sys::pages::{self, Resident};
+use crate::sys::pages::{self, Resident, Teller};
 
 /// Files are looked at, and read ahead, in pieces of this many bytes.
 pub const CHUNK_LEN: u64 = 256 << 10;
@@ -79,6 +79,8 @@ pub struct Opened {
     pub len: u64,
     /// What the file was when it was opened.
     pub identity: FileIdentity,
+    /// Who tells what of it is in memory.
+    teller: Teller,
     /// One per chunk; what it means is the engine's.
     chunks: Box<[AtomicU32]>,
 }
@@ -92,7 +94,8 @@ impl Opened {
     /// Whether all of a chunk is in memory. Never waits for a disk.
     pub fn is_resident(&self, chunk: u64) -> Resident {
         let offset = chunk * CHUNK_LEN;
-        pages::is_resident(&self.file, offset, CHUNK_LEN.min(self.len.saturating_sub(offset)))
+        let len = CHUNK_LEN.min(self.len.saturating_sub(offset));
+        pages::is_resident(&self.file, &self.mapping, self.teller, offset, len)
     }
 
     /// Reads a chunk, which brings it into memory; `buffer` has room for one.
@@ -213,7 +216,8 @@ impl Served {
             return Err(io::Error::new(io::ErrorKind::NotFound, "the file changed while it was opened"));
         }
         let chunks = (0..identity.len.div_ceil(CHUNK_LEN)).map(|_| AtomicU32::new(0)).collect();
-        Ok(Opened { file, mapping, len: identity.len, identity, chunks })
+        let teller = Teller::of(&file);
+        Ok(Opened { file, mapping, len: identity.len, identity, teller, chunks })
     }
 
     /// Where the file is; for messages to the operator only.
@@ -268,7 +272,7 @@ pub(crate) mod test_file {
     pub(crate) fn make_cold(path: &Path) {
         let file = File::open(path).unwrap();
         file.sync_all().unwrap();
-        pages::forget_pages(&file);
+        pages::forget(&file, 0, 0);
         assert!(!pages::any_page_present(&file), "the temporary folder must be on a disk's file system");
     }
 }

@@ -17,6 +17,7 @@ use crate::files::record::{FileRecord, Record};
 use crate::files::scan::{self, Before, Found, Walk};
 use crate::files::served::FileIdentity;
 use crate::files::versions::{self, Version, VersionError, Versions};
+use crate::files::visit::Visit;
 use crate::files::wim::{self, Finding, Integrity, Severity};
 use crate::sys::open_plain;
 
@@ -207,13 +208,28 @@ fn read_again(
     accept: bool,
     progress: &mut dyn FnMut(Step<'_>),
 ) -> (Outcome, Option<String>) {
-    let mut read = || -> io::Result<(String, FileIdentity, File)> {
-        let file = open_plain(&found.path)?;
-        let hash = hash(&file, progress)?;
-        let identity = FileIdentity::of(&file.metadata()?);
-        Ok((hash, identity, file))
+    let file = match open_plain(&found.path) {
+        Ok(file) => file,
+        Err(error) => return (Outcome::Unreadable(error.to_string()), None),
     };
-    let (hash, identity, file) = match read() {
+    let visit = Visit::begin(&file);
+    let outcome = read_file_again(&file, &visit, found, before, accept, progress);
+    visit.end(&file);
+    outcome
+}
+
+fn read_file_again(
+    file: &File,
+    visit: &Visit,
+    found: &Found,
+    before: Option<&FileRecord>,
+    accept: bool,
+    progress: &mut dyn FnMut(Step<'_>),
+) -> (Outcome, Option<String>) {
+    // A WIM is read a second time, by its own table.
+    let visit = Some(visit).filter(|_| !names::may_be_wim(&found.name));
+    let read = hash(file, visit, progress).and_then(|hash| Ok((hash, FileIdentity::of(&file.metadata()?))));
+    let (hash, identity) = match read {
         Ok(read) => read,
         Err(error) => return (Outcome::Unreadable(error.to_string()), None),
     };
@@ -230,7 +246,7 @@ fn read_again(
         return (differs, None);
     }
     if names::may_be_wim(&found.name)
-        && let Some(finding) = damage(&file, was.is_none())
+        && let Some(finding) = damage(file, was.is_none())
     {
         return (Outcome::Damaged(finding), None);
     }
@@ -242,14 +258,20 @@ fn read_again(
     (outcome, Some(hash))
 }
 
-fn hash(mut file: &File, progress: &mut dyn FnMut(Step<'_>)) -> io::Result<String> {
+/// What was read is let go of as `visit` says.
+fn hash(mut file: &File, visit: Option<&Visit>, progress: &mut dyn FnMut(Step<'_>)) -> io::Result<String> {
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; READ_LEN];
+    let mut at = 0;
     loop {
         match file.read(&mut buffer) {
             Ok(0) => return Ok(hasher.finalize().to_hex().to_string()),
             Ok(have) => {
                 hasher.update(buffer.get(..have).unwrap_or_default());
+                if let Some(visit) = visit {
+                    visit.leave(file, at..at + have as u64);
+                }
+                at += have as u64;
                 progress(Step::Bytes(have as u64));
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

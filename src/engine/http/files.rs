@@ -8,6 +8,7 @@ use super::HttpSide;
 use super::delivery::{Delivery, PROGRESS_EVERY, Subject, note_with};
 use crate::engine::core::Turn;
 use crate::engine::counters::Count;
+use crate::engine::readers::Want;
 use crate::engine::sender::{INLINE_MAX, Piece};
 use crate::engine::shared::Shared;
 use crate::engine::slab::Key;
@@ -63,13 +64,17 @@ impl HttpSide {
                 Body::Multi(_) => true,
                 Body::None | Body::Inline => false,
             };
-        if let Body::Range { offset, len } = &answer.body
-            && *len < INLINE_MAX
-            && !held
-        {
+        let inline = match &answer.body {
+            Body::Range { offset, len } if *len < INLINE_MAX && !held => {
+                let ready = self.readers.ready(turn.now, &opened, *offset, *len, Want::Piece);
+                (ready == *len).then_some((*offset, *len))
+            }
+            _ => None,
+        };
+        if let Some((offset, len)) = inline {
             let start = self.head.len();
-            self.head.resize(start + *len as usize, 0);
-            if opened.file.read_exact_at(&mut self.head[start..], *offset).is_err() {
+            self.head.resize(start + len as usize, 0);
+            if opened.file.read_exact_at(&mut self.head[start..], offset).is_err() {
                 turn.tally.add(Count::FilesChanged, 1);
                 tracing::warn!(file = served.name, "file is shorter than it was when it was published");
                 return self.close(key, None, turn);
@@ -100,7 +105,7 @@ impl HttpSide {
             peer,
             progress_at: turn.now + PROGRESS_EVERY,
         }));
-        if matches!(answer.body, Body::Range { .. }) && body_len < INLINE_MAX && !held {
+        if inline.is_some() {
             // It stands behind the head already.
             return self.respond(key, !answer.close, turn);
         }

@@ -29,6 +29,7 @@ use mio::unix::SourceFd;
 
 use super::core::{Owner, Turn, watch, watch_both};
 use super::counters::{Count, Tally};
+use super::readers::Readers;
 use super::sender::{self, CopyingDevices, Means, Moved, Outgoing, Piece, PipePool, Pumped};
 use super::slab::{Key, Slab};
 use crate::keeper::AtTheLine;
@@ -75,6 +76,11 @@ const ACK_CHECK: Duration = Duration::from_millis(50);
 /// Checks before the last bytes count as lost: 30 s.
 const ACK_CHECKS_MAX: u32 = 600;
 
+/// Downloads whose next bytes are not in memory are looked at again after this, and later by so much for each of them: what
+/// the looks cost stays a small part of a core.
+const COLD_PAUSE: Duration = Duration::from_millis(1);
+const COLD_PAUSE_EACH: Duration = Duration::from_micros(10);
+
 /// Requests of one connection kept for a capture file, and bytes of each.
 const KEPT_PER_CONNECTION: u8 = 24;
 const KEPT_LEN: usize = 2048;
@@ -98,7 +104,7 @@ struct Connection {
     /// The peer has closed its side, or the connection is broken: there is an end to be read, whatever else there is.
     closing: bool,
     writable: bool,
-    /// On one of the lists of connections with something to do.
+    /// On one of the lists of connections with something to do, or of those that wait for a disk.
     listed: bool,
     /// What it has had of files, as [`Shares`] counts.
     share: u64,
@@ -150,6 +156,10 @@ pub(super) struct HttpSide {
     ready: VecDeque<Key>,
     /// Connections to look at that have a file to send.
     sending: Shares,
+    /// Connections whose next bytes are not in memory, and how many there were at the last look.
+    cold: Vec<Key>,
+    cold_before: u32,
+    readers: Arc<Readers>,
     pipes: PipePool,
     copying: CopyingDevices,
     /// Devices that copy are not remembered.
@@ -187,6 +197,7 @@ impl HttpSide {
         listeners: Vec<Listener>,
         certificates: Option<Arc<Certificates>>,
         connections_max: usize,
+        readers: Arc<Readers>,
         pipes: PipePool,
         zero_copy_always: bool,
         burst: Option<BurstRing>,
@@ -198,6 +209,9 @@ impl HttpSide {
             accepted: VecDeque::new(),
             ready: VecDeque::new(),
             sending: Shares::default(),
+            cold: Vec::new(),
+            cold_before: 0,
+            readers,
             pipes,
             copying: CopyingDevices::default(),
             zero_copy_always,
@@ -300,6 +314,17 @@ impl HttpSide {
             return;
         }
         self.sending.enter(key, &mut connection.share);
+    }
+
+    /// Those that wait for a disk have their turn among the others.
+    pub(super) fn look_again(&mut self) {
+        self.cold_before = self.cold.len() as u32;
+        for key in std::mem::take(&mut self.cold) {
+            if let Some(connection) = self.connections.get_mut(key) {
+                connection.listed = false;
+                self.list(key);
+            }
+        }
     }
 
     /// Accepts, answers and sends, within the turn's budget.
@@ -469,6 +494,8 @@ impl HttpSide {
                     ring: turn.ring.as_deref_mut(),
                     copying: &self.copying,
                     local: *connection.local.ip(),
+                    readers: &self.readers,
+                    now: turn.now,
                     quantum,
                     tag: Owner::Connection(key).pack(),
                     unsealed: &mut self.unsealed,
@@ -538,13 +565,25 @@ impl HttpSide {
                 self.park(key, *line, ParkedAnswer::File, turn);
                 false
             }
+            Pumped::Cold => {
+                connection.out.rest(&mut self.pipes);
+                connection.listed = true;
+                turn.tally.add(Count::HttpCold, 1);
+                if self.cold.is_empty() {
+                    let pause = COLD_PAUSE + COLD_PAUSE_EACH * self.cold_before;
+                    turn.wheel.schedule(turn.now + pause, Owner::HttpCold.pack());
+                }
+                self.cold.push(key);
+                self.arm(key, turn);
+                false
+            }
             Pumped::Changed => {
                 turn.tally.add(Count::FilesChanged, 1);
                 let file =
                     connection.delivery.as_ref().map(|d| d.subject.name().to_owned()).unwrap_or_default();
-                tracing::warn!(file, peer = %connection.peer, "file changed under a download: the download is cut");
+                tracing::warn!(file, peer = %connection.peer, "file changed under a download, or its disk cannot read it: the download is cut");
                 tcp::reset_on_close(connection.stream.as_raw_fd());
-                self.close(key, Some("the file changed on the server"), turn);
+                self.close(key, Some("the file changed on the server, or could not be read"), turn);
                 false
             }
             Pumped::Broken => {

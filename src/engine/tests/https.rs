@@ -26,7 +26,7 @@ pub(super) fn certificates() -> Arc<Certificates> {
 
 impl Lab {
     /// Version 0 is TLS 1.2, version 1 is TLS 1.3.
-    fn https(&self, version: usize) -> Client {
+    pub(super) fn https(&self, version: usize) -> Client {
         let addr = self.engine.as_ref().unwrap().bound.https[0];
         let stream = TcpStream::connect(SocketAddr::V4(addr)).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();

@@ -44,7 +44,7 @@ pub(super) use self::ports::DataPorts;
 use self::ports::{DATA_PORT, DATA_PORTS, RECV_BUFFER, SEND_BUFFER};
 use super::core::{Owner, Turn, watch};
 use super::counters::Count;
-use super::readers::Readers;
+use super::readers::{Readers, Want};
 use super::sightings::Sighting;
 use super::slab::{Key, Slab};
 use super::start::readdress;
@@ -518,7 +518,7 @@ impl TftpSide {
                     break;
                 }
                 if let Payload::File(opened) = &live.payload
-                    && !self.readers.at_hand(turn.now, opened, offset, len)
+                    && self.readers.ready(turn.now, opened, offset, len, Want::Window) < len
                 {
                     turn.tally.add(Count::TftpCold, 1);
                     cold = Some(turn.now + COLD_PAUSE);
