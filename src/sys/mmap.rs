@@ -66,6 +66,14 @@ impl Mapping {
         self.map.is_none()
     }
 
+    /// Reads all of it into memory and keeps it there for as long as the mapping lives (`mlock`).
+    ///
+    /// # Errors
+    /// What `mlock` says: ENOMEM beyond RLIMIT_MEMLOCK or what memory there is.
+    pub fn keep_in_memory(&self) -> io::Result<()> {
+        self.map.as_ref().map_or(Ok(()), MmapRaw::lock)
+    }
+
     /// The bytes `offset .. offset + len` as an address range; `None` when they are not all inside.
     pub fn iovec_range(&self, offset: u64, len: usize) -> Option<MappedRange> {
         let start = usize::try_from(offset).ok()?;

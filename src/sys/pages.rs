@@ -29,7 +29,7 @@ pub enum Resident {
 pub enum Teller {
     /// `mincore`, which tells it of a file's owner alone and says to others that all is there (mm/mincore.c, can_do_mincore).
     Map,
-    /// A read of all of it that may not wait: twenty times as dear. A read of some bytes would not do. It makes the kernel
+    /// A read of all of it that may not wait: ten times as dear. A read of some bytes would not do. It makes the kernel
     /// begin to read what it misses (mm/filemap.c, filemap_get_pages), and where the disk is as fast as a system call, as
     /// for a virtual machine, those bytes are there by the time they are looked for, while their neighbours are not.
     Read,

@@ -29,6 +29,7 @@ use super::report::{Conditions, FORMAT, Missing, OURS, Report, Sample, Trial, me
 use super::result::Point;
 use super::sink::Sink;
 use crate::sys::affinity::{allowed_cpus, pin_to};
+use crate::sys::mmap::Mapping;
 use crate::sys::uring::SendRing;
 use crate::tls::{Certificates, Source};
 
@@ -171,7 +172,7 @@ pub fn run(plan: &Plan, stop: &AtomicBool, say: &mut dyn FnMut(&str)) -> Result<
     hierarchy.sweep();
     let folder = Folder::new()?;
     say("making the files");
-    make_files(&folder, plan.image_bytes)?;
+    let kept = make_files(&folder, plan.image_bytes)?;
     if plan.works.contains(&Work::Https) {
         make_certificate(&folder)?;
     }
@@ -200,7 +201,7 @@ pub fn run(plan: &Plan, stop: &AtomicBool, say: &mut dyn FnMut(&str)) -> Result<
         contenders: Vec::new(),
         missing: Vec::new(),
         extra: plan.extra,
-        notes: Vec::new(),
+        notes: kept.as_ref().err().cloned().into_iter().collect(),
     };
     let mut report = Report {
         format: FORMAT,
@@ -722,8 +723,10 @@ fn network_trial(what: &What) -> Trial {
     Trial { work: work.into(), settings, clients, servers: vec![(OURS.into(), Vec::new())] }
 }
 
-/// What is served: bytes that no sender can make shorter, and loaders to be offered.
-fn make_files(folder: &Folder, image_bytes: u64) -> Result<(), CompareError> {
+/// What is served: bytes that no sender can make shorter, and loaders to be offered. It stays in memory for as long as the
+/// mappings live, or a kernel that pages out what is only sent, as some hosts have it do, would have a server wait for the disk
+/// now and then; a note where that fails.
+fn make_files(folder: &Folder, image_bytes: u64) -> Result<Result<Vec<Mapping>, String>, CompareError> {
     let failed = |path: &std::path::Path, error: std::io::Error| {
         CompareError::new(format!("{}: {error}", path.display()))
     };
@@ -741,12 +744,13 @@ fn make_files(folder: &Folder, image_bytes: u64) -> Result<(), CompareError> {
         (images.join("tiny/initrd.gz"), INITRD_LEN),
         (images.join("tiny/vmlinuz"), KERNEL_LEN),
     ];
-    for (path, len) in files {
-        let mut file = fs::File::create(&path).map_err(|error| failed(&path, error))?;
+    for (path, len) in &files {
+        let (path, len) = (path.as_path(), *len);
+        let mut file = fs::File::create(path).map_err(|error| failed(path, error))?;
         let mut left = len as usize;
         while left > 0 {
             let part = left.min(block.len());
-            file.write_all(&block[..part]).map_err(|error| failed(&path, error))?;
+            file.write_all(&block[..part]).map_err(|error| failed(path, error))?;
             left -= part;
         }
     }
@@ -760,7 +764,17 @@ fn make_files(folder: &Folder, image_bytes: u64) -> Result<(), CompareError> {
         std::os::unix::fs::FileExt::write_all_at(&file, magic, offset)
             .map_err(|error| failed(&path, error))?;
     }
-    Ok(())
+    let keep = |path: &PathBuf| -> std::io::Result<Mapping> {
+        let file = fs::File::open(path)?;
+        file.sync_all()?;
+        let mapping = Mapping::map(&file)?;
+        mapping.keep_in_memory()?;
+        Ok(mapping)
+    };
+    let kept = files.iter().map(|(path, _)| keep(path)).collect::<std::io::Result<Vec<_>>>();
+    Ok(kept.map_err(|error| {
+        format!("The files could not be kept in memory ({error}): a server may have waited for a disk now and then.")
+    }))
 }
 
 /// Of the last minute.
