@@ -3,7 +3,8 @@
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use super::{HttpSide, SEND_PATIENCE};
+use super::HttpSide;
+use super::sending::SEND_PATIENCE;
 use crate::engine::core::{Owner, Turn};
 use crate::engine::slab::Key;
 use crate::jobs::Identity;
