@@ -554,6 +554,10 @@ impl Run<'_> {
         if self.local > 0 {
             settings.insert("to_local_disk".into(), self.local.to_string());
         }
+        let said_again: u32 = self.sims.iter().map(|sim| sim.machine.said_again()).sum();
+        if said_again > 0 {
+            settings.insert("said_again".into(), said_again.to_string());
+        }
         if overruns > 0 {
             settings.insert("overruns".into(), overruns.to_string());
         }

@@ -247,6 +247,7 @@ pub struct Machine {
     fetched_bytes: u64,
     last_hash: String,
     url: String,
+    said_again: u32,
 }
 
 impl Machine {
@@ -269,7 +270,13 @@ impl Machine {
             fetched_bytes: 0,
             last_hash: String::new(),
             url: String::new(),
+            said_again: 0,
         }
+    }
+
+    /// DHCP messages that were not answered in time and sent once more.
+    pub fn said_again(&self) -> u32 {
+        self.said_again
     }
 
     /// Power on.
@@ -371,12 +378,14 @@ impl Machine {
                 let deadline = now + self.config.patience.request * (1 << tries.min(3));
                 let chosen = Chosen { server: choice.lease.server, address: choice.lease.yiaddr };
                 self.phase = Phase::Requesting { choice, tries: tries + 1, deadline };
+                self.said_again += 1;
                 self.broadcast(MessageType::Request, Some(chosen));
             }
             Phase::BootServer { choice, tries, .. } => {
                 if tries >= REQUESTS_MAX {
                     return self.fail("the boot server does not answer on port 4011 (PXE-E55)");
                 }
+                self.said_again += 1;
                 self.ask_boot_server(now, choice, tries + 1);
             }
             Phase::Loading { mut download, socket } => {
@@ -413,6 +422,7 @@ impl Machine {
         }
         let deadline = now + self.discover_interval() * (1 << tries);
         self.phase = Phase::Discovering { tries: tries + 1, deadline, started };
+        self.said_again += 1;
         self.broadcast(MessageType::Discover, None);
     }
 

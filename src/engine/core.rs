@@ -8,7 +8,7 @@
 //! 6. messages from the control side
 //!
 //! mio reports edges: whatever stops at its budget stays on its own ready list, and the loop does not sleep while
-//! any list has entries.
+//! any list has entries but that of downloads that wait for a disk.
 
 use std::io;
 use std::sync::Arc;
@@ -401,7 +401,7 @@ impl Core {
                     }
                     Owner::Transfer(key) => self.tftp.expired(key, &mut turn),
                     Owner::Connection(key) => self.http.expired(key, &mut turn),
-                    Owner::HttpCold => self.http.look_again(),
+                    Owner::HttpCold => self.http.look_again(&mut turn),
                     _ => {}
                 }
             }

@@ -61,8 +61,8 @@ counts! {
     TftpByFrame => "tftp_sent_total" {"way" = "frame"}, "DATA packets of files sent, by the way they left.";
     TftpBySegments => "tftp_sent_total" {"way" = "segments"}, "DATA packets of files sent, by the way they left.";
     TftpByDatagram => "tftp_sent_total" {"way" = "datagram"}, "DATA packets of files sent, by the way they left.";
-    HttpCold => "http_cold_waits_total", "Times a download waited because its next bytes were not in memory.";
-    TftpCold => "tftp_cold_waits_total", "Times a transfer waited because its next blocks were not in memory.";
+    HttpCold => "http_cold_waits_total", "Times a download began to wait because its next bytes were not in memory.";
+    TftpCold => "tftp_cold_waits_total", "Looks at transfers whose next blocks were not in memory.";
     TftpQueued => "tftp_turns_total", "Times a transfer had more to send than its share of one turn.";
     TftpResends => "tftp_resends_total", "Windows, last blocks and OACKs sent again, counted when their transfer ends.";
     TftpFragmentsLost => "tftp_fragments_lost_total", "Machines given smaller blocks because fragments did not reach them.";

@@ -2,12 +2,12 @@
 //!
 //! A block that leaves from a mapping whose page is not there makes the system call wait for the disk, and so does a splice
 //! or a read of such a page, and with it every other transfer of that core. So before anything leaves, [`Readers::ready`]
-//! says how much of it has its pages in memory (a read that may not wait), which is looked at once per chunk of a file and
-//! couple of seconds, whoever asks. What is not is read by one of a few threads, from a queue with a bound; the transfer
-//! looks again in a moment, and all others go on.
+//! says how much of it has its pages in memory, which is looked at once per chunk of a file and some seconds, whoever asks
+//! ([`crate::sys::pages`]). What is not is read by one of a few threads, from a queue with a bound; the transfer looks again in
+//! a moment, and all others go on.
 //!
-//! What this cannot see: a page that goes between the look and the send (memory is short), a file system that does not
-//! know reads without waiting (its files count as present).
+//! What this cannot see: a page that goes between the look and the send (memory is short), a file of another owner on a file
+//! system that does not know reads without waiting (it counts as present).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,10 +18,12 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, select_biased};
 use crate::files::served::{CHUNK_LEN, Opened};
 use crate::sys::pages::Resident;
 
-/// Threads that read: as many disks, or requests to one, are waited for at once. The first of them reads windows only.
+/// Threads that read: as many disks, or requests to one, are waited for at once. The last of them reads windows only.
 const THREADS: usize = 4;
 /// Chunks waiting to be read, of each kind of transfer.
 const QUEUE: usize = 256;
+/// Chunks looked at that are not there yet, for one who asks: what comes after them is read ahead.
+const ASKED_MAX: usize = 4;
 /// Chunks asked for ahead of the one that was missing: a download goes on where it is.
 const AHEAD: u64 = 8;
 /// Not when more than so many wait: what is asked for ahead comes before them.
@@ -29,11 +31,16 @@ const AHEAD_UNTIL: usize = 32;
 /// For so long a chunk that was there is taken to be there still while others are being read, which pushes pages out, ...
 const PRESENT_FOR: u32 = 2;
 /// ... and for so long, in seconds, when nothing has been missing for as long.
-const PRESENT_FOR_QUIET: u32 = 30;
-/// A chunk that is being read.
+const PRESENT_FOR_QUIET: u32 = 10;
+
+/// Chunks are stamped with the second they were seen in, or with one of these, all of which are later.
 const BEING_READ: u32 = u32::MAX;
-/// One that is not in memory and found no room in its queue: looks begin to read, and would do so without a bound.
-const MISSING: u32 = BEING_READ - 1;
+/// It stands in the queue of pieces: a window that needs it goes before.
+const WAITS_AS_PIECE: u32 = u32::MAX - 1;
+/// It is not in memory and found no room in its queue: looks begin to read, and would do so without a bound.
+const MISSING: u32 = u32::MAX - 2;
+/// Its disk does not give it. Whoever looks next is told so, and the one after that has it read again.
+const UNREADABLE: u32 = u32::MAX - 3;
 
 struct Missing {
     opened: Arc<Opened>,
@@ -47,6 +54,23 @@ pub(super) enum Want {
     Window,
     /// The next piece of a download: read when no window waits.
     Piece,
+}
+
+/// A disk does not give what it should hold.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Unreadable;
+
+/// What a look at a chunk came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Look {
+    /// It is in memory.
+    Ready,
+    /// It will be.
+    Asked,
+    /// It is not, and too many wait already.
+    Full,
+    /// It never will be.
+    Unreadable,
 }
 
 /// Reads ahead for all cores. The threads end when the last core lets go of it.
@@ -87,14 +111,19 @@ impl Readers {
     /// Starts the threads. With fewer than wanted, or none, the rest or the cores do the waiting.
     pub(super) fn start() -> Arc<Self> {
         let (readers, queues) = Self::new(QUEUE);
+        let mut started = 0;
         for number in 0..THREADS {
             let (queues, start) = (queues.clone(), readers.start);
+            let windows_only = started == THREADS - 1;
             let spawned = std::thread::Builder::new().name(format!("reader-{number}")).spawn(move || {
                 crate::sys::privileges::renounce();
-                read_all(&queues, number == 0, start);
+                read_all(&queues, windows_only, start);
             });
-            if let Err(error) = spawned {
-                tracing::warn!(%error, "cannot start a reader: cores will wait for disks themselves");
+            match spawned {
+                Ok(_) => started += 1,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot start a reader: cores will wait for disks themselves");
+                }
             }
         }
         Arc::new(readers)
@@ -120,53 +149,95 @@ impl Readers {
 
     /// Of `len` bytes from `offset`, how many from the first on can leave without waiting for a disk. Where those are not all,
     /// the others are on their way into memory, or will be when the queue has room: ask again.
-    pub(super) fn ready(&self, now: Instant, opened: &Arc<Opened>, offset: u64, len: u64, want: Want) -> u64 {
+    ///
+    /// # Errors
+    /// [`Unreadable`] when the first of them cannot be read.
+    pub(super) fn ready(
+        &self,
+        now: Instant,
+        opened: &Arc<Opened>,
+        offset: u64,
+        len: u64,
+        want: Want,
+    ) -> Result<u64, Unreadable> {
         let (first, last) = (offset / CHUNK_LEN, (offset + len.max(1) - 1) / CHUNK_LEN);
         let now = stamp_at(self.start, now);
-        let mut ready = len;
-        // All of them, so that what is needed is read at once.
+        let (mut ready, mut asked) = (len, 0);
+        // More than one, so that what is needed is read at once.
         for chunk in first..=last {
-            if !self.is_chunk_ready(now, opened, chunk, want) {
-                ready = ready.min((chunk * CHUNK_LEN).saturating_sub(offset));
+            let seen = self.look(now, opened, chunk, want);
+            if seen == Look::Ready {
+                continue;
+            }
+            let before = (chunk * CHUNK_LEN).saturating_sub(offset);
+            if seen == Look::Unreadable && before == 0 {
+                return Err(Unreadable);
+            }
+            ready = ready.min(before);
+            asked += 1;
+            if seen != Look::Asked || asked == ASKED_MAX {
+                break;
             }
         }
-        ready
+        Ok(ready)
     }
 
-    fn is_chunk_ready(&self, now: u32, opened: &Arc<Opened>, chunk: u64, want: Want) -> bool {
+    fn look(&self, now: u32, opened: &Arc<Opened>, chunk: u64, want: Want) -> Look {
         // Behind the end: an empty last block.
-        let Some(seen) = opened.chunk(chunk) else { return true };
+        let Some(seen) = opened.chunk(chunk) else { return Look::Ready };
+        let queue = match want {
+            Want::Window => &self.windows,
+            Want::Piece => &self.pieces,
+        };
         let stamp = seen.load(Ordering::Relaxed);
-        if stamp == BEING_READ {
-            return false;
-        }
-        // A core whose turn began before another one looked is behind its stamp.
-        let age = now.saturating_sub(stamp);
-        let is_fresh = age <= PRESENT_FOR || (age <= PRESENT_FOR_QUIET && self.is_quiet(now));
-        if stamp != 0 && stamp != MISSING && is_fresh {
-            return true;
-        }
-        if stamp != MISSING && opened.is_resident(chunk) != Resident::Missing {
-            seen.store(now, Ordering::Relaxed);
-            return true;
-        }
-        self.missed.store(now, Ordering::Relaxed);
-        if seen.compare_exchange(stamp, BEING_READ, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-            let queue = match want {
-                Want::Window => &self.windows,
-                Want::Piece => &self.pieces,
-            };
-            match queue.try_send(Missing { opened: Arc::clone(opened), chunk }) {
-                Ok(()) => {}
-                Err(TrySendError::Full(_)) => seen.store(MISSING, Ordering::Relaxed),
-                // No thread: the send waits for the disk as it would without all this.
-                Err(TrySendError::Disconnected(_)) => {
-                    seen.store(now, Ordering::Relaxed);
-                    return true;
+        match stamp {
+            BEING_READ => return Look::Asked,
+            WAITS_AS_PIECE if want == Want::Piece => return Look::Asked,
+            WAITS_AS_PIECE | MISSING if queue.is_full() => return Look::Full,
+            WAITS_AS_PIECE | MISSING => {}
+            UNREADABLE => {
+                seen.store(MISSING, Ordering::Relaxed);
+                return Look::Unreadable;
+            }
+            0 => {}
+            _ => {
+                // A core whose turn began before another one looked is behind its stamp.
+                let age = now.saturating_sub(stamp);
+                if age <= PRESENT_FOR || (age <= PRESENT_FOR_QUIET && self.is_quiet(now)) {
+                    return Look::Ready;
                 }
             }
         }
-        false
+        if !matches!(stamp, WAITS_AS_PIECE | MISSING) && opened.is_resident(chunk) != Resident::Missing {
+            seen.store(now, Ordering::Relaxed);
+            return Look::Ready;
+        }
+        self.doubt_at(now);
+        let waits = if want == Want::Piece { WAITS_AS_PIECE } else { BEING_READ };
+        if seen.compare_exchange(stamp, waits, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+            return Look::Asked;
+        }
+        match queue.try_send(Missing { opened: Arc::clone(opened), chunk }) {
+            Ok(()) => Look::Asked,
+            Err(TrySendError::Full(_)) => {
+                seen.store(if stamp == WAITS_AS_PIECE { stamp } else { MISSING }, Ordering::Relaxed);
+                Look::Full
+            }
+            // No thread: the send waits for the disk as it would without all this.
+            Err(TrySendError::Disconnected(_)) => {
+                seen.store(now, Ordering::Relaxed);
+                Look::Ready
+            }
+        }
+    }
+
+    /// A core had to wait, perhaps for a disk: what was seen longer ago is looked at again.
+    pub(super) fn doubt(&self, now: Instant) {
+        self.doubt_at(stamp_at(self.start, now));
+    }
+
+    fn doubt_at(&self, now: u32) {
+        self.missed.store(now, Ordering::Relaxed);
     }
 
     /// Nothing has been missing for a while.
@@ -178,34 +249,44 @@ impl Readers {
 
 /// Seconds since the start, from 1: 0 is a chunk nobody looked at.
 fn stamp_at(start: Instant, now: Instant) -> u32 {
-    (now.saturating_duration_since(start).as_secs() as u32).saturating_add(1).min(MISSING - 1)
+    (now.saturating_duration_since(start).as_secs() as u32).saturating_add(1).min(UNREADABLE - 1)
 }
 
 fn read_all(queues: &Queues, windows_only: bool, start: Instant) {
     let mut buffer = vec![0; CHUNK_LEN as usize];
     while let Some(Missing { opened, chunk }) = queues.next(windows_only) {
+        let Some(seen) = opened.chunk(chunk) else { continue };
+        if seen.load(Ordering::Relaxed) < UNREADABLE {
+            // A window that needed it went before.
+            continue;
+        }
         if queues.len() <= AHEAD_UNTIL {
             opened.ask_ahead(chunk + 1, AHEAD);
         }
-        // A chunk that cannot be read counts as present too: then the send says what is wrong with it.
-        if let Err(error) = opened.read_chunk(chunk, &mut buffer) {
-            tracing::debug!(%error, chunk, "cannot read ahead");
-        }
-        if let Some(seen) = opened.chunk(chunk) {
-            seen.store(stamp_at(start, Instant::now()), Ordering::Relaxed);
+        let stamp = match opened.read_chunk(chunk, &mut buffer) {
+            Ok(()) => stamp_at(start, Instant::now()),
+            Err(error) => {
+                tracing::debug!(%error, chunk, "cannot read ahead");
+                UNREADABLE
+            }
+        };
+        seen.store(stamp, Ordering::Relaxed);
+        if stamp != UNREADABLE && opened.is_resident(chunk) == Resident::Missing {
+            opened.ask_another_teller();
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::time::Duration;
 
     use super::*;
     use crate::files::served::test_file::cold_file;
 
     fn is_ready(readers: &Readers, now: Instant, opened: &Arc<Opened>, offset: u64, len: u64) -> bool {
-        readers.ready(now, opened, offset, len, Want::Window) == len
+        readers.ready(now, opened, offset, len, Want::Window) == Ok(len)
     }
 
     #[test]
@@ -213,8 +294,8 @@ mod tests {
         let (_folder, opened) = cold_file("readers-once", 40 * CHUNK_LEN + 5);
         let (readers, queues) = Readers::new(8);
         let now = readers.start;
-        assert_eq!(readers.ready(now, &opened, 0, 1428, Want::Window), 0);
-        assert_eq!(readers.ready(now, &opened, 1428, 1428, Want::Piece), 0);
+        assert_eq!(readers.ready(now, &opened, 0, 1428, Want::Window), Ok(0));
+        assert_eq!(readers.ready(now, &opened, 1428, 1428, Want::Piece), Ok(0));
         assert_eq!((queues.windows.len(), queues.pieces.len()), (1, 0), "asked once");
         assert!(!is_ready(&readers, now, &opened, 31 * CHUNK_LEN - 1, 2), "a window across two chunks");
         assert!(queues.windows.len() >= 2);
@@ -233,8 +314,8 @@ mod tests {
         let now = readers.start;
         opened.chunk(30).expect("a chunk").store(stamp_at(readers.start, now), Ordering::Relaxed);
         let from = 30 * CHUNK_LEN + 100;
-        assert_eq!(readers.ready(now, &opened, from, 2 * CHUNK_LEN, Want::Piece), CHUNK_LEN - 100);
-        assert_eq!(readers.ready(now, &opened, from, 50, Want::Piece), 50);
+        assert_eq!(readers.ready(now, &opened, from, 2 * CHUNK_LEN, Want::Piece), Ok(CHUNK_LEN - 100));
+        assert_eq!(readers.ready(now, &opened, from, 50, Want::Piece), Ok(50));
         assert!(!queues.pieces.is_empty(), "what follows is being read meanwhile");
     }
 
@@ -243,13 +324,41 @@ mod tests {
         let (_folder, opened) = cold_file("readers-order", 40 * CHUNK_LEN);
         let (readers, queues) = Readers::new(8);
         for (chunk, want) in [(0, Want::Piece), (12, Want::Piece), (24, Want::Window), (36, Want::Window)] {
-            assert_eq!(readers.ready(readers.start, &opened, chunk * CHUNK_LEN, 1, want), 0);
+            assert_eq!(readers.ready(readers.start, &opened, chunk * CHUNK_LEN, 1, want), Ok(0));
         }
         let order = [(); 4].map(|()| queues.next(false).expect("four wait").chunk);
         assert_eq!(order, [24, 36, 0, 12]);
-        assert_eq!(readers.ready(readers.start, &opened, 6 * CHUNK_LEN, 1, Want::Piece), 0);
-        assert_eq!(readers.ready(readers.start, &opened, 18 * CHUNK_LEN, 1, Want::Window), 0);
+        assert_eq!(readers.ready(readers.start, &opened, 6 * CHUNK_LEN, 1, Want::Piece), Ok(0));
+        assert_eq!(readers.ready(readers.start, &opened, 18 * CHUNK_LEN, 1, Want::Window), Ok(0));
         assert_eq!(queues.next(true).expect("a window waits").chunk, 18);
+        // A window may need what waits as a piece, and does not wait with it.
+        assert_eq!(readers.ready(readers.start, &opened, 6 * CHUNK_LEN, 1, Want::Window), Ok(0));
+        assert_eq!(readers.ready(readers.start, &opened, 6 * CHUNK_LEN, 1, Want::Window), Ok(0));
+        assert_eq!((queues.windows.len(), queues.pieces.len()), (1, 1));
+    }
+
+    #[test]
+    fn what_its_disk_does_not_give_is_told_once_and_read_again() {
+        let (folder, opened) = cold_file("readers-unreadable", CHUNK_LEN);
+        let (readers, queues) = Readers::new(8);
+        let now = readers.start;
+        assert_eq!(readers.ready(now, &opened, 0, 1, Want::Piece), Ok(0));
+        // As a disk that fails: there is nothing to be read.
+        File::options().write(true).open(folder.path().join("cold.bin")).unwrap().set_len(0).unwrap();
+        let first = queues.next(false).expect("it waits");
+        drop(readers);
+        let (readers, more) = Readers::new(8);
+        readers.pieces.send(first).unwrap();
+        let start = readers.start;
+        std::thread::scope(|scope| {
+            scope.spawn(|| read_all(&more, false, start));
+            while opened.chunk(0).unwrap().load(Ordering::Relaxed) != UNREADABLE {
+                std::thread::yield_now();
+            }
+            assert_eq!(readers.ready(now, &opened, 0, 1, Want::Piece), Err(Unreadable));
+            assert_eq!(readers.ready(now, &opened, 0, 1, Want::Piece), Ok(0), "it is read again");
+            drop(readers);
+        });
     }
 
     #[test]
@@ -259,7 +368,7 @@ mod tests {
         let at = |seconds: u64| readers.start + Duration::from_secs(seconds);
         // Seen a moment ago, and gone since.
         opened.chunk(0).expect("a chunk").store(stamp_at(readers.start, at(100)), Ordering::Relaxed);
-        for seconds in [98, 100, 102, 130] {
+        for seconds in [98, 100, 102, 110] {
             assert!(is_ready(&readers, at(seconds), &opened, 0, 1), "{seconds}");
         }
         readers.missed.store(stamp_at(readers.start, at(100)), Ordering::Relaxed);
@@ -267,7 +376,7 @@ mod tests {
         assert!(!is_ready(&readers, at(103), &opened, 0, 1), "somebody reads");
         opened.chunk(8).expect("a chunk").store(stamp_at(readers.start, at(103)), Ordering::Relaxed);
         assert!(is_ready(&readers, at(104), &opened, 8 * CHUNK_LEN, 1));
-        assert!(!is_ready(&readers, at(134), &opened, 8 * CHUNK_LEN, 1), "too long ago in any case");
+        assert!(!is_ready(&readers, at(114), &opened, 8 * CHUNK_LEN, 1), "too long ago in any case");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! | splice through a pooled 1 MiB pipe, corked | the default |
 //! | SEND_ZC from the file's mapping, by the core's ring | the connection's local address is on a device not known to copy |
 //! | sendfile, corked | no pipe can be made |
-//! | plain send | texts, and files below [`INLINE_MAX`] (the caller puts those into a text) |
+//! | plain send | texts, and files below [`INLINE_MAX`] that are in memory (the caller puts those into a text) |
 //! | records | TLS: file bytes are read in pieces of [`SEALED_LEN`], never through the mapping, and encrypted here |
 //!
 //! Only what is in memory leaves ([`Readers`]): a core that waits for a disk would make everybody wait.
@@ -23,7 +23,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::readers::{Readers, Want};
+use super::readers::{Readers, Unreadable, Want};
 use crate::files::served::Opened;
 use crate::sys::tcp::{self, PIPE_LEN, Pipe};
 use crate::sys::uring::SendRing;
@@ -373,7 +373,10 @@ impl Outgoing {
                     let Some(file) = &self.file else { return Pumped::Broken };
                     let left = *end - *at;
                     let want = left.min(room as u64);
-                    let len = means.readers.ready(means.now, file, *at, want, Want::Piece) as usize;
+                    let len = match means.readers.ready(means.now, file, *at, want, Want::Piece) {
+                        Ok(ready) => ready as usize,
+                        Err(Unreadable) => return Pumped::Changed,
+                    };
                     if len == 0 && left > 0 {
                         // What is sealed leaves first.
                         is_cold = true;
@@ -415,18 +418,10 @@ impl Outgoing {
             return Ok(ControlFlow::Break(Pumped::Changed));
         };
         let left = *end - *at;
-        if !self.corked {
-            tcp::set_cork(socket, true)?;
-            self.corked = true;
-        }
         let in_pipe = self.pipe.as_ref().map_or(0, Pipe::held);
-        // The rest goes out now or with the next calls: the last chances to see that the file is still the one promised.
-        // Also what waits in the pipe is looked at again, since its pages are the file's own, and show what is written
-        // to it while a slow receiver lets them wait.
-        if left <= WATCHED_LEN && !file.still_same() {
-            return Ok(ControlFlow::Break(Pumped::Changed));
-        }
-        if in_pipe == 0 {
+        let (ring, ready) = if in_pipe > 0 {
+            (None, 0)
+        } else {
             let ring = means.ring.as_deref_mut().filter(|_| {
                 left >= ZERO_COPY_MIN && !self.zero_copy_refused && !means.copying.knows(means.local)
             });
@@ -434,11 +429,30 @@ impl Outgoing {
                 Some(_) => means.quantum * ZERO_COPY_QUANTA,
                 None => quantum.min(PIPE_LEN as u64),
             };
-            let ready = means.readers.ready(means.now, file, *at, left.min(most), Want::Piece);
-            if ready == 0 {
-                return Ok(ControlFlow::Break(Pumped::Cold));
+            match means.readers.ready(means.now, file, *at, left.min(most), Want::Piece) {
+                Ok(0) => {
+                    // What was held back for a full segment goes now.
+                    if std::mem::replace(&mut self.corked, false) {
+                        tcp::set_cork(socket, false)?;
+                    }
+                    return Ok(ControlFlow::Break(Pumped::Cold));
+                }
+                Ok(ready) => (ring, ready),
+                Err(Unreadable) => return Ok(ControlFlow::Break(Pumped::Changed)),
             }
-            if let Some(ring) = ring
+        };
+        // The rest goes out now or with the next calls: the last chances to see that the file is still the one promised.
+        // Also what waits in the pipe is looked at again, since its pages are the file's own, and show what is written
+        // to it while a slow receiver lets them wait.
+        if left <= WATCHED_LEN && !file.still_same() {
+            return Ok(ControlFlow::Break(Pumped::Changed));
+        }
+        if !self.corked {
+            tcp::set_cork(socket, true)?;
+            self.corked = true;
+        }
+        if in_pipe == 0 {
+            if let Some(ring) = ring.filter(|_| ready >= ZERO_COPY_MIN)
                 && ring.send(socket.as_raw_fd(), &file.mapping, *at, ready as usize, means.tag)
             {
                 self.in_ring = true;
@@ -466,6 +480,10 @@ impl Outgoing {
         let Some(pipe) = &mut self.pipe else { return Ok(ControlFlow::Break(Pumped::Broken)) };
         let more = !last_piece || *at < *end;
         let sent = pipe.drain(socket, more)? as u64;
+        if sent == 0 {
+            // A page in the pipe was cut off the file (fs/splice.c, page_cache_pipe_buf_confirm).
+            return Ok(ControlFlow::Break(Pumped::Changed));
+        }
         means.moved.splice += sent;
         // A pipe is held only while bytes are in it; whoever waits for a full socket gives an empty one back.
         if pipe.held() == 0
@@ -477,7 +495,7 @@ impl Outgoing {
         Ok(ControlFlow::Continue(sent))
     }
 
-    /// A ring send was answered: account for it. False when the file or the peer is gone.
+    /// A ring send was answered: account for it.
     pub(super) fn ring_answered(&mut self, result: io::Result<usize>, moved: &mut Moved) -> Pumped {
         self.in_ring = false;
         match result {

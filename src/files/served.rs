@@ -79,8 +79,9 @@ pub struct Opened {
     pub len: u64,
     /// What the file was when it was opened.
     pub identity: FileIdentity,
-    /// Who tells what of it is in memory.
+    /// Who tells what of it is in memory: not the map of its pages where there is none (ZFS has memory of its own).
     teller: Teller,
+    is_unmapped: AtomicBool,
     /// One per chunk; what it means is the engine's.
     chunks: Box<[AtomicU32]>,
 }
@@ -95,7 +96,13 @@ impl Opened {
     pub fn is_resident(&self, chunk: u64) -> Resident {
         let offset = chunk * CHUNK_LEN;
         let len = CHUNK_LEN.min(self.len.saturating_sub(offset));
-        pages::is_resident(&self.file, &self.mapping, self.teller, offset, len)
+        let teller = if self.is_unmapped.load(Ordering::Relaxed) { Teller::Read } else { self.teller };
+        pages::is_resident(&self.file, &self.mapping, teller, offset, len)
+    }
+
+    /// What was just read is said not to be in memory: the other teller is asked from now on.
+    pub fn ask_another_teller(&self) {
+        self.is_unmapped.store(true, Ordering::Relaxed);
     }
 
     /// Reads a chunk, which brings it into memory; `buffer` has room for one.
@@ -217,7 +224,15 @@ impl Served {
         }
         let chunks = (0..identity.len.div_ceil(CHUNK_LEN)).map(|_| AtomicU32::new(0)).collect();
         let teller = Teller::of(&file);
-        Ok(Opened { file, mapping, len: identity.len, identity, teller, chunks })
+        Ok(Opened {
+            file,
+            mapping,
+            len: identity.len,
+            identity,
+            teller,
+            is_unmapped: AtomicBool::new(false),
+            chunks,
+        })
     }
 
     /// Where the file is; for messages to the operator only.

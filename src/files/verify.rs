@@ -17,7 +17,7 @@ use crate::files::record::{FileRecord, Record};
 use crate::files::scan::{self, Before, Found, Walk};
 use crate::files::served::FileIdentity;
 use crate::files::versions::{self, Version, VersionError, Versions};
-use crate::files::visit::Visit;
+use crate::files::visit::{Visit, Visited};
 use crate::files::wim::{self, Finding, Integrity, Severity};
 use crate::sys::open_plain;
 
@@ -226,8 +226,6 @@ fn read_file_again(
     accept: bool,
     progress: &mut dyn FnMut(Step<'_>),
 ) -> (Outcome, Option<String>) {
-    // A WIM is read a second time, by its own table.
-    let visit = Some(visit).filter(|_| !names::may_be_wim(&found.name));
     let read = hash(file, visit, progress).and_then(|hash| Ok((hash, FileIdentity::of(&file.metadata()?))));
     let (hash, identity) = match read {
         Ok(read) => read,
@@ -246,7 +244,7 @@ fn read_file_again(
         return (differs, None);
     }
     if names::may_be_wim(&found.name)
-        && let Some(finding) = damage(file, was.is_none())
+        && let Some(finding) = damage(file, visit, was.is_none())
     {
         return (Outcome::Damaged(finding), None);
     }
@@ -259,7 +257,7 @@ fn read_file_again(
 }
 
 /// What was read is let go of as `visit` says.
-fn hash(mut file: &File, visit: Option<&Visit>, progress: &mut dyn FnMut(Step<'_>)) -> io::Result<String> {
+fn hash(mut file: &File, visit: &Visit, progress: &mut dyn FnMut(Step<'_>)) -> io::Result<String> {
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; READ_LEN];
     let mut at = 0;
@@ -268,9 +266,7 @@ fn hash(mut file: &File, visit: Option<&Visit>, progress: &mut dyn FnMut(Step<'_
             Ok(0) => return Ok(hasher.finalize().to_hex().to_string()),
             Ok(have) => {
                 hasher.update(buffer.get(..have).unwrap_or_default());
-                if let Some(visit) = visit {
-                    visit.leave(file, at..at + have as u64);
-                }
+                visit.leave(file, at..at + have as u64);
                 at += have as u64;
                 progress(Step::Bytes(have as u64));
             }
@@ -281,7 +277,8 @@ fn hash(mut file: &File, visit: Option<&Visit>, progress: &mut dyn FnMut(Step<'_
 }
 
 /// What is wrong inside a WIM; a failure to read was told by the hash. `whole`: nothing is known of it yet.
-fn damage(file: &File, whole: bool) -> Option<Finding> {
+fn damage(file: &File, visit: &Visit, whole: bool) -> Option<Finding> {
+    let file = &Visited { file, visit };
     let report = wim::inspect(file).ok()?;
     if let Some(finding) = report.worst(Severity::Damaged) {
         return Some(*finding);

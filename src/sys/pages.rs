@@ -148,11 +148,9 @@ mod tests {
             for (offset, len) in
                 [(0, 1), (0, 4096), (4096, 4097), (0, 262_144), (0, 600_001), (598_016, 1985)]
             {
-                assert_ne!(
-                    is_resident(&file, &mapping, teller, offset, len),
-                    Resident::Missing,
-                    "{teller:?} {offset} {len}"
-                );
+                let seen = is_resident(&file, &mapping, teller, offset, len);
+                let may_not_know = teller == Teller::Read && seen == Resident::Unknown;
+                assert!(seen == Resident::Present || may_not_know, "{teller:?} {offset} {len}: {seen:?}");
             }
         }
         assert_eq!(

@@ -108,7 +108,6 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_splice,
     libc::SYS_copy_file_range,
     libc::SYS_fadvise64,
-    libc::SYS_mincore,
     libc::SYS_readahead,
     // Files: landlock says which.
     libc::SYS_openat,

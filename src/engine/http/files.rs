@@ -67,7 +67,7 @@ impl HttpSide {
         let inline = match &answer.body {
             Body::Range { offset, len } if *len < INLINE_MAX && !held => {
                 let ready = self.readers.ready(turn.now, &opened, *offset, *len, Want::Piece);
-                (ready == *len).then_some((*offset, *len))
+                (ready == Ok(*len)).then_some((*offset, *len))
             }
             _ => None,
         };

@@ -51,6 +51,12 @@ const ACCEPTS_PER_TURN: usize = 64;
 const READS_PER_TURN: usize = 256;
 /// Bytes of files sent per turn, over all connections: some milliseconds, which is as long as DHCP and TFTP wait for them.
 const BULK_PER_TURN: u64 = 16 << 20;
+/// A turn with files to send that took longer waited for a disk, or for its CPU.
+const SLOW_TURN: Duration = Duration::from_millis(20);
+/// Downloads whose next bytes are not in memory are looked at again after this, so many of them: what the looks cost stays a
+/// small part of a core.
+const COLD_PAUSE: Duration = Duration::from_millis(1);
+const COLD_LOOKS: usize = 64;
 /// Connections looked at for one to close when a new one finds no place.
 const EVICTION_LOOKS: usize = 256;
 /// Bytes of answers that wait to leave together.
@@ -89,6 +95,8 @@ struct Connection {
     listed: bool,
     /// What it has had of files, as [`Shares`] counts.
     share: u64,
+    /// Nothing has left since its next bytes were not in memory.
+    is_cold: bool,
     /// Its answer stands in the outbox; nothing else of it is looked at before that has left.
     owed: bool,
     /// To be removed as soon as the ring has answered.
@@ -137,9 +145,8 @@ pub(super) struct HttpSide {
     ready: VecDeque<Key>,
     /// Connections to look at that have a file to send.
     sending: Shares,
-    /// Connections whose next bytes are not in memory, and how many there were at the last look.
-    cold: Vec<Key>,
-    cold_before: u32,
+    /// Connections whose next bytes are not in memory, who has waited longest first.
+    cold: VecDeque<Key>,
     readers: Arc<Readers>,
     pipes: PipePool,
     copying: CopyingDevices,
@@ -190,8 +197,7 @@ impl HttpSide {
             accepted: VecDeque::new(),
             ready: VecDeque::new(),
             sending: Shares::default(),
-            cold: Vec::new(),
-            cold_before: 0,
+            cold: VecDeque::new(),
             readers,
             pipes,
             copying: CopyingDevices::default(),
@@ -298,13 +304,16 @@ impl HttpSide {
     }
 
     /// Those that wait for a disk have their turn among the others.
-    pub(super) fn look_again(&mut self) {
-        self.cold_before = self.cold.len() as u32;
-        for key in std::mem::take(&mut self.cold) {
+    pub(super) fn look_again(&mut self, turn: &mut Turn<'_>) {
+        for _ in 0..COLD_LOOKS {
+            let Some(key) = self.cold.pop_front() else { return };
             if let Some(connection) = self.connections.get_mut(key) {
                 connection.listed = false;
                 self.list(key);
             }
+        }
+        if !self.cold.is_empty() {
+            turn.wheel.schedule(turn.now + COLD_PAUSE, Owner::HttpCold.pack());
         }
     }
 
@@ -344,6 +353,9 @@ impl HttpSide {
             connection.listed = false;
             bulk = bulk.saturating_sub(self.drive(key, turn));
             self.keep(key, turn);
+        }
+        if bulk < BULK_PER_TURN && turn.now.elapsed() > SLOW_TURN {
+            self.readers.doubt(turn.now);
         }
         self.send_answers(turn);
         turn.tally.set(Count::HttpOpen, self.connections.len() as u64);
@@ -388,6 +400,7 @@ impl HttpSide {
                 writable: true,
                 listed: false,
                 share: 0,
+                is_cold: false,
                 owed: false,
                 doomed: false,
                 deadline: turn.now + HEAD_PATIENCE,

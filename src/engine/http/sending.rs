@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::delivery::PROGRESS_EVERY;
 use super::parked::ParkedAnswer;
-use super::{ACK_CHECK, HttpSide, IDLE_PATIENCE};
+use super::{ACK_CHECK, COLD_PAUSE, HttpSide, IDLE_PATIENCE};
 use crate::engine::core::{Owner, Turn};
 use crate::engine::counters::{Count, Tally};
 use crate::engine::sender::{self, Means, Moved, Piece, Pumped};
@@ -20,10 +20,8 @@ const ANSWERS_PER_VISIT: usize = 16;
 const BURST_MIN: usize = 4;
 /// A response must move this often. A machine that hashes or unpacks while downloading may pause.
 pub(super) const SEND_PATIENCE: Duration = Duration::from_secs(120);
-/// Downloads whose next bytes are not in memory are looked at again after this, and later by so much for each of them: what
-/// the looks cost stays a small part of a core.
-const COLD_PAUSE: Duration = Duration::from_millis(1);
-const COLD_PAUSE_EACH: Duration = Duration::from_micros(10);
+/// What a visit counts for that finds nothing in memory, in bytes sent: it has looked, and asked.
+const COLD_VISIT: u64 = 256 << 10;
 
 impl HttpSide {
     /// Goes on with one connection as far as it can; the bytes that it sent of its queue.
@@ -74,9 +72,10 @@ impl HttpSide {
                 }
                 if moved.total() > 0 {
                     connection.deadline = turn.now + SEND_PATIENCE;
+                    connection.is_cold = false;
                 }
                 connection.share += moved.total();
-                sent += moved.total();
+                sent += moved.total() + if pumped == Pumped::Cold { COLD_VISIT } else { 0 };
                 if !self.pumped(key, pumped, turn) {
                     return sent;
                 }
@@ -128,12 +127,13 @@ impl HttpSide {
             Pumped::Cold => {
                 connection.out.rest(&mut self.pipes);
                 connection.listed = true;
-                turn.tally.add(Count::HttpCold, 1);
-                if self.cold.is_empty() {
-                    let pause = COLD_PAUSE + COLD_PAUSE_EACH * self.cold_before;
-                    turn.wheel.schedule(turn.now + pause, Owner::HttpCold.pack());
+                if !std::mem::replace(&mut connection.is_cold, true) {
+                    turn.tally.add(Count::HttpCold, 1);
                 }
-                self.cold.push(key);
+                if self.cold.is_empty() {
+                    turn.wheel.schedule(turn.now + COLD_PAUSE, Owner::HttpCold.pack());
+                }
+                self.cold.push_back(key);
                 self.arm(key, turn);
                 false
             }
@@ -249,13 +249,7 @@ impl HttpSide {
     }
 
     /// Goes on with a connection whose answer has left the outbox, as far as its socket took it.
-    fn answer_left(
-        &mut self,
-        key: Key,
-        answer: &[u8],
-        sent: io::Result<usize>,
-        turn: &mut Turn<'_>,
-    ) {
+    fn answer_left(&mut self, key: Key, answer: &[u8], sent: io::Result<usize>, turn: &mut Turn<'_>) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         connection.owed = false;
         // What went wrong comes up again when the rest is sent.
@@ -288,6 +282,7 @@ impl HttpSide {
                     let pumped = connection.out.ring_answered(result, &mut moved);
                     count_moved(turn.tally, &moved);
                     connection.share += moved.total();
+                    connection.is_cold = false;
                     connection.deadline = turn.now + SEND_PATIENCE;
                     if connection.doomed {
                         self.remove(key);

@@ -44,7 +44,7 @@ pub(super) use self::ports::DataPorts;
 use self::ports::{DATA_PORT, DATA_PORTS, RECV_BUFFER, SEND_BUFFER};
 use super::core::{Owner, Turn, watch};
 use super::counters::Count;
-use super::readers::{Readers, Want};
+use super::readers::{Readers, Unreadable, Want};
 use super::sightings::Sighting;
 use super::slab::{Key, Slab};
 use super::start::readdress;
@@ -517,12 +517,16 @@ impl TftpSide {
                     }
                     break;
                 }
-                if let Payload::File(opened) = &live.payload
-                    && self.readers.ready(turn.now, opened, offset, len, Want::Window) < len
-                {
-                    turn.tally.add(Count::TftpCold, 1);
-                    cold = Some(turn.now + COLD_PAUSE);
-                    break;
+                if let Payload::File(opened) = &live.payload {
+                    match self.readers.ready(turn.now, opened, offset, len, Want::Window) {
+                        Ok(ready) if ready >= len => {}
+                        Ok(_) => {
+                            turn.tally.add(Count::TftpCold, 1);
+                            cold = Some(turn.now + COLD_PAUSE);
+                            break;
+                        }
+                        Err(Unreadable) => return self.cut(key, "the file cannot be read", turn),
+                    }
                 }
             }
             let Some(transmit) = live.transfer.poll_transmit_within(turn.now, blocks_max.max(1)) else {

@@ -22,6 +22,20 @@ const FIRST_BATCH: usize = 16;
 const TTL: u8 = 64;
 
 impl TftpSide {
+    /// Ends a transfer whose file is not what it was, or cannot be read, before its receiver takes it for the image.
+    pub(super) fn cut(&mut self, key: Key, why: &str, turn: &mut Turn<'_>) {
+        let Some(live) = self.transfers.get_mut(key) else { return };
+        let (socket, client, source) = (live.socket.into(), live.client, live.source());
+        let file = live.served.as_ref().map_or("", |served| served.name.as_str());
+        tracing::warn!(file, %client, "{why}: the transfer is cut");
+        turn.tally.add(Count::FilesChanged, 1);
+        let mut reply = [0; 64];
+        if let Some(len) = tftp::emit_error(&mut reply, ErrorCode::NotDefined, why) {
+            self.push_bytes(socket, client, source, u64::MAX, &reply[..len], turn);
+        }
+        self.end(key, None, turn);
+    }
+
     pub(super) fn push_run(&mut self, key: Key, run: &Run, turn: &mut Turn<'_>) {
         let Some(live) = self.transfers.get_mut(key) else { return };
         let (socket, client, source) = (live.socket.into(), live.client, live.source());
@@ -32,16 +46,7 @@ impl TftpSide {
             Payload::File(opened) => {
                 // The last blocks: the last chance to see that the file is still the one that was promised.
                 if run.offset + run.bytes == opened.len && !opened.still_same() {
-                    tracing::warn!(
-                        file = live.served.as_ref().map_or("", |s| s.name.as_str()),
-                        "file changed under a transfer: the transfer is cut"
-                    );
-                    turn.tally.add(Count::FilesChanged, 1);
-                    let mut reply = [0; 64];
-                    if let Some(len) = tftp::emit_error(&mut reply, ErrorCode::NotDefined, "file changed") {
-                        self.push_bytes(socket, client, source, u64::MAX, &reply[..len], turn);
-                    }
-                    return self.end(key, None, turn);
+                    return self.cut(key, "file changed", turn);
                 }
                 let block_len = usize::from(live.transfer.blksize()) + 4;
                 let mapping = Arc::clone(&opened.mapping);
