@@ -197,7 +197,7 @@ fn a_healthy_server_has_no_fault_and_keeps_nothing_of_its_visitors() {
     assert!(!site.ask(&["job", "list"]).contains("j1"));
     let json = doctor(&net.server, &site, &["--as", "bios", "--json"]);
     let json: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
-    assert_eq!(json["ok"], true);
+    assert_eq!(json["ok"], true, "{json}");
     assert!(json["boot"]["hops"].as_array().is_some_and(|hops| hops.len() > 6), "{json}");
     assert_eq!(json["boot"]["answerers"][0]["ours"], true);
     server.stop();
