@@ -82,6 +82,7 @@ pub struct Opened {
     /// Who tells what of it is in memory: not the map of its pages where there is none (ZFS has memory of its own).
     teller: Teller,
     is_unmapped: AtomicBool,
+    is_known_bad: AtomicBool,
     /// One per chunk; what it means is the engine's.
     chunks: Box<[AtomicU32]>,
 }
@@ -103,6 +104,11 @@ impl Opened {
     /// What was just read is said not to be in memory: the other teller is asked from now on.
     pub fn ask_another_teller(&self) {
         self.is_unmapped.store(true, Ordering::Relaxed);
+    }
+
+    /// True the first time somebody could not be sent this file whole: a stranger may ask for it without end.
+    pub fn is_bad_news(&self) -> bool {
+        !self.is_known_bad.swap(true, Ordering::Relaxed)
     }
 
     /// Reads a chunk, which brings it into memory; `buffer` has room for one.
@@ -231,6 +237,7 @@ impl Served {
             identity,
             teller,
             is_unmapped: AtomicBool::new(false),
+            is_known_bad: AtomicBool::new(false),
             chunks,
         })
     }

@@ -76,7 +76,9 @@ impl HttpSide {
             self.head.resize(start + len as usize, 0);
             if opened.file.read_exact_at(&mut self.head[start..], offset).is_err() {
                 turn.tally.add(Count::FilesChanged, 1);
-                tracing::warn!(file = served.name, "file is shorter than it was when it was published");
+                if opened.is_bad_news() {
+                    tracing::warn!(file = served.name, "file is shorter than it was when it was published");
+                }
                 return self.close(key, None, turn);
             }
         }

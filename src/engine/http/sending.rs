@@ -141,7 +141,16 @@ impl HttpSide {
                 turn.tally.add(Count::FilesChanged, 1);
                 let file =
                     connection.delivery.as_ref().map(|d| d.subject.name().to_owned()).unwrap_or_default();
-                tracing::warn!(file, peer = %connection.peer, "file changed under a download, or its disk cannot read it: the download is cut");
+                let peer = connection.peer;
+                if connection.out.file.as_ref().is_none_or(|opened| opened.is_bad_news()) {
+                    tracing::warn!(
+                        file,
+                        %peer,
+                        "file changed under a download, or its disk cannot read it: the download is cut"
+                    );
+                } else {
+                    tracing::debug!(file, %peer, "the download is cut");
+                }
                 tcp::reset_on_close(connection.stream.as_raw_fd());
                 self.close(key, Some("the file changed on the server, or could not be read"), turn);
                 false

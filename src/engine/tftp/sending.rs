@@ -27,7 +27,12 @@ impl TftpSide {
         let Some(live) = self.transfers.get_mut(key) else { return };
         let (socket, client, source) = (live.socket.into(), live.client, live.source());
         let file = live.served.as_ref().map_or("", |served| served.name.as_str());
-        tracing::warn!(file, %client, "{why}: the transfer is cut");
+        match &live.payload {
+            Payload::File(opened) if !opened.is_bad_news() => {
+                tracing::debug!(file, %client, "{why}: the transfer is cut");
+            }
+            _ => tracing::warn!(file, %client, "{why}: the transfer is cut"),
+        }
         turn.tally.add(Count::FilesChanged, 1);
         let mut reply = [0; 64];
         if let Some(len) = tftp::emit_error(&mut reply, ErrorCode::NotDefined, why) {
