@@ -162,6 +162,7 @@ fn fixed_keys(plan: &Plan) -> Vec<(&'static str, Value)> {
         ("server.sandbox", json!(server.sandbox)),
         ("dhcp.port", json!(dhcp.port)),
         ("dhcp.boot_server_port", json!(dhcp.boot_server_port)),
+        ("dhcp.frames", json!(dhcp.frames)),
         ("tftp.listen", json!(tftp.listen)),
         ("tftp.single_port", json!(tftp.single_port)),
         ("tftp.frames", json!(tftp.frames)),

@@ -139,6 +139,14 @@ fn driver(plan: &Plan) -> Driver {
     }
 }
 
+fn frames(setting: config::Frames) -> Frames {
+    match setting {
+        config::Frames::Auto => Frames::Auto,
+        config::Frames::On => Frames::On,
+        config::Frames::Off => Frames::Off,
+    }
+}
+
 fn engine_settings(
     plan: &Plan,
     certificates: Option<Arc<Certificates>>,
@@ -150,15 +158,12 @@ fn engine_settings(
         interfaces: plan.server.interfaces.clone(),
         dhcp: dhcp_settings(plan),
         dhcp_ports: (plan.dhcp.port, plan.dhcp.boot_server_port),
+        dhcp_frames: frames(plan.dhcp.frames),
         journal,
         tftp: plan.tftp.listen.clone(),
         tftp_limits: tftp_limits(plan),
         single_port: plan.tftp.single_port,
-        tftp_frames: match plan.tftp.frames {
-            config::Frames::Auto => Frames::Auto,
-            config::Frames::On => Frames::On,
-            config::Frames::Off => Frames::Off,
-        },
+        tftp_frames: frames(plan.tftp.frames),
         http: plan.http.listen.clone(),
         settle: plan.server.sandbox != Sandbox::Off,
         https: certificates.map(|certificates| (plan.https.listen.clone(), certificates)),

@@ -30,6 +30,7 @@ pub const KEYS: &[Key] = &[
     key("dhcp.authoritative", "true"),
     key("dhcp.per_circuit", "256"),
     key("dhcp.probe", "\"0s\""),
+    key("dhcp.frames", "\"auto\""),
     key("dhcp.dhcp_option", "[]"),
     key("tftp.listen", "[\"0.0.0.0:69\"]"),
     key("tftp.max_blksize", "65464"),
@@ -197,6 +198,7 @@ boot_server_port = 0         # PXE boot server; 0 = 4011, or port + 3944 when po
 authoritative = true         # full mode: refuse addresses that are wrong in a listed subnet, and take up leases of before
 per_circuit = 256            # addresses for unregistered machines behind one circuit of a relay; 0 = no bound
 probe = "0s"                 # full mode: wait so long ("300ms") whether anybody answers, before an address is offered first
+frames = "auto"              # relays and renewals past the IP stack: auto (where no packet filter is in force) | on | off
 dhcp_option = []             # further options with every address: "150=10.77.0.1", "12=text:lab", "252=hex:0a0b"
 
 # Needed in full mode, one table for each network, relayed ones too; optional in proxy mode.

@@ -35,7 +35,7 @@ pub enum Driver {
     UringAlways,
 }
 
-/// Whether TFTP may leave in frames of our own, past the host's IP stack and its packet filter.
+/// Whether packets may come and go as frames of our own, past the host's IP stack and its packet filter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Frames {
@@ -150,6 +150,8 @@ pub struct DhcpPlan {
     pub circuit_max: u32,
     /// How long an address is asked for before it is offered first; zero: it is not.
     pub probe: Duration,
+    /// Relayed and unicast messages by frames.
+    pub frames: Frames,
     /// Options for every subnet.
     pub options: Vec<(u8, Vec<u8>)>,
     /// Networks.
@@ -435,14 +437,18 @@ pub(super) fn build(
         }),
         given => given,
     };
+    let mut frames = |path| {
+        taker
+            .word(path, &[("auto", Frames::Auto), ("on", Frames::On), ("off", Frames::Off)])
+            .unwrap_or(Frames::Auto)
+    };
+    let (dhcp_frames, tftp_frames) = (frames("dhcp.frames"), frames("tftp.frames"));
     let tftp = TftpPlan {
         listen: taker.listen("tftp.listen"),
         max_blksize: taker.number("tftp.max_blksize", 8, 65464) as u16,
         max_windowsize: taker.number("tftp.max_windowsize", 1, 65535) as u16,
         single_port: taker.flag("tftp.single_port"),
-        frames: taker
-            .word("tftp.frames", &[("auto", Frames::Auto), ("on", Frames::On), ("off", Frames::Off)])
-            .unwrap_or(Frames::Auto),
+        frames: tftp_frames,
     };
     let http = HttpPlan { listen: taker.listen("http.listen") };
     let https = https(&mut taker, &http, &mut notes);
@@ -569,6 +575,7 @@ pub(super) fn build(
             authoritative,
             circuit_max,
             probe,
+            frames: dhcp_frames,
             options,
             subnets,
             reservations,

@@ -1,9 +1,10 @@
 //! Classic BPF programs that split DHCP, and TFTP, between raw sockets and UDP sockets without a gap or an overlap.
 //!
-//! The raw socket takes what a UDP socket cannot answer: requests to 255.255.255.255 that no relay has touched.
-//! The UDP socket's own filter drops exactly those, and takes the rest (relayed, unicast, renewals). Where another
-//! DHCP server owns port 67 there is no UDP socket, and the raw socket takes everything. It also hears what other
-//! servers answer (port 67 to port 68).
+//! The raw socket takes what a UDP socket cannot answer: requests to 255.255.255.255 that no relay has touched. Where
+//! frames may go past the host's packet filter it also takes what came to its interface's own address in one plain,
+//! untagged packet of at most [`PLAIN_LEN_MAX`] (relayed messages, renewals). The UDP socket's own filter drops exactly
+//! those, and takes the rest. Where another DHCP server owns port 67 there is no UDP socket, and the raw socket takes
+//! everything. It also hears what other servers answer (port 67 to port 68).
 //!
 //! TFTP by frames is split per interface: the raw socket takes what came to this interface's own address in one
 //! plain, untagged packet without IP options; the UDP sockets drop exactly that, and serve the rest: other interfaces,
@@ -27,6 +28,7 @@ const JUMP_SET: u16 = 0x45;
 const RETURN: u16 = 0x06;
 const RETURN_A: u16 = 0x16;
 const JUMP_GE: u16 = 0x35;
+const JUMP: u16 = 0x05;
 const COPY_TO_X: u16 = 0x07;
 const ADD_X: u16 = 0x0c;
 /// `SKF_AD_OFF`: what the kernel knows besides the packet's bytes.
@@ -51,6 +53,10 @@ const BROADCAST: u32 = 0xffff_ffff;
 const ACCEPT: BpfInstruction = BpfInstruction { code: RETURN, jt: 0, jf: 0, k: 0x4_0000 };
 const DROP: BpfInstruction = BpfInstruction { code: RETURN, jt: 0, jf: 0, k: 0 };
 const CLIENT_PORT: u32 = 68;
+/// Longest packet that DHCP's raw sockets take for the interface's own address, IPv4 header included. A longer one may have
+/// come in fragments, which the socket sees as one and nobody sees who reads frames: no network fragments shorter ones
+/// (IPv6 asks for 1,280 of every link).
+const PLAIN_LEN_MAX: u32 = 1200;
 
 const fn load(code: u16, k: u32) -> BpfInstruction {
     BpfInstruction { code, jt: 0, jf: 0, k }
@@ -72,12 +78,22 @@ pub enum Part {
     Rest,
 }
 
-/// For the raw sockets: offsets count from the Ethernet header (14 bytes; the IP header's length in X).
-/// `everything` also takes relayed and unicast requests: for hosts where another server has port `port`. The two parts
-/// are of two sockets, so that a storm of DISCOVERs fills the buffer of its own and no other.
+/// Whose messages DHCP's raw sockets on an interface take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Taken {
+    /// What is sent to everybody and no relay has touched.
+    Broadcasts,
+    /// That, and what came to this address, the interface's own, in one plain packet.
+    Addressed(Ipv4Addr),
+    /// All: for hosts where another server has the port.
+    Everything,
+}
+
+/// For the raw sockets: offsets count from the Ethernet header (14 bytes; the IP header's length in X). The two parts are of
+/// two sockets, so that a storm of DISCOVERs fills the buffer of its own and no other.
 ///
 /// A frame that ends before the first option is dropped by the kernel.
-pub fn raw(port: u16, everything: bool, part: Part) -> Vec<BpfInstruction> {
+pub fn raw(port: u16, taken: Taken, part: Part) -> Vec<BpfInstruction> {
     const DHCP: u32 = 14 + 8;
     let port = u32::from(port);
     let mut program = Vec::new();
@@ -104,12 +120,27 @@ pub fn raw(port: u16, everything: bool, part: Part) -> Vec<BpfInstruction> {
     }
     // The accumulator still holds the destination port.
     program.extend([jump(JUMP_EQ, port, 1, 0), DROP]);
-    if everything {
+    match taken {
         // What this host asks of others, as a relay does, is no question to us.
-        program.extend([load(LD_W_ABS, PACKET_TYPE), jump(JUMP_EQ, FROM_US, 0, 1), DROP]);
-    } else {
-        must(&mut program, LD_W_ABS, 30, BROADCAST);
-        must(&mut program, LD_W_IND, DHCP + 24, 0); // giaddr
+        Taken::Everything => {
+            program.extend([load(LD_W_ABS, PACKET_TYPE), jump(JUMP_EQ, FROM_US, 0, 1), DROP])
+        }
+        Taken::Broadcasts => {
+            must(&mut program, LD_W_ABS, 30, BROADCAST);
+            must(&mut program, LD_W_IND, DHCP + 24, 0); // giaddr
+        }
+        Taken::Addressed(addr) => {
+            let mut plain = vec![jump(JUMP_EQ, addr.to_bits(), 1, 0), DROP];
+            must(&mut plain, LD_B_ABS, 14, PLAIN_IPV4);
+            must(&mut plain, LD_W_ABS, PACKET_TYPE, TO_US);
+            plain.extend([load(LD_H_ABS, 20), jump(JUMP_SET, FRAGMENT, 0, 1), DROP]);
+            plain.extend([load(LD_H_ABS, 16), jump(JUMP_GE, PLAIN_LEN_MAX + 1, 0, 1), DROP]);
+            let over = plain.len() as u32;
+            program.extend([load(LD_W_ABS, 30), jump(JUMP_EQ, BROADCAST, 0, 4)]);
+            must(&mut program, LD_W_IND, DHCP + 24, 0); // giaddr
+            program.push(load(JUMP, over));
+            program.extend(plain);
+        }
     }
     let (discover, other) = match part {
         Part::Discovers => (ACCEPT, DROP),
@@ -174,12 +205,18 @@ pub fn tftp_frames(addr: Ipv4Addr, ports: &TftpPorts) -> Vec<BpfInstruction> {
 /// For TFTP's UDP sockets: drops exactly what [`tftp_frames`] takes on these interfaces (index and address).
 pub fn tftp_sockets(interfaces: &[(u32, Ipv4Addr)]) -> Vec<BpfInstruction> {
     let mut program = Vec::new();
+    drop_plain(&mut program, interfaces);
+    program
+}
+
+/// The end of a UDP socket's program: drops what came to these interfaces (index and address) in one plain packet.
+fn drop_plain(program: &mut Vec<BpfInstruction>, interfaces: &[(u32, Ipv4Addr)]) {
     // Whatever is not plain is for the socket.
     let unless = |program: &mut Vec<_>, code, at, value| {
         program.extend([load(code, at), jump(JUMP_EQ, value, 1, 0), ACCEPT]);
     };
-    unless(&mut program, LD_B_ABS, NET_OFFSET, PLAIN_IPV4);
-    unless(&mut program, LD_W_ABS, PACKET_TYPE, TO_US);
+    unless(program, LD_B_ABS, NET_OFFSET, PLAIN_IPV4);
+    unless(program, LD_W_ABS, PACKET_TYPE, TO_US);
     for (index, addr) in interfaces {
         program.extend([
             load(LD_W_ABS, INTERFACE_INDEX),
@@ -190,7 +227,6 @@ pub fn tftp_sockets(interfaces: &[(u32, Ipv4Addr)]) -> Vec<BpfInstruction> {
         ]);
     }
     program.push(ACCEPT);
-    program
 }
 
 /// Takes everything: undoes a filter.
@@ -218,16 +254,21 @@ pub fn tftp_chooser(ports: &TftpPorts) -> Vec<BpfInstruction> {
     program
 }
 
-/// For the UDP socket: offsets count from the UDP header. Drops exactly what [`raw`] takes.
-pub fn udp() -> Vec<BpfInstruction> {
-    vec![
-        load(LD_W_ABS, NET_OFFSET.wrapping_add(16)),
-        jump(JUMP_EQ, BROADCAST, 0, 2),
-        load(LD_W_ABS, 8 + 24), // giaddr
-        jump(JUMP_EQ, 0, 1, 0),
-        ACCEPT,
-        DROP,
-    ]
+/// For DHCP's UDP socket: offsets count from the UDP header. Of what is sent to everybody and no relay has touched it takes
+/// what came in on the interfaces of `heard`, which have no raw sockets; and it drops what raw sockets with
+/// [`Taken::Addressed`] take on those of `frames` (index and address).
+pub fn udp(heard: &[u32], frames: &[(u32, Ipv4Addr)]) -> Vec<BpfInstruction> {
+    let relayed = [load(LD_W_ABS, 8 + 24), jump(JUMP_EQ, 0, 1, 0), ACCEPT]; // giaddr
+    let mut everybody = relayed.to_vec();
+    everybody.push(load(LD_W_ABS, INTERFACE_INDEX));
+    everybody.extend(heard.iter().flat_map(|index| [jump(JUMP_EQ, *index, 0, 1), ACCEPT]));
+    everybody.push(DROP);
+    let over = load(JUMP, everybody.len() as u32);
+    let mut program = vec![load(LD_W_ABS, NET_OFFSET + 16), jump(JUMP_EQ, BROADCAST, 1, 0), over];
+    program.extend(everybody);
+    program.extend([load(LD_H_ABS, NET_OFFSET + 2), jump(JUMP_GE, PLAIN_LEN_MAX + 1, 0, 1), ACCEPT]);
+    drop_plain(&mut program, frames);
+    program
 }
 
 #[cfg(test)]
@@ -240,7 +281,7 @@ mod tests {
     }
 
     /// What the kernel knows besides the bytes.
-    #[derive(Clone, Copy, Default)]
+    #[derive(Clone, Copy, Default, Debug)]
     struct Meta {
         packet_type: u32,
         interface: u32,
@@ -289,6 +330,10 @@ mod tests {
                     pc += usize::from(if a >= i.k { i.jt } else { i.jf });
                     Some(a)
                 }
+                JUMP => {
+                    pc += i.k as usize;
+                    Some(a)
+                }
                 COPY_TO_X => {
                     x = a as usize;
                     Some(a)
@@ -304,6 +349,7 @@ mod tests {
         }
     }
 
+    #[derive(Clone, Copy)]
     struct Case {
         ip_options: usize,
         fragment: u16,
@@ -332,6 +378,8 @@ mod tests {
         frame[14 + ihl + 8 + 240..].copy_from_slice(&case.options);
         frame[12..14].copy_from_slice(&[8, 0]);
         frame[14] = 0x40 | (ihl / 4) as u8;
+        let total_len = (frame.len() - 14) as u16;
+        frame[16..18].copy_from_slice(&total_len.to_be_bytes());
         frame[20..22].copy_from_slice(&case.fragment.to_be_bytes());
         frame[23] = case.protocol;
         frame[30..34].copy_from_slice(&case.dst);
@@ -343,29 +391,21 @@ mod tests {
     }
 
     /// By either raw socket, and never by both.
-    fn raw_takes(case: &Case, everything: bool) -> bool {
-        let by = |part| accepts(&raw(67, everything, part), &frame(case), 14);
+    fn raw_takes(packet: &[u8], taken: Taken, meta: Meta) -> bool {
+        let by = |part| run(&raw(67, taken, part), packet, 14, meta) != 0;
         assert!(!(by(Part::Discovers) && by(Part::Rest)));
         by(Part::Discovers) || by(Part::Rest)
     }
 
-    fn udp_takes(case: &Case) -> bool {
-        let frame = frame(case);
-        let udp_at = 34 + case.ip_options;
+    fn udp_takes(packet: &[u8], heard: &[u32], frames: &[(u32, Ipv4Addr)], meta: Meta) -> bool {
+        let udp_at = 14 + 4 * u32::from(packet[14] & 0xf);
         // The UDP socket's filter counts from the UDP header, with the IP header before it.
-        let program = udp();
-        let shifted: Vec<_> =
-            program
-                .iter()
-                .map(|i| {
-                    if i.code == LD_W_ABS && i.k < NET_OFFSET {
-                        load(i.code, i.k + udp_at as u32)
-                    } else {
-                        *i
-                    }
-                })
-                .collect();
-        accepts(&shifted, &frame, 14)
+        let program = udp(heard, frames);
+        let shifted: Vec<_> = program
+            .iter()
+            .map(|i| if i.code == LD_W_ABS && i.k < NET_OFFSET { load(i.code, i.k + udp_at) } else { *i })
+            .collect();
+        run(&shifted, packet, 14, meta) != 0
     }
 
     const ADDR: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
@@ -434,39 +474,101 @@ mod tests {
         }
     }
 
+    /// Interface 3 has raw sockets and this machine's first address, 4 has none, 5 is not answered on.
     #[test]
     fn every_request_is_taken_by_exactly_one_of_the_two() {
-        for ip_options in [0, 4, 40] {
-            for dst in [[255; 4], [10, 77, 0, 1], [10, 77, 0, 255]] {
-                for giaddr in [[0; 4], [10, 88, 0, 1]] {
-                    let case = Case { ip_options, dst, giaddr, ..DISCOVER };
-                    assert_ne!(raw_takes(&case, false), udp_takes(&case), "{dst:?} {giaddr:?}");
-                    assert!(raw_takes(&case, true));
+        let every_way = |each: &mut dyn FnMut(Case, Vec<u8>, Meta)| {
+            for (ip_options, packet_type, interface) in ways_in() {
+                for dst in [[255; 4], ADDR.octets(), [10, 77, 0, 9], [10, 77, 0, 255]] {
+                    for giaddr in [[0; 4], [10, 88, 0, 1]] {
+                        for pad in [0, 700, 1000] {
+                            let case = Case { ip_options, dst, giaddr, ..DISCOVER };
+                            let mut packet = frame(&case);
+                            packet.resize(packet.len() + pad, 0);
+                            let total_len = (packet.len() - 14) as u16;
+                            packet[16..18].copy_from_slice(&total_len.to_be_bytes());
+                            each(case, packet, Meta { packet_type, interface, tagged: 0 });
+                        }
+                    }
                 }
             }
+        };
+        let mut by_frame = [0, 0];
+        every_way(&mut |case, packet, meta| {
+            let everybody = case.dst == [255; 4] && case.giaddr == [0; 4];
+            for (n, taken, frames) in
+                [(0, Taken::Broadcasts, &[][..]), (1, Taken::Addressed(ADDR), &[(3, ADDR)][..])]
+            {
+                // The raw socket is bound to interface 3, and hears nothing of another.
+                let by_raw = meta.interface == 3 && raw_takes(&packet, taken, meta);
+                let by_udp = udp_takes(&packet, &[4], frames, meta);
+                if everybody && meta.interface == 5 {
+                    assert!(!by_raw && !by_udp);
+                } else {
+                    assert_ne!(by_raw, by_udp, "{:?} {:?} {meta:?} {}", case.dst, case.giaddr, packet.len());
+                }
+                by_frame[n] += usize::from(by_raw && !everybody);
+            }
+            assert!(raw_takes(&packet, Taken::Everything, meta));
+        });
+        assert_eq!(by_frame, [0, 4], "to one address, plain, of two lengths, with and without a relay");
+        assert!(raw_takes(&frame(&DISCOVER), Taken::Broadcasts, Meta::default()));
+    }
+
+    fn ways_in() -> impl Iterator<Item = (usize, u32, u32)> {
+        [0, 4, 40].into_iter().flat_map(|options| {
+            [0, 1]
+                .into_iter()
+                .flat_map(move |kind| [3, 4, 5].into_iter().map(move |index| (options, kind, index)))
+        })
+    }
+
+    #[test]
+    fn a_hundred_interfaces_are_told_apart() {
+        let frames: Vec<_> = (1..=200).map(|index| (index, ADDR)).collect();
+        let heard: Vec<u32> = (201..=400).collect();
+        let relayed = frame(&Case { dst: ADDR.octets(), giaddr: [10, 88, 0, 1], ..DISCOVER });
+        for interface in [1, 100, 200, 201, 400, 401] {
+            let meta = Meta { interface, ..Meta::default() };
+            assert_eq!(udp_takes(&relayed, &heard, &frames, meta), interface > 200);
+            let heard_by_udp = udp_takes(&frame(&DISCOVER), &heard, &frames, meta);
+            assert_eq!(heard_by_udp, (201..=400).contains(&interface), "{interface}");
         }
-        assert!(raw_takes(&DISCOVER, false));
+    }
+
+    #[test]
+    fn a_relayed_message_in_pieces_is_left_to_the_socket() {
+        let relayed = Case { dst: ADDR.octets(), giaddr: [10, 88, 0, 1], ..DISCOVER };
+        for fragment in [0x2000, 0x2010, 0x0010] {
+            let packet = frame(&Case { fragment, ..relayed });
+            assert!(!raw_takes(&packet, Taken::Addressed(ADDR), Meta::default()), "{fragment:#x}");
+        }
+        let never_fragmented = frame(&Case { fragment: 0x4000, ..relayed });
+        assert!(raw_takes(&never_fragmented, Taken::Addressed(ADDR), Meta::default()));
     }
 
     #[test]
     fn only_a_discover_is_kept_apart() {
-        let discovers =
-            |options| accepts(&raw(67, false, Part::Discovers), &frame(&Case { options, ..DISCOVER }), 14);
+        let discovers = |options| {
+            let packet = frame(&Case { options, ..DISCOVER });
+            accepts(&raw(67, Taken::Broadcasts, Part::Discovers), &packet, 14)
+        };
         assert!(discovers([53, 1, 1, 255]));
         for options in
             [[53, 1, 3, 255], [53, 1, 8, 255], [53, 2, 1, 1], [60, 1, 1, 255], [0, 53, 1, 1], [255, 0, 0, 0]]
         {
             assert!(!discovers(options), "{options:?}");
-            assert!(raw_takes(&Case { options, ..DISCOVER }, false), "{options:?}");
+            let packet = frame(&Case { options, ..DISCOVER });
+            assert!(raw_takes(&packet, Taken::Broadcasts, Meta::default()), "{options:?}");
         }
         let mut long = frame(&DISCOVER);
         long.resize(DISCOVER_LEN_MAX as usize + 1, 0);
         assert!(
-            !accepts(&raw(67, false, Part::Discovers), &long, 14)
-                && accepts(&raw(67, false, Part::Rest), &long, 14)
+            !accepts(&raw(67, Taken::Broadcasts, Part::Discovers), &long, 14)
+                && accepts(&raw(67, Taken::Broadcasts, Part::Rest), &long, 14)
         );
         let offer = Case { src_port: 67, dst_port: 68, ..DISCOVER };
-        assert!(!accepts(&raw(67, false, Part::Discovers), &frame(&offer), 14));
+        assert!(!accepts(&raw(67, Taken::Broadcasts, Part::Discovers), &frame(&offer), 14));
     }
 
     #[test]
@@ -474,9 +576,7 @@ mod tests {
         let offer = Case { src_port: 67, dst_port: 68, dst: [10, 77, 0, 5], ..DISCOVER };
         let request = Case { options: [53, 1, 3, 255], giaddr: [10, 88, 0, 1], ..DISCOVER };
         let taken = |case: &Case, packet_type| {
-            let meta = Meta { packet_type, ..Meta::default() };
-            let by = |part| run(&raw(67, true, part), &frame(case), 14, meta) != 0;
-            by(Part::Discovers) || by(Part::Rest)
+            raw_takes(&frame(case), Taken::Everything, Meta { packet_type, ..Meta::default() })
         };
         for packet_type in [0, 1, FROM_US] {
             assert!(taken(&offer, packet_type));
@@ -487,25 +587,26 @@ mod tests {
 
     #[test]
     fn other_servers_answers_are_heard_and_our_images_are_not() {
+        let raw_takes = |case: &Case, taken| super::tests::raw_takes(&frame(case), taken, Meta::default());
         let offer = Case { src_port: 67, dst_port: 68, dst: [10, 77, 0, 5], ..DISCOVER };
-        assert!(raw_takes(&offer, false) && raw_takes(&offer, true));
+        assert!(raw_takes(&offer, Taken::Broadcasts) && raw_takes(&offer, Taken::Everything));
         for case in [
             Case { dst_port: 69, ..DISCOVER },
             Case { protocol: 6, ..DISCOVER },
             Case { fragment: 0x00b9, ..DISCOVER },
             Case { dst_port: 68, src_port: 4433, ..DISCOVER },
         ] {
-            assert!(!raw_takes(&case, false) && !raw_takes(&case, true));
+            assert!(!raw_takes(&case, Taken::Broadcasts) && !raw_takes(&case, Taken::Everything));
         }
         // The first fragment still has its header.
-        assert!(raw_takes(&Case { fragment: 0x2000, ..DISCOVER }, false));
+        assert!(raw_takes(&Case { fragment: 0x2000, ..DISCOVER }, Taken::Broadcasts));
     }
 
     #[test]
     fn a_short_frame_is_dropped_by_the_kernel() {
         let whole = frame(&DISCOVER);
         for len in 0..14 + 20 + 8 + 28 {
-            assert!(!accepts(&raw(67, false, Part::Rest), &whole[..len], 14), "{len}");
+            assert!(!accepts(&raw(67, Taken::Broadcasts, Part::Rest), &whole[..len], 14), "{len}");
         }
     }
 }

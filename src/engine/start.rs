@@ -14,7 +14,7 @@ use mio::{Poll, Waker};
 
 use super::core::Core;
 use super::counters::Tally;
-use super::dhcp::{Arrival, DhcpSide, RawPort, UdpPort};
+use super::dhcp::{Arrival, DhcpSide, RawPort, Reach, UdpPort};
 use super::http::HttpSide;
 use super::readers::Readers;
 use super::sender::PipePool;
@@ -27,7 +27,6 @@ use crate::proto::tftp::Limits;
 use crate::sys::firewall::{self, Firewall};
 use crate::sys::frames::FrameSender;
 use crate::sys::interfaces::{self, Device};
-use crate::sys::packet::BpfInstruction;
 use crate::sys::ring::{FrameRing, RingUse};
 use crate::sys::udp::{UdpOptions, UdpSocket};
 use crate::sys::uring::{BurstRing, SendRing};
@@ -63,7 +62,7 @@ pub enum Driver {
     UringAlways,
 }
 
-/// Whether TFTP may leave in frames of our own, past the host's IP stack and its packet filter.
+/// Whether packets may come and go as frames of our own, past the host's IP stack and its packet filter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Frames {
     /// Where no packet filter is in force.
@@ -87,6 +86,8 @@ pub struct EngineSettings {
     pub dhcp: Option<Settings>,
     /// DHCP's two ports.
     pub dhcp_ports: (u16, u16),
+    /// Relayed and unicast DHCP by frames.
+    pub dhcp_frames: Frames,
     /// Where leases are stored; `None` keeps them in memory alone.
     pub journal: Option<Scribe>,
     /// TFTP listeners.
@@ -324,8 +325,9 @@ impl Engine {
         );
         tracing::info!(rung = "open_files", limit = open_files, "descriptors this process may have");
 
+        let filter = firewall::look();
         let dhcp = match &settings.dhcp {
-            Some(dhcp) => Some(open_dhcp(settings, dhcp, &all)?),
+            Some(dhcp) => Some(open_dhcp(settings, dhcp, filter, &all)?),
             None => None,
         };
         let (mut dhcp, dhcp_interfaces, waiting) = match dhcp {
@@ -401,7 +403,7 @@ impl Engine {
             cores.push(core);
         }
         if !tftp_listen.is_empty() {
-            frames_for_tftp(settings, &all, &tftp_listen, data_ports.range, &mut cores);
+            frames_for_tftp(settings, filter, &all, &tftp_listen, data_ports.range, &mut cores);
         }
         for core in &mut cores {
             wakers.push(core.register().map_err(|e| SysError::new("watch a core's sockets", e))?);
@@ -536,10 +538,8 @@ struct Opened {
 #[derive(Debug)]
 struct Waiting {
     names: Vec<String>,
-    /// Every other interface has a raw socket.
-    raw_everywhere: bool,
-    filters: (Vec<BpfInstruction>, Vec<BpfInstruction>),
-    ring: RingUse,
+    port: u16,
+    reach: Reach,
     arrivals: Sender<Arrival>,
 }
 
@@ -547,45 +547,38 @@ struct Waiting {
 /// snapshot (RFC 2347 §2 ends them at 512 bytes).
 const RING: RingUse = RingUse { snapshot: 900, len: 8 << 20, all: false, outgoing: false, captured: false };
 
-/// DHCP's rings on one interface: 8,192 messages of up to an Ethernet frame, and 16,384 DISCOVERs, so that a hall that is
-/// switched on at once waits there and is not dropped: firmware asks four times, and all of it in step. UEFI machines that
-/// were offered an address together ask for it together. Whoever looks for an answer with a capture on this host has to see it.
-const DHCP_RING: RingUse =
-    RingUse { snapshot: 1518, len: 16 << 20, all: false, outgoing: false, captured: true };
-const DISCOVER_RING: RingUse = RingUse {
-    snapshot: filters::DISCOVER_LEN_MAX as usize,
-    len: 16 << 20,
-    all: false,
-    outgoing: false,
-    captured: true,
-};
+impl Frames {
+    /// Why not, where frames are not to go past the host's packet filter.
+    fn refused(self, filter: Firewall, section: &str) -> Option<String> {
+        match (self, filter) {
+            (Self::Off, _) => Some("switched off by the configuration".into()),
+            (Self::Auto, Firewall::Some) => Some(format!(
+                "this host has a packet filter, which frames would bypass; [{section}] frames = \"on\" does so"
+            )),
+            (Self::Auto, Firewall::Unknown) => {
+                Some("whether this host has a packet filter cannot be seen without CAP_NET_ADMIN".into())
+            }
+            (Self::Auto, Firewall::None) | (Self::On, _) => None,
+        }
+    }
+}
 
 /// Puts TFTP on frames where that serves the same machines for less: rings first, then the filters that keep the
 /// same packets from the sockets. What cannot be had is said, and the sockets serve on.
 fn frames_for_tftp(
     settings: &EngineSettings,
+    filter: Firewall,
     all: &[interfaces::Interface],
     listen: &[SocketAddrV4],
     data: std::ops::Range<u16>,
     cores: &mut [Core],
 ) {
     let without = |why: &str| tracing::info!(rung = "tftp_frames", have = false, "TFTP by sockets: {why}");
-    if settings.tftp_frames == Frames::Off {
-        return without("switched off by the configuration");
+    if let Some(why) = settings.tftp_frames.refused(filter, "tftp") {
+        return without(&why);
     }
     if !settings.single_port && data.is_empty() {
         return without("no run of free data ports");
-    }
-    match (settings.tftp_frames, firewall::look()) {
-        (Frames::Auto, Firewall::Some) => {
-            return without(
-                "this host has a packet filter, which frames would bypass; [tftp] frames = \"on\" does so",
-            );
-        }
-        (Frames::Auto, Firewall::Unknown) => {
-            return without("whether this host has a packet filter cannot be seen without CAP_NET_ADMIN");
-        }
-        _ => {}
     }
     let Ok(chosen) = choose_interfaces(&settings.interfaces, all) else { return };
     let ports = filters::TftpPorts { listen: listen.iter().map(SocketAddrV4::port).collect(), data };
@@ -677,6 +670,7 @@ pub(super) fn readdress(interface: &mut Arc<Interface>, all: &[interfaces::Inter
 fn open_dhcp(
     settings: &EngineSettings,
     dhcp: &Settings,
+    filter: Firewall,
     all: &[interfaces::Interface],
 ) -> Result<Opened, StartError> {
     let chosen = choose_interfaces(&settings.interfaces, all)?;
@@ -711,19 +705,21 @@ fn open_dhcp(
         }
         Err(error) => return Err(error.into()),
     };
-    let filters = (
-        filters::raw(port, udp.is_none(), filters::Part::Rest),
-        filters::raw(port, udp.is_none(), filters::Part::Discovers),
-    );
-    // The other server on this very host is heard by what it sends.
-    let ring = RingUse { outgoing: udp.is_none(), ..DHCP_RING };
+    let reach = match settings.dhcp_frames.refused(filter, "dhcp") {
+        _ if udp.is_none() => Reach::Everything,
+        None => Reach::Addressed,
+        Some(why) => {
+            tracing::info!(rung = "dhcp_frames", have = false, "relays are answered by UDP: {why}");
+            Reach::Broadcasts
+        }
+    };
     let mut raws = Vec::new();
     for interface in &interfaces {
         if chosen.iter().any(|link| link.index == interface.index && link.device == Device::Loopback) {
             // Loopback has no frames to answer: relayed and unicast requests come by UDP.
             continue;
         }
-        match RawPort::open(interface, (&filters.0, &ring), (&filters.1, &DISCOVER_RING)) {
+        match RawPort::open(interface, port, reach) {
             Ok(raw) => raws.push(raw),
             Err(error) if error.is_permission() && udp.is_some() => {
                 tracing::warn!(
@@ -744,16 +740,8 @@ fn open_dhcp(
             "machines without an address are answered by frame"
         );
     }
-    let raw_everywhere = raws.len() == interfaces.len();
-    let mut udps = Vec::new();
-    if let Some(socket) = udp {
-        if raw_everywhere && !raws.is_empty() {
-            socket
-                .attach_filter(&filters::udp())
-                .map_err(|e| SysError::new(format!("attach filter to udp port {port}"), e))?;
-        }
-        udps.push(UdpPort { socket, port: ServerPort::Dhcp });
-    }
+    let mut udps: Vec<UdpPort> =
+        udp.into_iter().map(|socket| UdpPort { socket, port: ServerPort::Dhcp }).collect();
     match UdpSocket::bind(any(boot_server_port), &options) {
         Ok(socket) => udps.push(UdpPort { socket, port: ServerPort::BootServer }),
         Err(error) if in_use(&error) && dhcp.mode == Mode::Proxy => {
@@ -775,10 +763,11 @@ fn open_dhcp(
     let journal = settings.journal.clone();
     let ask = dhcp.mode == Mode::Full && !dhcp.probe.is_zero();
     let mut side = DhcpSide::new(dhcp, seed, interfaces, arrived, raws, udps, settings.dhcp_ports, journal);
+    side.divide().map_err(|e| SysError::new(format!("attach filter to udp port {port}"), e))?;
     if ask {
         side.ask_before_offering()?;
     }
-    Ok(Opened { side, names, waiting: Waiting { names: waiting, raw_everywhere, filters, ring, arrivals } })
+    Ok(Opened { side, names, waiting: Waiting { names: waiting, port, reach, arrivals } })
 }
 
 impl Waiting {
@@ -792,20 +781,14 @@ impl Waiting {
                 self.names.push(name);
                 continue;
             };
-            let raw = match RawPort::open(
-                &interface,
-                (&self.filters.0, &self.ring),
-                (&self.filters.1, &DISCOVER_RING),
-            ) {
+            let raw = match RawPort::open(&interface, self.port, self.reach) {
                 Ok(raw) => Some(raw),
                 Err(error) => {
                     tracing::warn!(interface = name, "{error}: answers go out as UDP broadcasts");
-                    self.raw_everywhere = false;
                     None
                 }
             };
-            let raw_everywhere = self.raw_everywhere;
-            if self.arrivals.try_send(Arrival { interface, raw, raw_everywhere }).is_err() {
+            if self.arrivals.try_send(Arrival { interface, raw }).is_err() {
                 self.names.push(name);
             }
         }

@@ -112,6 +112,7 @@ impl Lab {
             interfaces: Vec::new(),
             dhcp: None,
             dhcp_ports: (67, 4011),
+            dhcp_frames: Frames::Auto,
             journal: None,
             tftp: vec![any],
             tftp_limits: Limits::default(),

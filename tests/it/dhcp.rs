@@ -94,11 +94,19 @@ struct Player {
     input: ChildStdin,
     output: BufReader<ChildStdout>,
     server_mac: MacAddr,
+    /// The server answers relays and renewals by frame.
+    by_frames: bool,
     probes: u32,
 }
 
+/// True for what comes from a relay or from a client that has an address.
+fn has_address(message: &[u8]) -> bool {
+    Message::parse(message)
+        .is_ok_and(|message| !message.giaddr().is_unspecified() || !message.ciaddr().is_unspecified())
+}
+
 impl Player {
-    fn start(net: &Net, client: &Namespace) -> Self {
+    fn start(net: &Net, client: &Namespace, by_frames: bool) -> Self {
         let shown = run(net.server.command("ip").args(["-o", "link", "show", BRIDGE]));
         let server_mac = shown.split_whitespace().skip_while(|word| *word != "link/ether").nth(1);
         let server_mac = server_mac.and_then(|text| text.parse().ok()).expect("the bridge has an address");
@@ -107,7 +115,7 @@ impl Player {
         let mut child = command.spawn().expect("python3 runs");
         let input = child.stdin.take().expect("a pipe");
         let output = BufReader::new(child.stdout.take().expect("a pipe"));
-        Self { child, input, output, server_mac, probes: 0 }
+        Self { child, input, output, server_mac, by_frames, probes: 0 }
     }
 
     fn frame(&self, said: &Said) -> String {
@@ -157,6 +165,10 @@ impl Player {
         let to = if datagram.dst_mac == MacAddr::BROADCAST {
             assert_eq!(datagram.dst, SocketAddrV4::new(Ipv4Addr::BROADCAST, 68));
             "bcast".into()
+        } else if self.by_frames && said.port == 67 && has_address(&said.bytes) {
+            // Back to who sent it; by UDP it goes to whom ARP names.
+            assert_eq!(datagram.dst_mac, said.src_mac);
+            datagram.dst.to_string()
         } else if datagram.dst_mac == said.src_mac {
             assert_eq!(datagram.dst, SocketAddrV4::new(reply.yiaddr(), 68));
             "link".into()
@@ -204,6 +216,16 @@ ip = "10.88.0.60"
 
 #[test]
 fn every_case_is_answered_by_frames_as_written_down() {
+    every_case(true);
+}
+
+/// As on a host with a packet filter.
+#[test]
+fn every_case_is_answered_as_written_down_with_relays_by_udp() {
+    every_case(false);
+}
+
+fn every_case(by_frames: bool) {
     let mut wrong = Vec::new();
     let mut played = 0;
     for setting in ["proxy", "full", "open"] {
@@ -227,11 +249,14 @@ fn every_case_is_answered_by_frames_as_written_down() {
         let site = Site::new(
             net.interface,
             "auto",
-            &format!("[dhcp]\nmode = \"{mode}\"\nauthoritative = {authoritative}\n{NETWORKS}"),
+            &format!(
+                "[dhcp]\nmode = \"{mode}\"\nauthoritative = {authoritative}\nframes = \"{}\"\n{NETWORKS}",
+                if by_frames { "auto" } else { "off" }
+            ),
         );
         append(&site, &with_loaders(&site));
         let server = site.serve(&net);
-        let mut player = Player::start(&net, &client);
+        let mut player = Player::start(&net, &client, by_frames);
         for (number, name, of, steps) in cases() {
             if of != setting || steps.contains("+") {
                 continue;
@@ -257,6 +282,73 @@ fn every_case_is_answered_by_frames_as_written_down() {
     }
     assert!(played >= 300, "{played}");
     assert!(wrong.is_empty(), "{} of {played} wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// Waits for one DHCP message to a relay's address, and says how long it is.
+const RELAY: &str = r#"
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(("10.88.0.2", 67))
+s.settimeout(30)
+print("listening", flush=True)
+print(len(s.recv(4096)), "bytes", flush=True)
+"#;
+
+#[test]
+fn a_relay_is_answered_past_no_packet_filter_and_only_where_routing_leads() {
+    let filter = "table inet lab { chain in { type filter hook input priority 0; policy accept; \
+                  ip daddr 10.77.0.1 udp dport 67 drop; }\n}";
+    for (frames, filtered, elsewhere) in
+        [("auto", false, true), ("auto", true, false), ("off", true, false), ("on", true, false)]
+    {
+        let net = Net::flat();
+        let client = plugged(&net.server, "plug0");
+        client.ip("addr add 10.88.0.2/32 dev eth0");
+        client.ip("route add 10.77.0.0/16 dev eth0");
+        net.server.ip(&format!("route add 10.88.0.0/16 dev {BRIDGE}"));
+        if filtered {
+            run(net.server.command(tool("nft", "nftables")).arg(filter));
+        }
+        let rest = format!("[dhcp]\nmode = \"full\"\nframes = \"{frames}\"\n{NETWORKS}");
+        let site = Site::new(net.interface, "auto", &rest);
+        append(&site, &with_loaders(&site));
+        let mut server = site.serve(&net);
+        let mut player = Player::start(&net, &client, true);
+        let mut relayed = |number, silence| {
+            let mut case = Case::new(number);
+            let Step::Say(said, expected) = case.read("discover uefi gi=relay > offer to=10.88.0.2:67")
+            else {
+                panic!("a message")
+            };
+            let came = player.play(&said, silence);
+            came.map(|came| case.check(&said, &expected, Some(&came)).expect("a good answer"))
+        };
+        assert_eq!(relayed(1, filtered && frames != "on").is_some(), !filtered || frames == "on", "{frames}");
+        if filtered && frames != "on" {
+            server.process.wait_for("relays are answered by UDP", SOON);
+        }
+        if elsewhere {
+            // Routing finds the relay behind another link now: what came past it is answered there.
+            let side = Namespace::new();
+            net.server.wire("side0", &side, "eth0");
+            side.ip("addr add 10.88.0.2/16 dev eth0");
+            let mut command = side.command(tool("python3", "python3"));
+            command.arg("-c").arg(RELAY).stdout(Stdio::piped());
+            let mut relay = command.spawn().expect("python3 runs");
+            let mut heard = BufReader::new(relay.stdout.take().expect("a pipe")).lines();
+            let mut line = || heard.next().expect("it goes on").expect("text");
+            assert_eq!(line(), "listening");
+            net.server.ip("addr add 10.88.0.1/16 dev side0");
+            net.server.ip(&format!("route del 10.88.0.0/16 dev {BRIDGE}"));
+            // What routing said is believed for ten seconds.
+            std::thread::sleep(Duration::from_secs(10));
+            assert!(relayed(2, true).is_none(), "answered where it came from");
+            assert!(line().ends_with("bytes"));
+            relay.wait().expect("it ends");
+        }
+        drop(player);
+        server.stop();
+    }
 }
 
 /// DORA of many machines in turn, in a client's namespace, for so many seconds; every ACK is a line `MAC IP`. What is

@@ -1,7 +1,8 @@
 //! DHCP on the core that owns it: frames from a ring and UDP datagrams in, the machine's answers out in batches.
 //!
 //! A client that has no address yet is answered by a whole frame, so nothing waits for ARP. Where raw sockets are
-//! refused, the same answers leave by UDP as broadcasts.
+//! refused, the same answers leave by UDP as broadcasts. Relays and clients with an address are answered by a frame too,
+//! back to who sent theirs, where that may be (no packet filter to go past, and routing leads there); else by UDP.
 //!
 //! *More than can be answered.* What belongs to an exchange under way (REQUEST and all that is no DISCOVER) has a ring of
 //! its own, which every turn empties; of DISCOVERs so many are answered in a turn, and the rest waits: in their ring, or
@@ -19,6 +20,7 @@ mod sending;
 mod storing;
 mod told;
 mod waiting;
+mod ways;
 
 use std::collections::VecDeque;
 use std::io;
@@ -32,11 +34,12 @@ use crossbeam_channel::Receiver;
 use mio::Registry;
 
 use self::notices::{NOTICED_BURST, NOTICED_PER_SECOND};
-pub(super) use self::ports::{Arrival, RawPort, UdpPort};
+pub(super) use self::ports::{Arrival, RawPort, Reach, UdpPort};
 use self::records::decode;
 use self::storing::Journal;
 use self::told::{Budget, RECORDED_BURST, RECORDED_PER_SECOND, note, note_ignored};
 use self::waiting::Waiting;
+use self::ways::Ways;
 use super::core::{Owner, Turn, watch};
 use super::counters::Count;
 use super::policy::Decider;
@@ -98,6 +101,7 @@ pub(super) struct DhcpSide {
     message: Vec<u8>,
     reply: Vec<u8>,
     waiting: Waiting,
+    ways: Ways,
     /// DISCOVERs that may still be answered in this turn as they come.
     discovers: usize,
     /// The UDP port whose datagrams the core's batch holds.
@@ -146,6 +150,7 @@ impl DhcpSide {
             message: vec![0; FRAME_LEN],
             reply: vec![0; FRAME_LEN],
             waiting: Waiting::default(),
+            ways: Ways::default(),
             discovers: 0,
             gathered: None,
             journal: journal.map(|scribe| Journal::new(scribe, epoch)),

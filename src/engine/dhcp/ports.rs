@@ -1,17 +1,17 @@
 //! The ways in and out: an interface's frames, the UDP sockets, and interfaces that come up later.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use mio::Registry;
 
-use super::DhcpSide;
+use super::{DhcpSide, FRAME_LEN};
 use crate::engine::core::{Owner, Turn, watch};
-use crate::engine::filters;
+use crate::engine::filters::{self, DISCOVER_LEN_MAX, Part, Taken};
 use crate::proto::dhcp::{Interface, ServerPort};
 use crate::sys::SysError;
-use crate::sys::packet::BpfInstruction;
 use crate::sys::ring::{FrameBatch, FrameRing, RingUse};
 use crate::sys::udp::UdpSocket;
 
@@ -29,6 +29,26 @@ pub(in crate::engine) struct RawPort {
     pub(super) unsent: u64,
     pub(super) ip_id: u16,
     pub(super) interface: Arc<Interface>,
+    /// What is sent to this address of the interface comes and goes by frame.
+    pub(super) addressed: Option<Ipv4Addr>,
+}
+
+/// DHCP's rings on one interface: 8,192 messages of up to an Ethernet frame, and 16,384 DISCOVERs, so that a hall that is
+/// switched on at once waits there and is not dropped: firmware asks four times, and all of it in step. UEFI machines that
+/// were offered an address together ask for it together. Whoever looks for an answer with a capture on this host has to see it.
+const RING: RingUse =
+    RingUse { snapshot: FRAME_LEN, len: 16 << 20, all: false, outgoing: false, captured: true };
+const DISCOVER_RING: RingUse = RingUse { snapshot: DISCOVER_LEN_MAX as usize, ..RING };
+
+/// What raw ports take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in crate::engine) enum Reach {
+    /// What has no relay behind it and is sent to everybody.
+    Broadcasts,
+    /// And what is sent to the interface's own address.
+    Addressed,
+    /// All, and what this host's other server on this port answers.
+    Everything,
 }
 
 impl RawPort {
@@ -36,13 +56,21 @@ impl RawPort {
     /// As [`FrameRing::open`].
     pub(in crate::engine) fn open(
         interface: &Arc<Interface>,
-        rest: (&[BpfInstruction], &RingUse),
-        discovers: (&[BpfInstruction], &RingUse),
+        port: u16,
+        reach: Reach,
     ) -> Result<Self, SysError> {
-        let open = |(filter, ring): (&[BpfInstruction], &RingUse)| {
-            FrameRing::open(&interface.name, interface.index, filter, ring)
+        let taken = match reach {
+            Reach::Broadcasts => Taken::Broadcasts,
+            Reach::Addressed => Taken::Addressed(interface.addr),
+            Reach::Everything => Taken::Everything,
         };
-        let (ring, discovers) = (open(rest)?, open(discovers)?);
+        let open = |part, ring: &RingUse| {
+            let filter = filters::raw(port, taken, part);
+            FrameRing::open(&interface.name, interface.index, &filter, ring)
+        };
+        // The other server on this very host is heard by what it sends.
+        let rest = RingUse { outgoing: reach == Reach::Everything, ..RING };
+        let (ring, discovers) = (open(Part::Rest, &rest)?, open(Part::Discovers, &DISCOVER_RING)?);
         let fail = |e| SysError::new(format!("send frames on {}", interface.name), e);
         let fd = ring.sender().map_err(fail)?;
         let interface = Arc::clone(interface);
@@ -54,6 +82,7 @@ impl RawPort {
             batch: FrameBatch::new(),
             unsent: 0,
             ip_id: 0,
+            addressed: (reach == Reach::Addressed).then_some(interface.addr),
             interface,
         })
     }
@@ -78,30 +107,42 @@ pub(in crate::engine) struct UdpPort {
 pub(in crate::engine) struct Arrival {
     pub(in crate::engine) interface: Arc<Interface>,
     pub(in crate::engine) raw: Option<RawPort>,
-    /// With this one every interface has a raw socket: UDP must leave broadcasts to them.
-    pub(in crate::engine) raw_everywhere: bool,
 }
 
 impl DhcpSide {
+    /// Leaves to the raw ports what is theirs, so that nothing is answered twice.
+    ///
+    /// # Errors
+    /// What `setsockopt` says.
+    pub(in crate::engine) fn divide(&self) -> io::Result<()> {
+        let Some(udp) = self.udps.iter().find(|udp| udp.port == ServerPort::Dhcp) else { return Ok(()) };
+        let has_raw = |index| self.raws.iter().any(|raw| raw.interface.index == index);
+        let heard: Vec<u32> = self
+            .interfaces
+            .iter()
+            .map(|interface| interface.index)
+            .filter(|index| !has_raw(*index))
+            .collect();
+        let addressed = |raw: &RawPort| Some((raw.interface.index, raw.addressed?));
+        let frames: Vec<_> = self.raws.iter().filter_map(addressed).collect();
+        udp.socket.attach_filter(&filters::udp(&heard, &frames))
+    }
+
     pub(super) fn welcome(&mut self, arrival: Arrival, turn: &Turn<'_>) {
-        if arrival.raw_everywhere
-            && let Some(udp) = self.udps.iter().find(|udp| udp.port == ServerPort::Dhcp)
-            && let Err(error) = udp.socket.attach_filter(&filters::udp())
-        {
-            // Without the filter a broadcast would be answered twice: the raw socket is let go instead.
-            tracing::warn!(interface = arrival.interface.name, %error, "answered by UDP broadcast only");
-            self.interfaces.push(arrival.interface);
-            return;
-        }
-        if let Some(raw) = arrival.raw {
+        let Arrival { interface, raw } = arrival;
+        if let Some(raw) = raw {
             if let Err(error) = raw.watch(turn.registry, self.raws.len()) {
-                tracing::warn!(interface = raw.interface.name, %error, "cannot watch the raw socket");
+                tracing::warn!(interface = interface.name, %error, "cannot watch the raw socket");
                 return;
             }
             self.ready_raw.extend([self.raws.len() as u32 * 2, self.raws.len() as u32 * 2 + 1]);
             self.raws.push(raw);
         }
-        tracing::info!(interface = arrival.interface.name, address = %arrival.interface.addr, "answered on from now on");
-        self.interfaces.push(arrival.interface);
+        self.interfaces.push(Arc::clone(&interface));
+        if let Err(error) = self.divide() {
+            // What both take is answered twice, with the same answer.
+            tracing::warn!(interface = interface.name, %error, "cannot filter the UDP socket");
+        }
+        tracing::info!(interface = interface.name, address = %interface.addr, "answered on from now on");
     }
 }

@@ -1,6 +1,7 @@
 //! Replies on their way out: whole frames to who has no address yet, datagrams to everybody else, in batches.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Instant;
 
 use super::ports::RawPort;
 use super::{Came, DhcpSide};
@@ -33,9 +34,7 @@ impl DhcpSide {
             To::Unicast(to) => (None, to),
         };
         let udp = self.udps.iter().position(|udp| udp.port == output.port);
-        // A unicast goes by UDP, where routing and ARP do their work. With another server on port 67 there is no
-        // socket to send it from, and it goes back to the MAC address it came from.
-        let frame_to = mac.or(if udp.is_none() { came.src_mac } else { None });
+        let frame_to = mac.or_else(|| self.way_back(came, to, udp.is_none(), turn.now));
         let (route, range) = if let (Some(raw), Some(dst_mac)) = (came.raw, frame_to) {
             let port = &mut self.raws[raw];
             port.ip_id = port.ip_id.wrapping_add(1);
@@ -70,6 +69,22 @@ impl DhcpSide {
                 self.reply = reply;
             }
         }
+    }
+
+    /// Where a unicast goes by frame: to the neighbour that the message came from. Otherwise it goes by UDP, where routing
+    /// and ARP do their work; with another server on the port there is no socket to send it from.
+    fn way_back(
+        &mut self,
+        came: &Came,
+        to: SocketAddrV4,
+        is_only_way: bool,
+        now: Instant,
+    ) -> Option<MacAddr> {
+        let neighbour = came.src_mac?;
+        let raw = self.raws.get(came.raw?)?;
+        let may =
+            raw.addressed.is_some() && !neighbour.is_group() && self.ways.leads_back(now, &raw.interface, to);
+        (may || is_only_way).then_some(neighbour)
     }
 
     /// Adds a reply to the batch of its way out.
