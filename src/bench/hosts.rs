@@ -720,6 +720,7 @@ mod tests {
             addr: Some(addr.into()),
             prefix,
             mac: [0; 6],
+            ethernet: true,
             running: true,
             mtu: 1500,
             device: Device::Veth,

@@ -1,10 +1,13 @@
 //! Classic BPF programs that split DHCP, and TFTP, between raw sockets and UDP sockets without a gap or an overlap.
 //!
-//! The raw socket takes what a UDP socket cannot answer: requests to 255.255.255.255 that no relay has touched. Where
-//! frames may go past the host's packet filter it also takes what came to its interface's own address in one plain,
-//! untagged packet of at most [`PLAIN_LEN_MAX`] (relayed messages, renewals). The UDP socket's own filter drops exactly
-//! those, and takes the rest. Where another DHCP server owns port 67 there is no UDP socket, and the raw socket takes
-//! everything. It also hears what other servers answer (port 67 to port 68).
+//! The raw sockets take what a UDP socket cannot answer: requests to 255.255.255.255 that no relay has touched. Where
+//! frames may go past the host's packet filter there is one more, for what came to its interface's own address in one
+//! plain, untagged packet of at most [`ADDRESSED_LEN_MAX`] (relayed messages, renewals). The UDP socket's own filter drops
+//! exactly those, and takes the rest. Where another DHCP server owns port 67 there is no UDP socket, and the raw sockets
+//! take everything. They also hear what other servers answer (port 67 to port 68).
+//!
+//! A raw socket on an interface is also shown what belongs to those upon it (VLANs, macvlan): the interface that the
+//! kernel names with a packet tells them apart.
 //!
 //! TFTP by frames is split per interface: the raw socket takes what came to this interface's own address in one
 //! plain, untagged packet without IP options; the UDP sockets drop exactly that, and serve the rest: other interfaces,
@@ -53,10 +56,10 @@ const BROADCAST: u32 = 0xffff_ffff;
 const ACCEPT: BpfInstruction = BpfInstruction { code: RETURN, jt: 0, jf: 0, k: 0x4_0000 };
 const DROP: BpfInstruction = BpfInstruction { code: RETURN, jt: 0, jf: 0, k: 0 };
 const CLIENT_PORT: u32 = 68;
-/// Longest packet that DHCP's raw sockets take for the interface's own address, IPv4 header included. A longer one may have
-/// come in fragments, which the socket sees as one and nobody sees who reads frames: no network fragments shorter ones
-/// (IPv6 asks for 1,280 of every link).
-const PLAIN_LEN_MAX: u32 = 1200;
+/// Longest packet to the interface's own address that DHCP takes as a frame, IPv4 header included. A longer one may have
+/// come in fragments, which the UDP socket sees as one; a shorter one that did is lost, but what link would do that (IPv6
+/// asks for 1,280 of every one).
+pub const ADDRESSED_LEN_MAX: u32 = 1200;
 
 const fn load(code: u16, k: u32) -> BpfInstruction {
     BpfInstruction { code, jt: 0, jf: 0, k }
@@ -78,32 +81,23 @@ pub enum Part {
     Rest,
 }
 
-/// Whose messages DHCP's raw sockets on an interface take.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Taken {
-    /// What is sent to everybody and no relay has touched.
-    Broadcasts,
-    /// That, and what came to this address, the interface's own, in one plain packet.
-    Addressed(Ipv4Addr),
-    /// All: for hosts where another server has the port.
-    Everything,
-}
-
 /// For the raw sockets: offsets count from the Ethernet header (14 bytes; the IP header's length in X). The two parts are of
-/// two sockets, so that a storm of DISCOVERs fills the buffer of its own and no other.
+/// two sockets, so that a storm of DISCOVERs fills the buffer of its own and no other. `everything` also takes relayed and unicast
+/// requests: for hosts where another server has port `port`.
 ///
 /// A frame that ends before the first option is dropped by the kernel.
-pub fn raw(port: u16, taken: Taken, part: Part) -> Vec<BpfInstruction> {
+pub fn raw(port: u16, interface: u32, everything: bool, part: Part) -> Vec<BpfInstruction> {
     const DHCP: u32 = 14 + 8;
     let port = u32::from(port);
     let mut program = Vec::new();
     let must = |program: &mut Vec<_>, code, at, value| {
         program.extend([load(code, at), jump(JUMP_EQ, value, 1, 0), DROP]);
     };
-    // A tagged frame is of another network, whose own interface hears it too.
-    must(&mut program, LD_W_ABS, VLAN_TAG_PRESENT, 0);
     must(&mut program, LD_H_ABS, 12, ETHERTYPE_IPV4);
     must(&mut program, LD_B_ABS, 23, PROTOCOL_UDP);
+    // A tagged frame is of another network, whose own interface hears it too.
+    must(&mut program, LD_W_ABS, VLAN_TAG_PRESENT, 0);
+    must(&mut program, LD_W_ABS, INTERFACE_INDEX, interface);
     // A later fragment has no UDP header.
     program.extend([load(LD_H_ABS, 20), jump(JUMP_SET, 0x1fff, 0, 1), DROP]);
     program.extend([load(LDX_IP_HEADER_LEN, 14), load(LD_H_IND, 16)]);
@@ -120,27 +114,12 @@ pub fn raw(port: u16, taken: Taken, part: Part) -> Vec<BpfInstruction> {
     }
     // The accumulator still holds the destination port.
     program.extend([jump(JUMP_EQ, port, 1, 0), DROP]);
-    match taken {
+    if everything {
         // What this host asks of others, as a relay does, is no question to us.
-        Taken::Everything => {
-            program.extend([load(LD_W_ABS, PACKET_TYPE), jump(JUMP_EQ, FROM_US, 0, 1), DROP])
-        }
-        Taken::Broadcasts => {
-            must(&mut program, LD_W_ABS, 30, BROADCAST);
-            must(&mut program, LD_W_IND, DHCP + 24, 0); // giaddr
-        }
-        Taken::Addressed(addr) => {
-            let mut plain = vec![jump(JUMP_EQ, addr.to_bits(), 1, 0), DROP];
-            must(&mut plain, LD_B_ABS, 14, PLAIN_IPV4);
-            must(&mut plain, LD_W_ABS, PACKET_TYPE, TO_US);
-            plain.extend([load(LD_H_ABS, 20), jump(JUMP_SET, FRAGMENT, 0, 1), DROP]);
-            plain.extend([load(LD_H_ABS, 16), jump(JUMP_GE, PLAIN_LEN_MAX + 1, 0, 1), DROP]);
-            let over = plain.len() as u32;
-            program.extend([load(LD_W_ABS, 30), jump(JUMP_EQ, BROADCAST, 0, 4)]);
-            must(&mut program, LD_W_IND, DHCP + 24, 0); // giaddr
-            program.push(load(JUMP, over));
-            program.extend(plain);
-        }
+        program.extend([load(LD_W_ABS, PACKET_TYPE), jump(JUMP_EQ, FROM_US, 0, 1), DROP]);
+    } else {
+        must(&mut program, LD_W_ABS, 30, BROADCAST);
+        must(&mut program, LD_W_IND, DHCP + 24, 0); // giaddr
     }
     let (discover, other) = match part {
         Part::Discovers => (ACCEPT, DROP),
@@ -176,18 +155,9 @@ pub struct TftpPorts {
 }
 
 /// For the raw sockets that take TFTP on an interface with this address: what came to it in one plain packet.
-pub fn tftp_frames(addr: Ipv4Addr, ports: &TftpPorts) -> Vec<BpfInstruction> {
-    let mut program = Vec::new();
-    let must = |program: &mut Vec<_>, code, at, value| {
-        program.extend([load(code, at), jump(JUMP_EQ, value, 1, 0), DROP]);
-    };
-    must(&mut program, LD_H_ABS, 12, ETHERTYPE_IPV4);
-    must(&mut program, LD_B_ABS, 14, PLAIN_IPV4);
-    must(&mut program, LD_B_ABS, 23, PROTOCOL_UDP);
-    must(&mut program, LD_W_ABS, PACKET_TYPE, TO_US);
-    must(&mut program, LD_W_ABS, VLAN_TAG_PRESENT, 0);
-    must(&mut program, LD_W_ABS, 30, addr.to_bits());
-    program.extend([load(LD_H_ABS, 20), jump(JUMP_SET, FRAGMENT, 0, 1), DROP, load(LD_H_ABS, 36)]);
+pub fn tftp_frames(interface: u32, addr: Ipv4Addr, ports: &TftpPorts) -> Vec<BpfInstruction> {
+    let mut program = plain(interface, addr);
+    program.push(load(LD_H_ABS, 36));
     for port in &ports.listen {
         program.extend([jump(JUMP_EQ, u32::from(*port), 0, 1), ACCEPT]);
     }
@@ -199,6 +169,30 @@ pub fn tftp_frames(addr: Ipv4Addr, ports: &TftpPorts) -> Vec<BpfInstruction> {
         ]);
     }
     program.push(DROP);
+    program
+}
+
+/// For the raw socket that takes DHCP sent to this address of an interface: relayed messages, renewals.
+pub fn addressed(port: u16, interface: u32, addr: Ipv4Addr) -> Vec<BpfInstruction> {
+    let mut program = plain(interface, addr);
+    program.extend([load(LD_H_ABS, 36), jump(JUMP_EQ, u32::from(port), 1, 0), DROP]);
+    program.extend([load(LD_H_ABS, 16), jump(JUMP_GE, ADDRESSED_LEN_MAX + 1, 0, 1), DROP, ACCEPT]);
+    program
+}
+
+/// The beginning of a raw socket's program: drops all but UDP that came to this address of the interface in one plain,
+/// untagged packet. Offsets count from the Ethernet header.
+fn plain(interface: u32, addr: Ipv4Addr) -> Vec<BpfInstruction> {
+    let mut program = Vec::new();
+    let mut must = |code, at, value| program.extend([load(code, at), jump(JUMP_EQ, value, 1, 0), DROP]);
+    must(LD_H_ABS, 12, ETHERTYPE_IPV4);
+    must(LD_B_ABS, 14, PLAIN_IPV4);
+    must(LD_B_ABS, 23, PROTOCOL_UDP);
+    must(LD_W_ABS, PACKET_TYPE, TO_US);
+    must(LD_W_ABS, VLAN_TAG_PRESENT, 0);
+    must(LD_W_ABS, INTERFACE_INDEX, interface);
+    must(LD_W_ABS, 30, addr.to_bits());
+    program.extend([load(LD_H_ABS, 20), jump(JUMP_SET, FRAGMENT, 0, 1), DROP]);
     program
 }
 
@@ -255,8 +249,8 @@ pub fn tftp_chooser(ports: &TftpPorts) -> Vec<BpfInstruction> {
 }
 
 /// For DHCP's UDP socket: offsets count from the UDP header. Of what is sent to everybody and no relay has touched it takes
-/// what came in on the interfaces of `heard`, which have no raw sockets; and it drops what raw sockets with
-/// [`Taken::Addressed`] take on those of `frames` (index and address).
+/// what came in on the interfaces of `heard`, which have no raw sockets; and it drops what [`addressed`] takes on those of
+/// `frames` (index and address).
 pub fn udp(heard: &[u32], frames: &[(u32, Ipv4Addr)]) -> Vec<BpfInstruction> {
     let relayed = [load(LD_W_ABS, 8 + 24), jump(JUMP_EQ, 0, 1, 0), ACCEPT]; // giaddr
     let mut everybody = relayed.to_vec();
@@ -266,7 +260,7 @@ pub fn udp(heard: &[u32], frames: &[(u32, Ipv4Addr)]) -> Vec<BpfInstruction> {
     let over = load(JUMP, everybody.len() as u32);
     let mut program = vec![load(LD_W_ABS, NET_OFFSET + 16), jump(JUMP_EQ, BROADCAST, 1, 0), over];
     program.extend(everybody);
-    program.extend([load(LD_H_ABS, NET_OFFSET + 2), jump(JUMP_GE, PLAIN_LEN_MAX + 1, 0, 1), ACCEPT]);
+    program.extend([load(LD_H_ABS, NET_OFFSET + 2), jump(JUMP_GE, ADDRESSED_LEN_MAX + 1, 0, 1), ACCEPT]);
     drop_plain(&mut program, frames);
     program
 }
@@ -281,11 +275,17 @@ mod tests {
     }
 
     /// What the kernel knows besides the bytes.
-    #[derive(Clone, Copy, Default, Debug)]
+    #[derive(Clone, Copy, Debug)]
     struct Meta {
         packet_type: u32,
         interface: u32,
         tagged: u32,
+    }
+
+    impl Default for Meta {
+        fn default() -> Self {
+            Self { packet_type: TO_US, interface: 3, tagged: 0 }
+        }
     }
 
     fn run(program: &[BpfInstruction], packet: &[u8], network: usize, meta: Meta) -> u32 {
@@ -390,11 +390,15 @@ mod tests {
         frame
     }
 
-    /// By either raw socket, and never by both.
-    fn raw_takes(packet: &[u8], taken: Taken, meta: Meta) -> bool {
-        let by = |part| run(&raw(67, taken, part), packet, 14, meta) != 0;
+    /// By either raw socket on interface 3, and never by both.
+    fn raw_takes(packet: &[u8], everything: bool, meta: Meta) -> bool {
+        let by = |part| run(&raw(67, 3, everything, part), packet, 14, meta) != 0;
         assert!(!(by(Part::Discovers) && by(Part::Rest)));
         by(Part::Discovers) || by(Part::Rest)
+    }
+
+    fn addressed_takes(packet: &[u8], meta: Meta) -> bool {
+        run(&addressed(67, 3, ADDR), packet, 14, meta) != 0
     }
 
     fn udp_takes(packet: &[u8], heard: &[u32], frames: &[(u32, Ipv4Addr)], meta: Meta) -> bool {
@@ -418,7 +422,7 @@ mod tests {
     #[test]
     fn every_tftp_packet_is_taken_by_exactly_one_of_the_two() {
         let sockets = tftp_sockets(&[(7, Ipv4Addr::new(10, 78, 0, 1)), (3, ADDR)]);
-        let frames = tftp_frames(ADDR, &ports());
+        let frames = tftp_frames(3, ADDR, &ports());
         let mut by_frame = 0;
         for ip_options in [0, 8] {
             for dst in [[10, 77, 0, 1], [10, 77, 0, 9], [255; 4]] {
@@ -443,7 +447,7 @@ mod tests {
 
     #[test]
     fn frames_are_taken_of_nothing_but_plain_tftp() {
-        let frames = tftp_frames(ADDR, &ports());
+        let frames = tftp_frames(3, ADDR, &ports());
         let taken = |case: &Case, meta| run(&frames, &frame(case), 14, meta) != 0;
         assert!(taken(&RRQ, Meta::default()));
         assert!(!taken(&RRQ, Meta { tagged: 1, ..Meta::default() }));
@@ -457,7 +461,7 @@ mod tests {
         ] {
             assert!(!taken(&case, Meta::default()), "{} {}", case.dst_port, case.fragment);
         }
-        assert!(!tftp_frames(ADDR, &TftpPorts { data: 0..0, ..ports() }).is_empty());
+        assert!(!tftp_frames(3, ADDR, &TftpPorts { data: 0..0, ..ports() }).is_empty());
     }
 
     #[test]
@@ -477,42 +481,42 @@ mod tests {
     /// Interface 3 has raw sockets and this machine's first address, 4 has none, 5 is not answered on.
     #[test]
     fn every_request_is_taken_by_exactly_one_of_the_two() {
-        let every_way = |each: &mut dyn FnMut(Case, Vec<u8>, Meta)| {
-            for (ip_options, packet_type, interface) in ways_in() {
-                for dst in [[255; 4], ADDR.octets(), [10, 77, 0, 9], [10, 77, 0, 255]] {
-                    for giaddr in [[0; 4], [10, 88, 0, 1]] {
-                        for pad in [0, 700, 1000] {
+        let mut by_frame = 0;
+        for (ip_options, packet_type, interface) in ways_in() {
+            for dst in [[255; 4], ADDR.octets(), [10, 77, 0, 9], [10, 77, 0, 255]] {
+                for giaddr in [[0; 4], [10, 88, 0, 1]] {
+                    // What has no option yet, what has one, and what may have been cut.
+                    for len in [28 + 28, 28 + 239, 28 + 244, 1200, 1201, 1500] {
+                        for tagged in [0, 1] {
                             let case = Case { ip_options, dst, giaddr, ..DISCOVER };
                             let mut packet = frame(&case);
-                            packet.resize(packet.len() + pad, 0);
-                            let total_len = (packet.len() - 14) as u16;
-                            packet[16..18].copy_from_slice(&total_len.to_be_bytes());
-                            each(case, packet, Meta { packet_type, interface, tagged: 0 });
+                            packet.resize(14 + len, 0);
+                            packet[16..18].copy_from_slice(&(len as u16).to_be_bytes());
+                            // The interface upon this one that has the tag shows its packets to both.
+                            let meta = Meta { packet_type, interface, tagged };
+                            let everybody = dst == [255; 4] && giaddr == [0; 4];
+                            let short = len < 28 + 243 + ip_options;
+                            let by_raw = raw_takes(&packet, false, meta);
+                            let by_address = addressed_takes(&packet, meta);
+                            let by_udp = udp_takes(&packet, &[4], &[(3, ADDR)], Meta { tagged: 0, ..meta });
+                            let by_any = u8::from(by_raw) + u8::from(by_address) + u8::from(by_udp);
+                            let what = format!("{dst:?} {giaddr:?} {meta:?} {len}");
+                            if tagged == 1 {
+                                assert!(!by_raw && !by_address, "{what}");
+                            } else if len >= 28 + 28 + ip_options {
+                                let to_nobody = everybody && (interface == 5 || (interface == 3 && short));
+                                assert_eq!(by_any, u8::from(!to_nobody), "{what}");
+                            }
+                            assert!(everybody || !by_raw, "{what}");
+                            by_frame += usize::from(by_address);
+                            let of_three = interface == 3 && tagged == 0 && !short;
+                            assert_eq!(raw_takes(&packet, true, meta), of_three, "{what}");
                         }
                     }
                 }
             }
-        };
-        let mut by_frame = [0, 0];
-        every_way(&mut |case, packet, meta| {
-            let everybody = case.dst == [255; 4] && case.giaddr == [0; 4];
-            for (n, taken, frames) in
-                [(0, Taken::Broadcasts, &[][..]), (1, Taken::Addressed(ADDR), &[(3, ADDR)][..])]
-            {
-                // The raw socket is bound to interface 3, and hears nothing of another.
-                let by_raw = meta.interface == 3 && raw_takes(&packet, taken, meta);
-                let by_udp = udp_takes(&packet, &[4], frames, meta);
-                if everybody && meta.interface == 5 {
-                    assert!(!by_raw && !by_udp);
-                } else {
-                    assert_ne!(by_raw, by_udp, "{:?} {:?} {meta:?} {}", case.dst, case.giaddr, packet.len());
-                }
-                by_frame[n] += usize::from(by_raw && !everybody);
-            }
-            assert!(raw_takes(&packet, Taken::Everything, meta));
-        });
-        assert_eq!(by_frame, [0, 4], "to one address, plain, of two lengths, with and without a relay");
-        assert!(raw_takes(&frame(&DISCOVER), Taken::Broadcasts, Meta::default()));
+        }
+        assert_eq!(by_frame, 2 * 4, "to one address, plain, of four lengths, with and without a relay");
     }
 
     fn ways_in() -> impl Iterator<Item = (usize, u32, u32)> {
@@ -537,21 +541,28 @@ mod tests {
     }
 
     #[test]
-    fn a_relayed_message_in_pieces_is_left_to_the_socket() {
+    fn a_relayed_message_in_pieces_is_no_frame_and_whole_the_sockets_when_it_is_long() {
         let relayed = Case { dst: ADDR.octets(), giaddr: [10, 88, 0, 1], ..DISCOVER };
         for fragment in [0x2000, 0x2010, 0x0010] {
-            let packet = frame(&Case { fragment, ..relayed });
-            assert!(!raw_takes(&packet, Taken::Addressed(ADDR), Meta::default()), "{fragment:#x}");
+            assert!(
+                !addressed_takes(&frame(&Case { fragment, ..relayed }), Meta::default()),
+                "{fragment:#x}"
+            );
         }
-        let never_fragmented = frame(&Case { fragment: 0x4000, ..relayed });
-        assert!(raw_takes(&never_fragmented, Taken::Addressed(ADDR), Meta::default()));
+        assert!(addressed_takes(&frame(&Case { fragment: 0x4000, ..relayed }), Meta::default()));
+        // Put together by the kernel it has no mark of that any more.
+        let mut whole = frame(&relayed);
+        assert!(!udp_takes(&whole, &[], &[(3, ADDR)], Meta::default()));
+        whole.resize(14 + 1201, 0);
+        whole[16..18].copy_from_slice(&1201u16.to_be_bytes());
+        assert!(udp_takes(&whole, &[], &[(3, ADDR)], Meta::default()));
     }
 
     #[test]
     fn only_a_discover_is_kept_apart() {
         let discovers = |options| {
             let packet = frame(&Case { options, ..DISCOVER });
-            accepts(&raw(67, Taken::Broadcasts, Part::Discovers), &packet, 14)
+            accepts(&raw(67, 3, false, Part::Discovers), &packet, 14)
         };
         assert!(discovers([53, 1, 1, 255]));
         for options in
@@ -559,25 +570,24 @@ mod tests {
         {
             assert!(!discovers(options), "{options:?}");
             let packet = frame(&Case { options, ..DISCOVER });
-            assert!(raw_takes(&packet, Taken::Broadcasts, Meta::default()), "{options:?}");
+            assert!(raw_takes(&packet, false, Meta::default()), "{options:?}");
         }
         let mut long = frame(&DISCOVER);
         long.resize(DISCOVER_LEN_MAX as usize + 1, 0);
         assert!(
-            !accepts(&raw(67, Taken::Broadcasts, Part::Discovers), &long, 14)
-                && accepts(&raw(67, Taken::Broadcasts, Part::Rest), &long, 14)
+            !accepts(&raw(67, 3, false, Part::Discovers), &long, 14)
+                && accepts(&raw(67, 3, false, Part::Rest), &long, 14)
         );
         let offer = Case { src_port: 67, dst_port: 68, ..DISCOVER };
-        assert!(!accepts(&raw(67, Taken::Broadcasts, Part::Discovers), &frame(&offer), 14));
+        assert!(!accepts(&raw(67, 3, false, Part::Discovers), &frame(&offer), 14));
     }
 
     #[test]
     fn beside_a_server_on_this_host_its_answers_are_heard_and_its_questions_are_not() {
         let offer = Case { src_port: 67, dst_port: 68, dst: [10, 77, 0, 5], ..DISCOVER };
         let request = Case { options: [53, 1, 3, 255], giaddr: [10, 88, 0, 1], ..DISCOVER };
-        let taken = |case: &Case, packet_type| {
-            raw_takes(&frame(case), Taken::Everything, Meta { packet_type, ..Meta::default() })
-        };
+        let taken =
+            |case: &Case, packet_type| raw_takes(&frame(case), true, Meta { packet_type, ..Meta::default() });
         for packet_type in [0, 1, FROM_US] {
             assert!(taken(&offer, packet_type));
             assert_eq!(taken(&DISCOVER, packet_type), packet_type != FROM_US);
@@ -587,26 +597,27 @@ mod tests {
 
     #[test]
     fn other_servers_answers_are_heard_and_our_images_are_not() {
-        let raw_takes = |case: &Case, taken| super::tests::raw_takes(&frame(case), taken, Meta::default());
+        let raw_takes =
+            |case: &Case, everything| super::tests::raw_takes(&frame(case), everything, Meta::default());
         let offer = Case { src_port: 67, dst_port: 68, dst: [10, 77, 0, 5], ..DISCOVER };
-        assert!(raw_takes(&offer, Taken::Broadcasts) && raw_takes(&offer, Taken::Everything));
+        assert!(raw_takes(&offer, false) && raw_takes(&offer, true));
         for case in [
             Case { dst_port: 69, ..DISCOVER },
             Case { protocol: 6, ..DISCOVER },
             Case { fragment: 0x00b9, ..DISCOVER },
             Case { dst_port: 68, src_port: 4433, ..DISCOVER },
         ] {
-            assert!(!raw_takes(&case, Taken::Broadcasts) && !raw_takes(&case, Taken::Everything));
+            assert!(!raw_takes(&case, false) && !raw_takes(&case, true));
         }
         // The first fragment still has its header.
-        assert!(raw_takes(&Case { fragment: 0x2000, ..DISCOVER }, Taken::Broadcasts));
+        assert!(raw_takes(&Case { fragment: 0x2000, ..DISCOVER }, false));
     }
 
     #[test]
     fn a_short_frame_is_dropped_by_the_kernel() {
         let whole = frame(&DISCOVER);
         for len in 0..14 + 20 + 8 + 28 {
-            assert!(!accepts(&raw(67, Taken::Broadcasts, Part::Rest), &whole[..len], 14), "{len}");
+            assert!(!accepts(&raw(67, 3, false, Part::Rest), &whole[..len], 14), "{len}");
         }
     }
 }

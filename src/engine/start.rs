@@ -553,7 +553,7 @@ impl Frames {
         match (self, filter) {
             (Self::Off, _) => Some("switched off by the configuration".into()),
             (Self::Auto, Firewall::Some) => Some(format!(
-                "this host has a packet filter, which frames would bypass; [{section}] frames = \"on\" does so"
+                "this host has a packet filter or IPsec policies, which frames would bypass; [{section}] frames = \"on\" does so"
             )),
             (Self::Auto, Firewall::Unknown) => {
                 Some("whether this host has a packet filter cannot be seen without CAP_NET_ADMIN".into())
@@ -584,7 +584,7 @@ fn frames_for_tftp(
     let ports = filters::TftpPorts { listen: listen.iter().map(SocketAddrV4::port).collect(), data };
     let mut taken = Vec::new();
     let mut links: Vec<Vec<Link>> = cores.iter().map(|_| Vec::new()).collect();
-    for link in chosen.iter().filter(|link| link.device != Device::Loopback && link.mac != [0; 6]) {
+    for link in chosen.iter().filter(|link| link.ethernet) {
         let Some(interface) = described(link) else { continue };
         if !listen.iter().any(|addr| addr.ip().is_unspecified() || *addr.ip() == interface.addr) {
             continue;
@@ -628,7 +628,7 @@ fn open_links(
     ports: &filters::TftpPorts,
     cores: usize,
 ) -> Result<Vec<Link>, SysError> {
-    let filter = filters::tftp_frames(interface.addr, ports);
+    let filter = filters::tftp_frames(interface.index, interface.addr, ports);
     let mut group = None;
     let mut links = Vec::new();
     for _ in 0..cores {
@@ -715,8 +715,8 @@ fn open_dhcp(
     };
     let mut raws = Vec::new();
     for interface in &interfaces {
-        if chosen.iter().any(|link| link.index == interface.index && link.device == Device::Loopback) {
-            // Loopback has no frames to answer: relayed and unicast requests come by UDP.
+        if chosen.iter().any(|link| link.index == interface.index && !link.ethernet) {
+            // Loopback and tunnels have no such frames: what comes there comes by UDP.
             continue;
         }
         match RawPort::open(interface, port, reach) {
@@ -776,18 +776,19 @@ impl Waiting {
         let before = self.names.len();
         let names = std::mem::take(&mut self.names);
         for name in names {
-            let found = all.iter().find(|link| link.name == name).and_then(described);
-            let Some(interface) = found else {
+            let found = all.iter().find(|link| link.name == name);
+            let Some((link, interface)) = found.and_then(|link| Some((link, described(link)?))) else {
                 self.names.push(name);
                 continue;
             };
-            let raw = match RawPort::open(&interface, self.port, self.reach) {
-                Ok(raw) => Some(raw),
-                Err(error) => {
-                    tracing::warn!(interface = name, "{error}: answers go out as UDP broadcasts");
-                    None
-                }
-            };
+            let opened = link.ethernet.then(|| RawPort::open(&interface, self.port, self.reach));
+            let raw = opened.and_then(|opened| {
+                opened
+                    .map_err(|error| {
+                        tracing::warn!(interface = name, "{error}: answers go out as UDP broadcasts");
+                    })
+                    .ok()
+            });
             if self.arrivals.try_send(Arrival { interface, raw }).is_err() {
                 self.names.push(name);
             }

@@ -32,6 +32,8 @@ pub struct Interface {
     pub prefix: u8,
     /// Hardware address; zero where there is none.
     pub mac: [u8; 6],
+    /// Its frames begin with an Ethernet header. Tunnels, InfiniBand and loopback have others or none.
+    pub ethernet: bool,
     /// Administratively up and with a carrier.
     pub running: bool,
     /// Largest IP packet in bytes.
@@ -57,6 +59,7 @@ pub fn list() -> io::Result<Vec<Interface>> {
                     addr: None,
                     prefix: 0,
                     mac: [0; 6],
+                    ethernet: false,
                     running: entry.flags.contains(InterfaceFlags::IFF_UP | InterfaceFlags::IFF_RUNNING),
                     mtu: mtu(&entry.interface_name).unwrap_or(1500),
                     device: if loopback { Device::Loopback } else { device(&entry.interface_name) },
@@ -74,6 +77,7 @@ pub fn list() -> io::Result<Vec<Interface>> {
             }
         } else if let Some(link) = address.as_link_addr() {
             interface.mac = link.addr().unwrap_or_default();
+            interface.ethernet = link.hatype() == libc::ARPHRD_ETHER;
         }
     }
     found.sort_by_key(|interface| interface.index);
@@ -150,6 +154,6 @@ mod tests {
         assert_eq!(lo.device, Device::Loopback);
         assert_eq!(lo.addr, Some(Ipv4Addr::LOCALHOST));
         assert_eq!(lo.prefix, 8);
-        assert!(lo.mtu >= 1500);
+        assert!(lo.mtu >= 1500 && !lo.ethernet);
     }
 }

@@ -25,6 +25,7 @@ const SEND_BUFFER_LEN: libc::c_int = 4 << 20;
 /// linux/if_packet.h, not in libc for every target.
 const PACKET_QDISC_BYPASS: libc::c_int = 20;
 const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
+const TP_STATUS_CSUM_VALID: u32 = 1 << 7;
 
 /// Whose frames a ring takes, and how much of them.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +58,9 @@ pub struct Frame<'a> {
     pub bytes: &'a [u8],
     /// Its length on the wire. More than the interface's MTU means several segments in one (GSO), not cut yet.
     pub len: usize,
+    /// Nobody has checked the UDP or TCP checksum: the card has not, and it is not one that is still to be made, as in
+    /// what comes from this host.
+    pub unchecked: bool,
 }
 
 /// The receiving half and the socket.
@@ -233,7 +237,8 @@ impl FrameRing {
         // SAFETY: a slot begins with `tpacket2_hdr`, whose first word is the status; slots are aligned to 256
         // bytes, and both sides touch the word only atomically.
         let status = unsafe { AtomicU32::from_ptr(slot.cast().as_ptr()) };
-        if status.load(Ordering::Acquire) & libc::TP_STATUS_USER == 0 {
+        let status = status.load(Ordering::Acquire);
+        if status & libc::TP_STATUS_USER == 0 {
             return None;
         }
         // SAFETY: the acquire above says that the kernel has filled the header and will not touch the slot until
@@ -243,7 +248,8 @@ impl FrameRing {
         let len = (header.tp_snaplen as usize).min(self.slot_len - at);
         // SAFETY: `at + len` is at most `slot_len`, so the bytes lie inside this slot, which is ours until then.
         let bytes = unsafe { std::slice::from_raw_parts(slot.add(at).as_ptr(), len) };
-        Some(Frame { bytes, len: header.tp_len as usize })
+        let unchecked = status & (libc::TP_STATUS_CSUMNOTREADY | TP_STATUS_CSUM_VALID) == 0;
+        Some(Frame { bytes, len: header.tp_len as usize, unchecked })
     }
 
     /// Waits until a frame is there, at most for `time`.

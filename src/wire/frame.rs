@@ -71,12 +71,25 @@ pub struct UdpDatagram<'a> {
     pub dst: SocketAddrV4,
     /// UDP payload, Ethernet padding taken off.
     pub payload: &'a [u8],
+    /// UDP checksum as it stands in the header.
+    pub checksum: u16,
+}
+
+impl UdpDatagram<'_> {
+    /// True where the checksum holds, or there is none (RFC 768: zero).
+    pub fn is_sound(&self) -> bool {
+        let pseudo = sum(sum(0, &self.src.ip().octets()), &self.dst.ip().octets());
+        let ports = u32::from(self.src.port()) + u32::from(self.dst.port());
+        let udp_len = (UDP_LEN + self.payload.len()) as u32;
+        let head = pseudo + u32::from(PROTOCOL_UDP) + ports + 2 * udp_len + u32::from(self.checksum);
+        self.checksum == 0 || fold(sum(head, self.payload)) == 0xffff
+    }
 }
 
 /// Parses one Ethernet II frame down to its UDP payload.
 ///
-/// The IPv4 checksum is verified. UDP's is not: a frame from the same host carries a partial one, which the card that
-/// was to finish it never saw.
+/// The IPv4 checksum is verified. UDP's is not ([`UdpDatagram::is_sound`] does): a frame from the same host carries a
+/// partial one, which the card that was to finish it never saw.
 pub fn parse_udp_frame(frame: &[u8]) -> Result<UdpDatagram<'_>, FrameError> {
     let mut ethernet = Reader::new(frame);
     let dst_mac = MacAddr(ethernet.array().ok_or(FrameError::Truncated)?);
@@ -118,7 +131,7 @@ pub fn parse_udp_frame(frame: &[u8]) -> Result<UdpDatagram<'_>, FrameError> {
     let src_port = udp.u16_be().ok_or(FrameError::Truncated)?;
     let dst_port = udp.u16_be().ok_or(FrameError::Truncated)?;
     let udp_len = udp.u16_be().ok_or(FrameError::Truncated)?;
-    udp.take(2).ok_or(FrameError::Truncated)?;
+    let checksum = udp.u16_be().ok_or(FrameError::Truncated)?;
     let payload = usize::from(udp_len)
         .checked_sub(UDP_LEN)
         .filter(|_| usize::from(udp_len) <= carried)
@@ -130,6 +143,7 @@ pub fn parse_udp_frame(frame: &[u8]) -> Result<UdpDatagram<'_>, FrameError> {
         src: SocketAddrV4::new(src_ip, src_port),
         dst: SocketAddrV4::new(dst_ip, dst_port),
         payload,
+        checksum,
     })
 }
 
@@ -384,6 +398,24 @@ mod tests {
             assert_eq!(datagram.dst_mac, HEADER.dst_mac);
             assert_eq!((datagram.src, datagram.dst), (HEADER.src, HEADER.dst));
             assert_eq!(datagram.payload, payload);
+        }
+    }
+
+    #[test]
+    fn a_checksum_holds_is_wrong_or_is_none() {
+        for len in [0, 1, 2, 299, 300, 1172] {
+            let mut frame = vec![0xa5; UDP_PAYLOAD_OFFSET + len];
+            emit_udp_frame(&mut frame, &HEADER, len).unwrap();
+            let is_sound = |frame: &[u8]| parse_udp_frame(frame).unwrap().is_sound();
+            assert!(is_sound(&frame), "{len}");
+            // A byte of the payload, of a port, of the checksum itself.
+            for at in (UDP_PAYLOAD_OFFSET..frame.len()).chain([34, 37, 40]) {
+                frame[at] ^= 1;
+                assert!(!is_sound(&frame), "{len}, {at}");
+                frame[at] ^= 1;
+            }
+            frame[40..42].fill(0);
+            assert!(is_sound(&frame), "none");
         }
     }
 

@@ -143,8 +143,14 @@ impl Player {
 
     /// What came back.
     fn play(&mut self, said: &Said, silence: bool) -> Option<Came> {
+        let frame = self.frame(said);
+        self.play_frame(said, &frame, silence)
+    }
+
+    /// The same with a frame of one's own.
+    fn play_frame(&mut self, said: &Said, frame: &str, silence: bool) -> Option<Came> {
         let xid = said.bytes.get(4..8).map_or("ffffffff".into(), hex);
-        let mut line = format!("{xid} {}", self.frame(said));
+        let mut line = format!("{xid} {frame}");
         if silence {
             // Two: by the time the second is answered, a turn that could have answered the case is over.
             line.push_str(&format!(" {} {}", self.probe(), self.probe()));
@@ -296,38 +302,55 @@ print(len(s.recv(4096)), "bytes", flush=True)
 
 #[test]
 fn a_relay_is_answered_past_no_packet_filter_and_only_where_routing_leads() {
-    let filter = "table inet lab { chain in { type filter hook input priority 0; policy accept; \
-                  ip daddr 10.77.0.1 udp dport 67 drop; }\n}";
-    for (frames, filtered, elsewhere) in
-        [("auto", false, true), ("auto", true, false), ("off", true, false), ("on", true, false)]
-    {
+    let table = "table inet lab { chain in { type filter hook input priority 0; policy accept; \
+                 ip daddr 10.77.0.1 udp dport 67 drop; }\n}";
+    // What comes from there in clear is dropped.
+    let policy = "xfrm policy add src 10.88.0.0/16 dst 10.77.0.1 dir in tmpl proto esp mode transport";
+    for (frames, kept_out_by) in [
+        ("auto", None),
+        ("auto", Some("nftables")),
+        ("auto", Some("ipsec")),
+        ("off", Some("nftables")),
+        ("on", Some("nftables")),
+    ] {
         let net = Net::flat();
         let client = plugged(&net.server, "plug0");
         client.ip("addr add 10.88.0.2/32 dev eth0");
         client.ip("route add 10.77.0.0/16 dev eth0");
         net.server.ip(&format!("route add 10.88.0.0/16 dev {BRIDGE}"));
-        if filtered {
-            run(net.server.command(tool("nft", "nftables")).arg(filter));
+        match kept_out_by {
+            Some("nftables") => drop(run(net.server.command(tool("nft", "nftables")).arg(table))),
+            Some(_) => net.server.ip(policy),
+            None => {}
         }
+        let is_kept_out = kept_out_by.is_some() && frames != "on";
         let rest = format!("[dhcp]\nmode = \"full\"\nframes = \"{frames}\"\n{NETWORKS}");
         let site = Site::new(net.interface, "auto", &rest);
         append(&site, &with_loaders(&site));
         let mut server = site.serve(&net);
         let mut player = Player::start(&net, &client, true);
-        let mut relayed = |number, silence| {
+        let mut relayed = |number, silence, damage: &dyn Fn(String) -> String| {
             let mut case = Case::new(number);
             let Step::Say(said, expected) = case.read("discover uefi gi=relay > offer to=10.88.0.2:67")
             else {
                 panic!("a message")
             };
-            let came = player.play(&said, silence);
-            came.map(|came| case.check(&said, &expected, Some(&came)).expect("a good answer"))
+            let frame = damage(player.frame(&said));
+            let came = player.play_frame(&said, &frame, silence);
+            came.map(|came| case.check(&said, &expected, Some(&came)).expect("a good answer")).is_some()
         };
-        assert_eq!(relayed(1, filtered && frames != "on").is_some(), !filtered || frames == "on", "{frames}");
-        if filtered && frames != "on" {
+        let whole = |frame: String| frame;
+        assert_eq!(relayed(1, is_kept_out, &whole), !is_kept_out, "{frames} {kept_out_by:?}");
+        if is_kept_out {
             server.process.wait_for("relays are answered by UDP", SOON);
         }
-        if elsewhere {
+        if kept_out_by.is_none() {
+            // The checksum is at 40, two digits each.
+            let other_sum = |frame: String| format!("{}5a5a{}", &frame[..80], &frame[84..]);
+            assert!(!relayed(3, true, &other_sum), "damaged on its way");
+            assert_eq!(server.metric(&net, "bootstorm_dhcp_malformed_frames_total"), 1);
+            let no_sum = |frame: String| format!("{}0000{}", &frame[..80], &frame[84..]);
+            assert!(relayed(4, false, &no_sum), "RFC 768 lets a sender leave it out");
             // Routing finds the relay behind another link now: what came past it is answered there.
             let side = Namespace::new();
             net.server.wire("side0", &side, "eth0");
@@ -342,7 +365,7 @@ fn a_relay_is_answered_past_no_packet_filter_and_only_where_routing_leads() {
             net.server.ip(&format!("route del 10.88.0.0/16 dev {BRIDGE}"));
             // What routing said is believed for ten seconds.
             std::thread::sleep(Duration::from_secs(10));
-            assert!(relayed(2, true).is_none(), "answered where it came from");
+            assert!(!relayed(2, true, &whole), "answered where it came from");
             assert!(line().ends_with("bytes"));
             relay.wait().expect("it ends");
         }

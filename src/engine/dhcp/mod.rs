@@ -34,6 +34,7 @@ use crossbeam_channel::Receiver;
 use mio::Registry;
 
 use self::notices::{NOTICED_BURST, NOTICED_PER_SECOND};
+use self::ports::Kind;
 pub(super) use self::ports::{Arrival, RawPort, Reach, UdpPort};
 use self::records::decode;
 use self::storing::Journal;
@@ -45,14 +46,13 @@ use super::counters::Count;
 use super::policy::Decider;
 use super::probe::Prober;
 use super::shared::Tuning;
-use super::start::readdress;
 use crate::keeper::journal::Scribe;
 use crate::proto::dhcp::{
     DropReason, Input, Interface, Network, Probe, ProbeAnswer, Server, ServerPort, Settings, Verdict,
 };
+use crate::sys::SysError;
 use crate::sys::memory::prefetch;
 use crate::sys::udp::BATCH;
-use crate::sys::{SysError, interfaces};
 use crate::wire::MacAddr;
 use crate::wire::dhcp::{CHADDR_OFFSET, MessageType, OPTIONS_OFFSET, code};
 use crate::wire::frame::{UDP_PAYLOAD_OFFSET, parse_udp_frame};
@@ -173,13 +173,6 @@ impl DhcpSide {
         Ok(())
     }
 
-    /// Takes over the interfaces' hardware addresses.
-    pub(super) fn readdress(&mut self, links: &[interfaces::Interface]) {
-        let raws = self.raws.iter_mut().map(|raw| &mut raw.interface);
-        let probed = self.prober.iter_mut().flat_map(Prober::interfaces);
-        raws.chain(&mut self.interfaces).chain(probed).for_each(|interface| readdress(interface, links));
-    }
-
     /// Takes up what a reload changed.
     fn take_up(&mut self, turn: &Turn<'_>) {
         let now = turn.shared.tuning.load();
@@ -207,7 +200,7 @@ impl DhcpSide {
 
     /// Looks at every socket once: frames may have come between opening and registering.
     pub(super) fn ready_all(&mut self) {
-        self.ready_raw = (0..self.raws.len() as u32 * 2).collect();
+        self.ready_raw = (0..(self.raws.len() * Kind::ALL.len()) as u32).collect();
         self.ready_udp = (0..self.udps.len() as u32).collect();
     }
 
@@ -256,13 +249,13 @@ impl DhcpSide {
     fn serve(&mut self, turn: &mut Turn<'_>) {
         let mut decider = Decider::new(turn.shared);
         self.discovers = DISCOVERS_PER_TURN;
-        // Exchanges under way first, on every interface.
-        for discovers in [false, true] {
+        for kind in Kind::ALL {
             for _ in 0..self.ready_raw.len() {
-                let Some(index) = self.ready_raw.pop_front() else { break };
-                let ours = (index % 2 == 1) == discovers;
-                if !ours || !self.drain_raw(index as usize / 2, discovers, turn, &mut decider) {
-                    self.ready_raw.push_back(index);
+                let Some(number) = self.ready_raw.pop_front() else { break };
+                let index = number as usize / Kind::ALL.len();
+                let ours = number as usize % Kind::ALL.len() == kind as usize;
+                if !ours || !self.drain_raw(index, kind, turn, &mut decider) {
+                    self.ready_raw.push_back(number);
                 }
             }
         }
@@ -349,16 +342,12 @@ impl DhcpSide {
     fn drain_raw(
         &mut self,
         index: usize,
-        discovers: bool,
+        kind: Kind,
         turn: &mut Turn<'_>,
         decider: &mut Decider<'_>,
     ) -> bool {
-        let raw = &mut self.raws[index];
-        let (lent, max) = match discovers {
-            true => (&mut raw.discovers, DISCOVERS_PER_TURN),
-            false => (&mut raw.ring, MESSAGES_PER_TURN),
-        };
-        let Some(mut ring) = lent.take() else { return true };
+        let Some(mut ring) = self.raws[index].rings[kind as usize].take() else { return true };
+        let max = if kind == Kind::Discovers { DISCOVERS_PER_TURN } else { MESSAGES_PER_TURN };
         let interface = Arc::clone(&self.raws[index].interface);
         let of = self.interfaces.iter().position(|i| i.index == interface.index);
         let taken = ring.receive_looking_ahead(max, |frame, next| {
@@ -370,6 +359,10 @@ impl DhcpSide {
             let (Ok(datagram), Some(of)) = (parse_udp_frame(frame.bytes), of) else {
                 return turn.tally.add(Count::DhcpMalformedFrames, 1);
             };
+            // Behind routers a message passes memories that no link's checksum covers.
+            if kind == Kind::Addressed && frame.unchecked && !datagram.is_sound() {
+                return turn.tally.add(Count::DhcpMalformedFrames, 1);
+            }
             let came = Came {
                 interface: of,
                 raw: Some(index),
@@ -379,10 +372,12 @@ impl DhcpSide {
                 dst: *datagram.dst.ip(),
                 local: interface.addr,
             };
-            self.handle(&came, datagram.payload, turn, decider);
+            match kind {
+                Kind::Addressed => self.arrived(&came, datagram.payload, turn, decider),
+                Kind::Rest | Kind::Discovers => self.handle(&came, datagram.payload, turn, decider),
+            }
         });
-        let raw = &mut self.raws[index];
-        *(if discovers { &mut raw.discovers } else { &mut raw.ring }) = Some(ring);
+        self.raws[index].rings[kind as usize] = Some(ring);
         taken < max
     }
 

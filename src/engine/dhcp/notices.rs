@@ -28,7 +28,7 @@ impl DhcpSide {
             return;
         }
         self.pools_at = turn.now + POOLS_EVERY;
-        for ring in self.raws.iter().flat_map(|raw| [&raw.ring, &raw.discovers]).flatten() {
+        for ring in self.raws.iter().flat_map(|raw| &raw.rings).flatten() {
             let dropped = ring.overruns();
             turn.tally.drop_dhcp_many(DropReason::QueueFull, dropped);
         }

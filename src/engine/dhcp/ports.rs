@@ -2,27 +2,41 @@
 
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use mio::Registry;
 
 use super::{DhcpSide, FRAME_LEN};
 use crate::engine::core::{Owner, Turn, watch};
-use crate::engine::filters::{self, DISCOVER_LEN_MAX, Part, Taken};
+use crate::engine::filters::{self, ADDRESSED_LEN_MAX, DISCOVER_LEN_MAX, Part};
+use crate::engine::probe::Prober;
+use crate::engine::start::readdress;
 use crate::proto::dhcp::{Interface, ServerPort};
-use crate::sys::SysError;
 use crate::sys::ring::{FrameBatch, FrameRing, RingUse};
 use crate::sys::udp::UdpSocket;
+use crate::sys::{SysError, interfaces};
+
+/// The rings of one interface, in the order in which they are served: exchanges under way, which nobody is to drop, first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kind {
+    /// What is sent to everybody and begins no exchange, and what other servers answer.
+    Rest,
+    /// What is sent to the interface's own address.
+    Addressed,
+    /// What is sent to everybody and begins an exchange.
+    Discovers,
+}
+
+impl Kind {
+    pub(super) const ALL: [Self; 3] = [Self::Rest, Self::Addressed, Self::Discovers];
+}
 
 /// An interface's frames, and the way out of it.
 #[derive(Debug)]
 pub(in crate::engine) struct RawPort {
-    /// Out on loan while their frames are handled.
-    pub(super) ring: Option<FrameRing>,
-    pub(super) discovers: Option<FrameRing>,
-    /// Both rings' descriptors, which they own.
-    readable: [RawFd; 2],
+    /// One for each [`Kind`]; out on loan while its frames are handled.
+    pub(super) rings: [Option<FrameRing>; 3],
     /// The way out, apart from the rings.
     pub(super) fd: OwnedFd,
     pub(super) batch: FrameBatch,
@@ -33,12 +47,14 @@ pub(in crate::engine) struct RawPort {
     pub(super) addressed: Option<Ipv4Addr>,
 }
 
-/// DHCP's rings on one interface: 8,192 messages of up to an Ethernet frame, and 16,384 DISCOVERs, so that a hall that is
+/// 8,192 messages of up to an Ethernet frame, and 16,384 DISCOVERs, so that a hall that is
 /// switched on at once waits there and is not dropped: firmware asks four times, and all of it in step. UEFI machines that
 /// were offered an address together ask for it together. Whoever looks for an answer with a capture on this host has to see it.
 const RING: RingUse =
     RingUse { snapshot: FRAME_LEN, len: 16 << 20, all: false, outgoing: false, captured: true };
 const DISCOVER_RING: RingUse = RingUse { snapshot: DISCOVER_LEN_MAX as usize, ..RING };
+/// 4,096 messages, as many as a UDP socket's buffer would hold of them.
+const ADDRESSED_RING: RingUse = RingUse { snapshot: 14 + ADDRESSED_LEN_MAX as usize, len: 8 << 20, ..RING };
 
 /// What raw ports take.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,6 +68,8 @@ pub(in crate::engine) enum Reach {
 }
 
 impl RawPort {
+    /// The interface is an Ethernet, or looks like one.
+    ///
     /// # Errors
     /// As [`FrameRing::open`].
     pub(in crate::engine) fn open(
@@ -59,39 +77,48 @@ impl RawPort {
         port: u16,
         reach: Reach,
     ) -> Result<Self, SysError> {
-        let taken = match reach {
-            Reach::Broadcasts => Taken::Broadcasts,
-            Reach::Addressed => Taken::Addressed(interface.addr),
-            Reach::Everything => Taken::Everything,
-        };
-        let open = |part, ring: &RingUse| {
-            let filter = filters::raw(port, taken, part);
-            FrameRing::open(&interface.name, interface.index, &filter, ring)
+        let Interface { name, index, addr, .. } = &**interface;
+        let raw = |part, ring: &RingUse| {
+            let filter = filters::raw(port, *index, reach == Reach::Everything, part);
+            FrameRing::open(name, *index, &filter, ring)
         };
         // The other server on this very host is heard by what it sends.
-        let rest = RingUse { outgoing: reach == Reach::Everything, ..RING };
-        let (ring, discovers) = (open(Part::Rest, &rest)?, open(Part::Discovers, &DISCOVER_RING)?);
-        let fail = |e| SysError::new(format!("send frames on {}", interface.name), e);
-        let fd = ring.sender().map_err(fail)?;
-        let interface = Arc::clone(interface);
+        let ring = raw(Part::Rest, &RingUse { outgoing: reach == Reach::Everything, ..RING })?;
+        let discovers = raw(Part::Discovers, &DISCOVER_RING)?;
+        let addressed = match reach {
+            Reach::Addressed => {
+                let filter = filters::addressed(port, *index, *addr);
+                Some(FrameRing::open(name, *index, &filter, &ADDRESSED_RING)?)
+            }
+            Reach::Broadcasts | Reach::Everything => None,
+        };
+        let fd = ring.sender().map_err(|e| SysError::new(format!("send frames on {name}"), e))?;
         Ok(Self {
-            readable: [ring.as_raw_fd(), discovers.as_raw_fd()],
-            ring: Some(ring),
-            discovers: Some(discovers),
+            addressed: addressed.is_some().then_some(*addr),
+            rings: [Some(ring), addressed, Some(discovers)],
             fd,
             batch: FrameBatch::new(),
             unsent: 0,
             ip_id: 0,
-            addressed: (reach == Reach::Addressed).then_some(interface.addr),
-            interface,
+            interface: Arc::clone(interface),
         })
     }
 
-    /// Watches both rings; the DISCOVERs' number is one above the other's.
+    /// Watches the rings.
     pub(super) fn watch(&self, registry: &Registry, index: usize) -> io::Result<()> {
-        let [rest, discovers] = self.readable;
-        watch(registry, rest, Owner::DhcpRaw(index as u32 * 2))?;
-        watch(registry, discovers, Owner::DhcpRaw(index as u32 * 2 + 1))
+        let first = index * self.rings.len();
+        for (number, ring) in (first..).zip(&self.rings) {
+            if let Some(ring) = ring {
+                watch(registry, ring.as_raw_fd(), Owner::DhcpRaw(number as u32))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What is sent to the interface's address is left to the UDP socket from now on.
+    fn leave_addressed(&mut self) {
+        self.addressed = None;
+        self.rings[Kind::Addressed as usize] = None;
     }
 }
 
@@ -110,12 +137,16 @@ pub(in crate::engine) struct Arrival {
 }
 
 impl DhcpSide {
-    /// Leaves to the raw ports what is theirs, so that nothing is answered twice.
+    /// Leaves to the raw ports what is theirs, so that nothing is answered twice. What the kernel refuses to tell apart, a
+    /// hundred interfaces and more, comes by UDP.
     ///
     /// # Errors
     /// What `setsockopt` says.
-    pub(in crate::engine) fn divide(&self) -> io::Result<()> {
+    pub(in crate::engine) fn divide(&mut self) -> io::Result<()> {
         let Some(udp) = self.udps.iter().find(|udp| udp.port == ServerPort::Dhcp) else { return Ok(()) };
+        if self.raws.is_empty() {
+            return udp.socket.attach_filter(&filters::everything());
+        }
         let has_raw = |index| self.raws.iter().any(|raw| raw.interface.index == index);
         let heard: Vec<u32> = self
             .interfaces
@@ -125,7 +156,33 @@ impl DhcpSide {
             .collect();
         let addressed = |raw: &RawPort| Some((raw.interface.index, raw.addressed?));
         let frames: Vec<_> = self.raws.iter().filter_map(addressed).collect();
-        udp.socket.attach_filter(&filters::udp(&heard, &frames))
+        let Err(error) = udp.socket.attach_filter(&filters::udp(&heard, &frames)) else { return Ok(()) };
+        if frames.is_empty() {
+            return Err(error);
+        }
+        tracing::warn!(%error, "relays are answered by UDP: their frames cannot be kept from the UDP socket");
+        self.raws.iter_mut().for_each(RawPort::leave_addressed);
+        udp.socket.attach_filter(&filters::udp(&heard, &[]))
+    }
+
+    /// Takes over what the interfaces have become: another hardware address, or an address that is another's now.
+    pub(in crate::engine) fn readdress(&mut self, links: &[interfaces::Interface]) {
+        let raws = self.raws.iter_mut().map(|raw| &mut raw.interface);
+        let probed = self.prober.iter_mut().flat_map(Prober::interfaces);
+        raws.chain(&mut self.interfaces).chain(probed).for_each(|interface| readdress(interface, links));
+        let has = |index, addr| links.iter().any(|link| link.index == index && link.addr == Some(addr));
+        let mut lost = self
+            .raws
+            .iter_mut()
+            .filter(|raw| raw.addressed.is_some_and(|addr| !has(raw.interface.index, addr)))
+            .peekable();
+        if lost.peek().is_none() {
+            return;
+        }
+        lost.for_each(RawPort::leave_addressed);
+        if let Err(error) = self.divide() {
+            tracing::warn!(%error, "cannot filter the UDP socket");
+        }
     }
 
     pub(super) fn welcome(&mut self, arrival: Arrival, turn: &Turn<'_>) {
@@ -135,12 +192,13 @@ impl DhcpSide {
                 tracing::warn!(interface = interface.name, %error, "cannot watch the raw socket");
                 return;
             }
-            self.ready_raw.extend([self.raws.len() as u32 * 2, self.raws.len() as u32 * 2 + 1]);
+            let first = (self.raws.len() * raw.rings.len()) as u32;
+            self.ready_raw.extend(first..first + raw.rings.len() as u32);
             self.raws.push(raw);
         }
         self.interfaces.push(Arc::clone(&interface));
         if let Err(error) = self.divide() {
-            // What both take is answered twice, with the same answer.
+            // What both take is answered twice, with the same answer, and what neither does not at all.
             tracing::warn!(interface = interface.name, %error, "cannot filter the UDP socket");
         }
         tracing::info!(interface = interface.name, address = %interface.addr, "answered on from now on");
