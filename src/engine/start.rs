@@ -1,6 +1,7 @@
 //! From a plan to running cores: the ladder of probes, every socket bound before anything is promised, then one
 //! thread per core.
 
+use std::cell::LazyCell;
 use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -325,9 +326,10 @@ impl Engine {
         );
         tracing::info!(rung = "open_files", limit = open_files, "descriptors this process may have");
 
-        let filter = firewall::look();
+        // Asked once, and only where it is of account: the kernel may have to load a module for the answer.
+        let filter = HostFilter::new(firewall::look);
         let dhcp = match &settings.dhcp {
-            Some(dhcp) => Some(open_dhcp(settings, dhcp, filter, &all)?),
+            Some(dhcp) => Some(open_dhcp(settings, dhcp, &filter, &all)?),
             None => None,
         };
         let (mut dhcp, dhcp_interfaces, waiting) = match dhcp {
@@ -403,7 +405,7 @@ impl Engine {
             cores.push(core);
         }
         if !tftp_listen.is_empty() {
-            frames_for_tftp(settings, filter, &all, &tftp_listen, data_ports.range, &mut cores);
+            frames_for_tftp(settings, &filter, &all, &tftp_listen, data_ports.range, &mut cores);
         }
         for core in &mut cores {
             wakers.push(core.register().map_err(|e| SysError::new("watch a core's sockets", e))?);
@@ -547,18 +549,25 @@ struct Waiting {
 /// snapshot (RFC 2347 §2 ends them at 512 bytes).
 const RING: RingUse = RingUse { snapshot: 900, len: 8 << 20, all: false, outgoing: false, captured: false };
 
+/// What is known of the host's packet filter, once somebody asks.
+type HostFilter = LazyCell<Firewall>;
+
 impl Frames {
     /// Why not, where frames are not to go past the host's packet filter.
-    fn refused(self, filter: Firewall, section: &str) -> Option<String> {
-        match (self, filter) {
-            (Self::Off, _) => Some("switched off by the configuration".into()),
-            (Self::Auto, Firewall::Some) => Some(format!(
+    fn refused(self, filter: &HostFilter, section: &str) -> Option<String> {
+        let filter = match self {
+            Self::Off => return Some("switched off by the configuration".into()),
+            Self::On => return None,
+            Self::Auto => **filter,
+        };
+        match filter {
+            Firewall::Some => Some(format!(
                 "this host has a packet filter or IPsec policies, which frames would bypass; [{section}] frames = \"on\" does so"
             )),
-            (Self::Auto, Firewall::Unknown) => {
+            Firewall::Unknown => {
                 Some("whether this host has a packet filter cannot be seen without CAP_NET_ADMIN".into())
             }
-            (Self::Auto, Firewall::None) | (Self::On, _) => None,
+            Firewall::None => None,
         }
     }
 }
@@ -567,7 +576,7 @@ impl Frames {
 /// same packets from the sockets. What cannot be had is said, and the sockets serve on.
 fn frames_for_tftp(
     settings: &EngineSettings,
-    filter: Firewall,
+    filter: &HostFilter,
     all: &[interfaces::Interface],
     listen: &[SocketAddrV4],
     data: std::ops::Range<u16>,
@@ -670,10 +679,14 @@ pub(super) fn readdress(interface: &mut Arc<Interface>, all: &[interfaces::Inter
 fn open_dhcp(
     settings: &EngineSettings,
     dhcp: &Settings,
-    filter: Firewall,
+    filter: &HostFilter,
     all: &[interfaces::Interface],
 ) -> Result<Opened, StartError> {
     let chosen = choose_interfaces(&settings.interfaces, all)?;
+    if settings.interfaces.is_empty() && !chosen.is_empty() {
+        let names: Vec<&str> = chosen.iter().map(|interface| interface.name.as_str()).collect();
+        tracing::info!(interfaces = names.join(","), "none is named, so DHCP is answered on these");
+    }
     let (port, boot_server_port) = settings.dhcp_ports;
     let options = UdpOptions { broadcast: true, recv_buffer: DHCP_RECV_BUFFER, ..UdpOptions::default() };
     let any = |port| SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);

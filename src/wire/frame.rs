@@ -332,7 +332,10 @@ pub fn fuzz_frame(bytes: &[u8]) {
     frame[UDP_PAYLOAD_OFFSET..].copy_from_slice(datagram.payload);
     let len =
         emit_udp_frame(&mut frame, &header, datagram.payload.len()).expect("what came in a packet fits one");
-    assert_eq!(parse_udp_frame(&frame[..len]), Ok(datagram));
+    let ours = parse_udp_frame(&frame[..len]).expect("a frame of ours is whole");
+    assert!(ours.is_sound());
+    // The checksum that came may be none, or wrong.
+    assert_eq!(UdpDatagram { checksum: datagram.checksum, ..ours }, datagram);
 }
 
 #[cfg(test)]
