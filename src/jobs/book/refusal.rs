@@ -207,8 +207,8 @@ impl fmt::Display for Refusal {
             Self::Sequence { why } => write!(f, "{why}; a sequence is one machine's images, each booted once"),
             Self::HasJob { id, selector } => write!(
                 f,
-                "{selector} has the live job {id} already; add --replace, or --then to have this one follow it, or \
-                 `bootstorm job cancel {id}` first"
+                "{selector} has the live job {id} already; `bootstorm job cancel {id}` first, or `job add` with \
+                 --replace to have a new one in its place, or with --then to have it follow"
             ),
             Self::NotIdentifying { selector } => write!(
                 f,

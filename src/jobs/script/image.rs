@@ -320,7 +320,9 @@ fn winpe(
     script.raw("kernel --name wimboot").raw(TIMEOUT);
     match wimboot {
         WimbootAt::Image(name) => _ = url(script, urls, image, name),
-        WimbootAt::Loader(name) => _ = script.base(urls.base).raw("/loaders/").path(name),
+        WimbootAt::Loader(name) => {
+            script.base(urls.base).raw("/s/").token(urls.token).raw("/loaders/").path(name);
+        }
     }
     if let Some(index) = index {
         script.raw(" index=").number(index.into());
