@@ -272,7 +272,13 @@ pub struct StormArgs {
     #[arg(long, value_name = "IF")]
     pub interface: String,
     /// Machines
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "100")]
+    #[arg(
+        long,
+        visible_alias = "clients",
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "100"
+    )]
     pub machines: Vec<u32>,
     /// Their firmware, in turn
     #[arg(long, value_enum, value_delimiter = ',', default_value = "bios,uefi,http,ipxe")]

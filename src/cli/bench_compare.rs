@@ -30,6 +30,9 @@ const ROUNDS_MAX: u32 = 100;
 const IMAGE_MIN: u64 = 16 << 20;
 const IMAGE_MAX: u64 = 8 << 30;
 
+/// `--json` without a file.
+const STDOUT: &str = "-";
+
 /// `bench compare`.
 #[derive(clap::Args, Debug)]
 pub struct Compare {
@@ -66,8 +69,8 @@ pub struct Compare {
     /// Where chance starts
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
-    /// Write the report as JSON
-    #[arg(long, value_name = "FILE")]
+    /// Write the report as JSON; without a FILE print it instead of the table
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = STDOUT)]
     pub json: Option<PathBuf>,
     /// Write the report as a page with charts
     #[arg(long, value_name = "FILE")]
@@ -162,7 +165,8 @@ pub(super) fn compare(args: &Compare) -> Done {
     let plan = plan(args)?;
     let earlier = args.against.as_deref().map(read_report).transpose()?;
     // Before minutes are spent: can the results be kept?
-    for path in [&args.json, &args.html].into_iter().flatten() {
+    let printed = args.json.as_deref() == Some(Path::new(STDOUT));
+    for path in [&args.json, &args.html].into_iter().flatten().filter(|path| **path != Path::new(STDOUT)) {
         fs::OpenOptions::new()
             .append(true)
             .create(true)
@@ -175,12 +179,21 @@ pub(super) fn compare(args: &Compare) -> Done {
         Failure::new(exit, error)
     })?;
     report.agreement = earlier.as_ref().and_then(|earlier| report.agreement_with(earlier));
+    if let Some(path) = &args.html {
+        fs::write(path, page(&report, earlier.as_ref())).map_err(|error| unwritable(path, &error))?;
+    }
     if let Some(path) = &args.json {
         let document =
             serde_json::to_string_pretty(&report).map_err(|error| Failure::new(Exit::Runtime, error))?;
-        fs::write(path, document + "\n").map_err(|error| unwritable(path, &error))?;
+        if printed {
+            output::line(document);
+        } else {
+            fs::write(path, document + "\n").map_err(|error| unwritable(path, &error))?;
+        }
     }
-    show_report(&report, earlier.as_ref(), args.html.as_deref())?;
+    if !printed {
+        output::line(text(&report, earlier.as_ref()));
+    }
     let ours_failed = report.rows.iter().any(|row| row.server == OURS && row.rounds == 0);
     Ok(if ours_failed { Exit::Wrong } else { Exit::Fine })
 }
@@ -192,16 +205,11 @@ pub(super) fn show(args: &Show) -> Done {
     if let Some(earlier) = &earlier {
         report.agreement = report.agreement_with(earlier);
     }
-    show_report(&report, earlier.as_ref(), args.html.as_deref())?;
-    Ok(Exit::Fine)
-}
-
-fn show_report(report: &Report, earlier: Option<&Report>, html: Option<&Path>) -> Result<(), Failure> {
-    if let Some(path) = html {
-        fs::write(path, page(report, earlier)).map_err(|error| unwritable(path, &error))?;
+    if let Some(path) = &args.html {
+        fs::write(path, page(&report, earlier.as_ref())).map_err(|error| unwritable(path, &error))?;
     }
-    output::line(text(report, earlier));
-    Ok(())
+    output::line(text(&report, earlier.as_ref()));
+    Ok(Exit::Fine)
 }
 
 fn plan(args: &Compare) -> Result<Plan, Failure> {

@@ -65,20 +65,24 @@ pub(super) fn run(common: &Common, verb: &ConfigVerb) -> Done {
         }
         ConfigVerb::Show { effective, json } => {
             let loaded = load_config(common, &[])?;
-            let shown =
-                loaded.effective.iter().filter(|(_, entry)| *effective || entry.origin != Origin::Default);
+            let keys = loaded.effective.iter().map(|(path, entry)| (*path, entry));
+            let shown = keys
+                .filter(|(_, entry)| *effective || entry.origin != Origin::Default)
+                .chain(loaded.listed.iter().map(|(path, entry)| (path.as_str(), entry)));
             if *json {
                 let keys: Vec<_> = shown
                     .map(|(path, entry)| json!({ "key": path, "value": value(&entry.value), "origin": entry.origin }))
                     .collect();
                 output::json(&json!({ "keys": keys }));
-            } else if !*effective && loaded.effective.iter().all(|(_, entry)| entry.origin == Origin::Default)
+            } else if !*effective
+                && loaded.listed.is_empty()
+                && loaded.effective.iter().all(|(_, entry)| entry.origin == Origin::Default)
             {
                 output::line("nothing is set: every key has its default; --effective shows them all");
             } else {
                 let rows = shown
                     .map(|(path, entry)| {
-                        vec![(*path).to_owned(), entry.value.to_string(), entry.origin.to_string()]
+                        vec![path.to_owned(), entry.value.to_string(), entry.origin.to_string()]
                     })
                     .collect();
                 output::table(&["KEY", "VALUE", "FROM"], rows);

@@ -128,7 +128,7 @@ pub(super) fn run(demo: &Demo) -> Done {
     }
     let all = reports.iter().all(|report| report.booted) && rows.iter().all(|row| row.failures == 0);
     if demo.stay {
-        stay(&folder.0, http, tftp)?;
+        stay(&folder.0, http, tftp, demo.json)?;
     }
     running.stop();
     Ok(if all { Exit::Fine } else { Exit::Wrong })
@@ -277,12 +277,19 @@ fn throughput(http: SocketAddrV4, tftp: SocketAddrV4) -> Result<Vec<Point>, Load
     Ok(rows)
 }
 
-fn stay(folder: &Path, http: SocketAddrV4, tftp: SocketAddrV4) -> Result<(), Failure> {
-    output::line(format!(
-        "\nhttp://{http}/ipxe shows the boot options, http://{http}/images/winpe/boot.wim is the image"
-    ));
-    output::line(format!("tftp://{tftp}/images/winpe/boot.wim is the same by TFTP"));
-    output::line(format!("bootstorm job list --state {}", folder.join("state").display()));
-    output::line("Ctrl-C ends it");
+fn stay(folder: &Path, http: SocketAddrV4, tftp: SocketAddrV4, json: bool) -> Result<(), Failure> {
+    let text = format!(
+        "\nhttp://{http}/ipxe shows the boot options, http://{http}/images/winpe/boot.wim is the image\n\
+         tftp://{tftp}/images/winpe/boot.wim is the same by TFTP\n\
+         bootstorm job list --state {}\n\
+         Ctrl-C ends it",
+        folder.join("state").display()
+    );
+    // Whoever reads JSON reads nothing else.
+    if json {
+        output::remark(&text)
+    } else {
+        output::line(text)
+    }
     serve::wait_for_end()
 }

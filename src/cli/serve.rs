@@ -22,7 +22,7 @@ use crate::files::watch::watch;
 use crate::history::History;
 use crate::history::alarms::{Alarms, Terms};
 use crate::jobs::evidence::Evidence;
-use crate::jobs::job::Job;
+use crate::jobs::job::{Job, Selector};
 use crate::jobs::script::{Context, Hints, compose_explained};
 use crate::jobs::token::BootId;
 use crate::keeper::journal::{Scribe, Writing};
@@ -491,8 +491,15 @@ fn begin_keeper(plan: &Plan, secret: [u8; 32]) -> Result<Beginning, Failure> {
 /// Waits until everything stored is published.
 fn finish_keeper(keeper: Beginning, library: &Arc<Library>) -> Result<KeeperRunning, Failure> {
     let images = Arc::clone(library);
-    let observer =
-        |job: &Job| tracing::info!(job = %job.id, stage = job.stage.word(), reason = job.reason, "job moved");
+    let observer = |job: &Job| {
+        let (mac, uuid) = match &job.selector {
+            Selector::Mac(mac) => (Some(tracing::field::display(mac)), None),
+            Selector::Uuid(uuid) => (None, Some(tracing::field::display(uuid))),
+            _ => (None, None),
+        };
+        let session = job.boot.map(tracing::field::display);
+        tracing::info!(job = %job.id, mac, uuid, session, stage = job.stage.word(), reason = job.reason, "job moved");
+    };
     keeper
         .finish(Box::new(move || images.snapshot()), Box::new(observer))
         .map_err(|error| Failure::new(Exit::Runtime, error))

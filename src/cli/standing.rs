@@ -53,9 +53,9 @@ pub(super) fn look(loaded: &Loaded) -> Found {
     }
     let here = interfaces::list().unwrap_or_default();
     for name in plan.server.interfaces.iter().filter(|name| here.iter().all(|here| here.name != **name)) {
-        found
-            .warnings
-            .push(format!("server.interfaces: there is no interface {name} on this host: it is waited for"));
+        found.warnings.push(format!(
+            "server.interfaces: there is no interface {name} on this host: no server starts here"
+        ));
     }
     for (index, subnet) in plan.dhcp.subnets.iter().enumerate() {
         let Some((first, last)) = subnet.range else { continue };
@@ -148,7 +148,7 @@ mod tests {
         for (text, wanted) in [
             (
                 "[server]\ninterfaces = [\"nothere0\"]\n",
-                "no interface nothere0 on this host: it is waited for",
+                "no interface nothere0 on this host: no server starts here",
             ),
             ("[policy]\nmenu_default = \"gone\"\n", "\"gone\": there is no such image"),
             ("[policy]\nmenu_default = \"wipe\"\n", "\"wipe\": the image may wipe a disk"),

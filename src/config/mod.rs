@@ -38,6 +38,8 @@ pub struct Loaded {
     pub plan: Plan,
     /// Every key in table order, with the value in force.
     pub effective: Vec<(&'static str, Entry)>,
+    /// Every key of the lists of tables, such as `dhcp.subnet[1].network`, with the value in force.
+    pub listed: Vec<(String, Entry)>,
 }
 
 /// Where the file is looked for when none is named.
@@ -110,7 +112,15 @@ pub fn load(sources: &Sources<'_>) -> Result<Loaded, Problems> {
     let plan = plan::build(&effective, &layer.lists, &mut problems);
     if problems.is_empty() {
         let effective = KEYS.iter().filter_map(|key| Some((key.path, effective.remove(key.path)?))).collect();
-        Ok(Loaded { plan, effective })
+        let tables = layer.lists.into_iter().flat_map(|(path, list)| {
+            (1..).zip(list).map(move |(n, (_, table))| (format!("{path}[{n}]"), table))
+        });
+        let listed = tables
+            .flat_map(|(name, table)| {
+                table.into_iter().map(move |(key, entry)| (format!("{name}.{key}"), entry))
+            })
+            .collect();
+        Ok(Loaded { plan, effective, listed })
     } else {
         problems.sort_by_key(|problem| match &problem.origin {
             Origin::File { line, .. } => (0, *line),
