@@ -117,7 +117,7 @@ pub enum Verb {
     #[command(
         long_about = "Say where a machine's last boots stand or stopped, step by step, in one sentence, with the next step \
                       and what its screen is likely to say. Without a machine: the alarms that are on and the last boots of \
-                      all. Works without a running server too, from what that stored. Exit code 0 when there is a boot to \
+                      all. With one it works without a running server too, from what that stored. Exit code 0 when there is a boot to \
                       show, 1 when the machine was never seen, 2 when nobody is called so.",
         after_help = "Example: bootstorm explain 52:54:00:00:00:01 --last 3\n         bootstorm explain j17 --pcap boot.pcapng"
     )]

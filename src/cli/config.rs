@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::args::{Common, ConfigVerb};
 use super::{Done, Exit, Failure, client, load_config, output, standing};
-use crate::config::{EXAMPLE, Origin, Problems, Value};
+use crate::config::{DEFAULT_FILE, EXAMPLE, Origin, Problems, Value};
 
 pub(super) fn run(common: &Common, verb: &ConfigVerb) -> Done {
     match verb {
@@ -31,6 +31,11 @@ pub(super) fn run(common: &Common, verb: &ConfigVerb) -> Done {
                     }
                     if !found.problems.is_empty() {
                         return Err(Problems(found.problems).into());
+                    }
+                    if common.config.is_none() && !std::path::Path::new(DEFAULT_FILE).exists() {
+                        output::line(format!(
+                            "note: no file was read: there is no {DEFAULT_FILE}, so these are defaults"
+                        ));
                     }
                     for note in &loaded.plan.notes {
                         output::line(output::plain(&format!("note: {note}")));

@@ -101,11 +101,17 @@ pub fn load(sources: &Sources<'_>) -> Result<Loaded, Problems> {
             && !KEYS.iter().any(|key| key.variable() == *name)
             && !keys::is_other_variable(name)
         {
+            let asked = name.trim_start_matches("BOOTSTORM_");
+            let alike = KEYS.iter().map(keys::Key::variable).filter(|variable| variable.contains(asked));
+            let alike: Vec<String> = alike.take(3).collect();
             problems.push(Problem {
                 origin: Origin::Environment { name: name.clone() },
                 key: String::new(),
                 found: format!("{text:?} in a variable no key has"),
-                expected: "BOOTSTORM_TABLE_KEY, for example BOOTSTORM_SERVER_STATE_DIR".into(),
+                expected: match alike.is_empty() {
+                    true => "BOOTSTORM_TABLE_KEY, for example BOOTSTORM_SERVER_STATE_DIR".into(),
+                    false => alike.join(" or "),
+                },
             });
         }
     }

@@ -10,6 +10,7 @@ use crate::jobs::book::Book;
 use crate::jobs::job::{Job, JobId};
 use crate::jobs::machine::{Ident, Machine};
 use crate::store::{Kind, Store};
+use crate::wire::Uuid;
 
 /// Machines looked at for one question: a rule's job can have thousands.
 const MACHINES_MAX: usize = 100;
@@ -88,6 +89,11 @@ pub fn find(
         let fresh = history.map(|history| history.boots(*named)).unwrap_or_default();
         boots.extend(merge(stored, fresh));
     }
+    if boots.is_empty()
+        && let Ok(Named::Uuid(uuid)) = text.parse::<Named>()
+    {
+        boots = stored_with(uuid, store);
+    }
     if let Some(job) = job
         && boots.iter().any(|boot| boot.job == Some(job.id))
     {
@@ -108,6 +114,23 @@ pub fn find(
     let waiting = job.or_else(|| waiting_for(&machines, book));
     let never_seen = boots.is_empty().then(|| never_seen(waiting.map(|job| &**job), now));
     Ok(Found { machines, boots, never_seen })
+}
+
+/// The stored boots of a machine that told its UUID on the way: they are kept by its address. Looks at all there are.
+fn stored_with(uuid: Uuid, store: &mut dyn Store) -> Vec<Timeline> {
+    let mut found = Vec::new();
+    let text = uuid.to_string();
+    let each = store.each(Kind::Boot, &mut |_, body| {
+        // Most records are of other machines, and are not read for that.
+        if body.contains(&text) {
+            found.extend(read_record(body).into_iter().filter(|boot| boot.uuid == Some(uuid)));
+        }
+        Ok(())
+    });
+    if let Err(error) = each {
+        tracing::debug!(%error, "stored boots");
+    }
+    found
 }
 
 fn names(machine: &Machine) -> impl Iterator<Item = Named> {
@@ -180,5 +203,43 @@ impl Found {
             })
             .collect();
         json!({ "machines": machines, "boots": boots, "never_seen": self.never_seen })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::{Outcome, record};
+    use crate::store::MemoryStore;
+    use crate::store::{Guard, Record, Transition, Write};
+
+    #[test]
+    fn a_uuid_that_was_told_on_the_way_finds_its_boots_after_a_restart() {
+        let uuid: Uuid = "4c4c4544-0042-3510-8052-b4c04f4d3231".parse().unwrap();
+        let mut store = MemoryStore::default();
+        for (mac, uuid) in [("52:54:00:00:00:01", None), ("52:54:00:00:00:02", Some(uuid))] {
+            let boot = Timeline {
+                mac: Some(mac.parse().unwrap()),
+                uuid,
+                address: None,
+                boot: None,
+                job: None,
+                image: None,
+                started: SystemTime::UNIX_EPOCH,
+                until: SystemTime::UNIX_EPOCH,
+                outcome: Outcome::Ignored,
+                steps: Vec::new(),
+                left_out: 0,
+            };
+            let record = Record { kind: Kind::Boot, key: mac.into(), generation: 1, body: record(&[boot]) };
+            let writes = vec![Write::Put { record, guard: Guard::Any }];
+            store.commit(&[Transition { writes }]).unwrap()[0].as_ref().unwrap();
+        }
+        let mut find =
+            |text: &str| find(text, 5, None, &Book::new(), &mut store, SystemTime::UNIX_EPOCH).unwrap().boots;
+        let found = find(&uuid.to_string());
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].0.mac, Some("52:54:00:00:00:02".parse().unwrap()));
+        assert!(find("4c4c4544-0042-3510-8052-b4c04f4d3232").is_empty());
     }
 }

@@ -17,8 +17,6 @@ use crate::sys::host::{self, Listening, Owner};
 use crate::sys::interfaces::{self, Interface};
 use crate::sys::uring::SendRing;
 
-/// This program's name as the kernel shows it.
-const OURS: &str = "bootstorm";
 /// Below this a database cannot be relied on, and an image not be added.
 const ROOM_MIN: u64 = 16 << 20;
 const ROOM_LOW: u64 = 256 << 20;
@@ -199,12 +197,15 @@ fn ports(setup: &Setup<'_>, listening: &[Listening]) -> Vec<Finding> {
         .copied()
         .collect();
     let owners = host::owners(&taken);
+    // A server's file may have another name, and then this one has it too.
+    let mine = std::fs::read_to_string("/proc/self/comm").unwrap_or_default();
+    let ours = ["bootstorm", mine.trim_end()];
     let mut found = Vec::new();
     for need in needed.iter().filter(|need| need.port != 0) {
         let protocol = if need.tcp { "TCP" } else { "UDP" };
         let held = taken.iter().any(|held| held.tcp == need.tcp && held.port == need.port);
         let owner = owners.get(&(need.tcp, need.port));
-        let foreign = owner.filter(|owner| owner.name != OURS);
+        let foreign = owner.filter(|owner| !ours.contains(&owner.name.as_str()));
         match (held, foreign) {
             // In proxy mode the raw socket hears what the other server's socket hears.
             (true, Some(Owner { name, pid })) if need.key == "[dhcp] port" && plan.dhcp.mode == DhcpMode::Proxy => {
