@@ -1,20 +1,22 @@
 //! `bench`: loads any server by address and says what it gave.
 
+use std::fs;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Subcommand, ValueEnum};
 use serde_json::json;
 
-use super::bench_compare::BadNetwork;
+use super::bench_compare::{BadNetwork, unwritable, writable};
 use super::{Done, Exit, Failure, bench_compare, output};
 use crate::bench::dhcp::{DhcpLoad, Mode};
 use crate::bench::http::{HttpLoad, Work};
 use crate::bench::impair::Impairment;
 use crate::bench::null::{NullFrames, NullHttp, answer_frames, answer_http};
 use crate::bench::relay::Relay;
+use crate::bench::report::{Conditions, of_load, page};
 use crate::bench::result::Point;
 use crate::bench::storm::StormLoad;
 use crate::bench::tftp::{Check, TftpLoad};
@@ -107,6 +109,9 @@ pub struct Common {
     /// Print every point of every round as JSON
     #[arg(long)]
     pub json: bool,
+    /// Write a page with charts
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
 }
 
 /// `bench tftp`.
@@ -650,6 +655,8 @@ fn measure(common: &Common, jobs: &[Job<'_>]) -> Done {
             jobs.len()
         )));
     }
+    let page_file = common.html.as_deref().map(writable).transpose()?;
+    let (began, mut conditions) = (Instant::now(), Conditions::here());
     let mut points: Vec<Vec<Point>> = vec![Vec::with_capacity(rounds); jobs.len()];
     for _ in 0..rounds {
         for (job, points) in jobs.iter().zip(&mut points) {
@@ -663,6 +670,14 @@ fn measure(common: &Common, jobs: &[Job<'_>]) -> Done {
         }
     }
     let answered = points.iter().flatten().any(|point| point.units > 0);
+    if let Some(path) = page_file {
+        conditions.rounds = common.rounds;
+        conditions.seconds = began.elapsed().as_secs_f64();
+        conditions.round_seconds =
+            points.iter().flatten().map(|point| (point.seconds * 10.0).round() / 10.0).fold(0.0, f64::max);
+        let report = of_load(conditions, &points);
+        fs::write(path, page(&report, None)).map_err(|error| unwritable(path, &error))?;
+    }
     if common.json {
         output::json(&json!({ "points": points.concat() }));
     } else {
@@ -733,7 +748,7 @@ mod tests {
     use super::*;
 
     fn common(allow_broadcast: bool) -> Common {
-        Common { rounds: 1, ceiling: None, allow_broadcast, json: false }
+        Common { rounds: 1, ceiling: None, allow_broadcast, json: false, html: None }
     }
 
     #[test]

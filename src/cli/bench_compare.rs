@@ -164,14 +164,9 @@ impl BadNetwork {
 pub(super) fn compare(args: &Compare) -> Done {
     let plan = plan(args)?;
     let earlier = args.against.as_deref().map(read_report).transpose()?;
-    // Before minutes are spent: can the results be kept?
     let printed = args.json.as_deref() == Some(Path::new(STDOUT));
     for path in [&args.json, &args.html].into_iter().flatten().filter(|path| **path != Path::new(STDOUT)) {
-        fs::OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(path)
-            .map_err(|error| unwritable(path, &error))?;
+        writable(path)?;
     }
     let stop = stop_on_signal()?;
     let mut report = compare::run(&plan, &stop, &mut |line| output::remark(line)).map_err(|error| {
@@ -295,7 +290,13 @@ fn stop_on_signal() -> Result<Arc<AtomicBool>, Failure> {
     Ok(stop)
 }
 
-fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
+/// Before minutes are spent: can the results be kept?
+pub(super) fn writable(path: &Path) -> Result<&Path, Failure> {
+    let file = fs::OpenOptions::new().append(true).create(true).open(path);
+    file.map(|_| path).map_err(|error| unwritable(path, &error))
+}
+
+pub(super) fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
     Failure::new(Exit::Runtime, format!("write {}: {error}", path.display()))
 }
 

@@ -16,7 +16,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use cgroup::{Group, Hierarchy};
 use contender::{CERTIFICATES, Contender, IMAGE, Kind, LOADER, LOADER_LEN, Site};
@@ -165,7 +165,7 @@ pub fn run(plan: &Plan, stop: &AtomicBool, say: &mut dyn FnMut(&str)) -> Result<
         }
     }
     let began = Instant::now();
-    let load_average = load_average();
+    let before = Conditions::here();
     let (server_cpu, load_cpu) = place::cpu_pair(&allowed_cpus());
     pin_to(load_cpu).map_err(|error| CompareError::new(format!("pin to CPU {load_cpu}: {error}")))?;
     let hierarchy = Hierarchy::find()?;
@@ -252,11 +252,6 @@ pub fn run(plan: &Plan, stop: &AtomicBool, say: &mut dyn FnMut(&str)) -> Result<
     report.notes = bench.notes;
     report.notes.extend(notes(plan, server_cpu == load_cpu, kept_awake));
     report.conditions = Conditions {
-        date: utc(SystemTime::now()),
-        kernel: nix::sys::utsname::uname()
-            .map(|name| name.release().to_string_lossy().into_owned())
-            .unwrap_or_default(),
-        processor: processor(),
         server_cpu: server_cpu as u32,
         load_cpu: load_cpu as u32,
         congestion_control: CONGESTION_CONTROL.into(),
@@ -264,13 +259,9 @@ pub fn run(plan: &Plan, stop: &AtomicBool, say: &mut dyn FnMut(&str)) -> Result<
         rounds: plan.rounds,
         round_seconds: plan.time.as_secs_f64(),
         seed: plan.impairment.seed,
-        program: format!(
-            "{OURS} {}{}",
-            env!("CARGO_PKG_VERSION"),
-            if cfg!(debug_assertions) { ", built for debugging" } else { "" }
-        ),
-        load_average,
+        load_average: before.load_average,
         seconds: began.elapsed().as_secs_f64(),
+        ..Conditions::here()
     };
     Ok(report)
 }
@@ -777,49 +768,9 @@ fn make_files(folder: &Folder, image_bytes: u64) -> Result<Result<Vec<Mapping>, 
     }))
 }
 
-/// Of the last minute.
-fn load_average() -> f64 {
-    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or_default()
-}
-
-/// The processor's name.
-fn processor() -> String {
-    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = text
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1))
-        .unwrap_or("unknown");
-    let count = text.lines().filter(|line| line.starts_with("processor")).count();
-    format!("{name}, {count} CPUs")
-}
-
-/// `2026-11-28 11:30:00 UTC`.
-fn utc(time: SystemTime) -> String {
-    let text = httpdate::fmt_http_date(time);
-    // `Sat, 28 Nov 2026 11:30:00 GMT` holds all of it.
-    let words: Vec<&str> = text.split(' ').collect();
-    let months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    match words.as_slice() {
-        [_, day, month, year, clock, _] => {
-            let month = months.iter().position(|name| name == month).unwrap_or(0) + 1;
-            format!("{year}-{month:02}-{day} {clock} UTC")
-        }
-        _ => text,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn dates_sort_as_they_are_written() {
-        assert_eq!(
-            utc(SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_865_400)),
-            "2026-11-28 11:30:00 UTC"
-        );
-    }
 
     #[test]
     fn a_server_that_falls_over_twice_in_a_row_is_not_asked_again() {

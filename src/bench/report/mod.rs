@@ -6,7 +6,8 @@ mod page;
 mod text;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::fs;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -80,6 +81,26 @@ pub struct Conditions {
     pub seconds: f64,
 }
 
+impl Conditions {
+    /// This machine, this program and this moment; the rest is for who measures to say.
+    pub fn here() -> Self {
+        Self {
+            date: utc(SystemTime::now()),
+            kernel: nix::sys::utsname::uname()
+                .map(|name| name.release().to_string_lossy().into_owned())
+                .unwrap_or_default(),
+            processor: processor(),
+            program: format!(
+                "{OURS} {}{}",
+                env!("CARGO_PKG_VERSION"),
+                if cfg!(debug_assertions) { ", built for debugging" } else { "" }
+            ),
+            load_average: load_average(),
+            ..Self::default()
+        }
+    }
+}
+
 /// A server that took part.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Server {
@@ -101,6 +122,33 @@ pub struct Missing {
     /// Why it could not take part, when it is not that the package is missing.
     pub why: String,
 }
+
+/// What one load found of one server, as a report: each setting's rounds. What it cost the server nobody knows.
+pub fn of_load(conditions: Conditions, points: &[Vec<Point>]) -> Report {
+    let row = |rounds: &Vec<Point>| -> Option<Row> {
+        let first = rounds.first()?;
+        let sample = |point: &Point| Ok(Sample { point: point.clone(), cpu_seconds: 0.0 });
+        let trial = Trial {
+            work: first.work.clone(),
+            settings: first.settings.clone(),
+            clients: first.clients,
+            servers: vec![(UNDER_LOAD.into(), rounds.iter().map(sample).collect())],
+        };
+        trial.rows().pop().map(|row| Row { cpu: None, ..row })
+    };
+    let rows: Vec<Row> = points.iter().filter_map(row).collect();
+    let works: std::collections::BTreeSet<&str> = rows.iter().map(|row| row.work.as_str()).collect();
+    Report {
+        format: FORMAT,
+        title: format!("{OURS}: {} under load", works.into_iter().collect::<Vec<_>>().join(", ")),
+        conditions,
+        rows,
+        ..Report::default()
+    }
+}
+
+/// The only server of [`of_load`].
+const UNDER_LOAD: &str = "server";
 
 /// One server's figures for one work, over all rounds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -727,6 +775,38 @@ fn with_spread(value: Option<f64>, spread: Option<[f64; 2]>) -> String {
         }
         (Some(value), None) => ratio(value),
         _ => "-".into(),
+    }
+}
+
+/// Of the last minute.
+fn load_average() -> f64 {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or_default()
+}
+
+/// The processor's name.
+fn processor() -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = text
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1))
+        .unwrap_or("unknown");
+    let count = text.lines().filter(|line| line.starts_with("processor")).count();
+    format!("{name}, {count} CPUs")
+}
+
+/// `2026-11-28 11:30:00 UTC`.
+fn utc(time: SystemTime) -> String {
+    let text = httpdate::fmt_http_date(time);
+    // `Sat, 28 Nov 2026 11:30:00 GMT` holds all of it.
+    let words: Vec<&str> = text.split(' ').collect();
+    let months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    match words.as_slice() {
+        [_, day, month, year, clock, _] => {
+            let month = months.iter().position(|name| name == month).unwrap_or(0) + 1;
+            format!("{year}-{month:02}-{day} {clock} UTC")
+        }
+        _ => text,
     }
 }
 

@@ -62,6 +62,7 @@ fn conditions(out: &mut String, report: &Report) {
         escape(&c.program),
         c.seconds
     );
+    let wired = !c.link.is_empty();
     let facts = [
         (
             "Machine",
@@ -77,7 +78,8 @@ fn conditions(out: &mut String, report: &Report) {
             ),
         ),
     ];
-    for (name, value) in facts {
+    // A load of its own knows of no place but its own.
+    for (name, value) in facts.into_iter().filter(|(name, _)| wired || !["Places", "Wire"].contains(name)) {
         let _ = writeln!(out, "<dt>{name}</dt><dd>{}</dd>", escape(&value));
     }
     for server in &report.servers {
@@ -260,10 +262,15 @@ fn throughput(out: &mut String, report: &Report, styles: &BTreeMap<String, usize
     out.push_str("</section>\n");
 }
 
-/// Rows without an impaired wire, by what was asked for.
+/// True for what [`network`] draws.
+fn is_in_network(row: &Row) -> bool {
+    row.is_impaired() && row.server == OURS
+}
+
+/// The other rows, by what was asked for.
 fn families(report: &Report) -> Vec<(String, Vec<&Row>)> {
     let mut families: Vec<(String, Vec<&Row>)> = Vec::new();
-    for row in report.rows.iter().filter(|row| !row.is_impaired() && row.value > 0.0) {
+    for row in report.rows.iter().filter(|row| !is_in_network(row) && row.value > 0.0) {
         let family = row.family();
         match families.iter_mut().find(|(name, _)| *name == family) {
             Some((_, rows)) => rows.push(row),
@@ -275,7 +282,7 @@ fn families(report: &Report) -> Vec<(String, Vec<&Row>)> {
 
 fn cpu(out: &mut String, report: &Report, styles: &BTreeMap<String, usize>) {
     let mut by_unit: BTreeMap<(&str, &str), Vec<(String, Vec<Bar>)>> = BTreeMap::new();
-    for row in report.rows.iter().filter(|row| !row.is_impaired()) {
+    for row in report.rows.iter().filter(|row| !is_in_network(row)) {
         let Some(value) = row.cpu else { continue };
         let groups = by_unit.entry((&row.cpu_unit, &row.work)).or_default();
         let bar = Bar {
@@ -314,7 +321,7 @@ fn latency(out: &mut String, report: &Report, styles: &BTreeMap<String, usize>) 
     let mut section = String::new();
     for (number, (title, of)) in kinds.into_iter().enumerate() {
         let mut groups: Vec<(String, Vec<Range>)> = Vec::new();
-        for row in report.rows.iter().filter(|row| !row.is_impaired()) {
+        for row in report.rows.iter().filter(|row| !is_in_network(row)) {
             let Some(latency) = of(row) else { continue };
             let range = Range {
                 name: row.server.clone(),

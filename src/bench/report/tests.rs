@@ -258,3 +258,34 @@ fn figures_have_three_digits_and_no_exponent() {
         ("850 µs".into(), "12.3 ms".into(), "1.50 s".into())
     );
 }
+
+#[test]
+fn dates_sort_as_they_are_written() {
+    assert_eq!(utc(SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_865_400)), "2026-11-28 11:30:00 UTC");
+}
+
+#[test]
+fn one_load_is_a_page_too_without_what_it_cannot_know() {
+    let settings = |rtt: Option<&str>| rtt.map(|rtt| ("rtt".into(), rtt.into())).into_iter().collect();
+    let of =
+        |clients, megabytes, rtt| Point { clients, settings: settings(rtt), ..point("tftp", megabytes, 1.0) };
+    let points = [
+        vec![of(1, 100, None), of(1, 300, None), of(1, 200, None)],
+        vec![of(64, 900, None)],
+        vec![of(64, 80, Some("5ms"))],
+        Vec::new(),
+    ];
+    let report = of_load(Conditions { rounds: 3, ..Conditions::here() }, &points);
+    assert_eq!(report.rows.len(), 3);
+    assert_eq!((report.rows[0].value, report.rows[0].rounds), (200.0, 3));
+    assert_eq!((report.rows[0].cpu, report.rows[0].ratio), (None, None));
+    let page = page(&report, None);
+    for wanted in
+        ["tftp under load", "Throughput against clients", "Time of one request", "900 MB/s", "TFTP rtt 5ms"]
+    {
+        assert!(page.contains(wanted), "{wanted}");
+    }
+    for unknown in ["Places", "Wire", "At a glance", "What it costs the server"] {
+        assert!(!page.contains(unknown), "{unknown}");
+    }
+}
