@@ -337,6 +337,8 @@ fn the_timeout_option_is_kept_to_the_second_and_holds_no_place_for_strangers() {
     let (times, _) = schedule(timeout(60), Some(0));
     assert_eq!(times, [0, 60_000, 120_000, 180_000, 240_000]);
     assert_eq!(schedule(timeout(3), None).0, [0, 3000, 6000, 9000]);
+    assert_eq!(schedule(timeout(5), None).0, [0, 5000, 10_000, 15_000]);
+    assert_eq!(schedule(timeout(8), None).0, [0, 8000]);
     assert_eq!(schedule(timeout(255), None), (vec![0], Outcome::TimedOut));
 }
 
