@@ -52,6 +52,23 @@ impl Drop for TempDir {
     }
 }
 
+/// All namespaces share one table of neighbours, which has room for 1,024 unless it is told: a test with thousands of
+/// machines would take the others' ARP away. Where that may not be set, it may be enough.
+fn room_for_neighbours() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        for bound in ["gc_thresh3", "gc_thresh2", "gc_thresh1"] {
+            let file = format!("/proc/sys/net/ipv4/neigh/default/{bound}");
+            let now = std::fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok());
+            if now.is_some_and(|now: u32| now < NEIGHBOURS) {
+                let _ = std::fs::write(&file, NEIGHBOURS.to_string());
+            }
+        }
+    });
+}
+
+const NEIGHBOURS: u32 = 65_536;
+
 /// A network namespace.
 #[derive(Debug)]
 pub struct Namespace {
@@ -61,6 +78,7 @@ pub struct Namespace {
 impl Namespace {
     /// Makes one, with its loopback up.
     pub fn new() -> Self {
+        room_for_neighbours();
         let name = format!("bs{}-{}", std::process::id(), unique());
         run(Command::new("ip").args(["netns", "add", &name]));
         let namespace = Self { name };
