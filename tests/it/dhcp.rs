@@ -15,7 +15,7 @@ use bootstorm::wire::frame::{UDP_PAYLOAD_OFFSET, UdpHeader, emit_udp_frame, pars
 use labkit::{Namespace, TempDir, run, tool};
 
 use crate::dhcp_clients::udhcpc;
-use crate::server::{BRIDGE, FULL, Net, PROXY, SOON, Server, Site, binary};
+use crate::server::{BRIDGE, FULL, Net, PROXY, SOON, Server, Site, binary, tell};
 
 #[path = "../../src/proto/dhcp/tests/language.rs"]
 mod language;
@@ -625,6 +625,78 @@ fn ten_thousand_machines_at_once_all_get_their_address_before_their_firmware_giv
     let point = bench(&load, "dhcp --interface eth0 --mode avalanche --clients 10000 --time 70s");
     println!("ten thousand at once: {point}");
     assert_eq!((point["units"].as_u64(), point["failures"].as_u64()), (Some(10_000), Some(0)), "{point}");
+    server.stop();
+}
+
+/// A relay that takes one machine after the other to its lease, for so many seconds; each is a line with the time it took,
+/// ms, both answers together. What is not answered in half a second is asked again, and counted in that time.
+const ONE_BY_ONE: &str = r#"
+import socket, struct, sys, time
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(("10.88.0.2", 67))
+s.settimeout(0.5)
+def ask(xid, options):
+    mac = b"\x52\x54\x09" + (xid & 0xffffff).to_bytes(3, "big")
+    head = struct.pack("!BBBBIHH", 1, 1, 6, 1, xid, 0, 0) + bytes(12) + socket.inet_aton("10.88.0.2") + mac + bytes(202)
+    message = head + b"\x63\x82\x53\x63" + options + b"\xff"
+    for again in range(20):
+        s.sendto(message, ("10.77.0.1", 67))
+        try:
+            while True:
+                answer = s.recv(2048)
+                if answer[4:8] == message[4:8]: return answer
+        except TimeoutError: pass
+    sys.exit("a relay's machine is not answered")
+end, xid = time.monotonic() + float(sys.argv[1]), 0x51000000
+while time.monotonic() < end:
+    begun, xid = time.monotonic(), xid + 1
+    address = ask(xid, b"\x35\x01\x01")[16:20]
+    ask(xid + 0x100000, b"\x35\x01\x03\x32\x04" + address + b"\x36\x04\x0a\x4d\x00\x01")
+    print(round((time.monotonic() - begun) * 1000), flush=True)
+"#;
+
+#[test]
+fn a_storm_on_the_link_leaves_relays_their_room() {
+    let net = Net::flat();
+    let load = plugged(&net.server, "plug0");
+    load.ip("addr add 10.77.0.2/16 dev eth0");
+    let relay = plugged(&net.server, "plug1");
+    relay.ip("addr add 10.88.0.2/16 dev eth0");
+    relay.ip("route add 10.77.0.0/16 dev eth0");
+    net.server.ip(&format!("route add 10.88.0.0/16 dev {BRIDGE}"));
+    let networks = "[[dhcp.subnet]]\nnetwork = \"10.77.0.0/16\"\nrange = \"10.77.1.0-10.77.250.255\"\n\
+                    [[dhcp.subnet]]\nnetwork = \"10.88.0.0/16\"\nrange = \"10.88.1.0-10.88.250.255\"\n";
+    let site =
+        Site::new(net.interface, "auto", &format!("[dhcp]\nmode = \"full\"\nper_circuit = 0\n{networks}"));
+    append(&site, &with_loaders(&site));
+    let server = site.serve(&net);
+    let dropped = || server.metric(&net, "bootstorm_dhcp_drops_total{reason=\"queue-full\"}");
+    std::thread::scope(|scope| {
+        // Far more than there is room for, whatever comes back.
+        let words =
+            "dhcp --interface eth0 --mode discover --machines 60000 --clients 60000 --rate 400000 --time 8s";
+        let storm = scope.spawn(|| bench(&load, words));
+        let begun = Instant::now();
+        // What was dropped is counted once in a while.
+        while dropped() == 0 {
+            assert!(begun.elapsed() < SOON, "no storm: nothing was more than fits");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let before = dropped();
+        let mut command = relay.command(tool("python3", "python3"));
+        let output = command.args(["-c", ONE_BY_ONE, "2"]).output().expect("python3 runs");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+        assert!(!storm.is_finished(), "the storm was over before");
+        let mut took: Vec<u64> = text.lines().filter_map(|line| line.parse().ok()).collect();
+        took.sort_unstable();
+        let half = *took.get(took.len() / 2).expect("at least one exchange");
+        tell(format!("{} relayed leases in a storm, half of them within {half} ms", took.len()));
+        // Most of them without asking again.
+        assert!(half < 500, "{took:?}");
+        storm.join().expect("the storm ends");
+        assert!(dropped() > before, "the storm went on meanwhile");
+    });
     server.stop();
 }
 
