@@ -31,7 +31,7 @@ counts! {
     LoopTurns => "loop_turns_total", "Times the loops of all cores went round.";
     DhcpPackets => "dhcp_packets_total", "DHCP messages received, by raw socket and UDP.";
     DhcpReplies => "dhcp_replies_total", "DHCP messages sent.";
-    DhcpMalformedFrames => "dhcp_malformed_frames_total", "Frames on the raw socket that are no whole UDP datagram.";
+    DhcpMalformedFrames => "dhcp_malformed_frames_total", "Frames on the raw socket that are no whole UDP datagram, relayed ones with a wrong checksum.";
     DhcpSendErrors => "dhcp_send_errors_total", "DHCP replies the kernel would not send.";
     DhcpRecvErrors => "dhcp_receive_errors_total", "Errors on DHCP sockets, as strangers can provoke.";
     DhcpUnrecorded => "dhcp_unrecorded_total", "Offers the flight recorder was not told of, because there were too many.";

@@ -41,6 +41,8 @@ const INTERFACE_INDEX: u32 = ANCILLARY + 8;
 const VLAN_TAG_PRESENT: u32 = ANCILLARY + 48;
 /// `PACKET_HOST`: addressed to this machine.
 const TO_US: u32 = 0;
+/// `PACKET_OTHERHOST`: addressed to another machine.
+const TO_OTHERS: u32 = 3;
 /// `PACKET_OUTGOING`: sent by this machine.
 const FROM_US: u32 = 4;
 /// IPv4 with a header of 20 bytes.
@@ -95,9 +97,9 @@ pub fn raw(port: u16, interface: u32, everything: bool, part: Part) -> Vec<BpfIn
     };
     must(&mut program, LD_H_ABS, 12, ETHERTYPE_IPV4);
     must(&mut program, LD_B_ABS, 23, PROTOCOL_UDP);
-    // A tagged frame is of another network, whose own interface hears it too.
-    must(&mut program, LD_W_ABS, VLAN_TAG_PRESENT, 0);
     must(&mut program, LD_W_ABS, INTERFACE_INDEX, interface);
+    // A tagged frame is of another network, whose own interface hears it too. Sockets of every protocol see the tag.
+    must(&mut program, LD_W_ABS, VLAN_TAG_PRESENT, 0);
     // A later fragment has no UDP header.
     program.extend([load(LD_H_ABS, 20), jump(JUMP_SET, 0x1fff, 0, 1), DROP]);
     program.extend([load(LDX_IP_HEADER_LEN, 14), load(LD_H_IND, 16)]);
@@ -114,9 +116,11 @@ pub fn raw(port: u16, interface: u32, everything: bool, part: Part) -> Vec<BpfIn
     }
     // The accumulator still holds the destination port.
     program.extend([jump(JUMP_EQ, port, 1, 0), DROP]);
+    // Others see no tag: a frame whose network has no interface here comes as if it were for somebody else.
+    program.extend([load(LD_W_ABS, PACKET_TYPE), jump(JUMP_EQ, TO_OTHERS, 0, 1), DROP]);
     if everything {
         // What this host asks of others, as a relay does, is no question to us.
-        program.extend([load(LD_W_ABS, PACKET_TYPE), jump(JUMP_EQ, FROM_US, 0, 1), DROP]);
+        program.extend([jump(JUMP_EQ, FROM_US, 0, 1), DROP]);
     } else {
         must(&mut program, LD_W_ABS, 30, BROADCAST);
         must(&mut program, LD_W_IND, DHCP + 24, 0); // giaddr
@@ -517,6 +521,18 @@ mod tests {
             }
         }
         assert_eq!(by_frame, 2 * 4, "to one address, plain, of four lengths, with and without a relay");
+    }
+
+    #[test]
+    fn what_is_for_somebody_else_is_no_question() {
+        let offer = Case { src_port: 67, dst_port: 68, dst: [10, 77, 0, 5], ..DISCOVER };
+        let relayed = Case { dst: ADDR.octets(), giaddr: [10, 88, 0, 1], ..DISCOVER };
+        let meta = Meta { packet_type: TO_OTHERS, ..Meta::default() };
+        for everything in [false, true] {
+            assert!(!raw_takes(&frame(&DISCOVER), everything, meta));
+            assert!(raw_takes(&frame(&offer), everything, meta), "another server's answer");
+        }
+        assert!(!addressed_takes(&frame(&relayed), meta));
     }
 
     fn ways_in() -> impl Iterator<Item = (usize, u32, u32)> {

@@ -25,7 +25,6 @@ const SEND_BUFFER_LEN: libc::c_int = 4 << 20;
 /// linux/if_packet.h, not in libc for every target.
 const PACKET_QDISC_BYPASS: libc::c_int = 20;
 const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
-const TP_STATUS_CSUM_VALID: u32 = 1 << 7;
 
 /// Whose frames a ring takes, and how much of them.
 #[derive(Clone, Copy, Debug)]
@@ -58,8 +57,8 @@ pub struct Frame<'a> {
     pub bytes: &'a [u8],
     /// Its length on the wire. More than the interface's MTU means several segments in one (GSO), not cut yet.
     pub len: usize,
-    /// Nobody has checked the UDP or TCP checksum: the card has not, and it is not one that is still to be made, as in
-    /// what comes from this host.
+    /// The UDP or TCP checksum is there to be checked: not one that is still to be made, as in what comes from this host.
+    /// Whether a card has done so is not said reliably (before Linux 6.2).
     pub unchecked: bool,
 }
 
@@ -248,7 +247,7 @@ impl FrameRing {
         let len = (header.tp_snaplen as usize).min(self.slot_len - at);
         // SAFETY: `at + len` is at most `slot_len`, so the bytes lie inside this slot, which is ours until then.
         let bytes = unsafe { std::slice::from_raw_parts(slot.add(at).as_ptr(), len) };
-        let unchecked = status & (libc::TP_STATUS_CSUMNOTREADY | TP_STATUS_CSUM_VALID) == 0;
+        let unchecked = status & libc::TP_STATUS_CSUMNOTREADY == 0;
         Some(Frame { bytes, len: header.tp_len as usize, unchecked })
     }
 

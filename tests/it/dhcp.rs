@@ -300,6 +300,22 @@ print("listening", flush=True)
 print(len(s.recv(4096)), "bytes", flush=True)
 "#;
 
+/// Plays a relayed DISCOVER, its frame changed; true when it was answered, and well.
+fn play_relayed(
+    player: &mut Player,
+    number: usize,
+    silence: bool,
+    change: &dyn Fn(String) -> String,
+) -> bool {
+    let mut case = Case::new(number);
+    let Step::Say(said, expected) = case.read("discover uefi gi=relay > offer to=10.88.0.2:67") else {
+        panic!("a message")
+    };
+    let frame = change(player.frame(&said));
+    let came = player.play_frame(&said, &frame, silence);
+    came.map(|came| case.check(&said, &expected, Some(&came)).expect("a good answer")).is_some()
+}
+
 #[test]
 fn a_relay_is_answered_past_no_packet_filter_and_only_where_routing_leads() {
     let table = "table inet lab { chain in { type filter hook input priority 0; policy accept; \
@@ -329,22 +345,26 @@ fn a_relay_is_answered_past_no_packet_filter_and_only_where_routing_leads() {
         append(&site, &with_loaders(&site));
         let mut server = site.serve(&net);
         let mut player = Player::start(&net, &client, true);
-        let mut relayed = |number, silence, damage: &dyn Fn(String) -> String| {
-            let mut case = Case::new(number);
-            let Step::Say(said, expected) = case.read("discover uefi gi=relay > offer to=10.88.0.2:67")
-            else {
-                panic!("a message")
-            };
-            let frame = damage(player.frame(&said));
-            let came = player.play_frame(&said, &frame, silence);
-            came.map(|came| case.check(&said, &expected, Some(&came)).expect("a good answer")).is_some()
-        };
         let whole = |frame: String| frame;
-        assert_eq!(relayed(1, is_kept_out, &whole), !is_kept_out, "{frames} {kept_out_by:?}");
+        assert_eq!(
+            play_relayed(&mut player, 1, is_kept_out, &whole),
+            !is_kept_out,
+            "{frames} {kept_out_by:?}"
+        );
         if is_kept_out {
             server.process.wait_for("relays are answered by UDP", SOON);
         }
         if kept_out_by.is_none() {
+            // Of a network that has no interface here: its tag (802.1Q) stands behind the two addresses.
+            let tagged = |frame: String| format!("{}8100000a{}", &frame[..24], &frame[24..]);
+            assert!(!play_relayed(&mut player, 5, true, &tagged), "a relay of another network");
+            let mut case = Case::new(6);
+            let Step::Say(said, _) = case.read("discover uefi > offer") else { panic!("a message") };
+            let frame = tagged(player.frame(&said));
+            assert!(player.play_frame(&said, &frame, true).is_none(), "a machine of another network");
+            let mut relayed = |number, silence, damage: &dyn Fn(String) -> String| {
+                play_relayed(&mut player, number, silence, damage)
+            };
             // The checksum is at 40, two digits each.
             let other_sum = |frame: String| format!("{}5a5a{}", &frame[..80], &frame[84..]);
             assert!(!relayed(3, true, &other_sum), "damaged on its way");

@@ -117,6 +117,11 @@ impl RawPort {
 
     /// What is sent to the interface's address is left to the UDP socket from now on.
     fn leave_addressed(&mut self) {
+        tracing::info!(
+            interface = self.interface.name,
+            address = %self.interface.addr,
+            "relays are answered by UDP from now on"
+        );
         self.addressed = None;
         self.rings[Kind::Addressed as usize] = None;
     }
