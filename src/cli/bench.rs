@@ -670,6 +670,11 @@ fn measure(common: &Common, jobs: &[Job<'_>]) -> Done {
         }
     }
     let answered = points.iter().flatten().any(|point| point.units > 0);
+    if common.json {
+        output::json(&json!({ "points": points.concat() }));
+    } else {
+        print(&points);
+    }
     if let Some(path) = page_file {
         conditions.rounds = common.rounds;
         conditions.seconds = began.elapsed().as_secs_f64();
@@ -677,11 +682,6 @@ fn measure(common: &Common, jobs: &[Job<'_>]) -> Done {
             points.iter().flatten().map(|point| (point.seconds * 10.0).round() / 10.0).fold(0.0, f64::max);
         let report = of_load(conditions, &points);
         fs::write(path, page(&report, None)).map_err(|error| unwritable(path, &error))?;
-    }
-    if common.json {
-        output::json(&json!({ "points": points.concat() }));
-    } else {
-        print(&points);
     }
     // Exit code 1 says that nothing at all came back.
     Ok(if answered { Exit::Fine } else { Exit::Wrong })

@@ -174,9 +174,6 @@ pub(super) fn compare(args: &Compare) -> Done {
         Failure::new(exit, error)
     })?;
     report.agreement = earlier.as_ref().and_then(|earlier| report.agreement_with(earlier));
-    if let Some(path) = &args.html {
-        fs::write(path, page(&report, earlier.as_ref())).map_err(|error| unwritable(path, &error))?;
-    }
     if let Some(path) = &args.json {
         let document =
             serde_json::to_string_pretty(&report).map_err(|error| Failure::new(Exit::Runtime, error))?;
@@ -188,6 +185,9 @@ pub(super) fn compare(args: &Compare) -> Done {
     }
     if !printed {
         output::line(text(&report, earlier.as_ref()));
+    }
+    if let Some(path) = &args.html {
+        fs::write(path, page(&report, earlier.as_ref())).map_err(|error| unwritable(path, &error))?;
     }
     let ours_failed = report.rows.iter().any(|row| row.server == OURS && row.rounds == 0);
     Ok(if ours_failed { Exit::Wrong } else { Exit::Fine })

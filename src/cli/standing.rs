@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use super::serve::library_settings;
-use crate::config::{Loaded, Origin, Plan, Problem};
+use crate::config::{DhcpMode, Loaded, Origin, Plan, Problem};
 use crate::files::Catalog;
 use crate::files::library::Library;
 use crate::jobs::image::Images as _;
@@ -52,7 +52,8 @@ pub(super) fn look(loaded: &Loaded) -> Found {
         }
     }
     let here = interfaces::list().unwrap_or_default();
-    for name in plan.server.interfaces.iter().filter(|name| here.iter().all(|here| here.name != **name)) {
+    let named = plan.server.interfaces.iter().filter(|_| plan.dhcp.mode != DhcpMode::Off);
+    for name in named.filter(|name| here.iter().all(|here| here.name != **name)) {
         found.warnings.push(format!(
             "server.interfaces: there is no interface {name} on this host: no server starts here"
         ));

@@ -101,9 +101,10 @@ pub fn load(sources: &Sources<'_>) -> Result<Loaded, Problems> {
             && !KEYS.iter().any(|key| key.variable() == *name)
             && !keys::is_other_variable(name)
         {
-            let asked = name.trim_start_matches("BOOTSTORM_");
-            let alike = KEYS.iter().map(keys::Key::variable).filter(|variable| variable.contains(asked));
-            let alike: Vec<String> = alike.take(3).collect();
+            let word = |name: &str| name.strip_prefix("BOOTSTORM_").unwrap_or_default().to_owned();
+            let asked = word(name);
+            let is_like = |variable: &String| asked.len() >= 3 && word(variable).contains(&asked);
+            let alike: Vec<String> = KEYS.iter().map(keys::Key::variable).filter(is_like).take(3).collect();
             problems.push(Problem {
                 origin: Origin::Environment { name: name.clone() },
                 key: String::new(),

@@ -1,6 +1,7 @@
 //! Which boots someone means, and what is to be said of them: from what is in memory and what the store keeps, or from the
 //! store alone when no server runs.
 
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use serde_json::{Value, json};
@@ -9,11 +10,13 @@ use crate::history::{Context, History, Named, Timeline, Verdict, merge, never_se
 use crate::jobs::book::Book;
 use crate::jobs::job::{Job, JobId};
 use crate::jobs::machine::{Ident, Machine};
-use crate::store::{Kind, Store};
-use crate::wire::Uuid;
+use crate::store::{Kind, Store, StoreError};
+use crate::wire::{MacAddr, Uuid};
 
 /// Machines looked at for one question: a rule's job can have thousands.
 const MACHINES_MAX: usize = 100;
+/// Stored machines a running server looks through for a UUID: others wait for the store meanwhile.
+const SEARCH_MAX: usize = 20_000;
 
 /// What was found.
 #[derive(Debug)]
@@ -80,19 +83,21 @@ pub fn find(
     };
     let mut boots: Vec<Timeline> = Vec::new();
     for named in &machines {
-        let key = match named {
-            Named::Mac(mac) => mac.to_string(),
-            Named::Uuid(uuid) => uuid.to_string(),
-        };
-        let stored = store.get(Kind::Boot, &key).ok().flatten();
-        let stored = stored.map(|record| read_record(&record.body)).unwrap_or_default();
-        let fresh = history.map(|history| history.boots(*named)).unwrap_or_default();
-        boots.extend(merge(stored, fresh));
+        boots.extend(boots_of(*named, history, store));
     }
-    if boots.is_empty()
-        && let Ok(Named::Uuid(uuid)) = text.parse::<Named>()
-    {
-        boots = stored_with(uuid, store);
+    if let Ok(Named::Uuid(uuid)) = text.parse::<Named>() {
+        // Boots are kept by address, and their UUID may have been told on the way only.
+        let mut macs: Vec<MacAddr> = boots.iter().filter_map(|boot| boot.mac).collect();
+        if macs.is_empty() {
+            macs = stored_with(uuid, if history.is_some() { SEARCH_MAX } else { usize::MAX }, store);
+        }
+        macs.sort_unstable();
+        macs.dedup();
+        let is_new = |mac: &MacAddr| !machines.contains(&Named::Mac(*mac));
+        for mac in macs.into_iter().filter(is_new).take(MACHINES_MAX) {
+            let of_it = boots_of(Named::Mac(mac), history, store).into_iter();
+            boots.extend(of_it.filter(|boot| boot.uuid == Some(uuid)));
+        }
     }
     if let Some(job) = job
         && boots.iter().any(|boot| boot.job == Some(job.id))
@@ -116,14 +121,29 @@ pub fn find(
     Ok(Found { machines, boots, never_seen })
 }
 
-/// The stored boots of a machine that told its UUID on the way: they are kept by its address. Looks at all there are.
-fn stored_with(uuid: Uuid, store: &mut dyn Store) -> Vec<Timeline> {
-    let mut found = Vec::new();
+/// The boots that are kept under this name, oldest first.
+fn boots_of(named: Named, history: Option<&History>, store: &mut dyn Store) -> Vec<Timeline> {
+    let key = match named {
+        Named::Mac(mac) => mac.to_string(),
+        Named::Uuid(uuid) => uuid.to_string(),
+    };
+    let stored = store.get(Kind::Boot, &key).ok().flatten();
+    let stored = stored.map(|record| read_record(&record.body)).unwrap_or_default();
+    let fresh = history.map(|history| history.boots(named)).unwrap_or_default();
+    merge(stored, fresh)
+}
+
+/// The addresses of stored machines, of so many that are looked at, that told this UUID in a boot.
+fn stored_with(uuid: Uuid, records_max: usize, store: &mut dyn Store) -> Vec<MacAddr> {
+    let (mut found, mut left) = (Vec::new(), records_max);
     let text = uuid.to_string();
     let each = store.each(Kind::Boot, &mut |_, body| {
+        let enough = || StoreError::Io { path: PathBuf::new(), detail: "enough was looked at".into() };
+        left = left.checked_sub(1).ok_or_else(enough)?;
         // Most records are of other machines, and are not read for that.
         if body.contains(&text) {
-            found.extend(read_record(body).into_iter().filter(|boot| boot.uuid == Some(uuid)));
+            let boots = read_record(body).into_iter().filter(|boot| boot.uuid == Some(uuid));
+            found.extend(boots.filter_map(|boot| boot.mac));
         }
         Ok(())
     });

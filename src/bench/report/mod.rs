@@ -140,7 +140,7 @@ pub fn of_load(conditions: Conditions, points: &[Vec<Point>]) -> Report {
     let works: std::collections::BTreeSet<&str> = rows.iter().map(|row| row.work.as_str()).collect();
     Report {
         format: FORMAT,
-        title: format!("{OURS}: {} under load", works.into_iter().collect::<Vec<_>>().join(", ")),
+        title: format!("{} under load, measured by {OURS}", works.into_iter().collect::<Vec<_>>().join(", ")),
         conditions,
         rows,
         ..Report::default()

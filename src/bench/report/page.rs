@@ -73,8 +73,10 @@ fn conditions(out: &mut String, report: &Report) {
         (
             "Rounds",
             format!(
-                "{} interleaved, {} s each, seed {}; figures are medians",
-                c.rounds, c.round_seconds, c.seed
+                "{} interleaved, {} s each{}; figures are medians",
+                c.rounds,
+                c.round_seconds,
+                if wired { format!(", seed {}", c.seed) } else { String::new() }
             ),
         ),
     ];
@@ -353,10 +355,15 @@ fn latency(out: &mut String, report: &Report, styles: &BTreeMap<String, usize>) 
 
 fn figures(out: &mut String, report: &Report, earlier: Option<&Report>) {
     let since = if earlier.is_some() { "<th class=\"n\">Since then</th>" } else { "" };
+    let ratios = match report.rows.iter().any(|row| row.ratio.is_some()) {
+        true => format!(
+            "Ratios are of {OURS} to that server in the same round: median and, in brackets, least and greatest."
+        ),
+        false => String::new(),
+    };
     let _ = write!(
         out,
-        "<section class=\"table\">\n<h2>All figures</h2>\n<p>Ratios are of {OURS} to that server in the same round: median and, in brackets, \
-         least and greatest.</p>\n<div class=\"wide\">\n<table class=\"all\">\n<thead><tr><th>Server</th>\
+        "<section class=\"table\">\n<h2>All figures</h2>\n<p>{ratios}</p>\n<div class=\"wide\">\n<table class=\"all\">\n<thead><tr><th>Server</th>\
          <th class=\"n\">Throughput</th><th class=\"n\">Least..greatest</th><th class=\"n\">Server CPU</th>\
          <th class=\"n\">{OURS} : this</th><th class=\"n\">CPU, {OURS} : this</th><th class=\"n\">Median</th>\
          <th class=\"n\">99 %</th><th class=\"n\">Jain</th><th class=\"n\">Failed</th>{since}</tr></thead>\n"

@@ -46,8 +46,8 @@ const RESEND_MIN: Duration = Duration::from_millis(250);
 const RESEND_MAX: Duration = Duration::from_secs(8);
 /// Silence after which the client is gone. UEFI retries for 24 s, iPXE for 16 s.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
-/// The same while nothing at all was heard, unless the client's own timer asks for longer: anybody can ask in another's
-/// name, so an answer is sent four times at most and its place given up soon. Clients repeat a request that was not answered themselves.
+/// The same while nothing at all was heard, or as long as four answers take that a client wants up to 7 s apart: anybody can
+/// ask in another's name, so an answer is sent four times at most and its place given up soon. Clients repeat a request that was not answered themselves.
 const UNANSWERED_MAX: Duration = Duration::from_secs(10);
 /// A first block that answers a request without options is sent again so often while nothing was heard: it is more than
 /// thirty times as long as its request.
@@ -673,7 +673,7 @@ impl Transfer {
     /// The silence after which it is over.
     fn patience(&self) -> Duration {
         if self.is_unanswered() {
-            // Four sends need so long where the client has said how far apart they are to be, curl with 5 s.
+            // Four sends need so long where the client has said how far apart they are to be, curl with 5 or 6 s.
             let four = Duration::from_secs(u64::from(self.timeout_secs) * 4);
             return if four <= SILENCE_MAX { four.max(UNANSWERED_MAX) } else { UNANSWERED_MAX };
         }

@@ -53,7 +53,8 @@ impl Drop for TempDir {
 }
 
 /// All namespaces share one table of neighbours, which has room for 1,024 unless it is told: a test with thousands of
-/// machines would take the others' ARP away. Where that may not be set, it may be enough.
+/// machines would take the others' ARP away. It stays so on this host until that is started again; where it may not be set, it may be
+/// enough.
 fn room_for_neighbours() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
