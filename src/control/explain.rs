@@ -228,37 +228,47 @@ impl Found {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::history::{Outcome, record};
-    use crate::store::MemoryStore;
-    use crate::store::{Guard, Record, Transition, Write};
+    use crate::store::{Guard, MemoryStore, Record, Transition, Write};
 
     #[test]
     fn a_uuid_that_was_told_on_the_way_finds_its_boots_after_a_restart() {
         let uuid: Uuid = "4c4c4544-0042-3510-8052-b4c04f4d3231".parse().unwrap();
         let mut store = MemoryStore::default();
-        for (mac, uuid) in [("52:54:00:00:00:01", None), ("52:54:00:00:00:02", Some(uuid))] {
-            let boot = Timeline {
-                mac: Some(mac.parse().unwrap()),
-                uuid,
-                address: None,
-                boot: None,
-                job: None,
-                image: None,
-                started: SystemTime::UNIX_EPOCH,
-                until: SystemTime::UNIX_EPOCH,
-                outcome: Outcome::Ignored,
-                steps: Vec::new(),
-                left_out: 0,
+        let another: Uuid = "4c4c4544-0042-3510-8052-b4c04f4d3233".parse().unwrap();
+        let boots = [
+            ("52:54:00:00:00:01", vec![None]),
+            ("52:54:00:00:00:02", vec![Some(uuid), Some(another), Some(uuid)]),
+        ];
+        for (mac, uuids) in boots {
+            let boot = |(hours, uuid): (u64, Option<Uuid>)| {
+                let at = SystemTime::UNIX_EPOCH + Duration::from_secs(3600 * hours);
+                Timeline {
+                    mac: Some(mac.parse().unwrap()),
+                    uuid,
+                    address: None,
+                    boot: None,
+                    job: None,
+                    image: None,
+                    started: at,
+                    until: at,
+                    outcome: Outcome::Ignored,
+                    steps: Vec::new(),
+                    left_out: 0,
+                }
             };
-            let record = Record { kind: Kind::Boot, key: mac.into(), generation: 1, body: record(&[boot]) };
+            let body = record(&(1..).zip(uuids).map(boot).collect::<Vec<_>>());
+            let record = Record { kind: Kind::Boot, key: mac.into(), generation: 1, body };
             let writes = vec![Write::Put { record, guard: Guard::Any }];
             store.commit(&[Transition { writes }]).unwrap()[0].as_ref().unwrap();
         }
         let mut find =
             |text: &str| find(text, 5, None, &Book::new(), &mut store, SystemTime::UNIX_EPOCH).unwrap().boots;
         let found = find(&uuid.to_string());
-        assert_eq!(found.len(), 1);
+        assert_eq!(found.len(), 2, "and not that of what had the address in between");
         assert_eq!(found[0].0.mac, Some("52:54:00:00:00:02".parse().unwrap()));
         assert!(find("4c4c4544-0042-3510-8052-b4c04f4d3232").is_empty());
     }
