@@ -55,7 +55,7 @@ pub(super) fn look(loaded: &Loaded) -> Found {
     let named = plan.server.interfaces.iter().filter(|_| plan.dhcp.mode != DhcpMode::Off);
     for name in named.filter(|name| here.iter().all(|here| here.name != **name)) {
         found.warnings.push(format!(
-            "server.interfaces: there is no interface {name} on this host: no server starts here"
+            "server.interfaces: there is no interface {name} on this host: `serve` does not start until there is"
         ));
     }
     for (index, subnet) in plan.dhcp.subnets.iter().enumerate() {
@@ -149,7 +149,7 @@ mod tests {
         for (text, wanted) in [
             (
                 "[server]\ninterfaces = [\"nothere0\"]\n",
-                "no interface nothere0 on this host: no server starts here",
+                "no interface nothere0 on this host: `serve` does not start",
             ),
             ("[policy]\nmenu_default = \"gone\"\n", "\"gone\": there is no such image"),
             ("[policy]\nmenu_default = \"wipe\"\n", "\"wipe\": the image may wipe a disk"),

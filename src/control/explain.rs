@@ -231,7 +231,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::history::{Outcome, record};
+    use crate::history::record;
     use crate::store::{Guard, MemoryStore, Record, Transition, Write};
 
     #[test]
@@ -246,19 +246,7 @@ mod tests {
         for (mac, uuids) in boots {
             let boot = |(hours, uuid): (u64, Option<Uuid>)| {
                 let at = SystemTime::UNIX_EPOCH + Duration::from_secs(3600 * hours);
-                Timeline {
-                    mac: Some(mac.parse().unwrap()),
-                    uuid,
-                    address: None,
-                    boot: None,
-                    job: None,
-                    image: None,
-                    started: at,
-                    until: at,
-                    outcome: Outcome::Ignored,
-                    steps: Vec::new(),
-                    left_out: 0,
-                }
+                Timeline { mac: Some(mac.parse().unwrap()), uuid, ..Timeline::begin(at) }
             };
             let body = record(&(1..).zip(uuids).map(boot).collect::<Vec<_>>());
             let record = Record { kind: Kind::Boot, key: mac.into(), generation: 1, body };

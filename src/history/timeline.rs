@@ -169,7 +169,8 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    pub(super) fn begin(at: SystemTime) -> Self {
+    /// A boot of which nothing is known yet.
+    pub(crate) fn begin(at: SystemTime) -> Self {
         Self {
             mac: None,
             uuid: None,

@@ -357,13 +357,13 @@ fn figures(out: &mut String, report: &Report, earlier: Option<&Report>) {
     let since = if earlier.is_some() { "<th class=\"n\">Since then</th>" } else { "" };
     let ratios = match report.rows.iter().any(|row| row.ratio.is_some()) {
         true => format!(
-            "Ratios are of {OURS} to that server in the same round: median and, in brackets, least and greatest."
+            "<p>Ratios are of {OURS} to that server in the same round: median and, in brackets, least and greatest.</p>\n"
         ),
         false => String::new(),
     };
     let _ = write!(
         out,
-        "<section class=\"table\">\n<h2>All figures</h2>\n<p>{ratios}</p>\n<div class=\"wide\">\n<table class=\"all\">\n<thead><tr><th>Server</th>\
+        "<section class=\"table\">\n<h2>All figures</h2>\n{ratios}<div class=\"wide\">\n<table class=\"all\">\n<thead><tr><th>Server</th>\
          <th class=\"n\">Throughput</th><th class=\"n\">Least..greatest</th><th class=\"n\">Server CPU</th>\
          <th class=\"n\">{OURS} : this</th><th class=\"n\">CPU, {OURS} : this</th><th class=\"n\">Median</th>\
          <th class=\"n\">99 %</th><th class=\"n\">Jain</th><th class=\"n\">Failed</th>{since}</tr></thead>\n"
