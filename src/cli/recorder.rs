@@ -50,7 +50,7 @@ pub(super) struct Recorder {
 impl Recorder {
     /// Until the server stops: what is left is written down and stored then.
     pub(super) fn run(self, evidence: &Receiver<Evidence>) {
-        let mut lines = Budget::new(1000.0, 100.0);
+        let mut lines = Budget::lines();
         let mut take = |seen: Evidence| {
             say(&seen, &mut lines);
             self.history.note(seen);
@@ -294,7 +294,7 @@ fn lock(alarms: &Mutex<Alarms>) -> std::sync::MutexGuard<'_, Alarms> {
 }
 
 /// A burst, then so many a second.
-struct Budget {
+pub(super) struct Budget {
     burst: f64,
     per_second: f64,
     left: f64,
@@ -302,11 +302,16 @@ struct Budget {
 }
 
 impl Budget {
+    /// Of lines in the log that whatever comes from the network makes.
+    pub(super) fn lines() -> Self {
+        Self::new(1000.0, 100.0)
+    }
+
     fn new(burst: f64, per_second: f64) -> Self {
         Self { burst, per_second, left: burst, at: Instant::now() }
     }
 
-    fn take(&mut self) -> bool {
+    pub(super) fn take(&mut self) -> bool {
         let now = Instant::now();
         let came = now.duration_since(self.at).as_secs_f64() * self.per_second;
         self.left = (self.left + came).min(self.burst);

@@ -10,7 +10,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::args::{Common, Dhcp, Driver as DriverArg, LogFormat as LogFormatArg, Serve};
-use super::recorder::Recorder;
+use super::recorder::{Budget, Recorder};
 use super::reload::{Reloader, Source, Watch};
 use super::{Done, Exit, Failure, config_file, load_config, output, standing};
 use crate::config::{self, DhcpMode, Plan, ReservationPlan, ReservedWho, Sandbox, Value};
@@ -491,14 +491,20 @@ fn begin_keeper(plan: &Plan, secret: [u8; 32]) -> Result<Beginning, Failure> {
 /// Waits until everything stored is published.
 fn finish_keeper(keeper: Beginning, library: &Arc<Library>) -> Result<KeeperRunning, Failure> {
     let images = Arc::clone(library);
-    let observer = |job: &Job| {
+    let mut lines = Budget::lines();
+    let observer = move |job: &Job| {
         let (mac, uuid) = match &job.selector {
             Selector::Mac(mac) => (Some(tracing::field::display(mac)), None),
             Selector::Uuid(uuid) => (None, Some(tracing::field::display(uuid))),
             _ => (None, None),
         };
         let session = job.boot.map(tracing::field::display);
-        tracing::info!(job = %job.id, mac, uuid, session, stage = job.stage.word(), reason = job.reason, "job moved");
+        macro_rules! say {
+            ($level:ident) => {
+                tracing::$level!(job = %job.id, mac, uuid, session, stage = job.stage.word(), reason = job.reason, "job moved")
+            };
+        }
+        if lines.take() { say!(info) } else { say!(debug) }
     };
     keeper
         .finish(Box::new(move || images.snapshot()), Box::new(observer))

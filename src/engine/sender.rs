@@ -221,8 +221,8 @@ pub(super) struct Means<'a> {
     pub(super) ring: Option<&'a mut SendRing>,
     /// Where zero-copy is pointless.
     pub(super) copying: &'a CopyingDevices,
-    /// The connection's local address.
-    pub(super) local: Ipv4Addr,
+    /// The address that stands for the device the connection goes by.
+    pub(super) device: Ipv4Addr,
     /// Who knows what is in memory.
     pub(super) readers: &'a Readers,
     /// This turn's time.
@@ -423,7 +423,7 @@ impl Outgoing {
             (None, 0)
         } else {
             let ring = means.ring.as_deref_mut().filter(|_| {
-                left >= ZERO_COPY_MIN && !self.zero_copy_refused && !means.copying.knows(means.local)
+                left >= ZERO_COPY_MIN && !self.zero_copy_refused && !means.copying.knows(means.device)
             });
             let most = match ring {
                 Some(_) => means.quantum * ZERO_COPY_QUANTA,
@@ -626,7 +626,7 @@ mod tests {
                 pipes: &mut pool,
                 ring: None,
                 copying: &CopyingDevices::default(),
-                local: Ipv4Addr::LOCALHOST,
+                device: Ipv4Addr::LOCALHOST,
                 readers: &Readers::none(),
                 now: Instant::now(),
                 quantum: quantum(connections),

@@ -1,37 +1,59 @@
 //! Which machine was last seen at an address: written by the core that owns DHCP, read by every core, never locked.
 //!
-//! Used for hints only: which loader a TFTP request means, whose timeline a transfer belongs to. It is no identity.
+//! Used for hints only: which loader a TFTP request means, whose timeline a transfer belongs to, whether who asks in a
+//! machine's name asks from where that machine is. It is no identity.
 //!
-//! A fixed, direct-mapped table: an address has one place, a newer address with the same hash takes it over, so
-//! memory is bounded whatever a LAN sends. One entry is two words:
+//! Two fixed, direct-mapped tables, one by address and one by machine: each has one place, a newer one with the same hash
+//! takes it over, so memory is bounded whatever a LAN sends. One entry is two words:
 //!
 //! ```text
-//! tag:  address (32) | architecture (16) | writes (16)      machine: MAC address (48)
+//! tag:  address (32) | architecture (16) | writes (16)      rest: MAC address (48)
+//! tag:  MAC address (48) | writes (16)                      rest: address (32)
 //! ```
 //!
-//! Protocol, with one writer: the writer stores 0 to `tag` (Relaxed), then the machine (Release: no reader that
-//! sees the new machine can still see the old tag *after* it), then the new tag (Release). A reader loads `tag`
-//! (Acquire), the machine (Acquire), and `tag` again (Relaxed, ordered after by the Acquire); equal tags mean the
-//! machine belongs to them, because `writes` makes every tag of a place differ from the one before.
+//! Protocol, with one writer: the writer stores 0 to `tag` (Relaxed), then the rest (Release: no reader that
+//! sees the new rest can still see the old tag *after* it), then the new tag (Release). A reader loads `tag`
+//! (Acquire), the rest (Acquire), and `tag` again (Relaxed, ordered after by the Acquire); equal tags mean the
+//! rest belongs to them, because `writes` makes every tag of a place differ from the one before.
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::wire::{Arch, MacAddr};
 
-/// Places; 64 Ki addresses at 16 bytes are 1 MiB.
+/// Places for addresses; 64 Ki at 16 bytes are 1 MiB.
 const PLACES: usize = 1 << 16;
+/// Places for machines: 256 KiB.
+const HOMES: usize = 1 << 14;
 
 #[derive(Debug, Default)]
 struct Place {
     tag: AtomicU64,
-    machine: AtomicU64,
+    rest: AtomicU64,
+}
+
+impl Place {
+    /// One thread only. The low 16 bits of `tag` are the count of writes.
+    fn write(&self, tag: u64, rest: u64) {
+        let writes = self.tag.load(Ordering::Relaxed).wrapping_add(1) & 0xffff;
+        self.tag.store(0, Ordering::Relaxed);
+        self.rest.store(rest, Ordering::Release);
+        self.tag.store(tag | writes, Ordering::Release);
+    }
+
+    /// Tag and rest that belong together; `None` while they are written, and where nothing was.
+    fn read(&self) -> Option<(u64, u64)> {
+        let tag = self.tag.load(Ordering::Acquire);
+        let rest = self.rest.load(Ordering::Acquire);
+        (tag != 0 && tag == self.tag.load(Ordering::Relaxed)).then_some((tag, rest))
+    }
 }
 
 /// The table.
 #[derive(Debug)]
 pub struct Sightings {
     places: Box<[Place]>,
+    homes: Box<[Place]>,
 }
 
 /// Who was seen.
@@ -54,7 +76,8 @@ impl Default for Sightings {
 impl Sightings {
     /// An empty table.
     pub fn new() -> Self {
-        Self { places: (0..PLACES).map(|_| Place::default()).collect() }
+        let empty = |places: usize| (0..places).map(|_| Place::default()).collect();
+        Self { places: empty(PLACES), homes: empty(HOMES) }
     }
 
     fn place(&self, addr: Ipv4Addr) -> &Place {
@@ -63,30 +86,39 @@ impl Sightings {
         &self.places[hash as usize % PLACES]
     }
 
+    fn home(&self, mac: u64) -> &Place {
+        let hash = mac.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48;
+        &self.homes[hash as usize % HOMES]
+    }
+
     /// Records a machine at an address. One thread only.
     pub fn record(&self, addr: Ipv4Addr, seen: Sighting) {
-        let place = self.place(addr);
-        let writes = place.tag.load(Ordering::Relaxed).wrapping_add(1) & 0xffff;
-        let mut mac = [0; 8];
-        mac[2..].copy_from_slice(&seen.mac.0);
-        place.tag.store(0, Ordering::Relaxed);
-        place.machine.store(u64::from_be_bytes(mac), Ordering::Release);
-        let tag = u64::from(u32::from(addr)) << 32 | u64::from(seen.arch.0) << 16 | writes;
-        place.tag.store(tag, Ordering::Release);
+        let mut bytes = [0; 8];
+        bytes[2..].copy_from_slice(&seen.mac.0);
+        let (mac, addr_bits) = (u64::from_be_bytes(bytes), u64::from(u32::from(addr)));
+        self.place(addr).write(addr_bits << 32 | u64::from(seen.arch.0) << 16, mac);
+        self.home(mac).write(mac << 16, addr_bits);
     }
 
     /// Who was last seen at an address.
     pub fn at(&self, addr: Ipv4Addr) -> Option<Sighting> {
-        let place = self.place(addr);
-        let tag = place.tag.load(Ordering::Acquire);
-        let machine = place.machine.load(Ordering::Acquire);
-        if tag != place.tag.load(Ordering::Relaxed) || tag >> 32 != u64::from(u32::from(addr)) || tag == 0 {
+        let (tag, mac) = self.place(addr).read()?;
+        if tag >> 32 != u64::from(u32::from(addr)) {
             return None;
         }
-        let bytes = machine.to_be_bytes();
+        let bytes = mac.to_be_bytes();
         let mut mac = [0; 6];
         mac.copy_from_slice(&bytes[2..]);
         Some(Sighting { mac: MacAddr(mac), arch: Arch((tag >> 16) as u16), exchange: tag as u16 })
+    }
+
+    /// Where a machine was last seen.
+    pub fn of(&self, mac: MacAddr) -> Option<Ipv4Addr> {
+        let mut bytes = [0; 8];
+        bytes[2..].copy_from_slice(&mac.0);
+        let mac = u64::from_be_bytes(bytes);
+        let (tag, addr) = self.home(mac).read()?;
+        (tag >> 16 == mac).then(|| Ipv4Addr::from(addr as u32))
     }
 }
 
@@ -109,7 +141,11 @@ mod tests {
         assert_eq!((found.mac, found.arch), (seen(7).mac, seen(7).arch));
         table.record(addr, seen(7));
         assert_ne!(table.at(addr).expect("still there").exchange, found.exchange, "it spoke again");
-        assert_eq!(table.at(Ipv4Addr::new(10, 77, 0, 6)), None);
+        let other = Ipv4Addr::new(10, 77, 0, 6);
+        assert_eq!(table.at(other), None);
+        assert_eq!((table.of(seen(1).mac), table.of(seen(7).mac)), (Some(addr), Some(addr)));
+        table.record(other, seen(7));
+        assert_eq!((table.of(seen(7).mac), table.of(seen(9).mac)), (Some(other), None));
     }
 
     #[test]

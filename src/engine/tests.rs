@@ -836,6 +836,62 @@ fn a_script_that_starts_something_leaves_once_its_boot_is_recorded() {
 }
 
 #[test]
+fn who_only_looks_moves_no_job() {
+    use crate::jobs::job::Stage;
+    let lab = Lab::with_jobs(Driver::Mio, 1_000);
+    let id = lab.add("custom");
+    let path = "/ipxe?mac=02:00:00:00:00:01&platform=efi&buildarch=x86_64";
+    for (method, status) in [("OPTIONS", "405"), ("PUT", "405"), ("HEAD", "200")] {
+        let mut stream = lab.http();
+        write!(stream, "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer.split(' ').nth(1), Some(status), "{answer}");
+    }
+    let mac = "02:00:00:00:00:01".parse().unwrap();
+    let seen = crate::engine::sightings::Sighting { mac, arch: crate::wire::Arch(7), exchange: 0 };
+    lab.shared.sightings.record([10, 0, 0, 7].into(), seen);
+    let looked = String::from_utf8(get(&mut lab.http(), path, "User-Agent: curl/8\r\n").1).unwrap();
+    assert!(looked.contains("the machine is at 10.0.0.7") && !looked.contains("custom.ipxe"), "{looked}");
+    assert!(matches!(lab.stage(id), Stage::Armed | Stage::Offered), "{}", lab.stage(id));
+    // iPXE may come by way of a proxy.
+    assert!(lab.script().contains("custom.ipxe"));
+    assert_eq!(lab.stage(id), Stage::Running);
+    // And anybody is believed of whom no exchange was seen.
+    let id = lab.add_for("custom", "02:00:00:00:00:02");
+    let path = "/ipxe?mac=02:00:00:00:00:02&platform=efi&buildarch=x86_64";
+    get(&mut lab.http(), path, "User-Agent: curl/8\r\n");
+    assert_eq!(lab.stage(id), Stage::Running);
+}
+
+#[test]
+fn what_is_asked_for_in_advance_waits_until_the_file_before_it_has_arrived() {
+    use crate::jobs::evidence::Seen;
+    let lab = Lab::start(Driver::Mio, 600_000);
+    let ask =
+        "GET /images/big/payload.bin HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
+    // Taken at once into this side's buffer, which acknowledges it.
+    let mut reads = lab.http();
+    reads.write_all(ask.as_bytes()).unwrap();
+    assert!(response(&mut reads).1 == lab.content);
+    assert_eq!(response(&mut reads).1, b"ok\n");
+    let done = |seen: &Seen| matches!(seen, Seen::FileDone { .. });
+    let heard = |lab: &Lab| lab.evidence.recv_timeout(Duration::from_secs(10)).unwrap().seen;
+    while !done(&heard(&lab)) {}
+    // One that reads nothing, whose kernel has not the room for it, and that goes away: its second request proves nothing.
+    let mut idle = lab.http();
+    idle.write_all(ask.as_bytes()).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    drop(idle);
+    loop {
+        match heard(&lab) {
+            Seen::TransferFailed { bytes, .. } => break assert!(bytes < 600_000, "{bytes}"),
+            seen => assert!(!done(&seen), "nobody has read it"),
+        }
+    }
+}
+
+#[test]
 fn call_backs_move_their_own_boot() {
     use crate::jobs::job::Stage;
     let lab = Lab::with_jobs(Driver::Mio, 200_000);

@@ -38,6 +38,10 @@ pub struct Evidence {
     /// Where it came from or was sent to. Never an identity, only shown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<Ipv4Addr>,
+    /// Where the machine's last DHCP exchange left it, if that is not where this came from: somebody asked in its name, or it
+    /// asks through a proxy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elsewhere: Option<Ipv4Addr>,
     /// How a transfer by TFTP went, for evidence of its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transfer: Option<TransferFacts>,
@@ -151,6 +155,7 @@ impl Evidence {
             asset: None,
             boot: None,
             address: None,
+            elsewhere: None,
             transfer: None,
             why: None,
             packets: Vec::new(),

@@ -393,6 +393,18 @@ impl Course {
         *self != before
     }
 
+    /// A script that carries the job was given to somebody who asked for it in the machine's name, from an address where the
+    /// machine is not: an administrator who looks, a stranger, a proxy on the machine's way. It may be the machine all the
+    /// same, so the job goes on; but such asking costs it nothing, however often it is done.
+    pub fn offered_elsewhere(&mut self, boot: BootId, terms: &Terms, now: SystemTime) -> bool {
+        if self.stage != Stage::Armed || boot < self.floor {
+            return false;
+        }
+        let moved = self.step(Event::Offer, terms.always, "its script was given", now);
+        self.boot = Some(boot);
+        moved
+    }
+
     /// A file was asked for under the token of `boot`, or its delivery goes on.
     pub fn fetched(&mut self, boot: BootId, reason: String, terms: &Terms, now: SystemTime) -> bool {
         // A boot that has everything may fetch its files again without starting over.

@@ -292,10 +292,16 @@ impl Ledger {
 
     fn judge(&mut self, input: Input, at: Moment, moved: &mut Vec<(Judged, bool)>) -> Judged {
         match input {
-            Input::Seen(evidence) => match self.book.note(&evidence, at) {
-                Some(job) => Judged::Moved(job),
-                None => Judged::Nothing,
-            },
+            Input::Seen(evidence) => {
+                let before = evidence.job().and_then(|id| self.book.job(id)).cloned();
+                // That its script was given once more is no news of a job.
+                let is_news = |job: &Arc<Job>| {
+                    !job.selector.is_exact()
+                        || before
+                            .is_none_or(|before| (before.stage, &before.reason) != (job.stage, &job.reason))
+                };
+                self.book.note(&evidence, at).filter(is_news).map_or(Judged::Nothing, Judged::Moved)
+            }
             Input::Tick => {
                 moved.extend(self.book.expire(at).into_iter().map(|job| (Judged::Moved(job), false)));
                 Judged::Nothing

@@ -241,6 +241,10 @@ impl HttpSide {
         now: SystemTime,
         turn: &mut Turn<'_>,
     ) {
+        // Before anything is made of it: what is not given moves nothing.
+        if !matches!(request.method, Method::Get | Method::Head | Method::Post) {
+            return self.answer_error(key, request, Status::METHOD_NOT_ALLOWED, now, turn);
+        }
         let Some(connection) = self.connections.get_mut(key) else { return };
         let (peer, local) = (*connection.peer.ip(), *connection.local.ip());
         let base = self.base_url(key);
@@ -311,6 +315,9 @@ impl HttpSide {
                 (composed.job, composed.image, composed.what) = (None, None, Offer::Queued);
             }
         }
+        if request.method == Method::Head {
+            return self.answer_rendered(key, request, TEXT, now, turn);
+        }
         let once = decision.job().filter(|job| !job.always).map(|job| job.id);
         let seen = Seen::ScriptAsked {
             job: composed.job,
@@ -324,13 +331,20 @@ impl HttpSide {
         evidence.asset.clone_from(&who.asset);
         evidence.boot = Some(composed.boot);
         evidence.address = Some(peer);
+        evidence.elsewhere =
+            who.mac.and_then(|mac| turn.shared.sightings.of(mac)).filter(|place| *place != peer);
         let excluded = who.mac.is_some_and(|mac| policy.excludes(mac));
         evidence.why = Some(why_of(&decision, excluded, composed.why));
         // What such a script starts fetches the rest as it likes: the script itself is what must not leave too soon.
         if let (Offer::Image, Some(job), Some(image)) = (composed.what, once, composed.image)
             && catalog.image(&image).and_then(|image| barrier_of_script(image, &who)) == Some(Barrier::Script)
-            && request.method != Method::Head
         {
+            if let Some(place) = evidence.elsewhere.filter(|_| !request.is_ipxe()) {
+                // Somebody looks. To iPXE it is given, which may have come by way of a proxy.
+                let why = format!("the machine is at {place}, and this is another address");
+                script::refused(&who, job, &why, &mut self.script);
+                return self.answer_rendered(key, request, TEXT, now, turn);
+            }
             let what = "the script".to_owned();
             let line = AtTheLine { boot: composed.boot, job, image, what, idents: Vec::new(), once: None };
             evidence.packets = self.packets(0);

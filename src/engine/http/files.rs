@@ -74,10 +74,13 @@ impl HttpSide {
         if let Some((offset, len)) = inline {
             let start = self.head.len();
             self.head.resize(start + len as usize, 0);
-            if opened.file.read_exact_at(&mut self.head[start..], offset).is_err() {
+            if opened.file.read_exact_at(&mut self.head[start..], offset).is_err() || !opened.still_same() {
                 turn.tally.add(Count::FilesChanged, 1);
                 if opened.is_bad_news() {
-                    tracing::warn!(file = served.name, "file is shorter than it was when it was published");
+                    tracing::warn!(
+                        file = served.name,
+                        "file is not what it was when it was published: not sent"
+                    );
                 }
                 return self.close(key, None, turn);
             }
@@ -107,6 +110,7 @@ impl HttpSide {
             peer,
             progress_at: turn.now + PROGRESS_EVERY,
         }));
+        connection.ack_checks = 0;
         if inline.is_some() {
             // It stands behind the head already.
             return self.respond(key, !answer.close, turn);

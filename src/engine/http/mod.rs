@@ -41,6 +41,7 @@ use crate::tls::{Certificates, Session};
 use delivery::Delivery;
 use parked::Parked;
 use requests::READ_LEN;
+use sending::{PROGRESS_MIN, SEND_PATIENCE};
 use shares::Shares;
 
 /// Connections one core holds.
@@ -69,6 +70,8 @@ const HEAD_PATIENCE: Duration = Duration::from_secs(10);
 const IDLE_PATIENCE: Duration = Duration::from_secs(20);
 /// How long and how often delivery is waited for after the last byte went to the kernel.
 const ACK_CHECK: Duration = Duration::from_millis(50);
+/// The first time, if the next request is here already.
+const ACK_CHECK_SOON: Duration = Duration::from_millis(1);
 /// Checks before the last bytes count as lost: 30 s.
 const ACK_CHECKS_MAX: u32 = 600;
 
@@ -90,11 +93,15 @@ struct Connection {
     readable: bool,
     /// The peer has closed its side, or the connection is broken: there is an end to be read, whatever else there is.
     closing: bool,
+    /// The peer has reset it, or the network lost it.
+    broken: bool,
     writable: bool,
     /// On one of the lists of connections with something to do, or of those that wait for a disk.
     listed: bool,
     /// What it has had of files, as [`Shares`] counts.
     share: u64,
+    /// What of it has left since its deadline was put off last.
+    moved: u64,
     /// Nothing has left since its next bytes were not in memory.
     is_cold: bool,
     /// Its answer stands in the outbox; nothing else of it is looked at before that has left.
@@ -114,6 +121,29 @@ struct Connection {
     line: Option<Box<AtTheLine>>,
     /// Requests kept for a capture file.
     kept: u8,
+}
+
+impl Connection {
+    /// The address that stands for the device its packets go by. Who asks from the very address that is asked is on this
+    /// host and comes by loopback, which copies, whatever the card of that address does.
+    fn device(&self) -> Ipv4Addr {
+        let (peer, local) = (*self.peer.ip(), *self.local.ip());
+        if peer == local { Ipv4Addr::LOCALHOST } else { local }
+    }
+
+    /// So many bytes of its response have left.
+    fn moves(&mut self, bytes: u64, now: Instant) {
+        if bytes == 0 {
+            return;
+        }
+        self.is_cold = false;
+        self.share += bytes;
+        self.moved += bytes;
+        if self.moved >= PROGRESS_MIN {
+            self.moved = 0;
+            self.deadline = now + SEND_PATIENCE;
+        }
+    }
 }
 
 /// One core's socket of a listening address.
@@ -273,7 +303,8 @@ impl HttpSide {
     /// Readiness of one connection.
     pub(super) fn event(&mut self, key: Key, event: &Event) {
         let Some(connection) = self.connections.get_mut(key) else { return };
-        connection.closing |= event.is_read_closed() || event.is_error();
+        connection.broken |= event.is_error();
+        connection.closing |= event.is_read_closed() || connection.broken;
         connection.readable |= event.is_readable() || connection.closing;
         connection.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
         self.list(key);
@@ -397,9 +428,11 @@ impl HttpSide {
                 watched: false,
                 readable: true,
                 closing: false,
+                broken: false,
                 writable: true,
                 listed: false,
                 share: 0,
+                moved: 0,
                 is_cold: false,
                 owed: false,
                 doomed: false,
@@ -469,8 +502,27 @@ impl HttpSide {
         }
     }
 
+    /// Whether the file that was sent last is still to be acknowledged. Then the next request, which was sent before its
+    /// answer came, waits: what is delivered is told by acknowledgements, and two answers under way could not be told apart.
+    fn awaits_delivery(&mut self, key: Key, turn: &mut Turn<'_>) -> bool {
+        let Some(connection) = self.connections.get_mut(key) else { return false };
+        if connection.delivery.is_none()
+            || tcp::unacknowledged(&connection.stream).is_ok_and(|waiting| waiting == 0)
+        {
+            return false;
+        }
+        if connection.broken {
+            turn.tally.add(Count::HttpAborted, 1);
+            self.close(key, Some("the connection was reset"), turn);
+            return true;
+        }
+        connection.deadline = turn.now + ACK_CHECK_SOON;
+        self.arm(key, turn);
+        true
+    }
+
     /// If a response was out, finds out whether all of it has arrived, and says so. `ending` counts what is not
-    /// acknowledged as lost; a further request of the same client proves that it has everything.
+    /// acknowledged as lost.
     fn delivered(&mut self, key: Key, turn: &mut Turn<'_>, ending: bool) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         let Some(delivery) = connection.delivery.take() else { return };
@@ -512,6 +564,9 @@ impl HttpSide {
                 self.delivered(key, turn, false);
                 if let Some(connection) = self.connections.get_mut(key) {
                     connection.deadline = turn.now + IDLE_PATIENCE;
+                    if !connection.input.is_empty() {
+                        self.list(key);
+                    }
                 }
             } else {
                 connection.deadline = turn.now + ACK_CHECK;

@@ -186,6 +186,9 @@ impl HttpSide {
 
     /// Answers the request that `input` begins with, if it is whole.
     fn take_request(&mut self, key: Key, input: &[u8], turn: &mut Turn<'_>) -> Taken {
+        if self.awaits_delivery(key, turn) {
+            return Taken::Parked;
+        }
         match next_request(input) {
             Next::More => Taken::Nothing,
             Next::Request { request, len } => {
@@ -244,7 +247,7 @@ enum Taken {
     Nothing,
     /// Answered; so many bytes are done with.
     Answered(usize),
-    /// It waits at the point of no return, and is needed once more.
+    /// It waits, at the point of no return or for the acknowledgement of the answer before it, and is needed once more.
     Parked,
     /// The bytes are none; an error is on its way and the connection ends.
     Refused,

@@ -18,8 +18,10 @@ use crate::sys::uring::{Completion, Shot};
 const ANSWERS_PER_VISIT: usize = 16;
 /// From so many answers on they leave in one call: what that call costs, these calls cost as well.
 const BURST_MIN: usize = 4;
-/// A response must move this often. A machine that hashes or unpacks while downloading may pause.
+/// So much of a response, or its rest, must leave within this time. A machine that hashes or unpacks while downloading may
+/// pause; one that takes a segment a minute to keep its place may not.
 pub(super) const SEND_PATIENCE: Duration = Duration::from_secs(120);
+pub(super) const PROGRESS_MIN: u64 = 64 << 10;
 /// What a visit counts for that finds nothing in memory, in bytes sent: it has looked, and asked.
 const COLD_VISIT: u64 = 256 << 10;
 
@@ -51,7 +53,7 @@ impl HttpSide {
                     pipes: &mut self.pipes,
                     ring: turn.ring.as_deref_mut(),
                     copying: &self.copying,
-                    local: *connection.local.ip(),
+                    device: connection.device(),
                     readers: &self.readers,
                     now: turn.now,
                     quantum,
@@ -70,11 +72,7 @@ impl HttpSide {
                     delivery.progress_at = turn.now + PROGRESS_EVERY;
                     delivery.goes_on(turn.shared, connection.out.left());
                 }
-                if moved.total() > 0 {
-                    connection.deadline = turn.now + SEND_PATIENCE;
-                    connection.is_cold = false;
-                }
-                connection.share += moved.total();
+                connection.moves(moved.total(), turn.now);
                 sent += moved.total() + if pumped == Pumped::Cold { COLD_VISIT } else { 0 };
                 if !self.pumped(key, pumped, turn) {
                     return sent;
@@ -290,9 +288,7 @@ impl HttpSide {
                     let mut moved = Moved::default();
                     let pumped = connection.out.ring_answered(result, &mut moved);
                     count_moved(turn.tally, &moved);
-                    connection.share += moved.total();
-                    connection.is_cold = false;
-                    connection.deadline = turn.now + SEND_PATIENCE;
+                    connection.moves(moved.total(), turn.now);
                     if connection.doomed {
                         self.remove(key);
                     } else {
@@ -302,11 +298,11 @@ impl HttpSide {
                 Completion::Released { tag, copied: true } if !self.zero_copy_always => {
                     let Some(Owner::Connection(key)) = Owner::unpack(tag) else { continue };
                     let Some(connection) = self.connections.get_mut(key) else { continue };
-                    let local = *connection.local.ip();
-                    if self.copying.learn(local) {
+                    let device = connection.device();
+                    if self.copying.learn(device) {
                         tracing::info!(
                             core = turn.core,
-                            address = %local,
+                            address = %device,
                             "zero-copy sends are copied on this device: splice from now on"
                         );
                     }

@@ -380,6 +380,9 @@ fn weigh(
 ) -> bool {
     let ours = |image: &str| job.action.image() == Some(image);
     match &evidence.seen {
+        Seen::ScriptAsked { .. } if evidence.elsewhere.is_some() => {
+            course.offered_elsewhere(boot, terms, now)
+        }
         Seen::ScriptAsked { .. } => course.offered(boot, job.action.image().is_some(), terms, now),
         Seen::FileStarted { image, file, .. } | Seen::FileProgress { image, file, .. } if ours(image) => {
             course.fetched(boot, format!("fetching {file}"), terms, now)

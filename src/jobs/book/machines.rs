@@ -373,7 +373,8 @@ impl Book {
             }
         };
         self.suggest(id, &idents);
-        if let Some(boot) = evidence.boot {
+        // Whoever asks in its name says nothing of how it boots from its disk.
+        if let Some(boot) = evidence.boot.filter(|_| evidence.elsewhere.is_none()) {
             self.weigh_local_boot(id, boot, offer == "local", at.now);
         }
         if let Some(machine) = self.machines.get(&id)

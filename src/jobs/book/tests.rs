@@ -206,6 +206,29 @@ fn asking_for_the_script_never_consumes_a_job() {
 }
 
 #[test]
+fn asking_in_a_machines_name_from_elsewhere_costs_it_nothing() {
+    let (book, id) = with_job(JobSpec { attempts: 1, ..boot("fine") });
+    let elsewhere = |boot| Evidence { elsewhere: Some([10, 0, 0, 7].into()), ..asked(boot, id) };
+    book.note(&asked(1, id), at(1)).unwrap();
+    for boot in 2..20 {
+        assert!(book.note(&elsewhere(boot), at(boot)).is_none());
+    }
+    book.note(&started(1, id), at(30)).unwrap();
+    for boot in 20..40 {
+        assert!(book.note(&elsewhere(boot), at(10 + boot)).is_none());
+    }
+    let job = book.job(id).unwrap();
+    assert_eq!((job.stage, job.attempts_used, job.boots, job.boot), (Stage::Fetching, 0, 1, Some(BootId(1))));
+    assert_eq!(book.pass(&line(1, id, "fine"), at(60)), Passage::Now);
+    // It may be the machine all the same, behind a proxy: its job goes on.
+    let (book, id) = with_job(boot("fine"));
+    let asked = Evidence { elsewhere: Some([10, 0, 0, 7].into()), ..asked(1, id) };
+    assert_eq!(book.note(&asked, at(1)).unwrap().stage, Stage::Offered);
+    book.note(&started(1, id), at(2)).unwrap();
+    assert_eq!(book.pass(&line(1, id, "fine"), at(3)), Passage::Now);
+}
+
+#[test]
 fn a_machine_that_boots_again_and_again_is_stopped_and_boots_locally() {
     let (book, id) = with_job(boot("fine"));
     for boot in 1..=u64::from(crate::jobs::lifecycle::LOOP_BOOTS) {
