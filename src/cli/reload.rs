@@ -167,6 +167,7 @@ fn fixed_keys(plan: &Plan) -> Vec<(&'static str, Value)> {
         ("tftp.single_port", json!(tftp.single_port)),
         ("tftp.frames", json!(tftp.frames)),
         ("http.listen", json!(http.listen)),
+        ("http.congestion", json!(http.congestion)),
         ("https.listen", json!(https.listen)),
         ("https.certificate", text(certificate)),
         ("https.key", text(key)),

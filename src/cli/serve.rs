@@ -165,6 +165,7 @@ fn engine_settings(
         single_port: plan.tftp.single_port,
         tftp_frames: frames(plan.tftp.frames),
         http: plan.http.listen.clone(),
+        congestion: plan.http.congestion.clone(),
         settle: plan.server.sandbox != Sandbox::Off,
         https: certificates.map(|certificates| (plan.https.listen.clone(), certificates)),
     }

@@ -38,6 +38,7 @@ pub const KEYS: &[Key] = &[
     key("tftp.single_port", "false"),
     key("tftp.frames", "\"auto\""),
     key("http.listen", "[\"0.0.0.0:4433\"]"),
+    key("http.congestion", "\"\""),
     key("https.listen", "[]"),
     key("https.certificate", "\"\""),
     key("https.key", "\"\""),
@@ -226,6 +227,7 @@ frames = "auto"              # small windows past the IP stack: auto (where no p
 
 [http]
 listen = ["0.0.0.0:4433"]    # 4433 because GSS/DS clients expect it; add 80 or 8080 at will
+congestion = ""              # congestion control, such as "cubic"; empty = the system's, or cubic or reno where that is bbr
 
 [https]
 listen = []                  # such as ["0.0.0.0:4434"]; empty = no HTTPS

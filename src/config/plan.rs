@@ -180,6 +180,8 @@ pub struct TftpPlan {
 pub struct HttpPlan {
     /// Listeners.
     pub listen: Vec<SocketAddrV4>,
+    /// The congestion control of both HTTP and HTTPS, by the kernel's name; empty leaves it to the engine.
+    pub congestion: String,
 }
 
 /// `[https]`.
@@ -450,7 +452,15 @@ pub(super) fn build(
         single_port: taker.flag("tftp.single_port"),
         frames: tftp_frames,
     };
-    let http = HttpPlan { listen: taker.listen("http.listen") };
+    let http = HttpPlan { listen: taker.listen("http.listen"), congestion: taker.text("http.congestion") };
+    // Longer ones than 15 are not names of the kernel's (TCP_CA_NAME_MAX).
+    let names_one = |name: &str| {
+        name.len() < 16
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
+    };
+    if !names_one(&http.congestion) {
+        taker.wrong("http.congestion", "a name such as \"cubic\", or nothing");
+    }
     let https = https(&mut taker, &http, &mut notes);
     let mut boots = |path| taker.number(path, 0, 100_000) as u32;
     let admission = Limits {

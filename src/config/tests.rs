@@ -112,6 +112,7 @@ fn what_cannot_work_together_is_refused() {
         ("[http]\nlisten = [\"0.0.0.0:80\", \"127.0.0.1:80\"]\n", "http.listen"),
         ("[http]\nlisten = [\"0.0.0.0:8081\"]\n", "admin.listen"),
         ("[http]\nlisten = [\"80\"]\n", "http.listen: found [\"80\"]"),
+        ("[http]\ncongestion = \"cubic; rm\"\n", "http.congestion: found \"cubic; rm\", expected a name"),
         (
             "[https]\nlisten = [\"0.0.0.0:443\"]\n",
             "https.certificate: found \"\", expected a PEM file with its key",

@@ -101,6 +101,8 @@ pub struct EngineSettings {
     pub tftp_frames: Frames,
     /// HTTP listeners.
     pub http: Vec<SocketAddrV4>,
+    /// Congestion control of HTTP and HTTPS by the kernel's name; empty: the system's, or another where that is BBR.
+    pub congestion: String,
     /// Give up, once the sockets are open, every privilege that serving does not need. The calling thread's, and with it
     /// those of the threads it makes.
     pub settle: bool,
@@ -315,11 +317,14 @@ impl Engine {
                 "TFTP blocks leave one by one in batches"
             }
         );
+        let named = (!settings.congestion.is_empty()).then_some(settings.congestion.as_str());
+        let congestion = named.or(congestion);
         tracing::info!(
             rung = "congestion",
             control = congestion.unwrap_or("system"),
             "{}",
             match congestion {
+                Some(_) if named.is_some() => "as the configuration says",
                 Some(_) => "instead of BBR, the system's, whose pacing costs processor time on a LAN",
                 None => "HTTP leaves under the congestion control that the system has",
             }
@@ -536,10 +541,12 @@ struct Opened {
     waiting: Waiting,
 }
 
-/// Named interfaces without an address yet, and the way to tell the core when they have one.
+/// Interfaces without an address yet, or that are gone, and the way to tell the core when they have come.
 #[derive(Debug)]
 struct Waiting {
     names: Vec<String>,
+    /// Those that are answered on, by name and the kernel's index.
+    served: Vec<(String, u32)>,
     port: u16,
     reach: Reach,
     arrivals: Sender<Arrival>,
@@ -666,13 +673,23 @@ fn described(link: &interfaces::Interface) -> Option<Arc<Interface>> {
     }))
 }
 
-/// Takes over the hardware address that an interface has by now. A bridge that was given none has the lowest of its ports',
+/// Takes over the hardware address that an interface has by now, and nothing else: for who has filters that name the address
+/// it had. A bridge that was given none has the lowest of its ports',
 /// so another one when a port comes or goes, and what is sent to the old one reaches nobody.
 pub(super) fn readdress(interface: &mut Arc<Interface>, all: &[interfaces::Interface]) {
     let found = all.iter().find(|link| link.index == interface.index).map(|link| MacAddr(link.mac));
     if let Some(mac) = found.filter(|mac| *mac != interface.mac) {
         tracing::debug!(interface = interface.name, %mac, "has another hardware address");
         Arc::make_mut(interface).mac = mac;
+    }
+}
+
+/// Takes over all that an interface has become. One without an address keeps what it had: it is a matter of moments where a
+/// network is set up anew.
+pub(super) fn renew(interface: &mut Arc<Interface>, all: &[interfaces::Interface]) {
+    let found = all.iter().find(|link| link.index == interface.index).and_then(described);
+    if let Some(found) = found.filter(|found| found != interface) {
+        *interface = found;
     }
 }
 
@@ -768,6 +785,7 @@ fn open_dhcp(
         Err(error) => return Err(error.into()),
     }
     let names = interfaces.iter().map(|i| i.name.clone()).chain(waiting.iter().cloned()).collect();
+    let served = interfaces.iter().map(|interface| (interface.name.clone(), interface.index)).collect();
     let (arrivals, arrived) = crossbeam_channel::bounded(ARRIVALS_MAX);
     // The standard library's hasher has a random key.
     let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id());
@@ -780,12 +798,20 @@ fn open_dhcp(
     if ask {
         side.ask_before_offering()?;
     }
-    Ok(Opened { side, names, waiting: Waiting { names: waiting, port, reach, arrivals } })
+    Ok(Opened { side, names, waiting: Waiting { names: waiting, served, port, reach, arrivals } })
 }
 
 impl Waiting {
-    /// Hands over those that have an address by now.
+    /// Hands over those that have an address by now. One that was made anew is another one to the kernel, whatever its name.
     fn look(&mut self, all: &[interfaces::Interface]) -> bool {
+        let is_there = |(_, index): &(String, u32)| all.iter().any(|link| link.index == *index);
+        for (name, _) in self.served.extract_if(.., |served| !is_there(served)) {
+            tracing::warn!(
+                interface = name,
+                "is gone: nobody there is answered until one of that name has an address"
+            );
+            self.names.push(name);
+        }
         let before = self.names.len();
         let names = std::mem::take(&mut self.names);
         for name in names {
@@ -798,12 +824,17 @@ impl Waiting {
             let raw = opened.and_then(|opened| {
                 opened
                     .map_err(|error| {
-                        tracing::warn!(interface = name, "{error}: answers go out as UDP broadcasts");
+                        tracing::warn!(
+                            interface = name,
+                            "{error}: answers go out as UDP broadcasts until this server is started again"
+                        );
                     })
                     .ok()
             });
             if self.arrivals.try_send(Arrival { interface, raw }).is_err() {
                 self.names.push(name);
+            } else {
+                self.served.push((name, link.index));
             }
         }
         self.names.len() < before

@@ -119,6 +119,7 @@ impl Lab {
             single_port: false,
             tftp_frames: Frames::Auto,
             http: vec![any],
+            congestion: "reno".to_owned(),
             settle: false,
             https: Some((vec![any], https::certificates())),
         };

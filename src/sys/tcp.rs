@@ -32,7 +32,9 @@ pub fn listen(addr: SocketAddrV4, congestion: Option<&str>) -> Result<std::net::
     // wait for the next event. Who says nothing is accepted a second later.
     set_int(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, DEFER_ACCEPT).map_err(fail)?;
     if let Some(name) = congestion {
-        socket.set_tcp_congestion(name.as_bytes()).map_err(fail)?;
+        socket
+            .set_tcp_congestion(name.as_bytes())
+            .map_err(|e| SysError::new(format!("use the congestion control {name} on tcp {addr}"), e))?;
     }
     socket.bind(&addr.into()).map_err(fail)?;
     socket.listen(BACKLOG).map_err(fail)?;

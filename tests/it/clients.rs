@@ -368,6 +368,50 @@ fn an_interface_without_an_address_is_waited_for() {
 }
 
 #[test]
+fn an_interface_that_is_made_anew_or_addressed_anew_is_answered_on() {
+    let net = Net::flat();
+    let client = labkit::Namespace::new();
+    net.server.wire("plug0", &client, "eth0");
+    net.server.ip("addr add 10.79.0.1/24 dev plug0");
+    let site = Site::new("plug0", "auto", &FULL.replace("10.77.0.", "10.79.0."));
+    let server = site.serve(&net);
+    let lease = |client: &labkit::Namespace| {
+        let output = client
+            .command(tool("udhcpc", "udhcpc"))
+            .args(["-i", "eth0", "-f", "-n", "-q", "-t", "8", "-T", "1", "-s", "/bin/true"])
+            .output()
+            .expect("udhcpc runs");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(text.contains("lease of 10.79.0."), "{text}\n{}", server.process.output());
+        text
+    };
+    assert!(lease(&client).contains("from 10.79.0.1"));
+    net.server.ip("addr add 10.79.0.3/24 dev plug0");
+    net.server.ip("addr del 10.79.0.1/24 dev plug0");
+    net.server.ip("addr replace 10.79.0.3/24 dev plug0");
+    wait_until(|| server.process.output().contains("has another address"));
+    let text = lease(&client);
+    assert!(text.contains("from 10.79.0.3"), "{text}");
+
+    net.server.ip("link del plug0");
+    wait_until(|| server.process.output().contains("is gone"));
+    net.server.wire("plug0", &client, "eth0");
+    net.server.ip("addr add 10.79.0.1/24 dev plug0");
+    wait_until(|| server.process.output().contains("answered on from now on"));
+    lease(&client);
+    server.stop();
+}
+
+/// Waits for what a server notices by itself every few seconds.
+fn wait_until(done: impl Fn() -> bool) {
+    let begin = std::time::Instant::now();
+    while !done() {
+        assert!(begin.elapsed() < crate::server::SOON, "it never comes");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
+#[test]
 fn connections_that_say_nothing_lock_nobody_out() {
     let net = Net::flat();
     let site = site_with(&net, "x.bin", |path| fs::write(path, pattern(3_000_000)).expect("a file"));

@@ -11,7 +11,7 @@ use super::{DhcpSide, FRAME_LEN};
 use crate::engine::core::{Owner, Turn, watch};
 use crate::engine::filters::{self, ADDRESSED_LEN_MAX, DISCOVER_LEN_MAX, Part};
 use crate::engine::probe::Prober;
-use crate::engine::start::readdress;
+use crate::engine::start::renew;
 use crate::proto::dhcp::{Interface, ServerPort};
 use crate::sys::ring::{FrameBatch, FrameRing, RingUse};
 use crate::sys::udp::UdpSocket;
@@ -170,11 +170,23 @@ impl DhcpSide {
         udp.socket.attach_filter(&filters::udp(&heard, &[]))
     }
 
-    /// Takes over what the interfaces have become: another hardware address, or an address that is another's now.
+    /// Takes over what the interfaces have become: other addresses, or an address that is another's now.
     pub(in crate::engine) fn readdress(&mut self, links: &[interfaces::Interface]) {
+        for interface in &mut self.interfaces {
+            let before = interface.addr;
+            renew(interface, links);
+            if interface.addr != before {
+                tracing::warn!(
+                    interface = interface.name,
+                    %before,
+                    now = %interface.addr,
+                    "has another address: answers name that one from now on"
+                );
+            }
+        }
         let raws = self.raws.iter_mut().map(|raw| &mut raw.interface);
         let probed = self.prober.iter_mut().flat_map(Prober::interfaces);
-        raws.chain(&mut self.interfaces).chain(probed).for_each(|interface| readdress(interface, links));
+        raws.chain(probed).for_each(|interface| renew(interface, links));
         let has = |index, addr| links.iter().any(|link| link.index == index && link.addr == Some(addr));
         let mut lost = self
             .raws
@@ -190,18 +202,27 @@ impl DhcpSide {
         }
     }
 
+    /// Answers on an interface that was waited for. One that was made anew takes the place of the one it was.
     pub(super) fn welcome(&mut self, arrival: Arrival, turn: &Turn<'_>) {
         let Arrival { interface, raw } = arrival;
         if let Some(raw) = raw {
-            if let Err(error) = raw.watch(turn.registry, self.raws.len()) {
+            let old = self.raws.iter().position(|old| old.interface.name == interface.name);
+            let at = old.unwrap_or(self.raws.len());
+            if let Err(error) = raw.watch(turn.registry, at) {
                 tracing::warn!(interface = interface.name, %error, "cannot watch the raw socket");
                 return;
             }
-            let first = (self.raws.len() * raw.rings.len()) as u32;
+            let first = (at * raw.rings.len()) as u32;
             self.ready_raw.extend(first..first + raw.rings.len() as u32);
-            self.raws.push(raw);
+            match self.raws.get_mut(at) {
+                Some(place) => *place = raw,
+                None => self.raws.push(raw),
+            }
         }
-        self.interfaces.push(Arc::clone(&interface));
+        match self.interfaces.iter_mut().find(|old| old.name == interface.name) {
+            Some(place) => *place = Arc::clone(&interface),
+            None => self.interfaces.push(Arc::clone(&interface)),
+        }
         if let Err(error) = self.divide() {
             // What both take is answered twice, with the same answer, and what neither does not at all.
             tracing::warn!(interface = interface.name, %error, "cannot filter the UDP socket");
