@@ -32,6 +32,8 @@ const SPREAD: Duration = Duration::from_millis(250);
 const SPREAD_PLACES: u32 = 8;
 /// Machines in line; beyond it they are only told to come back.
 pub const LINE_MAX: usize = 16 * 1024;
+/// How often those who have gone silent are looked for: it takes a walk through all.
+const SILENT_EVERY: Duration = Duration::from_millis(500);
 
 /// Boots that may fetch at once; 0 is any number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -86,7 +88,10 @@ pub enum Turn {
         again: Duration,
     },
     /// The line itself is full.
-    Full,
+    Full {
+        /// When it should ask again: about when somebody will have left the line.
+        again: Duration,
+    },
 }
 
 #[derive(Debug)]
@@ -102,6 +107,8 @@ struct Waiting {
     who: Who,
     share: Share,
     seen: Instant,
+    /// Ascends along the line.
+    ticket: u64,
 }
 
 /// What is taken of each thing that is limited.
@@ -119,6 +126,11 @@ pub struct Admission {
     networks: Vec<(Ipv4Addr, u8)>,
     running: HashMap<Who, Running>,
     line: VecDeque<Waiting>,
+    /// The ticket of everybody in line.
+    tickets: HashMap<Who, u64>,
+    next_ticket: u64,
+    /// When the silent are looked for next.
+    look_at: Option<Instant>,
     /// How long boots hold their places, a moving mean.
     mean: Option<Duration>,
 }
@@ -127,7 +139,16 @@ impl Admission {
     /// Nobody runs yet. `networks` are the subnets as the site has them (address and prefix length); an address in none
     /// of them counts by its /24.
     pub fn new(limits: Limits, networks: Vec<(Ipv4Addr, u8)>) -> Self {
-        Self { limits, networks, running: HashMap::new(), line: VecDeque::new(), mean: None }
+        Self {
+            limits,
+            networks,
+            running: HashMap::new(),
+            line: VecDeque::new(),
+            tickets: HashMap::new(),
+            next_ticket: 0,
+            look_at: None,
+            mean: None,
+        }
     }
 
     /// Other limits from now on: who runs goes on, who waits is weighed by them when it asks again.
@@ -151,13 +172,13 @@ impl Admission {
         }
         // Another image than before: it begins anew, and its old place is free.
         self.running.remove(&who);
-        let place = match self.line.iter().position(|waiting| waiting.who == who) {
+        let place = match self.place_of(who, now) {
             Some(place) if self.line[place].share == share => {
                 self.line[place].seen = now;
                 place
             }
             Some(place) => {
-                self.line.remove(place);
+                self.leave(place);
                 self.line.len()
             }
             None => self.line.len(),
@@ -167,15 +188,19 @@ impl Admission {
             self.take(&mut taken, &running.share);
         }
         for earlier in self.line.iter().take(place) {
+            // What is full gets no emptier by who else comes first, and most of the time all is full.
+            if !self.fits(&taken, &share) {
+                break;
+            }
             // Room is kept for it until it asks again.
-            if self.fits(&taken, &earlier.share) {
+            if earlier.seen + LINE_SILENCE > now && self.fits(&taken, &earlier.share) {
                 self.take(&mut taken, &earlier.share);
             }
         }
         let in_line = place < self.line.len();
         if self.fits(&taken, &share) {
             if in_line {
-                self.line.remove(place);
+                self.leave(place);
             }
             self.running.insert(who, Running { boot, share, since: now, until: now + FIRST_SILENCE });
             return Turn::Now;
@@ -184,9 +209,10 @@ impl Admission {
         let number = u32::try_from(place + 1).unwrap_or(u32::MAX);
         if !in_line {
             if self.line.len() >= LINE_MAX {
-                return Turn::Full;
+                let again = self.mean.map_or(AGAIN_MAX, |mean| mean / limit);
+                return Turn::Full { again: again.clamp(AGAIN_MIN, LINE_SILENCE) };
             }
-            self.line.push_back(Waiting { who, share, seen: now });
+            self.join(who, share, now);
         }
         let about = self.mean.map(|mean| mean * number.div_ceil(limit));
         // Who is next asks often, so that a place that is free is not free for long.
@@ -214,9 +240,43 @@ impl Admission {
         }
     }
 
+    fn join(&mut self, who: Who, share: Share, now: Instant) {
+        self.next_ticket += 1;
+        self.tickets.insert(who, self.next_ticket);
+        self.line.push_back(Waiting { who, share, seen: now, ticket: self.next_ticket });
+    }
+
+    fn leave(&mut self, place: usize) {
+        if let Some(gone) = self.line.remove(place) {
+            self.tickets.remove(&gone.who);
+        }
+    }
+
+    /// Where it stands, from 0; who was silent for too long has lost its place.
+    fn place_of(&mut self, who: Who, now: Instant) -> Option<usize> {
+        let ticket = *self.tickets.get(&who)?;
+        let place = self.line.binary_search_by_key(&ticket, |waiting| waiting.ticket).ok()?;
+        if self.line[place].seen + LINE_SILENCE > now {
+            return Some(place);
+        }
+        self.leave(place);
+        None
+    }
+
     fn forget_the_silent(&mut self, now: Instant) {
         self.running.retain(|_, running| running.until > now);
-        self.line.retain(|waiting| waiting.seen + LINE_SILENCE > now);
+        if self.look_at.is_some_and(|at| at > now) {
+            return;
+        }
+        self.look_at = Some(now + SILENT_EVERY);
+        let tickets = &mut self.tickets;
+        self.line.retain(|waiting| {
+            let stays = waiting.seen + LINE_SILENCE > now;
+            if !stays {
+                tickets.remove(&waiting.who);
+            }
+            stays
+        });
     }
 
     fn take(&self, taken: &mut Taken, share: &Share) {
@@ -269,7 +329,7 @@ mod tests {
         match turn {
             Turn::Now => 0,
             Turn::Wait { place, .. } => place,
-            Turn::Full => u32::MAX,
+            Turn::Full { .. } => u32::MAX,
         }
     }
 
@@ -366,12 +426,14 @@ mod tests {
         let (mut admission, now) = (Admission::new(limits, Vec::new()), Instant::now());
         admission.ask(now, who(0), BootId(0), wim());
         for n in 0..LINE_MAX as u32 {
-            // Put there directly: asking for each would walk the line each time.
             let at = Who::Address(Ipv4Addr::from(n));
-            admission.line.push_back(Waiting { who: at, share: wim(), seen: now });
+            assert_eq!(place(admission.ask(now, at, BootId(2), wim())), n + 1);
         }
-        assert_eq!(admission.ask(now, who(1), BootId(1), wim()), Turn::Full);
-        assert_eq!(admission.counts(), (1, LINE_MAX));
+        assert_eq!(admission.ask(now, who(1), BootId(1), wim()), Turn::Full { again: AGAIN_MAX });
+        admission.ended(now + Duration::from_secs(3), who(0), BootId(0));
+        let full = Turn::Full { again: Duration::from_secs(3) };
+        assert_eq!(admission.ask(now, who(1), BootId(1), wim()), full, "the mean boot, one at a time");
+        assert_eq!(admission.counts(), (0, LINE_MAX));
     }
 
     /// Two hundred machines, one 16 MiB image, 400 Mbit/s shared in equal parts: when each has it, in seconds.
@@ -390,7 +452,7 @@ mod tests {
                     asks[index] = match admission.ask(now, who(n), BootId(n.into()), wim()) {
                         Turn::Now => None,
                         Turn::Wait { again, .. } => Some(time + again.as_secs_f64()),
-                        Turn::Full => panic!("the line is long enough"),
+                        Turn::Full { .. } => panic!("the line is long enough"),
                     };
                 }
             }

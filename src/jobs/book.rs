@@ -403,7 +403,7 @@ impl Book {
         denied.sort_by_key(|job| std::cmp::Reverse((job.updated, job.id)));
         let part = machine.and_then(|machine| machine.part_of(ident));
         // A machine that was only seen is still unknown to rules that ask for unknown machines.
-        let said = |machine: &Arc<Machine>| machine.registered || machine.is_rejected();
+        let said = |machine: &Arc<Machine>| machine.registered || machine.had_job || machine.is_rejected();
         let known = machine.is_some_and(said) || !denied.is_empty();
         let leaves_otherwise = machine.is_some_and(|machine| machine.local_boot != 0);
         let standing = (known || leaves_otherwise).then(|| {
@@ -471,7 +471,7 @@ impl Book {
         {
             return Err(Refusal::HasJob { id: *first, selector: spec.selector });
         }
-        if self.jobs.len() >= JOBS_MAX && !self.make_room() {
+        if self.jobs.len() >= JOBS_MAX && !self.make_room(at.now) {
             return Err(Refusal::TooMany);
         }
         let id = JobId(self.number(|numbers| &mut numbers.job));
@@ -637,18 +637,25 @@ impl Book {
         self.undo.push(Undo::Said { audit, subject, body: body.to_string() });
     }
 
-    /// Forgets the oldest ended jobs, a thousandth of the book at a time; false if every job is live.
-    fn make_room(&mut self) -> bool {
-        let oldest: Vec<JobId> =
-            self.jobs.values().filter(|job| !job.is_live()).map(|job| job.id).take(JOBS_MAX / 1000).collect();
-        for id in &oldest {
-            let claims: Vec<ClaimId> = self.claims(*id).map(|claim| claim.id).collect();
-            for claim in claims {
-                self.change_claim(claim, None);
+    /// Forgets the oldest ended jobs, a thousandth of the book at a time; false if every job is live, or none can be
+    /// forgotten because there is no room to remember which machines had them.
+    fn make_room(&mut self, now: SystemTime) -> bool {
+        let ended = self.jobs.values().filter(|job| !job.is_live()).take(JOBS_MAX / 1000);
+        let oldest: Vec<Arc<Job>> = ended.cloned().collect();
+        let mut forgotten = 0;
+        for job in oldest {
+            match Ident::of_selector(&job.selector) {
+                Some(ident) if job.is_done() && !self.remember_job(&ident, now) => continue,
+                Some(_) => {}
+                None => {
+                    let claims: Vec<ClaimId> = self.claims(job.id).map(|claim| claim.id).collect();
+                    claims.into_iter().for_each(|claim| self.change_claim(claim, None));
+                }
             }
-            self.change_job(*id, None);
+            self.change_job(job.id, None);
+            forgotten += 1;
         }
-        !oldest.is_empty()
+        forgotten > 0
     }
 
     /// Forgets the oldest claims that deny nothing; false if there are none.

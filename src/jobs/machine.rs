@@ -202,6 +202,9 @@ pub struct Machine {
     /// An operator registered it, rather than it was only seen.
     #[serde(default)]
     pub registered: bool,
+    /// It had a job that is forgotten since.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub had_job: bool,
     /// What it is made of; never empty.
     pub parts: Vec<Part>,
     /// Identities that a script request showed beside these. A suggestion: nothing is granted or denied by it.
@@ -241,6 +244,7 @@ impl Machine {
             id,
             name: None,
             registered: false,
+            had_job: false,
             parts: vec![part],
             suggested: Vec::new(),
             loader: None,
@@ -292,6 +296,7 @@ impl Machine {
             self.parts.push(part);
         }
         self.registered |= other.registered;
+        self.had_job |= other.had_job;
         self.given.absorb(&other.given);
         self.last_seen = self.last_seen.max(other.last_seen);
         self.suggested.retain(|ident| !other.idents().any(|own| own == ident));
@@ -304,6 +309,7 @@ impl Machine {
         let mut other = Self::new(id, Vec::new(), now);
         other.parts = vec![Part { merged: None, ..part }];
         other.registered = self.registered;
+        other.had_job = self.had_job;
         other.given = self.given.clone();
         Some(other)
     }

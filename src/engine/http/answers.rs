@@ -303,9 +303,9 @@ impl HttpSide {
                 // No boot of its job yet, only a question.
                 (composed.job, composed.image, composed.what) = (None, None, Offer::Queued);
             }
-            Place::Full => {
+            Place::Full { again } => {
                 turn.tally.add(Count::ScriptsQueued, 1);
-                let seconds = admission::LINE_SILENCE.as_secs() as u32;
+                let seconds = u32::try_from(again.as_secs().max(1)).unwrap_or(u32::MAX);
                 if request.is_ipxe() {
                     let answer = plan::answer_busy(request, seconds, now, &mut self.head);
                     return self.respond(key, !answer.close, turn);

@@ -464,6 +464,24 @@ impl Book {
         }
     }
 
+    /// Remembers that who has this identity had a job, which is about to be forgotten: rules for unknown machines would else take
+    /// a machine that was installed for a new one. False when there is no room for the record.
+    pub(super) fn remember_job(&mut self, ident: &Ident, now: SystemTime) -> bool {
+        let Some(machine) = self.machine_with(ident).cloned() else {
+            if self.machines.len() >= MACHINES_MAX {
+                return false;
+            }
+            let id = MachineId(self.number(|numbers| &mut numbers.machine));
+            let machine = Machine { had_job: true, ..Machine::new(id, vec![ident.clone()], now) };
+            self.change_machine(id, Some(Arc::new(machine)));
+            return true;
+        };
+        if !machine.had_job {
+            self.put_changed(Machine { had_job: true, ..Machine::clone(&machine) });
+        }
+        true
+    }
+
     fn make_machine(&mut self, idents: Vec<Ident>, now: SystemTime) -> MachineId {
         let id = MachineId(self.number(|numbers| &mut numbers.machine));
         self.change_machine(id, Some(Arc::new(Machine::new(id, idents, now))));

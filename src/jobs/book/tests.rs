@@ -172,6 +172,31 @@ fn a_full_book_forgets_ended_jobs_and_then_refuses() {
     assert_eq!(book.list().len(), JOBS_MAX);
 }
 
+#[test]
+fn a_machine_whose_job_is_forgotten_stays_known() {
+    let (book, id) = with_job(boot("fine"));
+    book.note(&asked(1, id), at(1)).unwrap();
+    assert_eq!(book.pass(&line(1, id, "fine"), at(2)), Passage::Now);
+    let mut number = 0;
+    let mut fill = |book: &Published| {
+        number += 1u64;
+        let [_, _, a, b, c, d, e, f] = (number << 8).to_be_bytes();
+        let spec = JobSpec::new(Action::Local, Selector::Mac(MacAddr([a & 0xfe, b, c, d, e, f])));
+        book.change(|book| book.add(spec, &library(), "test", moment(3)).unwrap());
+    };
+    while book.job(id).is_some() {
+        fill(&book);
+    }
+    book.change(|book| book.cancel(JobId(2), None, "test", moment(4)).unwrap());
+    let rule = Selector::Rule(Box::new(crate::jobs::rule::Rule { any_unknown: true, ..Default::default() }));
+    let unknown = JobSpec { allow_rule: true, ..JobSpec::new(Action::Image("fine".into()), rule) };
+    let rule = book.add(unknown, &library(), at(5)).unwrap().id;
+    let decided = |who: &Identity| book.load().decide(who).job().map(|job| job.id);
+    let never_seen = Identity { mac: "02:00:00:00:77:77".parse().ok(), ..Identity::default() };
+    assert_eq!(decided(&never_seen), Some(rule));
+    assert_eq!(decided(&who()), None, "it was installed once");
+}
+
 fn moment(seconds: u64) -> Moment {
     Moment { now: at(seconds), next_boot: BootId(1000) }
 }
