@@ -136,6 +136,7 @@ fn driver(plan: &Plan) -> Driver {
         config::Driver::Uring => Driver::Uring,
         config::Driver::Mio => Driver::Mio,
         config::Driver::UringAlways => Driver::UringAlways,
+        config::Driver::MioAlways => Driver::MioAlways,
     }
 }
 

@@ -33,6 +33,9 @@ pub enum Driver {
     /// io_uring, or no start, and for files also where a device copies what it sends: for measuring the sender alone.
     #[serde(rename = "uring-always")]
     UringAlways,
+    /// Without, and the same.
+    #[serde(rename = "mio-always")]
+    MioAlways,
 }
 
 /// Whether packets may come and go as frames of our own, past the host's IP stack and its packet filter.
@@ -564,6 +567,7 @@ pub(super) fn build(
                     ("uring", Driver::Uring),
                     ("mio", Driver::Mio),
                     ("uring-always", Driver::UringAlways),
+                    ("mio-always", Driver::MioAlways),
                 ],
             )
             .unwrap_or(Driver::Auto),

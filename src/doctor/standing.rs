@@ -251,7 +251,7 @@ fn ports(setup: &Setup<'_>, listening: &[Listening]) -> Vec<Finding> {
 }
 
 fn ring(plan: &Plan) -> Vec<Finding> {
-    if plan.server.driver == Driver::Mio {
+    if matches!(plan.server.driver, Driver::Mio | Driver::MioAlways) {
         return Vec::new();
     }
     match SendRing::new(8) {

@@ -82,6 +82,7 @@ counts! {
     HttpSplice => "http_bytes_total" {"sender" = "splice"}, "HTTP bytes handed to the kernel, by sender.";
     HttpSendfile => "http_bytes_total" {"sender" = "sendfile"}, "HTTP bytes handed to the kernel, by sender.";
     HttpRing => "http_bytes_total" {"sender" = "send_zc"}, "HTTP bytes handed to the kernel, by sender.";
+    HttpMapped => "http_bytes_total" {"sender" = "msg_zerocopy"}, "HTTP bytes handed to the kernel, by sender.";
     HttpSealed => "http_bytes_total" {"sender" = "tls"}, "HTTP bytes handed to the kernel, by sender.";
     HttpsHandshakes12 => "https_handshakes_total" {"outcome" = "tls-1.2"}, "TLS handshakes ended, by outcome.";
     HttpsHandshakes13 => "https_handshakes_total" {"outcome" = "tls-1.3"}, "TLS handshakes ended, by outcome.";

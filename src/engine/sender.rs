@@ -4,6 +4,7 @@
 //! |---|---|
 //! | splice through a pooled 1 MiB pipe, corked | the default |
 //! | SEND_ZC from the file's mapping, by the core's ring | the connection's local address is on a device not known to copy |
+//! | MSG_ZEROCOPY from the same | the same, on a core without a ring |
 //! | sendfile, corked | no pipe can be made |
 //! | plain send | texts, and files below [`INLINE_MAX`] that are in memory (the caller puts those into a text) |
 //! | records | TLS: file bytes are read in pieces of [`SEALED_LEN`], never through the mapping, and encrypted here |
@@ -45,6 +46,8 @@ const ZERO_COPY_QUANTA: u64 = 2;
 pub(super) const SEALED_LEN: usize = 64 << 10;
 /// What one TLS connection may send in a turn: encrypting takes several times as long as sending.
 const SEALED_QUANTUM: u64 = 512 << 10;
+/// Notifications taken in one go: more than a socket's `optmem_max` has room for.
+const TOLD_MAX: usize = 1024;
 /// Ranges shorter than this are not worth a notification.
 const ZERO_COPY_MIN: u64 = 64 << 10;
 
@@ -89,6 +92,8 @@ pub(super) struct Outgoing {
     pub(super) in_ring: bool,
     /// The kernel would not pin pages for this connection; the other senders serve it.
     zero_copy_refused: bool,
+    /// Sends by MSG_ZEROCOPY were begun: the socket's error queue tells of them.
+    is_told: bool,
 }
 
 /// How far one go at sending came.
@@ -119,6 +124,7 @@ pub(super) struct Moved {
     pub(super) splice: u64,
     pub(super) sendfile: u64,
     pub(super) ring: u64,
+    pub(super) mapped: u64,
     pub(super) text: u64,
     pub(super) sealed: u64,
 }
@@ -126,7 +132,7 @@ pub(super) struct Moved {
 impl Moved {
     /// All bytes.
     pub(super) fn total(&self) -> u64 {
-        self.splice + self.sendfile + self.ring + self.text + self.sealed
+        self.splice + self.sendfile + self.ring + self.mapped + self.text + self.sealed
     }
 }
 
@@ -419,15 +425,16 @@ impl Outgoing {
         };
         let left = *end - *at;
         let in_pipe = self.pipe.as_ref().map_or(0, Pipe::held);
+        let zero_copy =
+            left >= ZERO_COPY_MIN && !self.zero_copy_refused && !means.copying.knows(means.device);
+        let by_call = zero_copy && means.ring.is_none();
         let (ring, ready) = if in_pipe > 0 {
             (None, 0)
         } else {
-            let ring = means.ring.as_deref_mut().filter(|_| {
-                left >= ZERO_COPY_MIN && !self.zero_copy_refused && !means.copying.knows(means.device)
-            });
-            let most = match ring {
-                Some(_) => means.quantum * ZERO_COPY_QUANTA,
-                None => quantum.min(PIPE_LEN as u64),
+            let ring = means.ring.as_deref_mut().filter(|_| zero_copy);
+            let most = match zero_copy {
+                true => means.quantum * ZERO_COPY_QUANTA,
+                false => quantum.min(PIPE_LEN as u64),
             };
             match means.readers.ready(means.now, file, *at, left.min(most), Want::Piece) {
                 Ok(0) => {
@@ -457,6 +464,22 @@ impl Outgoing {
             {
                 self.in_ring = true;
                 return Ok(ControlFlow::Break(Pumped::InRing));
+            }
+            if by_call && ready >= ZERO_COPY_MIN {
+                let allowed = if self.is_told { Ok(()) } else { tcp::allow_zero_copy(socket) };
+                self.is_told |= allowed.is_ok();
+                match allowed.and_then(|()| tcp::send_mapped(socket, &file.mapping, *at, ready as usize)) {
+                    Ok(sent) => {
+                        *at += sent as u64;
+                        means.moved.mapped += sent as u64;
+                        return Ok(ControlFlow::Continue(sent as u64));
+                    }
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock || is_of_file(&e) || is_peer_gone(&e) => {
+                        return Err(e);
+                    }
+                    // As for a ring's: see `ring_answered`.
+                    Err(_) => self.zero_copy_refused = true,
+                }
             }
             if self.pipe.is_none() {
                 self.pipe = means.pipes.take();
@@ -516,6 +539,21 @@ impl Outgoing {
             }
             Err(_) => Pumped::Broken,
         }
+    }
+
+    /// Whether the socket's error queue is of this sender's making.
+    pub(super) fn is_told(&self) -> bool {
+        self.is_told
+    }
+
+    /// Takes what the kernel tells of its sends; true when it has copied what was not to be copied.
+    pub(super) fn listen(&self, socket: &impl AsRawFd) -> bool {
+        let mut copied = false;
+        for _ in 0..TOLD_MAX {
+            let Ok(Some(one)) = tcp::let_go(socket) else { break };
+            copied |= one;
+        }
+        copied
     }
 
     /// Lets go of pipe, file and cork.
@@ -625,7 +663,8 @@ mod tests {
             let mut means = Means {
                 pipes: &mut pool,
                 ring: None,
-                copying: &CopyingDevices::default(),
+                // Loopback copies, as it would be found out to.
+                copying: &CopyingDevices { addrs: vec![Ipv4Addr::LOCALHOST] },
                 device: Ipv4Addr::LOCALHOST,
                 readers: &Readers::none(),
                 now: Instant::now(),

@@ -61,6 +61,8 @@ pub enum Driver {
     Mio,
     /// The ring, or no start, and its zero-copy sends also where the device turns out to copy.
     UringAlways,
+    /// No ring, and the same.
+    MioAlways,
 }
 
 /// Whether packets may come and go as frames of our own, past the host's IP stack and its packet filter.
@@ -203,7 +205,7 @@ impl Ground {
         let congestion = tcp::lan_congestion();
         let (mut rings, mut bursts) = (Vec::new(), Vec::new());
         let mut ring_refused = None;
-        if driver != Driver::Mio {
+        if !matches!(driver, Driver::Mio | Driver::MioAlways) {
             for _ in 0..count {
                 match (SendRing::new(RING_SENDS), BurstRing::new(BURST_SENDS)) {
                     (Ok(ring), Ok(burst)) => {
@@ -296,7 +298,7 @@ impl Engine {
                 bursts.clear();
                 tracing::info!(rung = "io_uring", have = false, %error, "senders without the ring: {}", ring_advice(&error));
             }
-            (Driver::Mio, _) => {
+            (Driver::Mio | Driver::MioAlways, _) => {
                 tracing::info!(rung = "io_uring", have = false, "switched off by the driver setting")
             }
             _ => {
@@ -402,7 +404,7 @@ impl Engine {
                     connections_max,
                     Arc::clone(&readers),
                     PipePool::new((PIPES_TOTAL / count).max(1), nowhere.clone()),
-                    settings.driver == Driver::UringAlways,
+                    matches!(settings.driver, Driver::UringAlways | Driver::MioAlways),
                     bursts.pop(),
                 ),
                 rings.pop(),
@@ -420,11 +422,7 @@ impl Engine {
         }
         shared.set_http(http_listen.clone());
         shared.cores_running.store(count, Ordering::Release);
-        let driver = if settings.driver != Driver::Mio && cores.iter().all(|core| core.ring.is_some()) {
-            "uring"
-        } else {
-            "mio"
-        };
+        let driver = if cores.iter().all(|core| core.ring.is_some()) { "uring" } else { "mio" };
         let mut threads = Vec::new();
         for core in cores {
             let cpu = cpus[core.index % cpus.len()];

@@ -264,6 +264,51 @@ fn answers_that_leave_together_reach_who_asked_with_the_ring() {
 }
 
 #[test]
+fn a_file_arrives_whole_and_by_ranges_over_one_connection_by_zero_copy_calls() {
+    whole_file_ranges_and_keep_alive(Driver::MioAlways);
+}
+
+#[test]
+fn the_end_of_the_last_file_leaves_once_its_boot_is_recorded_by_zero_copy_calls() {
+    held_until_recorded(Driver::MioAlways);
+}
+
+#[test]
+fn zero_copy_calls_give_way_to_splice_where_the_device_copies() {
+    let lab = Lab::start(Driver::Mio, 20_000_000);
+    for _ in 0..6 {
+        let (_, body) = get(&mut lab.http(), "/images/big/payload.bin", "");
+        assert!(body == lab.content);
+    }
+    let mapped = lab.metric("bootstorm_http_bytes_total{sender=\"msg_zerocopy\"}");
+    let spliced = lab.metric("bootstorm_http_bytes_total{sender=\"splice\"}");
+    assert!(mapped > 0 && spliced > 20_000_000, "{mapped} and {spliced}");
+    assert_eq!(lab.metric("bootstorm_http_aborted_total"), 0);
+}
+
+#[test]
+fn who_vanishes_under_zero_copy_calls_is_noticed() {
+    let lab = Lab::start(Driver::MioAlways, 60_000_000);
+    for _ in 0..4 {
+        let mut stream = lab.http();
+        write!(stream, "GET /images/big/payload.bin HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let mut some = vec![0; 1_000_000];
+        stream.read_exact(&mut some).unwrap();
+    }
+    wait_for(&lab, "bootstorm_http_aborted_total", 4);
+    wait_until_gone(&lab);
+}
+
+/// Waits until no connection is open.
+fn wait_until_gone(lab: &Lab) {
+    let start = std::time::Instant::now();
+    while lab.metric("bootstorm_http_connections_open") > 0 {
+        assert!(start.elapsed() < Duration::from_secs(10), "a connection stays");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
 fn the_ring_gives_way_to_splice_where_the_device_copies() {
     let lab = Lab::start(Driver::Uring, 8_000_000);
     for _ in 0..4 {
@@ -564,7 +609,7 @@ fn tftp_reads_what_is_not_in_memory_by_threads_of_its_own() {
 #[test]
 fn downloads_wait_for_a_disk_by_themselves() {
     let cold = content(9_000_001);
-    for driver in [Driver::Mio, Driver::UringAlways] {
+    for driver in [Driver::Mio, Driver::UringAlways, Driver::MioAlways] {
         let lab = Lab::start_with(driver, 100_000, |images| {
             for name in ["whole", "end", "parts", "tls"] {
                 fs::write(images.join(format!("big/{name}.bin")), &cold).unwrap();

@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::mmap::Mapping;
 use super::{SysError, check, check_len, set_int};
 
 /// Connections the kernel queues before `accept`.
@@ -219,6 +220,70 @@ pub fn send(socket: &impl AsRawFd, bytes: &[u8], more: bool) -> io::Result<usize
             0,
         )
     } as libc::ssize_t)
+}
+
+/// Lets [`send_mapped`] be used on a socket (`SO_ZEROCOPY`).
+pub fn allow_zero_copy(socket: &impl AsRawFd) -> io::Result<()> {
+    set_int(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ZEROCOPY, 1)
+}
+
+/// Sends `len` bytes of `mapping` from `offset` without copying them, where the device can (`MSG_ZEROCOPY`): [`let_go`] tells.
+/// EFAULT where the file has become shorter, ENOBUFS where no more may be pinned.
+pub fn send_mapped(socket: &impl AsRawFd, mapping: &Mapping, offset: u64, len: usize) -> io::Result<usize> {
+    let range = mapping.iovec_range(offset, len).ok_or(io::ErrorKind::InvalidInput)?;
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | libc::MSG_ZEROCOPY;
+    // Past libc for the reason given in [`send`].
+    // SAFETY: the range lies in `mapping`, borrowed for the call. The kernel takes references to its pages before it comes
+    // back, and reads them through these later on, whatever becomes of the mapping; there is no address.
+    check_len(unsafe {
+        libc::syscall(
+            libc::SYS_sendto,
+            socket.as_raw_fd(),
+            range.ptr,
+            range.len,
+            flags,
+            std::ptr::null::<libc::sockaddr>(),
+            0,
+        )
+    } as libc::ssize_t)
+}
+
+/// Who tells of a send without a copy, and that the kernel copied after all (linux/errqueue.h).
+const SO_EE_ORIGIN_ZEROCOPY: u8 = 5;
+const SO_EE_CODE_ZEROCOPY_COPIED: u8 = 1;
+
+/// Takes the next notification about pages of [`send_mapped`] that the kernel is done with; true when it had copied them first.
+/// `None` when there is none.
+pub fn let_go(socket: &impl AsRawFd) -> io::Result<Option<bool>> {
+    // One notification: a header and a sock_extended_err, behind which an address would stand.
+    let mut control = [0_u64; 16];
+    // SAFETY: all of its fields are integers and pointers, for which zero is a value.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_control = control.as_mut_ptr().cast();
+    header.msg_controllen = size_of_val(&control) as _;
+    let flags = libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT;
+    // SAFETY: the kernel writes into `control`, which lives as long as `header`, and no further than it is long.
+    match check_len(unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) }) {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    let mut copied = false;
+    // SAFETY: `header` is as the kernel filled it, over `control`, for this walk.
+    let mut message = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
+    while !message.is_null() {
+        // SAFETY: not null, so it points to a whole header in `control`.
+        let kind = unsafe { (*message).cmsg_type };
+        if kind == libc::IP_RECVERR {
+            // SAFETY: a message of this kind carries a sock_extended_err (linux net/ipv4/ip_sockglue.c, ip_recv_error).
+            let told = unsafe { libc::CMSG_DATA(message).cast::<libc::sock_extended_err>().read_unaligned() };
+            copied |=
+                told.ee_origin == SO_EE_ORIGIN_ZEROCOPY && told.ee_code & SO_EE_CODE_ZEROCOPY_COPIED != 0;
+        }
+        // SAFETY: as above.
+        message = unsafe { libc::CMSG_NXTHDR(&raw const header, message) };
+    }
+    Ok(Some(copied))
 }
 
 /// Receives into `buffer`'s spare capacity without zeroing it first; the bytes taken, 0 at the end of the stream.

@@ -95,6 +95,8 @@ struct Connection {
     closing: bool,
     /// The peer has reset it, or the network lost it.
     broken: bool,
+    /// The kernel has told something of sends without a copy, or that the connection is broken.
+    told: bool,
     writable: bool,
     /// On one of the lists of connections with something to do, or of those that wait for a disk.
     listed: bool,
@@ -303,7 +305,9 @@ impl HttpSide {
     /// Readiness of one connection.
     pub(super) fn event(&mut self, key: Key, event: &Event) {
         let Some(connection) = self.connections.get_mut(key) else { return };
-        connection.broken |= event.is_error();
+        let is_told = connection.out.is_told();
+        connection.told |= is_told && event.is_error();
+        connection.broken |= !is_told && event.is_error();
         connection.closing |= event.is_read_closed() || connection.broken;
         connection.readable |= event.is_readable() || connection.closing;
         connection.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
@@ -429,6 +433,7 @@ impl HttpSide {
                 readable: true,
                 closing: false,
                 broken: false,
+                told: false,
                 writable: true,
                 listed: false,
                 share: 0,

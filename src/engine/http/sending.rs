@@ -1,6 +1,7 @@
 //! Responses on their way out: what leaves now, what waits for room, for a disk or for the ring, and what comes of it.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
@@ -30,6 +31,7 @@ impl HttpSide {
     pub(super) fn drive(&mut self, key: Key, turn: &mut Turn<'_>) -> u64 {
         let (mut answers, mut sent) = (0, 0);
         let quantum = sender::quantum(self.busy);
+        self.listen(key, turn);
         loop {
             let Some(connection) = self.connections.get_mut(key) else { return sent };
             if connection.doomed || connection.owed {
@@ -299,16 +301,39 @@ impl HttpSide {
                     let Some(Owner::Connection(key)) = Owner::unpack(tag) else { continue };
                     let Some(connection) = self.connections.get_mut(key) else { continue };
                     let device = connection.device();
-                    if self.copying.learn(device) {
-                        tracing::info!(
-                            core = turn.core,
-                            address = %device,
-                            "zero-copy sends are copied on this device: splice from now on"
-                        );
-                    }
+                    self.learn(device, turn);
                 }
                 Completion::Released { .. } => {}
             }
+        }
+    }
+
+    /// Hears what the kernel has told of a connection by its error queue.
+    fn listen(&mut self, key: Key, turn: &Turn<'_>) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        if !std::mem::take(&mut connection.told) {
+            return;
+        }
+        let copied = connection.out.listen(&connection.stream);
+        if !matches!(connection.stream.take_error(), Ok(None)) {
+            connection.broken = true;
+            connection.closing = true;
+            connection.readable = true;
+        }
+        let device = connection.device();
+        if copied && !self.zero_copy_always {
+            self.learn(device, turn);
+        }
+    }
+
+    /// Sends on this device are copied after all.
+    fn learn(&mut self, device: Ipv4Addr, turn: &Turn<'_>) {
+        if self.copying.learn(device) {
+            tracing::info!(
+                core = turn.core,
+                address = %device,
+                "zero-copy sends are copied on this device: splice from now on"
+            );
         }
     }
 }
@@ -318,6 +343,7 @@ fn count_moved(tally: &Tally, moved: &Moved) {
         (Count::HttpSplice, moved.splice),
         (Count::HttpSendfile, moved.sendfile),
         (Count::HttpRing, moved.ring),
+        (Count::HttpMapped, moved.mapped),
         (Count::HttpText, moved.text),
         (Count::HttpSealed, moved.sealed),
     ] {
