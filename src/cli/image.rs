@@ -352,7 +352,7 @@ fn verify(plan: &Plan, wanted: &ImageVerify) -> Done {
         let since = output::moment(run.since);
         output::remark(&format!("going on with the run begun {since}; --restart reads everything again"));
     }
-    let how = How { since: Some(run.since).filter(|_| run.resumed), accept: wanted.accept };
+    let how = How { since: Some(run.since).filter(|_| run.resumed), accept: wanted.accept, stop: None };
     let progress = Progress::new();
     progress
         .step(intake::Step::Total(all.iter().map(|(_, version)| verify::bytes_of(&versions, version)).sum()));

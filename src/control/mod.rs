@@ -30,11 +30,11 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::oneshot;
 
@@ -82,6 +82,9 @@ impl fmt::Debug for State {
 const BODY_MAX: usize = 1 << 20;
 const BULK_BODY_MAX: usize = 16 << 20;
 
+/// What still works on folders when the server stops has so long to come to its end; then the process ends without it.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
+
 fn body_max(path: &str) -> usize {
     if path == "/v1/jobs/bulk" { BULK_BODY_MAX } else { BODY_MAX }
 }
@@ -96,6 +99,8 @@ struct Admin {
     streams: Arc<tokio::sync::Semaphore>,
     /// An image is being read again.
     verifying: AtomicBool,
+    /// The admin side ends: whatever takes long breaks off.
+    stopping: AtomicBool,
 }
 
 impl Admin {
@@ -113,6 +118,7 @@ impl Admin {
             answers: Answers::default(),
             streams: Arc::new(tokio::sync::Semaphore::new(routes::events::STREAMS_MAX)),
             verifying: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
         })
     }
 
@@ -288,6 +294,7 @@ fn run(
         Ok(runtime) => runtime,
         Err(error) => return tracing::error!(%error, "the admin side cannot start"),
     };
+    let ending = Arc::clone(&admin);
     runtime.block_on(async move {
         let router = routes::router(admin);
         let unix = tokio::net::UnixListener::from_std(unix);
@@ -311,4 +318,7 @@ fn run(
             _ = stopped => {}
         }
     });
+    ending.stopping.store(true, Ordering::Relaxed);
+    // Dropping it would wait for as long as it takes: a disk that hangs, or a hundred gigabytes that are read again.
+    runtime.shutdown_timeout(STOP_PATIENCE);
 }

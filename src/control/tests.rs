@@ -1046,6 +1046,26 @@ fn a_live_socket_is_not_taken_over_and_a_dead_one_is() {
 }
 
 #[test]
+fn a_server_that_stops_does_not_wait_for_an_image_that_is_being_read() {
+    let lab = Lab::start();
+    // Longer than anybody waits, and no byte on the disk.
+    let file = std::fs::File::create(lab.dir.join("images/wipe/large.bin")).unwrap();
+    file.set_len(64 << 30).unwrap();
+    file.set_modified(SystemTime::now() - Duration::from_secs(3_600)).unwrap();
+    let control = listen(&lab);
+    let client = Client::new(lab.dir.join("admin.sock"));
+    client.post("/v1/images/wipe/verify", &json!({})).unwrap();
+    let again = client.post("/v1/images/wipe/verify", &json!({})).unwrap_err().to_string();
+    assert!(again.contains("another image is being read"), "{again}");
+    let start = std::time::Instant::now();
+    drop(control);
+    assert!(start.elapsed() < STOP_PATIENCE / 2, "{:?}", start.elapsed());
+    let audit = lab.local("GET", "/v1/audit", Value::Null).must(200).to_string();
+    assert!(audit.contains("image-not-verified") && audit.contains("the server stopped"), "{audit}");
+    assert!(!audit.contains("image-verified"), "{audit}");
+}
+
+#[test]
 fn no_server_is_said_so_with_the_next_step() {
     let error = Client::new("/nonexistent/admin.sock".into()).get("/v1/jobs").unwrap_err();
     assert!(error.to_string().contains("is `bootstorm serve` running"), "{error}");

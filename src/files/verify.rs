@@ -7,6 +7,7 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -17,7 +18,7 @@ use crate::files::record::{FileRecord, Record};
 use crate::files::scan::{self, Before, Found, Walk};
 use crate::files::served::FileIdentity;
 use crate::files::versions::{self, Version, VersionError, Versions};
-use crate::files::visit::{Visit, Visited};
+use crate::files::visit::{self, Visit, Visited};
 use crate::files::wim::{self, Finding, Integrity, Severity};
 use crate::sys::open_plain;
 
@@ -111,11 +112,19 @@ impl fmt::Display for Outcome {
 
 /// How to read.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct How {
+pub struct How<'a> {
     /// Files verified since then, seconds since 1970, are not read again.
     pub since: Option<u64>,
     /// What is not as it was taken in is what is wanted.
     pub accept: bool,
+    /// Set to break off: soon after it nothing more is read, and what was read whole by then is the answer.
+    pub stop: Option<&'a AtomicBool>,
+}
+
+impl How<'_> {
+    fn is_stopped(&self) -> bool {
+        self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed))
+    }
 }
 
 /// Reads a version again. What each of its files came to, in name order.
@@ -126,7 +135,7 @@ pub struct How {
 pub fn version(
     versions: &Versions,
     version: &Version,
-    how: How,
+    how: How<'_>,
     progress: &mut dyn FnMut(Step<'_>),
 ) -> Result<Vec<(String, Outcome)>, VersionError> {
     let walk = files_of(versions, version);
@@ -145,7 +154,11 @@ pub fn version(
             continue;
         }
         progress(Step::File(&found.name));
-        let (outcome, hash) = read_again(found, before.as_ref(), how.accept, progress);
+        let (outcome, hash) = read_again(found, before.as_ref(), how, progress);
+        // A file that was read in part is neither good nor bad.
+        if how.is_stopped() {
+            break;
+        }
         if let Some(hash) = hash.filter(|_| outcome.is_good()) {
             let now = FileRecord {
                 blake3: Some(hash),
@@ -172,7 +185,7 @@ pub fn version(
         is_current = versions.update_record(&version.path, &record).unwrap_or(true);
     }
     outcomes.extend(walk.settling.iter().map(|name| (name.clone(), Outcome::Changing)));
-    if is_current {
+    if is_current && !how.is_stopped() {
         let gone: Vec<String> = missing(&record, &walk).map(str::to_owned).collect();
         if how.accept && !gone.is_empty() {
             record.files.retain(|file| !gone.contains(&file.name));
@@ -205,7 +218,7 @@ fn missing<'r>(record: &'r Record, walk: &Walk) -> impl Iterator<Item = &'r str>
 fn read_again(
     found: &Found,
     before: Option<&FileRecord>,
-    accept: bool,
+    how: How<'_>,
     progress: &mut dyn FnMut(Step<'_>),
 ) -> (Outcome, Option<String>) {
     let file = match open_plain(&found.path) {
@@ -213,7 +226,7 @@ fn read_again(
         Err(error) => return (Outcome::Unreadable(error.to_string()), None),
     };
     let visit = Visit::begin(&file);
-    let outcome = read_file_again(&file, &visit, found, before, accept, progress);
+    let outcome = read_file_again(&file, &visit, found, before, how, progress);
     visit.end(&file);
     outcome
 }
@@ -223,10 +236,11 @@ fn read_file_again(
     visit: &Visit,
     found: &Found,
     before: Option<&FileRecord>,
-    accept: bool,
+    how: How<'_>,
     progress: &mut dyn FnMut(Step<'_>),
 ) -> (Outcome, Option<String>) {
-    let read = hash(file, visit, progress).and_then(|hash| Ok((hash, FileIdentity::of(&file.metadata()?))));
+    let read =
+        hash(file, visit, how, progress).and_then(|hash| Ok((hash, FileIdentity::of(&file.metadata()?))));
     let (hash, identity) = match read {
         Ok(read) => read,
         Err(error) => return (Outcome::Unreadable(error.to_string()), None),
@@ -237,14 +251,14 @@ fn read_file_again(
     let was = before.and_then(|before| Some((before, before.blake3.as_deref()?)));
     if let Some((before, then)) = was
         && then != hash
-        && !accept
+        && !how.accept
     {
         let touched = !before.describes(&identity);
         let differs = Outcome::Differs { was: before.clone(), now: hash, len: identity.len, touched };
         return (differs, None);
     }
     if names::may_be_wim(&found.name)
-        && let Some(finding) = damage(file, visit, was.is_none())
+        && let Some(finding) = damage(file, visit, how.stop, was.is_none())
     {
         return (Outcome::Damaged(finding), None);
     }
@@ -257,11 +271,19 @@ fn read_file_again(
 }
 
 /// What was read is let go of as `visit` says.
-fn hash(mut file: &File, visit: &Visit, progress: &mut dyn FnMut(Step<'_>)) -> io::Result<String> {
+fn hash(
+    mut file: &File,
+    visit: &Visit,
+    how: How<'_>,
+    progress: &mut dyn FnMut(Step<'_>),
+) -> io::Result<String> {
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; READ_LEN];
     let mut at = 0;
     loop {
+        if how.is_stopped() {
+            return Err(visit::stopped());
+        }
         match file.read(&mut buffer) {
             Ok(0) => return Ok(hasher.finalize().to_hex().to_string()),
             Ok(have) => {
@@ -277,8 +299,8 @@ fn hash(mut file: &File, visit: &Visit, progress: &mut dyn FnMut(Step<'_>)) -> i
 }
 
 /// What is wrong inside a WIM; a failure to read was told by the hash. `whole`: nothing is known of it yet.
-fn damage(file: &File, visit: &Visit, whole: bool) -> Option<Finding> {
-    let file = &Visited { file, visit };
+fn damage(file: &File, visit: &Visit, stop: Option<&AtomicBool>, whole: bool) -> Option<Finding> {
+    let file = &Visited { file, visit, stop };
     let report = wim::inspect(file).ok()?;
     if let Some(finding) = report.worst(Severity::Damaged) {
         return Some(*finding);
@@ -341,7 +363,7 @@ mod tests {
     use super::*;
     use crate::files::library::test_site::{SMALL_WIM, Site};
 
-    fn verify(site: &Site, how: How) -> Vec<(String, &'static str)> {
+    fn verify(site: &Site, how: How<'_>) -> Vec<(String, &'static str)> {
         let versions = Versions::open(&site.path().join("images")).unwrap();
         let current = versions.list("pe").unwrap().remove(0);
         let outcomes = version(&versions, &current, how, &mut |_| ()).unwrap();

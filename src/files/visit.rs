@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::files::wim::Source;
 use crate::sys::mmap::Mapping;
@@ -65,6 +66,13 @@ impl Visit {
 pub(super) struct Visited<'v> {
     pub(super) file: &'v File,
     pub(super) visit: &'v Visit,
+    /// Once it is set nothing more can be read.
+    pub(super) stop: Option<&'v AtomicBool>,
+}
+
+/// A read that was not made because whoever waits for it has gone.
+pub(super) fn stopped() -> io::Error {
+    io::Error::other("reading was broken off")
 }
 
 impl Source for Visited<'_> {
@@ -73,6 +81,9 @@ impl Source for Visited<'_> {
     }
 
     fn read_piece(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        if self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
+            return Err(stopped());
+        }
         let read = self.file.read_piece(buffer, offset)?;
         self.visit.leave(self.file, offset..offset + read as u64);
         Ok(read)

@@ -247,6 +247,15 @@ struct Verify {
     all: bool,
 }
 
+/// An image is being read again, until this is dropped.
+struct Verifying(Arc<Admin>);
+
+impl Drop for Verifying {
+    fn drop(&mut self) {
+        self.0.verifying.store(false, Ordering::Release);
+    }
+}
+
 /// Read an image again and compare every byte with what was taken in. It takes its time: what was found is in the audit
 /// log, and in the image's `verified_unix`.
 #[utoipa::path(
@@ -273,13 +282,20 @@ pub(super) async fn verify(
     let numbers: Vec<u32> = list.iter().map(|version| version.record.version).collect();
     let (told, by) = (name.clone(), by.name);
     let reading = Arc::clone(&admin);
+    let verifying = Verifying(Arc::clone(&admin));
     tokio::task::spawn_blocking(move || {
+        // Until the end, also if that is a panic.
+        let _verifying = verifying;
         let library = &reading.state.library;
+        let how = How { stop: Some(&reading.stopping), ..How::default() };
         for version in &list {
-            let outcomes =
-                versions(library).and_then(|all| verify::version(&all, version, How::default(), &mut |_| ()));
+            let outcomes = versions(library).and_then(|all| verify::version(&all, version, how, &mut |_| ()));
             let number = version.record.version;
             let (what, about) = match outcomes {
+                Ok(_) if reading.stopping.load(Ordering::Relaxed) => {
+                    let detail = "the server stopped before everything was read";
+                    ("image-not-verified", json!({ "version": number, "detail": detail }))
+                }
                 Ok(outcomes) => {
                     let bad = outcomes.iter().filter(|(_, outcome)| !outcome.is_good()).take(100);
                     let bad: Vec<Value> = bad
@@ -300,11 +316,13 @@ pub(super) async fn verify(
                     tracing::warn!(%error, "a verification is not in the audit log");
                 }
             });
+            if reading.stopping.load(Ordering::Relaxed) {
+                return;
+            }
         }
         if let Err(error) = library.rescan() {
             tracing::debug!(%error, "cannot look for new images");
         }
-        reading.verifying.store(false, Ordering::Release);
     });
     Ok((StatusCode::ACCEPTED, Json(json!({ "name": name, "versions": numbers }))))
 }
