@@ -251,8 +251,9 @@ fn confine(common: &Common, plan: &Plan) -> Result<(), Failure> {
 /// What serving opens.
 fn own_files(common: &Common, plan: &Plan) -> sandbox::Files {
     // Counters, sysctls and limits of the kernel; the folder of the configuration, which is read again.
-    // Who is who on the admin socket: its peers have names and groups.
-    let names = ["/etc/passwd", "/etc/group", "/etc/nsswitch.conf"];
+    // What the peers of the admin socket are called. Who replaces these files takes the names away until a restart, and
+    // nothing but the names.
+    let names = ["/etc/passwd", "/etc/nsswitch.conf"];
     let mut read: Vec<PathBuf> = vec!["/proc".into(), "/sys/class/net".into()];
     read.extend(names.map(PathBuf::from));
     let config = config_file(common).and_then(|file| std::path::absolute(file).ok());

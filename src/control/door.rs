@@ -14,6 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::Service;
 
 use super::auth::{Origin, SocketRule, user_name};
+use crate::sys::peer;
 
 /// Connections at the same time, over either way. The one more waits in the kernel's queue.
 const CONNECTIONS_MAX: usize = 256;
@@ -30,9 +31,10 @@ pub(super) async fn local(listener: UnixListener, router: Router, rule: SocketRu
         match listener.accept().await {
             Ok((stream, _)) => {
                 // Without credentials nobody is anybody.
-                let Ok(peer) = stream.peer_cred() else { continue };
-                let admitted = rule.admits(peer.uid(), peer.gid());
-                let origin = Origin::Local { who: user_name(peer.uid()), admitted };
+                let Ok(who) = stream.peer_cred() else { continue };
+                let groups = peer::groups(&stream).unwrap_or_default();
+                let admitted = rule.admits(who.uid(), who.gid(), &groups);
+                let origin = Origin::Local { who: user_name(who.uid()), admitted };
                 tokio::spawn(talk(stream, router.clone(), origin, permit));
             }
             Err(error) => {

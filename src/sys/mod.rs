@@ -17,6 +17,7 @@ pub mod memory;
 pub mod mmap;
 pub mod packet;
 pub mod pages;
+pub mod peer;
 pub mod privileges;
 pub mod ring;
 pub mod runs;

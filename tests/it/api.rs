@@ -91,13 +91,14 @@ fn the_socket_is_for_its_group_even_when_its_mode_was_loosened() {
         std::os::unix::fs::PermissionsExt::mode(&fs::metadata(of).expect("a socket").permissions()) & 0o777
     };
     assert_eq!(mode(&socket), 0o660);
-    let ask = |ids: [&str; 2]| {
+    let ask_as = |ids: &[&str]| {
         let mut command = Command::new(tool("setpriv", "util-linux"));
-        command.args(ids).arg("--clear-groups").arg(tool("curl", "curl"));
+        command.args(ids).arg(tool("curl", "curl"));
         command.args(["-sS", "-o", "/dev/null", "-w", "%{http_code}", "--unix-socket"]).arg(&socket);
         let output = command.arg("http://localhost/v1/jobs").output().expect("setpriv runs");
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
+    let ask = |ids: [&str; 2]| ask_as(&[ids[0], ids[1], "--clear-groups"]);
     for folder in ["", "state"] {
         let folder = site.dir.join(folder);
         fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("a folder");
@@ -107,6 +108,10 @@ fn the_socket_is_for_its_group_even_when_its_mode_was_loosened() {
     assert_eq!(ask(member), "200");
     fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o666)).expect("a socket");
     assert_eq!(ask(stranger), "403", "and so does the server");
+    // A group that no file names: what the kernel says of the peer counts.
+    std::os::unix::fs::chown(&socket, None, Some(64_242)).expect("a socket");
+    assert_eq!(ask(member), "403");
+    assert_eq!(ask_as(&["--reuid=65534", "--regid=65534", "--groups=64241,64242"]), "200");
     std::os::unix::fs::chown(&socket, None, Some(65_534)).expect("a socket");
     assert_eq!(ask(stranger), "200", "a group that was given the socket is let in without a restart");
     server.stop();
