@@ -59,6 +59,7 @@ pub(super) fn run(common: &Common, verb: &ConfigVerb) -> Done {
             let done = client(common)?.post("/v1/config/reload", &json!({}))?;
             let changed: Vec<&str> =
                 done["changed"].as_array().into_iter().flatten().filter_map(|table| table.as_str()).collect();
+            output::notes(&done["warnings"]);
             if *json {
                 output::json(&done);
             } else if changed.is_empty() {

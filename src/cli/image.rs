@@ -119,14 +119,16 @@ fn far(common: &Common, verb: &ImageVerb) -> Done {
         ImageVerb::Versions { name, json } => draw_versions(&client.get(&path(name, "/versions"))?, *json),
         ImageVerb::Rollback { name, version, force, json } => {
             let body = json!({ "version": version, "force": force });
-            say_rolled_back(&client.post(&path(name, "/rollback"), &body)?, *json);
+            let done = client.post(&path(name, "/rollback"), &body)?;
+            output::notes(&done["warnings"]);
+            say_rolled_back(&done, *json);
         }
         ImageVerb::Remove { name, version, force, json } => {
             let mut query = format!("?force={force}");
             if let Some(version) = version {
                 query.push_str(&format!("&version={version}"));
             }
-            client.delete(&path(name, &query))?;
+            output::notes(&client.delete(&path(name, &query))?["warnings"]);
             say_removed(name, *version, *json);
         }
         ImageVerb::Verify(verify) => {

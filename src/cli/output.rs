@@ -30,6 +30,13 @@ pub(super) fn remark(message: &str) {
     error(message);
 }
 
+/// What the server has to say of a change beside that it is made, to standard error.
+pub(super) fn notes(warnings: &Value) {
+    for warning in warnings.as_array().into_iter().flatten().filter_map(Value::as_str) {
+        remark(&plain(&format!("note: {warning}")));
+    }
+}
+
 /// A JSON document, indented.
 pub(super) fn json(value: &Value) {
     line(serde_json::to_string_pretty(value).unwrap_or_default());

@@ -2,14 +2,18 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
 use super::serve::{dhcp_settings, networks, tftp_limits};
 use crate::config::values::duration_text;
 use crate::config::{DhcpMode, Plan, Problems};
+use crate::control::Reloaded;
 use crate::engine::{Shared, Tuning};
+use crate::jobs::book::Refusal;
+use crate::store::{Log, Transition, Write};
 
 /// Reads the configuration again, as the command line that started the server had it.
 pub(super) type Source = Box<dyn Fn() -> Result<Plan, Problems> + Send + Sync>;
@@ -31,6 +35,20 @@ impl std::fmt::Display for Refused {
                 write!(f, "needs restart: {}; nothing was changed", changes.join("; "))
             }
         }
+    }
+}
+
+/// A configuration that was taken.
+pub(super) struct Told {
+    changed: Vec<&'static str>,
+    noted: Receiver<Result<(), Refusal>>,
+}
+
+impl Told {
+    /// Waits until it is in the audit log, or is not.
+    pub(super) fn wait(self) -> Reloaded {
+        let noted = self.noted.recv().unwrap_or(Err(Refusal::Busy));
+        Reloaded { changed: self.changed, noted }
     }
 }
 
@@ -105,19 +123,41 @@ impl Reloader {
         Ok(changed)
     }
 
-    /// [`Self::reload`] with a line in the log.
-    pub(super) fn reload_and_tell(&self, why: &str) -> Result<Vec<&'static str>, Refused> {
+    /// [`Self::reload`] with a line in the log, and an entry in the audit log if it is in force; `by` wanted it.
+    pub(super) fn reload_and_tell(&self, by: &str) -> Result<Told, Refused> {
         let done = self.reload();
         match &done {
             Ok(changed) if changed.is_empty() => {
-                tracing::info!(why, "configuration read again: nothing changed");
+                tracing::info!(by, "configuration read again: nothing changed");
             }
-            Ok(changed) => tracing::info!(why, changed = changed.join(","), "configuration reloaded"),
+            Ok(changed) => tracing::info!(by, changed = changed.join(","), "configuration reloaded"),
             Err(refused) => {
-                tracing::error!(why, "the configuration is refused, the old one keeps running: {refused}");
+                tracing::error!(by, "the configuration is refused, the old one keeps running: {refused}");
             }
         }
-        done
+        done.map(|changed| Told { noted: self.note(by, &changed), changed })
+    }
+
+    /// Has it written to the audit log. Nobody has to wait for that: whoever takes signals must not, for a disk that hangs.
+    fn note(&self, by: &str, changed: &[&str]) -> Receiver<Result<(), Refusal>> {
+        let said = json!({ "by": by, "what": "configuration-reloaded", "changed": changed }).to_string();
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        let entry =
+            Write::Append { log: Log::Audit, at_unix_ms: at, subject: "configuration".into(), body: said };
+        let (tell, told) = sync_channel(1);
+        let sent = self.shared.keeper.look(move |_, store| {
+            let stored = store.commit(&[Transition { writes: vec![entry] }]).map(drop);
+            if let Err(error) = &stored {
+                tracing::warn!(%error, "a reload is not in the audit log");
+            }
+            // Whoever asked may not wait for it.
+            let _ =
+                tell.send(stored.map_err(|error| Refusal::StoreUnavailable { reason: error.to_string() }));
+        });
+        if !sent {
+            tracing::warn!(error = %Refusal::Busy, "a reload is not in the audit log");
+        }
+        told
     }
 }
 

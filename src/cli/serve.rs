@@ -360,9 +360,9 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
             };
             compose_explained(&scripts.keeper.table().view(), &**scripts.library.load(), who, &context)
         }),
-        reload: Box::new(move || {
-            let changed = reloader.reload_and_tell("asked for by the API");
-            changed.map_err(|refused| refused.to_string())
+        reload: Box::new(move |by| {
+            let told = reloader.reload_and_tell(by).map_err(|refused| refused.to_string())?;
+            Ok(told.wait())
         }),
         metrics: Box::new(move || {
             let mut text = Engine::metrics(&cells);
@@ -649,14 +649,14 @@ pub(super) fn run(common: &Common, serve: &Serve) -> Done {
     let mut pulse = Pulse::new();
     let reloader = Arc::clone(&running.reloader);
     signals.wait(
-        || reload(&reloader, "SIGHUP"),
+        || reload(&reloader, "signal"),
         || {
             if let Some(engine) = &mut running.engine {
                 engine.look_at_interfaces();
                 pulse.beat(engine);
             }
             if watch.as_mut().is_some_and(Watch::changed) {
-                reload(&reloader, "the file changed");
+                reload(&reloader, "file watch");
             }
         },
     );
@@ -667,13 +667,13 @@ pub(super) fn run(common: &Common, serve: &Serve) -> Done {
 }
 
 /// A reload that the service manager sees.
-fn reload(reloader: &Reloader, why: &str) {
+fn reload(reloader: &Reloader, by: &str) {
     use sd_notify::NotifyState;
     let begun = NotifyState::monotonic_usec_now();
     // Without a manager nobody listens.
     let _ = sd_notify::notify(&[NotifyState::Reloading, begun.unwrap_or(NotifyState::Status("reloading"))]);
     // It is in the log either way.
-    let _ = reloader.reload_and_tell(why);
+    let _ = reloader.reload_and_tell(by);
     let _ = sd_notify::notify(&[NotifyState::Ready]);
 }
 

@@ -52,7 +52,7 @@ use crate::jobs::Identity;
 use crate::jobs::book::{Book, Refusal};
 use crate::jobs::script::Explained;
 use crate::keeper::{Done, Keeper, Order};
-use crate::store::Store;
+use crate::store::{Store, Transition};
 
 /// What the API works on.
 pub struct State {
@@ -66,8 +66,8 @@ pub struct State {
     pub alarms: Arc<Mutex<Alarms>>,
     /// The script a machine would get now.
     pub script: Box<dyn Fn(&Identity) -> Explained + Send + Sync>,
-    /// Reads the configuration again; the tables that changed, or why it is refused.
-    pub reload: Box<dyn Fn() -> Result<Vec<&'static str>, String> + Send + Sync>,
+    /// Reads the configuration again, for whoever is named; why it is refused otherwise.
+    pub reload: Box<dyn Fn(&str) -> Result<Reloaded, String> + Send + Sync>,
     /// The metrics text.
     pub metrics: Box<dyn Fn() -> String + Send + Sync>,
 }
@@ -76,6 +76,15 @@ impl fmt::Debug for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("State").finish_non_exhaustive()
     }
+}
+
+/// A configuration that is in force.
+#[derive(Debug)]
+pub struct Reloaded {
+    /// The tables that changed.
+    pub changed: Vec<&'static str>,
+    /// Whether it is in the audit log.
+    pub noted: Result<(), Refusal>,
 }
 
 /// Longest request body, bytes; a bulk order's is longer.
@@ -146,6 +155,13 @@ impl Admin {
             return Err(Problem::busy());
         }
         receiver.await.map_err(|_| Problem::busy())
+    }
+
+    /// Stores an entry of the audit log.
+    async fn append(&self, entry: Transition) -> Result<(), Refusal> {
+        let stored = self.look(move |_, store| store.commit(&[entry]).map(drop)).await;
+        let stored = stored.map_err(|_| Refusal::Busy)?;
+        stored.map_err(|error| Refusal::StoreUnavailable { reason: error.to_string() })
     }
 
     /// Notes that a token was used, and stores it now and then. Nobody waits for that.

@@ -28,7 +28,7 @@ pub struct RowError {
 pub(super) struct Problem {
     pub(super) status: StatusCode,
     pub(super) code: &'static str,
-    detail: String,
+    pub(super) detail: String,
     rows: Vec<RowError>,
     retry_after: Option<u32>,
 }
@@ -62,6 +62,16 @@ impl Problem {
     pub(super) fn retry_after(self, seconds: u32) -> Self {
         Self { retry_after: Some(seconds), ..self }
     }
+}
+
+/// What is said of a change that is made and did not come into the audit log.
+pub(super) fn not_noted(why: &Refusal) -> String {
+    let reason: &dyn std::fmt::Display = match why {
+        // Its own words are that nothing was changed.
+        Refusal::StoreUnavailable { reason } => reason,
+        other => other,
+    };
+    format!("this is not in the audit log: {reason}")
 }
 
 impl IntoResponse for Problem {

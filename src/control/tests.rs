@@ -21,7 +21,7 @@ use crate::jobs::machine::Ident;
 use crate::jobs::script::{Context, Hints, Policy, compose_explained};
 use crate::jobs::token::BootId;
 use crate::keeper::{Answer as Passed, Desk, Running};
-use crate::store::{Log, MemoryStore, Transition, Write};
+use crate::store::{Log, MemoryStore, SharedStore, Transition, Write};
 
 /// A server without listeners.
 struct Lab {
@@ -72,6 +72,10 @@ fn root() -> Origin {
 
 impl Lab {
     fn start() -> Self {
+        Self::with_store(Box::new(MemoryStore::new()))
+    }
+
+    fn with_store(store: Box<dyn Store>) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("bootstorm-api-{}-{number}", std::process::id()));
@@ -101,13 +105,8 @@ impl Lab {
             .unwrap(),
         );
         let images = Arc::clone(&library);
-        let keeper = Keeper::start(
-            Box::new(MemoryStore::new()),
-            Box::new(move || images.snapshot()),
-            [7; 32],
-            Box::new(|_| {}),
-        )
-        .unwrap();
+        let keeper =
+            Keeper::start(store, Box::new(move || images.snapshot()), [7; 32], Box::new(|_| {})).unwrap();
         let (handle, images) = (keeper.keeper().clone(), Arc::clone(&library));
         let state = Arc::new(State {
             keeper: keeper.keeper().clone(),
@@ -125,7 +124,7 @@ impl Lab {
                 };
                 compose_explained(&handle.table().view(), &**images.load(), who, &context)
             }),
-            reload: Box::new(|| Ok(vec!["policy"])),
+            reload: Box::new(|_| Ok(Reloaded { changed: vec!["policy"], noted: Err(Refusal::Busy) })),
             metrics: Box::new(|| "bootstorm_x 1\n".into()),
         });
         let admin = Arc::new(Admin::new(Arc::clone(&state)).unwrap());
@@ -749,6 +748,47 @@ fn versions_of_images_are_listed_gone_back_to_and_removed_and_the_audit_log_has_
     }
     let verified = lab.local("GET", "/v1/images/wipe/versions", Value::Null).must(200);
     assert!(verified["versions"][0]["verified_unix"].is_u64(), "{verified}");
+}
+
+#[test]
+fn a_change_that_is_made_is_no_error_although_the_audit_log_has_no_room() {
+    use crate::files::intake::{Wish, add};
+    use crate::files::versions::Versions;
+
+    let store = SharedStore::new(MemoryStore::new());
+    let lab = Lab::with_store(Box::new(store.clone()));
+    let versions = Versions::open(&lab.dir.join("images")).unwrap();
+    for text in ["#!ipxe\necho two\n", "#!ipxe\necho three\n"] {
+        let source = lab.dir.join("boot.ipxe");
+        std::fs::write(&source, text).unwrap();
+        let wish = Wish { name: "hello".into(), sources: vec![source], keep: 5, ..Wish::default() };
+        add(&versions, &wish, &mut |_| ()).unwrap();
+    }
+    store.inner().fill_up(true);
+    let document = routes::document();
+    let warned = |method: &str, path: &str, shape: &str| {
+        let body = lab.local(method, path, Value::Null).must(200);
+        let schema = &document["components"]["schemas"][shape];
+        fits(&body, schema, &document).unwrap_or_else(|why| panic!("{path}: {why}"));
+        let text = body["warnings"][0].as_str().unwrap_or_default().to_owned();
+        assert!(text.starts_with("this is not in the audit log: "), "{body}");
+        assert!(!text.contains("nothing was changed"), "{body}");
+        body
+    };
+    let back = warned("POST", "/v1/images/hello/rollback", "RolledBack");
+    assert_eq!((&back["version"], &back["before"]), (&json!(2), &json!(3)));
+    warned("DELETE", "/v1/images/hello?version=1", "Warned");
+    warned("DELETE", "/v1/images/hello", "Warned");
+    lab.local("GET", "/v1/images/hello", Value::Null).refused(404, "unknown-image");
+    // What is stored first is refused whole.
+    lab.local("POST", "/v1/jobs", hello(1)).refused(422, "unknown-image");
+    let wipe = json!({ "action": "local", "selector": { "mac": mac(1) } });
+    lab.local("POST", "/v1/jobs", wipe).refused(503, "store-unavailable");
+    // The lab's reload is one whose entry found no room.
+    let reloaded = lab.local("POST", "/v1/config/reload", Value::Null).must(200);
+    let schema = &document["components"]["schemas"]["Reloaded"];
+    fits(&reloaded, schema, &document).unwrap();
+    assert!(reloaded["warnings"][0].as_str().unwrap().contains("not in the audit log"), "{reloaded}");
 }
 
 #[test]

@@ -202,6 +202,26 @@ fn a_reload_is_whole_or_refused_and_disturbs_nothing() {
 }
 
 #[test]
+fn whoever_had_the_configuration_read_again_is_in_the_audit_log() {
+    let net = Net::flat();
+    let site = Site::new(net.interface, "auto", &format!("{FULL}[policy]\nunknown = \"local\"\n"));
+    change(&site, "[server]\n", "[server]\nwatch_config = true\n");
+    let mut server = site.serve(&net);
+    change(&site, "unknown = \"local\"", "unknown = \"wait\"");
+    server.process.wait_for("configuration reloaded", SOON);
+    server.process.signal("HUP");
+    server.process.wait_for("nothing changed", SOON);
+    let (fine, text) = reload(&site);
+    assert!(fine && text.contains("nothing changed"), "{text}");
+    let audit = site.ask(&["audit", "list", "--json"]);
+    for by in ["\"file watch\"", "\"signal\"", "\"uid 0 (root)\""] {
+        assert!(audit.contains(by), "no {by} in\n{audit}");
+    }
+    assert_eq!(audit.matches("configuration-reloaded").count(), 3, "{audit}");
+    server.stop();
+}
+
+#[test]
 fn metrics_are_well_formed_documented_and_without_a_label_of_strangers() {
     let net = Net::flat();
     let site = Site::new(net.interface, "auto", PROXY);

@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use utoipa::IntoParams;
@@ -15,7 +16,7 @@ use utoipa::IntoParams;
 use super::super::Admin;
 use super::super::auth::{Administrator, Operator, Reader};
 use super::super::loaders::{loader_document, loader_entry};
-use super::super::problem::Problem;
+use super::super::problem::{Problem, not_noted};
 use super::{Answer, Asked, Named, Text, document_of, read_body};
 use crate::files::gss::{Switch, SwitchError};
 use crate::files::library::Library;
@@ -99,11 +100,20 @@ fn entry(by: &str, name: &str, what: &str, about: &Value) -> Transition {
     Transition { writes: vec![append] }
 }
 
-async fn note(admin: &Admin, by: &str, name: &str, what: &str, about: &Value) -> Result<(), Problem> {
+async fn note(admin: &Admin, by: &str, name: &str, what: &str, about: &Value) -> Result<(), Refusal> {
     tracing::info!(image = name, by, "{}", what.replace('-', " "));
-    let entry = entry(by, name, what, about);
-    admin.look(move |_, store| store.commit(&[entry]).map(drop)).await??;
-    Ok(())
+    admin.append(entry(by, name, what, about)).await
+}
+
+/// After a change: what was done is done, and an error would be taken for nothing done. What could not be done beside it
+/// is told in the answer.
+async fn noted(admin: &Admin, by: &str, name: &str, what: &str, about: &Value) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if let Err(problem) = scan(admin).await {
+        warnings.push(format!("the folders of images are looked at again later: {}", problem.detail));
+    }
+    warnings.extend(note(admin, by, name, what, about).await.err().map(|why| not_noted(&why)));
+    warnings
 }
 
 /// Look at the folders of images now, instead of with the next round.
@@ -183,9 +193,9 @@ pub(super) async fn rollback(
     let RollBack { version, force } = read_or_default(&body, "not-a-rollback")?;
     let (library, asked) = (Arc::clone(&admin.state.library), name.clone());
     let (now, before) = apart(move || versions(&library)?.roll_back(&asked, version, force)).await??;
-    scan(&admin).await?;
-    note(&admin, &by.name, &name, "image-rolled-back", &json!({ "version": now, "before": before })).await?;
-    Ok(Json(json!({ "name": name, "version": now, "before": before })))
+    let about = json!({ "version": now, "before": before });
+    let warnings = noted(&admin, &by.name, &name, "image-rolled-back", &about).await;
+    Ok(Json(json!({ "name": name, "version": now, "before": before, "warnings": warnings })))
 }
 
 /// What is to be removed.
@@ -202,7 +212,10 @@ pub(super) struct RemoveQuery {
 #[utoipa::path(
     delete, path = "/v1/images/{name}", tag = "images",
     params(("name" = String, Path, description = "The image's name"), RemoveQuery),
-    responses((status = 204, description = "It is gone")),
+    responses(
+        (status = 204, description = "It is gone"),
+        (status = 200, description = "It is gone, and there is something to be said about that", body = ref("#/components/schemas/Warned"))
+    ),
     security(("token" = ["admin"]))
 )]
 pub(super) async fn remove(
@@ -210,12 +223,12 @@ pub(super) async fn remove(
     State(admin): State<Arc<Admin>>,
     Named(name): Named<String>,
     Asked(query): Asked<RemoveQuery>,
-) -> Result<StatusCode, Problem> {
+) -> Result<Response, Problem> {
     let (library, asked) = (Arc::clone(&admin.state.library), name.clone());
     if let Some(version) = query.version {
         apart(move || versions(&library)?.remove_version(&asked, version)).await??;
-        note(&admin, &by.name, &name, "image-version-removed", &json!({ "version": version })).await?;
-        return Ok(StatusCode::NO_CONTENT);
+        let about = json!({ "version": version });
+        return Ok(gone(noted(&admin, &by.name, &name, "image-version-removed", &about).await));
     }
     let forced = query.force.unwrap_or(false);
     let wanted = name.clone();
@@ -235,9 +248,14 @@ pub(super) async fn remove(
         return Err(Problem::new(StatusCode::CONFLICT, "image-in-use", detail));
     }
     apart(move || versions(&library)?.remove(&asked)).await??;
-    scan(&admin).await?;
-    note(&admin, &by.name, &name, "image-removed", &json!({ "forced": forced })).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(gone(noted(&admin, &by.name, &name, "image-removed", &json!({ "forced": forced })).await))
+}
+
+fn gone(warnings: Vec<String>) -> Response {
+    match warnings.is_empty() {
+        true => StatusCode::NO_CONTENT.into_response(),
+        false => Json(json!({ "warnings": warnings })).into_response(),
+    }
 }
 
 #[derive(Deserialize, Default)]
@@ -410,7 +428,7 @@ pub(super) async fn loader(
         scan()?;
         Ok(loader_document(&library.snapshot(), &image, ipxe, &done))
     });
-    let document = switched
+    let mut document = switched
         .await
         .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "switch-failed", error.to_string()))?
         .map_err(|error: SwitchError| match &error {
@@ -430,7 +448,12 @@ pub(super) async fn loader(
     let at = super::super::tokens::unix_ms(SystemTime::now());
     let body = loader_entry(&by.name, ipxe, &document).to_string();
     let entry = Write::Append { log: Log::Audit, at_unix_ms: at, subject: format!("image {name}"), body };
-    admin.look(move |_, store| store.commit(&[Transition { writes: vec![entry] }]).map(|_| ())).await??;
     tracing::info!(image = name, ipxe, by = by.name, "image loader switched");
+    // It is switched: an error now would be taken for nothing done.
+    if let Err(why) = admin.append(Transition { writes: vec![entry] }).await
+        && let Some(warnings) = document["warnings"].as_array_mut()
+    {
+        warnings.push(json!(not_noted(&why)));
+    }
     Ok(Json(document))
 }

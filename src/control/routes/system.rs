@@ -1,7 +1,7 @@
 //! The server itself: alive, ready, counted, documented.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
@@ -10,10 +10,10 @@ use axum::response::IntoResponse;
 use serde_json::{Value, json};
 
 use super::super::Admin;
+use super::super::Reloaded;
 use super::super::auth::{Administrator, Reader};
-use super::super::problem::Problem;
+use super::super::problem::{Problem, not_noted};
 use super::Answer;
-use crate::store::{Log, Transition, Write};
 
 /// A writer that does not answer within this is not ready.
 const READY_WITHIN: Duration = Duration::from_secs(2);
@@ -62,15 +62,14 @@ pub(super) async fn reload(Administrator(by): Administrator, State(admin): State
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "reload-failed", error.to_string())
     };
     // Reads files: not on this thread, which answers /healthz.
-    let done = tokio::task::spawn_blocking(move || (state.reload)()).await.map_err(|error| failed(&error))?;
-    let changed = done.map_err(|why| Problem::new(StatusCode::CONFLICT, "configuration-refused", why))?;
-    let said = json!({ "by": by.name, "what": "configuration-reloaded", "changed": changed }).to_string();
-    let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-    let entry =
-        Write::Append { log: Log::Audit, at_unix_ms: at, subject: "configuration".into(), body: said };
-    let stored = admin.look(move |_, store| store.commit(&[Transition { writes: vec![entry] }])).await?;
-    stored.map_err(|error| failed(&error))?;
-    Ok(Json(json!({ "changed": changed })))
+    let done = tokio::task::spawn_blocking(move || (state.reload)(&by.name))
+        .await
+        .map_err(|error| failed(&error))?;
+    let Reloaded { changed, noted } =
+        done.map_err(|why| Problem::new(StatusCode::CONFLICT, "configuration-refused", why))?;
+    // It is in force, whatever became of its entry.
+    let warnings: Vec<String> = noted.err().map(|why| not_noted(&why)).into_iter().collect();
+    Ok(Json(json!({ "changed": changed, "warnings": warnings })))
 }
 
 /// Counters, for Prometheus.
