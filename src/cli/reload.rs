@@ -181,8 +181,11 @@ fn needs_restart(now: &Plan, next: &Plan) -> Vec<String> {
     // What is asked with is opened at the start.
     let asks = |plan: &Plan| plan.dhcp.mode == DhcpMode::Full && !plan.dhcp.probe.is_zero();
     if !asks(now) && asks(next) {
-        let [was, is] = [now, next].map(|plan| json!(duration_text(plan.dhcp.probe)));
-        changes.push(format!("dhcp.probe is {was} and would be {is}"));
+        let [before, after] = [now, next].map(|plan| json!(duration_text(plan.dhcp.probe)));
+        changes.push(match before == after {
+            true => format!("dhcp.mode is {} and would be {} with dhcp.probe {after}", json!(was), json!(is)),
+            false => format!("dhcp.probe is {before} and would be {after}"),
+        });
     }
     changes
 }
@@ -200,6 +203,7 @@ fn fixed_keys(plan: &Plan) -> Vec<(&'static str, Value)> {
         ("server.cores", json!(server.cores)),
         ("server.user", json!(server.user)),
         ("server.sandbox", json!(server.sandbox)),
+        ("server.watch_config", json!(server.watch_config)),
         ("dhcp.port", json!(dhcp.port)),
         ("dhcp.boot_server_port", json!(dhcp.boot_server_port)),
         ("dhcp.frames", json!(dhcp.frames)),
@@ -284,6 +288,26 @@ mod tests {
                 "loaders.uefi_x64 is [\"snponly.efi\",\"ipxe.efi\"] and would be [\"ipxe.efi\"]"
             ]
         );
+    }
+
+    #[test]
+    fn what_is_watched_and_what_is_asked_with_are_of_the_start() {
+        let named = |now: &str, next: &str| needs_restart(&plan(now), &plan(next));
+        assert_eq!(
+            named("", "[server]\nwatch_config = true\n"),
+            ["server.watch_config is false and would be true"]
+        );
+        let full = "[[dhcp.subnet]]\nnetwork = \"10.0.0.0/24\"\n[dhcp]\nmode = \"full\"\n";
+        let asking = format!("{full}probe = \"300ms\"\n");
+        let later = "[dhcp]\nprobe = \"300ms\"\n";
+        assert_eq!(named(full, &asking), ["dhcp.probe is \"0s\" and would be \"300ms\""]);
+        assert_eq!(
+            named(later, &asking),
+            ["dhcp.mode is \"proxy\" and would be \"full\" with dhcp.probe \"300ms\""]
+        );
+        assert_eq!(named(&asking, full), Vec::<String>::new());
+        let others = "authoritative = false\nper_circuit = 3\ndhcp_option = [\"42=10.0.0.1\"]\n";
+        assert_eq!(named(full, &format!("{full}{others}")), Vec::<String>::new());
     }
 
     #[test]
