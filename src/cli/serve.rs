@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -36,7 +36,7 @@ use crate::sys::links::LinkWatch;
 use crate::sys::privileges::{self, Account};
 use crate::sys::sandbox::{self, Held};
 use crate::sys::{SysError, affinity, interfaces, memory};
-use crate::telemetry::{LogFormat, render_process, start_log};
+use crate::telemetry::{Counters, LogFormat, render_process, start_log};
 use crate::tls::{Certificates, OWN_FOLDER, Source as CertificateSource};
 
 /// The store's file in the state folder.
@@ -183,6 +183,7 @@ pub(super) struct Running {
     keeper: Option<KeeperRunning>,
     reloader: Arc<Reloader>,
     leases: Option<Writing>,
+    pulse: Arc<Pulse>,
 }
 
 /// Makes the folders of our own, on the first start; one that somebody named must be there.
@@ -321,8 +322,10 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
         engine: None,
         keeper: Some(keeper),
         leases,
+        pulse: Arc::new(Pulse::new(engine.cells(), Instant::now())),
     };
     let cells = engine.cells();
+    let (pulse, answering) = (Arc::clone(&running.pulse), Arc::clone(&shared));
     let recording = Recorder {
         history: Arc::clone(&history),
         alarms: Arc::clone(&alarms),
@@ -364,6 +367,7 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
             let told = reloader.reload_and_tell(by).map_err(|refused| refused.to_string())?;
             Ok(told.wait())
         }),
+        ready: Box::new(move || look_at_cores(&answering, &pulse)),
         metrics: Box::new(move || {
             let mut text = Engine::metrics(&cells);
             render_process(started, env!("CARGO_PKG_VERSION"), &mut text);
@@ -371,6 +375,11 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
             text.push_str(&format!(
                 "# HELP bootstorm_evidence_lost_total Events the flight recorder had no room for.\n# TYPE \
                  bootstorm_evidence_lost_total counter\nbootstorm_evidence_lost_total {count}\n"
+            ));
+            text.push_str(&format!(
+                "# HELP bootstorm_cores_ended Cores whose loop has ended although the server runs.\n# TYPE \
+                 bootstorm_cores_ended gauge\nbootstorm_cores_ended {}\n",
+                lost.cores_ended()
             ));
             let (admitted, waiting) = lost.admission_counts();
             text.push_str(&format!(
@@ -646,14 +655,17 @@ pub(super) fn run(common: &Common, serve: &Serve) -> Done {
     // No service manager, no notification.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let mut watch = config_file(&outer).filter(|_| plan.server.watch_config).map(Watch::new);
-    let mut pulse = Pulse::new();
+    let pulse = Arc::clone(&running.pulse);
     let reloader = Arc::clone(&running.reloader);
     signals.wait(
         || reload(&reloader, "signal"),
         || {
             if let Some(engine) = &mut running.engine {
                 engine.look_at_interfaces();
-                pulse.beat(engine);
+            }
+            if pulse.is_whole(Instant::now()) {
+                // No watchdog, nobody listens.
+                let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
             }
             if watch.as_mut().is_some_and(Watch::changed) {
                 reload(&reloader, "file watch");
@@ -677,25 +689,75 @@ fn reload(reloader: &Reloader, by: &str) {
     let _ = sd_notify::notify(&[NotifyState::Ready]);
 }
 
-/// Tells the service manager that this server lives: every core has been around its loop since the last time.
+/// A core that has not been around its loop for so long hangs; one that is well goes round every few seconds.
+const HANGS: Duration = Duration::from_secs(15);
+
+/// Whether every core goes round its loop, for the service manager and for `/readyz`.
 struct Pulse {
-    turns: Vec<u64>,
+    cells: Vec<Arc<Counters>>,
+    beats: Mutex<Vec<Beat>>,
+}
+
+/// A core's last turn that was seen.
+#[derive(Clone, Copy)]
+struct Beat {
+    turns: u64,
+    at: Instant,
+    /// How many there were when the service manager was told last.
+    told: u64,
 }
 
 impl Pulse {
-    fn new() -> Self {
-        Self { turns: Vec::new() }
+    fn new(cells: Vec<Arc<Counters>>, now: Instant) -> Self {
+        let beats = vec![Beat { turns: 0, at: now, told: 0 }; cells.len()];
+        Self { cells, beats: Mutex::new(beats) }
     }
 
-    fn beat(&mut self, engine: &Engine) {
-        let turns = engine.turns();
-        let alive =
-            turns.len() != self.turns.len() || turns.iter().zip(&self.turns).all(|(now, was)| now > was);
-        if alive {
-            // No watchdog, nobody listens.
-            let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
-            self.turns = turns;
+    fn feel<T>(&self, now: Instant, then: impl FnOnce(&mut [Beat]) -> T) -> T {
+        let mut beats = self.beats.lock().unwrap_or_else(PoisonError::into_inner);
+        for (beat, turns) in beats.iter_mut().zip(Engine::turns(&self.cells)) {
+            if turns != beat.turns {
+                (beat.turns, beat.at) = (turns, now);
+            }
         }
+        then(&mut beats)
+    }
+
+    /// True once after every core has been around its loop.
+    fn is_whole(&self, now: Instant) -> bool {
+        self.feel(now, |beats| {
+            let whole = beats.iter().all(|beat| beat.turns > beat.told);
+            if whole {
+                beats.iter_mut().for_each(|beat| beat.told = beat.turns);
+            }
+            whole
+        })
+    }
+
+    /// A core that hangs.
+    fn hanging(&self, now: Instant) -> Option<usize> {
+        self.feel(now, |beats| beats.iter().position(|beat| now.duration_since(beat.at) >= HANGS))
+    }
+}
+
+/// Why not every listener answers, for `/readyz`.
+fn look_at_cores(shared: &Shared, pulse: &Pulse) -> Result<(), String> {
+    if shared.stopping().is_some() {
+        return Err("the server stops".to_owned());
+    }
+    match shared.cores_ended() {
+        0 => {}
+        ended => {
+            let all = pulse.cells.len();
+            return Err(format!("{ended} of {all} cores ended by a fault: look at the log, and restart"));
+        }
+    }
+    match pulse.hanging(Instant::now()) {
+        None => Ok(()),
+        Some(core) => Err(format!(
+            "core {core} has not been around its loop for {} s: what comes to it is not answered",
+            HANGS.as_secs()
+        )),
     }
 }
 
@@ -787,4 +849,25 @@ async fn changed(links: &Option<AsyncFd<LinkWatch>>) {
 pub(super) fn wait_for_end() -> Result<(), Failure> {
     Signals::watch()?.wait(|| {}, || {});
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_core_that_does_not_go_round_is_named_and_the_service_manager_not_told() {
+        let cells: Vec<_> = (0..2).map(|_| Arc::new(Counters::new(1))).collect();
+        let start = Instant::now();
+        let pulse = Pulse::new(cells.clone(), start);
+        let after = |seconds: u64| start + Duration::from_secs(seconds);
+        assert!(!pulse.is_whole(start), "nobody has been around yet");
+        cells.iter().for_each(|cell| cell.add(0, 1));
+        assert!(pulse.is_whole(after(2)) && !pulse.is_whole(after(4)));
+        cells[0].add(0, 1);
+        assert!(!pulse.is_whole(after(10)) && pulse.hanging(after(10)).is_none());
+        assert_eq!(pulse.hanging(after(17)), Some(1));
+        cells[1].add(0, 1);
+        assert!(pulse.hanging(after(20)).is_none() && pulse.is_whole(after(20)));
+    }
 }

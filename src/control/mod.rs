@@ -68,6 +68,8 @@ pub struct State {
     pub script: Box<dyn Fn(&Identity) -> Explained + Send + Sync>,
     /// Reads the configuration again, for whoever is named; why it is refused otherwise.
     pub reload: Box<dyn Fn(&str) -> Result<Reloaded, String> + Send + Sync>,
+    /// Why not every listener answers, if that is so.
+    pub ready: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
     /// The metrics text.
     pub metrics: Box<dyn Fn() -> String + Send + Sync>,
 }

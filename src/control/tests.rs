@@ -27,6 +27,8 @@ use crate::store::{Log, MemoryStore, SharedStore, Transition, Write};
 struct Lab {
     dir: PathBuf,
     state: Arc<State>,
+    /// Whether a core has ended.
+    faulty: Arc<AtomicBool>,
     admin: Arc<Admin>,
     router: Router,
     runtime: tokio::runtime::Runtime,
@@ -108,6 +110,7 @@ impl Lab {
         let keeper =
             Keeper::start(store, Box::new(move || images.snapshot()), [7; 32], Box::new(|_| {})).unwrap();
         let (handle, images) = (keeper.keeper().clone(), Arc::clone(&library));
+        let faulty = Arc::new(AtomicBool::new(false));
         let state = Arc::new(State {
             keeper: keeper.keeper().clone(),
             library,
@@ -125,12 +128,19 @@ impl Lab {
                 compose_explained(&handle.table().view(), &**images.load(), who, &context)
             }),
             reload: Box::new(|_| Ok(Reloaded { changed: vec!["policy"], noted: Err(Refusal::Busy) })),
+            ready: Box::new({
+                let faulty = Arc::clone(&faulty);
+                move || match faulty.load(Ordering::Relaxed) {
+                    true => Err("1 of 2 cores ended by a fault".into()),
+                    false => Ok(()),
+                }
+            }),
             metrics: Box::new(|| "bootstorm_x 1\n".into()),
         });
         let admin = Arc::new(Admin::new(Arc::clone(&state)).unwrap());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let router = routes::router(Arc::clone(&admin));
-        Self { dir, state, admin, router, runtime, _keeper: keeper }
+        Self { dir, state, faulty, admin, router, runtime, _keeper: keeper }
     }
 
     /// A token's text.
@@ -804,6 +814,10 @@ fn images_boots_health_and_metrics_answer() {
     );
     assert_eq!(lab.local("GET", "/healthz", Value::Null).must(200), "ok\n");
     assert_eq!(lab.local("GET", "/readyz", Value::Null).must(200), "ready\n");
+    lab.faulty.store(true, Ordering::Relaxed);
+    let not_ready = lab.local("GET", "/readyz", Value::Null);
+    assert!(not_ready.body["detail"].as_str().unwrap().contains("cores ended"), "{}", not_ready.body);
+    not_ready.refused(503, "not-ready");
     lab.ask(remote(), "GET", "/v1/jobs", &[], String::new()).refused(401, "token-needed");
     let metrics = lab.local("GET", "/metrics", Value::Null).must(200);
     let metrics = metrics.as_str().unwrap();
@@ -1092,6 +1106,8 @@ fn a_server_that_stops_does_not_wait_for_an_image_that_is_being_read() {
     let file = std::fs::File::create(lab.dir.join("images/wipe/large.bin")).unwrap();
     file.set_len(64 << 30).unwrap();
     file.set_modified(SystemTime::now() - Duration::from_secs(3_600)).unwrap();
+    // Whoever has it open for writing is still at it.
+    drop(file);
     let control = listen(&lab);
     let client = Client::new(lab.dir.join("admin.sock"));
     client.post("/v1/images/wipe/verify", &json!({})).unwrap();

@@ -12,7 +12,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender};
@@ -424,7 +423,6 @@ impl Core {
             tracing::warn!(core = self.index, cut, "stopped with transfers still running");
         }
         self.http.close_all();
-        self.shared.cores_running.fetch_sub(1, Ordering::Release);
     }
 }
 

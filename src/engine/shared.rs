@@ -63,8 +63,8 @@ pub struct Shared {
     admission: Mutex<Admission>,
     /// Whether there are limits.
     limited: AtomicBool,
-    /// Cores whose loop still runs.
-    pub cores_running: AtomicUsize,
+    /// Cores whose loop has ended.
+    cores_ended: AtomicUsize,
     /// Where HTTP answers.
     http: ArcSwap<Vec<SocketAddrV4>>,
     evidence: Sender<Evidence>,
@@ -76,6 +76,15 @@ pub struct Shared {
     refusing: [AtomicU32; REFUSING_MAX],
     stopping: AtomicBool,
     drain: Duration,
+}
+
+/// Held by a core's thread: however that ends, also by a panic, it is counted.
+pub(super) struct CoreThread(pub(super) Arc<Shared>);
+
+impl Drop for CoreThread {
+    fn drop(&mut self) {
+        self.0.cores_ended.fetch_add(1, Ordering::Release);
+    }
 }
 
 impl Shared {
@@ -99,7 +108,7 @@ impl Shared {
             interfaces: ArcSwap::from_pointee(Vec::new()),
             admission: Mutex::new(Admission::new(admission::Limits::default(), Vec::new())),
             limited: AtomicBool::new(false),
-            cores_running: AtomicUsize::new(0),
+            cores_ended: AtomicUsize::new(0),
             http: ArcSwap::from_pointee(Vec::new()),
             evidence,
             evidence_lost: AtomicU64::new(0),
@@ -108,6 +117,11 @@ impl Shared {
             stopping: AtomicBool::new(false),
             drain,
         }
+    }
+
+    /// Cores whose loop has ended; while nobody stops the server, by a fault.
+    pub fn cores_ended(&self) -> usize {
+        self.cores_ended.load(Ordering::Acquire)
     }
 
     /// Makes boots wait for each other from now on; `networks` are the site's subnets. Who is admitted stays so.

@@ -6,7 +6,6 @@ use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -19,7 +18,7 @@ use super::dhcp::{Arrival, DhcpSide, RawPort, Reach, UdpPort};
 use super::http::HttpSide;
 use super::readers::Readers;
 use super::sender::PipePool;
-use super::shared::{Shared, Tuning};
+use super::shared::{CoreThread, Shared, Tuning};
 use super::tftp::{DataPorts, Link, TftpSide};
 use super::{counters, filters};
 use crate::keeper::journal::Scribe;
@@ -421,14 +420,15 @@ impl Engine {
             tracing::info!(rung = "privileges", kept = %privileges::settle()?, "what serving needs");
         }
         shared.set_http(http_listen.clone());
-        shared.cores_running.store(count, Ordering::Release);
         let driver = if cores.iter().all(|core| core.ring.is_some()) { "uring" } else { "mio" };
         let mut threads = Vec::new();
         for core in cores {
             let cpu = cpus[core.index % cpus.len()];
+            let running = CoreThread(Arc::clone(&shared));
             let thread = std::thread::Builder::new()
                 .name(format!("core-{}", core.index))
                 .spawn(move || {
+                    let _running = running;
                     if let Err(error) = affinity::pin_to(cpu) {
                         tracing::warn!(core = core.index, cpu, %error, "cannot pin this loop to its CPU");
                     }
@@ -479,9 +479,10 @@ impl Engine {
         self.cells.clone()
     }
 
-    /// How often each core has been around its loop. One that is well goes round at least every few seconds.
-    pub fn turns(&self) -> Vec<u64> {
-        self.cells.iter().map(|cells| cells.read(counters::Count::LoopTurns as usize)).collect()
+    /// How often the core of each of these cells has been around its loop. One that is well goes round at least every few
+    /// seconds.
+    pub fn turns(cells: &[Arc<Counters>]) -> Vec<u64> {
+        cells.iter().map(|cells| cells.read(counters::Count::LoopTurns as usize)).collect()
     }
 
     /// The `/metrics` text of these cells.

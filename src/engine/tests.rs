@@ -1227,3 +1227,18 @@ fn an_excluded_machine_gets_nothing_whatever_job_it_has() {
     assert!(!script.contains("/s/") && !script.contains("http"), "{script}");
     assert!(script.contains("booting from the local disk"), "{script}");
 }
+
+#[test]
+fn a_core_that_ends_is_counted_also_when_it_panics() {
+    let mut lab = Lab::start(Driver::Mio, 1);
+    assert_eq!(lab.shared.cores_ended(), 0);
+    let core = super::shared::CoreThread(Arc::clone(&lab.shared));
+    let fault = std::thread::spawn(move || {
+        let _core = core;
+        panic!("a fault");
+    });
+    fault.join().expect_err("it panics");
+    assert_eq!(lab.shared.cores_ended(), 1);
+    lab.engine.take().expect("it runs").stop();
+    assert_eq!(lab.shared.cores_ended(), 3, "and both of the engine");
+}

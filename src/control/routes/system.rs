@@ -27,12 +27,15 @@ pub(super) async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// Whether jobs can be decided and changes stored.
+/// Whether every listener answers, jobs can be decided and changes stored.
 #[utoipa::path(
     get, path = "/readyz", tag = "server", security(()),
-    responses((status = 200, description = "They can", body = String, content_type = "text/plain"))
+    responses((status = 200, description = "All of it", body = String, content_type = "text/plain"))
 )]
 pub(super) async fn readyz(State(admin): State<Arc<Admin>>) -> Result<&'static str, Problem> {
+    if let Err(why) = (admin.state.ready)() {
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", why).retry_after(5));
+    }
     match tokio::time::timeout(READY_WITHIN, admin.look(|_, _| ())).await {
         Ok(Ok(())) if admin.state.keeper.can_store() => Ok("ready\n"),
         Ok(Ok(())) => {
