@@ -312,6 +312,30 @@ fn licence_expressions_are_read_as_written() {
 }
 
 #[test]
+fn every_counter_is_counted_somewhere() {
+    let counters = fs::read_to_string(root().join("src/engine/counters.rs")).expect("it is there");
+    let (_, list) = counters.split_once("\ncounts! {\n").expect("the list of counters");
+    let list = list.split("\n}\n").next().unwrap_or_default();
+    let names: Vec<&str> = list
+        .lines()
+        .filter_map(|line| line.split_once(" => "))
+        .filter_map(|(name, _)| name.split_whitespace().last())
+        .collect();
+    assert!(names.len() > 50, "{names:?}");
+    let mut counted = String::new();
+    for (_, path, text) in sources() {
+        if !path.ends_with("tests.rs") {
+            counted.push_str(without_tests(&text));
+        }
+    }
+    let is_counted = |name: &str| {
+        counted.split(&format!("Count::{name}")).skip(1).any(|rest| !rest.starts_with(char::is_alphanumeric))
+    };
+    let never: Vec<&&str> = names.iter().filter(|name| !is_counted(name)).collect();
+    assert!(never.is_empty(), "in src/engine/counters.rs, and never counted: {never:?}");
+}
+
+#[test]
 fn every_document_the_readme_names_is_there() {
     let readme = fs::read_to_string(root().join("README.md")).expect("there is a README");
     for part in readme.split("](").skip(1) {

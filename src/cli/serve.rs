@@ -255,7 +255,7 @@ fn own_files(common: &Common, plan: &Plan) -> sandbox::Files {
     // What the peers of the admin socket are called. Who replaces these files takes the names away until a restart, and
     // nothing but the names.
     let names = ["/etc/passwd", "/etc/nsswitch.conf"];
-    let mut read: Vec<PathBuf> = vec!["/proc".into(), "/sys/class/net".into()];
+    let mut read: Vec<PathBuf> = vec!["/proc".into()];
     read.extend(names.map(PathBuf::from));
     let config = config_file(common).and_then(|file| std::path::absolute(file).ok());
     read.extend(config.and_then(|file| file.parent().map(PathBuf::from)));
@@ -325,6 +325,7 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
         pulse: Arc::new(Pulse::new(engine.cells(), Instant::now())),
     };
     let cells = engine.cells();
+    let served = Served { dhcp: engine.bound.interfaces.clone(), shared: Arc::clone(&shared) };
     let (pulse, answering) = (Arc::clone(&running.pulse), Arc::clone(&shared));
     let recording = Recorder {
         history: Arc::clone(&history),
@@ -389,6 +390,7 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
                  gauge\nbootstorm_admission_waiting {waiting}\n"
             ));
             text.push_str(&handle.metrics());
+            text.push_str(&link_metrics(&served));
             text.push_str(&super::recorder::metrics(&sizes, &raised));
             text.push_str(&scribe.as_ref().map(Scribe::metrics).unwrap_or_default());
             text
@@ -467,6 +469,46 @@ fn look_at_certificates(certificates: Option<&Certificates>, shared: &Shared) {
         Ok(true) => tracing::info!("HTTPS shows a new certificate from now on"),
         Err(error) => tracing::warn!("[https]: {error}; the certificate in force stays"),
     }
+}
+
+/// The interfaces whose use is told.
+struct Served {
+    /// Those that DHCP is answered on; where it is off, all with an address.
+    dhcp: Vec<String>,
+    shared: Arc<Shared>,
+}
+
+/// What the kernel says of these interfaces, as Prometheus text.
+fn link_metrics(served: &Served) -> String {
+    let interfaces = served.shared.interfaces.load();
+    let is_served = |name: &String| match served.dhcp.as_slice() {
+        [] => interfaces.iter().any(|interface| {
+            interface.name == *name && interface.addr.is_some_and(|addr| !addr.is_loopback())
+        }),
+        names => names.contains(name),
+    };
+    let traffic: Vec<_> =
+        interfaces::traffic().into_iter().filter(|traffic| is_served(&traffic.name)).collect();
+    let mut text = String::new();
+    let mut family = |name: &str,
+                      kind: &str,
+                      help: &str,
+                      value: &dyn Fn(&interfaces::Traffic) -> Option<u64>| {
+        text.push_str(&format!("# HELP bootstorm_link_{name} {help}\n# TYPE bootstorm_link_{name} {kind}\n"));
+        for traffic in &traffic {
+            if let Some(value) = value(traffic) {
+                let label = traffic.name.replace('\\', "\\\\").replace('"', "\\\"");
+                text.push_str(&format!("bootstorm_link_{name}{{interface=\"{label}\"}} {value}\n"));
+            }
+        }
+    };
+    let received = "Bytes an interface has received, of whatever kind, as the kernel counts them.";
+    family("received_bytes_total", "counter", received, &|traffic| Some(traffic.received));
+    let sent = "Bytes an interface has sent, of whatever kind, as the kernel counts them.";
+    family("sent_bytes_total", "counter", sent, &|traffic| Some(traffic.sent));
+    let speed = "What an interface can carry each way, where its device says it.";
+    family("speed_bits_per_second", "gauge", speed, &|traffic| interfaces::speed(&traffic.name));
+    text
 }
 
 fn own_address(shared: &Shared) -> std::net::Ipv4Addr {

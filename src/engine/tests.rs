@@ -358,6 +358,11 @@ fn bad_requests_are_answered_and_the_server_lives() {
     }
     let (head, _) = get(&mut lab.http(), "/healthz", "");
     assert!(head.starts_with("HTTP/1.1 200"));
+    let (head, _) =
+        get(&mut lab.http(), "/images/big/payload.bin", "Range: bytes=1-5\r\nConnection: close\r\n");
+    assert!(head.starts_with("HTTP/1.1 206"));
+    let of = |class: &str| lab.metric(&format!("bootstorm_http_answers_total{{class=\"{class}\"}}"));
+    assert_eq!(["2xx", "3xx", "4xx", "5xx"].map(of), [2, 0, 7, 0]);
 }
 
 #[test]

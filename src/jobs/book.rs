@@ -263,6 +263,26 @@ impl Book {
         Mark(self.undo.len())
     }
 
+    /// The stages that jobs, and machines with a rule's job, have come to since `mark`.
+    pub fn moves(&self, mark: Mark) -> Vec<Stage> {
+        let (mut jobs, mut claims) = (BTreeSet::new(), BTreeSet::new());
+        let mut moves = Vec::new();
+        for undo in &self.undo[mark.0..] {
+            // Of several changes of one record the first knows what was before.
+            let (before, now) = match undo {
+                Undo::Job(id, before) if jobs.insert(*id) => {
+                    (before.as_ref().map(|job| job.stage), self.jobs.get(id).map(|job| job.stage))
+                }
+                Undo::Claim(id, before) if claims.insert(*id) => {
+                    (before.as_ref().map(|claim| claim.stage), self.claims.get(id).map(|claim| claim.stage))
+                }
+                _ => continue,
+            };
+            moves.extend(now.filter(|now| before != Some(*now)));
+        }
+        moves
+    }
+
     /// What changed since `mark`, each record once, in the order of its first change.
     pub fn changes(&self, mark: Mark) -> Vec<Change> {
         let mut seen_jobs = BTreeSet::new();

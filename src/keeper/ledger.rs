@@ -2,14 +2,14 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use super::records::{self, Identity};
 use crate::jobs::book::{AtTheLine, Book, MachineSpec, Moment, Refusal};
 use crate::jobs::claim::ClaimId;
 use crate::jobs::evidence::Evidence;
 use crate::jobs::image::Images;
-use crate::jobs::job::{Job, JobId, JobSpec};
+use crate::jobs::job::{Job, JobId, JobSpec, Stage};
 use crate::jobs::lifecycle::{Denial, Passage};
 use crate::jobs::machine::{Machine, MachineId};
 use crate::jobs::table::{self, Table, Writer};
@@ -128,6 +128,11 @@ pub struct Ledger {
     pub(super) commits: u64,
     pub(super) transitions: u64,
     pub(super) failures: u64,
+    /// What the commits took together, and the longest.
+    pub(super) committing: Duration,
+    pub(super) longest: Duration,
+    /// Jobs that came to each stage, in the order of [`Stage::ALL`].
+    pub(super) moves: [u64; Stage::ALL.len()],
 }
 
 impl fmt::Debug for Ledger {
@@ -199,6 +204,9 @@ impl Ledger {
             commits: 0,
             transitions: 0,
             failures: 0,
+            committing: Duration::ZERO,
+            longest: Duration::ZERO,
+            moves: [0; Stage::ALL.len()],
         }
     }
 
@@ -242,7 +250,7 @@ impl Ledger {
     pub fn turn(&mut self, inputs: Vec<Input>, now: SystemTime) -> Vec<Output> {
         let start = self.book.mark();
         let mut judged = Vec::with_capacity(inputs.len());
-        let mut batch = Vec::new();
+        let (mut batch, mut moves) = (Vec::new(), Vec::new());
         for input in inputs {
             let mark = self.book.mark();
             let at = Moment { now, next_boot: self.boots.peek() };
@@ -251,15 +259,23 @@ impl Ledger {
             let changed = !changes.is_empty();
             if changed {
                 batch.push(records::transition(changes, now));
+                moves.extend(self.book.moves(mark));
             }
             judged.push((verdict, changed));
         }
         if batch.is_empty() {
             return judged.into_iter().filter_map(|(verdict, _)| verdict.output()).collect();
         }
+        let begun = Instant::now();
         match self.store.commit(&batch) {
             Ok(results) if results.iter().all(Result::is_ok) => {
                 self.trouble = None;
+                let took = begun.elapsed();
+                self.committing += took;
+                self.longest = self.longest.max(took);
+                for (stage, count) in Stage::ALL.iter().zip(&mut self.moves) {
+                    *count += moves.iter().filter(|moved| *moved == stage).count() as u64;
+                }
                 self.commits += 1;
                 self.transitions += batch.len() as u64;
                 self.book.publish(&mut self.writer);

@@ -38,7 +38,7 @@ use self::records::{Identity, Piece};
 pub use crate::jobs::book::AtTheLine;
 use crate::jobs::book::{Book, Refusal};
 use crate::jobs::evidence::Evidence;
-use crate::jobs::job::Job;
+use crate::jobs::job::{Job, Stage};
 use crate::jobs::table::Table;
 use crate::jobs::token::{Boots, TokenKey};
 use crate::store::{Store, StoreError};
@@ -85,6 +85,10 @@ struct Counts {
     lines: AtomicU64,
     lines_refused: AtomicU64,
     lines_not_now: AtomicU64,
+    /// In microseconds.
+    committing: AtomicU64,
+    longest: AtomicU64,
+    moves: [AtomicU64; Stage::ALL.len()],
     /// The last attempt to store something failed.
     troubled: AtomicBool,
 }
@@ -287,6 +291,23 @@ impl Keeper {
             self.urgent.len(),
             self.evidence.len()
         );
+        let seconds = |count: &AtomicU64| Duration::from_micros(count.load(Ordering::Relaxed)).as_secs_f64();
+        let commits = format!(
+            "# HELP bootstorm_store_commit_seconds_total Time spent on group commits.\n# TYPE \
+             bootstorm_store_commit_seconds_total counter\nbootstorm_store_commit_seconds_total {}\n# HELP \
+             bootstorm_store_commit_max_seconds The longest group commit since the start.\n# TYPE \
+             bootstorm_store_commit_max_seconds gauge\nbootstorm_store_commit_max_seconds {}\n",
+            seconds(&counts.committing),
+            seconds(&counts.longest)
+        );
+        let mut moves = String::from(
+            "# HELP bootstorm_job_moves_total Jobs, and machines with a rule's job, that came to a stage.\n# TYPE \
+             bootstorm_job_moves_total counter\n",
+        );
+        for (stage, count) in Stage::ALL.iter().zip(&counts.moves) {
+            let count = count.load(Ordering::Relaxed);
+            moves.push_str(&format!("bootstorm_job_moves_total{{stage=\"{stage}\"}} {count}\n"));
+        }
         rows.iter()
             .map(|(name, help, value)| {
                 format!(
@@ -294,7 +315,7 @@ impl Keeper {
                     value.load(Ordering::Relaxed)
                 )
             })
-            .chain([waiting])
+            .chain([waiting, commits, moves])
             .collect()
     }
 }
@@ -513,6 +534,11 @@ fn keep(
         counts.commits.store(ledger.commits, Ordering::Relaxed);
         counts.transitions.store(ledger.transitions, Ordering::Relaxed);
         counts.failures.store(ledger.failures, Ordering::Relaxed);
+        counts.committing.store(ledger.committing.as_micros() as u64, Ordering::Relaxed);
+        counts.longest.store(ledger.longest.as_micros() as u64, Ordering::Relaxed);
+        for (count, moved) in counts.moves.iter().zip(&ledger.moves) {
+            count.store(*moved, Ordering::Relaxed);
+        }
         counts.troubled.store(ledger.trouble().is_some(), Ordering::Relaxed);
         // Said once, not every turn.
         match ledger.trouble() {

@@ -10,6 +10,7 @@ use crate::jobs::evidence::Seen;
 use crate::jobs::image::{Access, BootFiles, Image, ImageKind, Images};
 use crate::jobs::job::{Action, JobId, JobSpec, Selector, Stage};
 use crate::jobs::lifecycle::Denial;
+use crate::jobs::machine::Ident;
 use crate::jobs::table::Decision;
 use crate::jobs::token::BootId;
 use crate::store::{
@@ -125,6 +126,43 @@ fn a_restart_keeps_jobs_stages_and_the_key_and_repeats_no_boot() {
     assert_eq!(ask(&mut ledger, boot, 1), Answer::Refused(Denial::Outdated));
     let third = order(&mut ledger, add(3)).unwrap();
     assert!(matches!(third, Done::Jobs(jobs) if jobs[0].id == JobId(3)), "numbers are used once");
+}
+
+#[test]
+fn jobs_are_counted_by_the_stages_they_come_to_once_that_is_stored() {
+    let store = SharedStore::default();
+    let mut ledger = open(&store, 1);
+    let moves = |ledger: &Ledger| -> Vec<(&str, u64)> {
+        Stage::ALL
+            .iter()
+            .map(|stage| stage.word())
+            .zip(ledger.moves)
+            .filter(|(_, count)| *count > 0)
+            .collect()
+    };
+    order(&mut ledger, add(1)).unwrap();
+    order(&mut ledger, add(2)).unwrap();
+    let boot = ledger.boots().begin();
+    // Offered and past the line in one turn is both; asking once more is nothing.
+    let script = Seen::ScriptAsked { job: Some(JobId(1)), offer: "image".into(), image: Some("pe".into()) };
+    let seen = Evidence { boot: Some(boot), mac: Some(mac(1)), ..Evidence::new(NOW, script) };
+    ledger.turn(vec![Input::Seen(seen), Input::Line { line: line(boot, 1), ticket: 1 }], NOW);
+    assert_eq!(ask(&mut ledger, boot, 1), Answer::Go);
+    assert_eq!(moves(&ledger), [("armed", 2), ("offered", 1), ("running", 1)]);
+    store.inner().fill_up(true);
+    order(&mut ledger, Order::Cancel { id: JobId(2), expected: None }).unwrap_err();
+    assert_eq!(moves(&ledger).len(), 3, "what is not stored has not happened");
+    store.inner().fill_up(false);
+    order(&mut ledger, Order::Cancel { id: JobId(2), expected: None }).unwrap();
+    assert_eq!(moves(&ledger)[3], ("cancelled", 1));
+    assert!(ledger.longest > Duration::ZERO && ledger.committing >= ledger.longest);
+    // A rule's job moves machine by machine.
+    let rule = JobSpec { allow_rule: true, ..JobSpec::new(Action::Image("pe".into()), Selector::Any) };
+    order(&mut ledger, Order::AddJobs(vec![rule])).unwrap();
+    let boot = ledger.boots().begin();
+    let line = AtTheLine { idents: vec![Ident::Serial("S9".into())], ..line(boot, 3) };
+    ledger.turn(vec![Input::Line { line, ticket: 1 }], NOW);
+    assert_eq!(moves(&ledger)[2], ("running", 2));
 }
 
 #[test]

@@ -107,6 +107,65 @@ fn mtu(name: &str) -> Option<u32> {
     if done == 0 { Some(unsafe { request.ifr_ifru.ifru_mtu } as u32) } else { None }
 }
 
+/// What an interface has carried, as the kernel counts it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Traffic {
+    /// Name.
+    pub name: String,
+    /// Bytes received.
+    pub received: u64,
+    /// Bytes sent.
+    pub sent: u64,
+}
+
+/// What every interface has carried since it came up; nothing without /proc.
+pub fn traffic() -> Vec<Traffic> {
+    // This thread's namespace, whatever /proc was mounted in.
+    let text = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap_or_default();
+    text.lines().filter_map(traffic_of).collect()
+}
+
+/// One line of /proc/net/dev: `name: bytes packets errs drop fifo frame compressed multicast`, and the same of what was
+/// sent. Two lines of headings have no number there.
+fn traffic_of(line: &str) -> Option<Traffic> {
+    let (name, counts) = line.rsplit_once(':')?;
+    let mut counts = counts.split_whitespace();
+    let received = counts.next()?.parse().ok()?;
+    let sent = counts.nth(7)?.parse().ok()?;
+    Some(Traffic { name: name.trim().to_owned(), received, sent })
+}
+
+/// Bits a second, where the device says it: there is a cable, or it is one that knows its own.
+pub fn speed(name: &str) -> Option<u64> {
+    const ETHTOOL_GSET: u32 = 1;
+    /// `struct ethtool_cmd` (linux/ethtool.h), 44 bytes. Asking for more, as newer calls do, is not needed for this.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Command {
+        command: u32,
+        modes: [u32; 2],
+        speed: u16,
+        ports: [u8; 6],
+        packets: [u32; 2],
+        speed_hi: u16,
+        crossing: [u8; 2],
+        rest: [u32; 3],
+    }
+    let mut asked = Command { command: ETHTOOL_GSET, ..Command::default() };
+    let mut request = ifreq(name)?;
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    request.ifr_ifru.ifru_data = (&raw mut asked).cast();
+    // SAFETY: SIOCETHTOOL with GSET writes one `ethtool_cmd` (44 bytes) through `ifru_data`, which points at `asked` of
+    // that size; both outlive the call.
+    let done =
+        unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&socket), libc::SIOCETHTOOL, &raw mut request) };
+    let _ = (asked.command, asked.modes, asked.ports, asked.packets, asked.crossing, asked.rest);
+    let megabits = u64::from(asked.speed_hi) << 16 | u64::from(asked.speed);
+    // All ones, of either length, is a device that does not know.
+    (done == 0 && megabits != 0 && megabits != 0xffff && megabits != 0xffff_ffff)
+        .then_some(megabits * 1_000_000)
+}
+
 /// Tells devices apart by their driver's name. `/sys` would say it too, but shows the namespace it was mounted in,
 /// not the one this process is in.
 fn device(name: &str) -> Device {
@@ -146,6 +205,18 @@ fn device(name: &str) -> Device {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_of_traffic_are_read_and_headings_are_none() {
+        let line = "  eth0: 1234567    4000    0    1    0     0          0         9  7654321    5000    0 0 0 0 0 0";
+        let traffic = traffic_of(line).unwrap();
+        assert_eq!((traffic.name.as_str(), traffic.received, traffic.sent), ("eth0", 1_234_567, 7_654_321));
+        for heading in ["Inter-|   Receive  |  Transmit", " face |bytes    packets errs drop", ""] {
+            assert_eq!(traffic_of(heading), None);
+        }
+        assert!(super::traffic().iter().any(|traffic| traffic.name == "lo"));
+        assert_eq!(speed("lo"), None, "it has none");
+    }
 
     #[test]
     fn loopback_is_listed_as_loopback() {

@@ -257,6 +257,11 @@ fn metrics_are_well_formed_documented_and_without_a_label_of_strangers() {
         }
     }
     assert!(families.len() > 30, "{text}");
+    // Read by a server that is held to its own files.
+    let carried = format!("bootstorm_link_sent_bytes_total{{interface=\"{}\"}}", net.interface);
+    assert!(series.contains(carried.as_str()), "no {carried} in\n{text}");
+    let links: Vec<_> = series.iter().filter(|name| name.contains("interface=")).collect();
+    assert!((2..=3).contains(&links.len()), "of one interface: {links:?}");
     let missing: Vec<_> = families.keys().filter(|name| !documented.contains(&format!("`{name}`"))).collect();
     assert!(missing.is_empty(), "not in docs/METRICS.md: {missing:?}");
     let gone: Vec<&str> = documented

@@ -199,6 +199,7 @@ impl HttpSide {
 
     /// The same with a body behind it.
     pub(super) fn respond_with(&mut self, key: Key, body: &str, keep_alive: bool, turn: &mut Turn<'_>) {
+        self.count_answer(turn);
         let Some(connection) = self.connections.get_mut(key) else { return };
         connection.keep_alive = keep_alive && self.accepting;
         if connection.tls.is_some() {
@@ -214,8 +215,20 @@ impl HttpSide {
         self.outbox.push((key, self.outbox_bytes.len()));
     }
 
+    /// By the first digit of the status in the head buffer.
+    fn count_answer(&self, turn: &Turn<'_>) {
+        let count = match self.head.get(b"HTTP/1.1 ".len()) {
+            Some(b'2') => Count::HttpFine,
+            Some(b'3') => Count::HttpElsewhere,
+            Some(b'4') => Count::HttpTheirFault,
+            _ => Count::HttpOurFault,
+        };
+        turn.tally.add(count, 1);
+    }
+
     /// Queues what stands in the head buffer as the beginning of a response; the caller queues the rest.
     pub(super) fn begin_response(&mut self, key: Key, keep_alive: bool, turn: &mut Turn<'_>) {
+        self.count_answer(turn);
         let Some(connection) = self.connections.get_mut(key) else { return };
         connection.keep_alive = keep_alive && self.accepting;
         connection.out.pieces.push_back(Piece::Text { bytes: self.head.as_slice().into(), sent: 0 });
