@@ -25,6 +25,7 @@ use nix::unistd::{Uid, User};
 use serde::{Deserialize, Serialize};
 
 use super::Admin;
+use super::door::Place;
 use super::problem::Problem;
 
 /// What somebody may do. Each role may what the ones before it may.
@@ -145,6 +146,9 @@ pub(super) async fn identify(State(admin): State<Arc<Admin>>, mut request: Reque
             if let Some(caller) = caller {
                 if let Some(id) = &caller.token {
                     admin.note_token_use(id);
+                    if let Some(place) = request.extensions().get::<Arc<Place>>() {
+                        place.know();
+                    }
                 }
                 request.extensions_mut().insert(caller);
             }
@@ -196,9 +200,15 @@ pub(super) struct Refused {
     host: AtomicU64,
     no_token: AtomicU64,
     token: AtomicU64,
+    room: AtomicU64,
 }
 
 impl Refused {
+    /// A connection that nobody was known on was closed for another one.
+    pub(super) fn made_room(&self) {
+        self.room.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// As Prometheus text.
     pub(super) fn metrics(&self) -> String {
         let mut text = String::from(
@@ -210,6 +220,7 @@ impl Refused {
             ("host", &self.host),
             ("no-token", &self.no_token),
             ("token", &self.token),
+            ("room", &self.room),
         ];
         for (reason, count) in reasons {
             let count = count.load(Ordering::Relaxed);
@@ -285,6 +296,17 @@ impl<S: Send + Sync> FromRequestParts<S> for Administrator {
     }
 }
 
+/// As whom somebody unknown counts: an address, of IPv6 the /64 that one machine can have all of.
+pub(super) fn stranger(from: IpAddr) -> IpAddr {
+    match from {
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_none() => {
+            let prefix = u128::from(v6) & !u128::from(u64::MAX);
+            IpAddr::V6(Ipv6Addr::from(prefix))
+        }
+        other => other.to_canonical(),
+    }
+}
+
 /// Requests with bad tokens, by address (IPv6: by /64). Bounded: the table forgets the addresses whose budgets are
 /// fullest first, and past it everybody unknown shares one.
 #[derive(Debug, Default)]
@@ -312,13 +334,7 @@ impl Failures {
 
     /// Counts one; `Err` with seconds to wait when there were too many.
     pub(super) fn count(&self, from: IpAddr, now: Instant) -> Result<(), u32> {
-        let key = match from {
-            IpAddr::V6(v6) if v6.to_ipv4_mapped().is_none() => {
-                let prefix = u128::from(v6) & !u128::from(u64::MAX);
-                IpAddr::V6(Ipv6Addr::from(prefix))
-            }
-            other => other.to_canonical(),
-        };
+        let key = stranger(from);
         let mut budgets = self.budgets.lock().unwrap_or_else(PoisonError::into_inner);
         if budgets.len() >= Self::ADDRESSES_MAX && !budgets.contains_key(&key) {
             budgets.retain(|_, budget| budget.refilled(now) < Budget::BURST);

@@ -314,7 +314,7 @@ fn run(
     };
     let ending = Arc::clone(&admin);
     runtime.block_on(async move {
-        let router = routes::router(admin);
+        let router = routes::router(Arc::clone(&admin));
         let unix = tokio::net::UnixListener::from_std(unix);
         let tcp = tcp.map(tokio::net::TcpListener::from_std).transpose();
         let (unix, tcp) = match (unix, tcp) {
@@ -326,7 +326,7 @@ fn run(
         let remote_router = router.clone();
         let remote = async {
             match tcp {
-                Some(listener) => door::remote(listener, remote_router).await,
+                Some(listener) => door::remote(listener, remote_router, admin).await,
                 None => std::future::pending().await,
             }
         };

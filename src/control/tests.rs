@@ -1085,6 +1085,35 @@ fn tcp_answers_health_by_address_only_and_the_rest_by_token_only() {
 }
 
 #[test]
+fn connections_that_say_nothing_shut_nobody_out() {
+    use std::io::{Read, Write};
+    let lab = Lab::start();
+    let bearer = format!("Authorization: Bearer {}\r\n", lab.token(Role::Read, "reader"));
+    let control = listen(&lab);
+    let connect = || std::net::TcpStream::connect(control.tcp.unwrap()).unwrap();
+    let ask = |stream: &mut std::net::TcpStream, more: &str| {
+        write!(stream, "GET /v1/jobs HTTP/1.1\r\nHost: localhost\r\n{more}\r\n").unwrap();
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).unwrap();
+        String::from_utf8_lossy(&answer[9..]).into_owned()
+    };
+    let mut known = connect();
+    assert_eq!(ask(&mut known, &bearer), "200");
+    let mut silent: Vec<_> = (0..300).map(|_| connect()).collect();
+    assert_eq!(ask(&mut connect(), ""), "401", "there is room for one more");
+    let mut byte = [0];
+    assert_eq!(silent[0].read(&mut byte).unwrap(), 0, "the oldest has made room");
+    let last = silent.last_mut().unwrap();
+    last.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    last.read(&mut byte).expect_err("the newest is still there");
+    let mut rest = [0; 4096];
+    known.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    while known.read(&mut rest).is_ok_and(|len| len > 0) {}
+    known.set_read_timeout(None).unwrap();
+    assert_eq!(ask(&mut known, &bearer), "200", "who has shown a token is left alone");
+}
+
+#[test]
 fn a_live_socket_is_not_taken_over_and_a_dead_one_is() {
     let lab = Lab::start();
     let control = listen(&lab);
