@@ -105,12 +105,16 @@ async fn note(admin: &Admin, by: &str, name: &str, what: &str, about: &Value) ->
     admin.append(entry(by, name, what, about)).await
 }
 
+fn not_looked_at(why: &dyn std::fmt::Display) -> String {
+    format!("the folders of images are looked at again later: {why}")
+}
+
 /// After a change: what was done is done, and an error would be taken for nothing done. What could not be done beside it
 /// is told in the answer.
 async fn noted(admin: &Admin, by: &str, name: &str, what: &str, about: &Value) -> Vec<String> {
     let mut warnings = Vec::new();
     if let Err(problem) = scan(admin).await {
-        warnings.push(format!("the folders of images are looked at again later: {}", problem.detail));
+        warnings.push(not_looked_at(&problem.detail));
     }
     warnings.extend(note(admin, by, name, what, about).await.err().map(|why| not_noted(&why)));
     warnings
@@ -425,8 +429,13 @@ pub(super) async fn loader(
             std::iter::once(&settings.images_dir).chain(&settings.trees).map(|path| path.as_path()).collect();
         let switch = Switch::of(&catalog, &roots, &image)?;
         let done = if ipxe { switch.enable() } else { switch.disable() }?;
-        scan()?;
-        Ok(loader_document(&library.snapshot(), &image, ipxe, &done))
+        // It is switched by now, whatever becomes of the look at it.
+        let looked = scan();
+        let mut document = loader_document(&library.snapshot(), &image, ipxe, &done);
+        if let (Err(error), Some(warnings)) = (looked, document["warnings"].as_array_mut()) {
+            warnings.push(json!(not_looked_at(&error)));
+        }
+        Ok(document)
     });
     let mut document = switched
         .await
