@@ -17,6 +17,7 @@ mod job;
 mod listing;
 mod loader;
 mod machine;
+mod manager;
 mod output;
 mod progress;
 mod recorder;

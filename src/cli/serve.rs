@@ -6,10 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
+use sd_notify::NotifyState;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::args::{Common, Dhcp, Driver as DriverArg, LogFormat as LogFormatArg, Serve};
+use super::manager::Manager;
 use super::recorder::{Budget, Recorder};
 use super::reload::{Reloader, Source, Watch};
 use super::{Done, Exit, Failure, config_file, load_config, output, standing};
@@ -684,6 +686,7 @@ pub(super) fn run(common: &Common, serve: &Serve) -> Done {
         tracing::warn!("the flight recorder is off: explain knows nothing, and no alarm is raised");
         running.shared.records.store(false, Ordering::Relaxed);
     }
+    let manager = Manager::find();
     if plan.server.sandbox != Sandbox::Off {
         // An interface that is waited for gets its socket when it comes.
         let packet_sockets = running.engine.as_ref().is_some_and(Engine::is_waiting);
@@ -694,41 +697,37 @@ pub(super) fn run(common: &Common, serve: &Serve) -> Done {
         }
     }
     announce(&running);
-    // No service manager, no notification.
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    manager.tell(&[NotifyState::Ready]);
     let mut watch = config_file(&outer).filter(|_| plan.server.watch_config).map(Watch::new);
     let pulse = Arc::clone(&running.pulse);
     let reloader = Arc::clone(&running.reloader);
     signals.wait(
-        || reload(&reloader, "signal"),
+        || reload(&manager, &reloader, "signal"),
         || {
             if let Some(engine) = &mut running.engine {
                 engine.look_at_interfaces();
             }
             if pulse.is_whole(Instant::now()) {
-                // No watchdog, nobody listens.
-                let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+                manager.tell(&[NotifyState::Watchdog]);
             }
             if watch.as_mut().is_some_and(Watch::changed) {
-                reload(&reloader, "file watch");
+                reload(&manager, &reloader, "file watch");
             }
         },
     );
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    manager.tell(&[NotifyState::Stopping]);
     tracing::info!("stopping: running transfers have {} s to end", DRAIN.as_secs());
     running.stop();
     Ok(Exit::Fine)
 }
 
 /// A reload that the service manager sees.
-fn reload(reloader: &Reloader, by: &str) {
-    use sd_notify::NotifyState;
+fn reload(manager: &Manager, reloader: &Reloader, by: &str) {
     let begun = NotifyState::monotonic_usec_now();
-    // Without a manager nobody listens.
-    let _ = sd_notify::notify(&[NotifyState::Reloading, begun.unwrap_or(NotifyState::Status("reloading"))]);
+    manager.tell(&[NotifyState::Reloading, begun.unwrap_or(NotifyState::Status("reloading"))]);
     // It is in the log either way.
     let _ = reloader.reload_and_tell(by);
-    let _ = sd_notify::notify(&[NotifyState::Ready]);
+    manager.tell(&[NotifyState::Ready]);
 }
 
 /// A core that has not been around its loop for so long hangs; one that is well goes round every few seconds.
