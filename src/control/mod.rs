@@ -109,7 +109,7 @@ struct Admin {
     answers: Answers,
     streams: Arc<tokio::sync::Semaphore>,
     /// An image is being read again.
-    verifying: AtomicBool,
+    verifying: Arc<AtomicBool>,
     /// The admin side ends: whatever takes long breaks off.
     stopping: AtomicBool,
 }
@@ -128,7 +128,7 @@ impl Admin {
             refused: Refused::default(),
             answers: Answers::default(),
             streams: Arc::new(tokio::sync::Semaphore::new(routes::events::STREAMS_MAX)),
-            verifying: AtomicBool::new(false),
+            verifying: Arc::default(),
             stopping: AtomicBool::new(false),
         })
     }

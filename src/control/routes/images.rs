@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
@@ -270,11 +270,18 @@ struct Verify {
 }
 
 /// An image is being read again, until this is dropped.
-struct Verifying(Arc<Admin>);
+struct Verifying(Arc<AtomicBool>);
+
+impl Verifying {
+    /// `None` while another one is.
+    fn begin(flag: &Arc<AtomicBool>) -> Option<Self> {
+        (!flag.swap(true, Ordering::AcqRel)).then(|| Self(Arc::clone(flag)))
+    }
+}
 
 impl Drop for Verifying {
     fn drop(&mut self) {
-        self.0.verifying.store(false, Ordering::Release);
+        self.0.store(false, Ordering::Release);
     }
 }
 
@@ -297,14 +304,13 @@ pub(super) async fn verify(
     let (library, asked) = (Arc::clone(&admin.state.library), name.clone());
     let list = apart(move || versions(&library)?.list(&asked)).await??;
     let list: Vec<Version> = list.into_iter().filter(|version| version.current || all).collect();
-    if admin.verifying.swap(true, Ordering::AcqRel) {
+    let Some(verifying) = Verifying::begin(&admin.verifying) else {
         let detail = "another image is being read; ask again when it is done";
         return Err(Problem::new(StatusCode::CONFLICT, "already-verifying", detail).retry_after(30));
-    }
+    };
     let numbers: Vec<u32> = list.iter().map(|version| version.record.version).collect();
     let (told, by) = (name.clone(), by.name);
     let reading = Arc::clone(&admin);
-    let verifying = Verifying(Arc::clone(&admin));
     tokio::task::spawn_blocking(move || {
         // Until the end, also if that is a panic.
         let _verifying = verifying;
@@ -465,4 +471,22 @@ pub(super) async fn loader(
         warnings.push(json!(not_noted(&why)));
     }
     Ok(Json(document))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_image_can_be_read_again_although_the_last_reading_panicked() {
+        let flag = Arc::new(AtomicBool::new(false));
+        let verifying = Verifying::begin(&flag).unwrap();
+        assert!(Verifying::begin(&flag).is_none(), "one at a time");
+        let reading = std::thread::spawn(move || {
+            let _verifying = verifying;
+            panic!("a fault");
+        });
+        reading.join().expect_err("it panics");
+        assert!(Verifying::begin(&flag).is_some());
+    }
 }
