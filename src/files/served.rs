@@ -97,11 +97,18 @@ impl Opened {
     pub fn is_resident(&self, chunk: u64) -> Resident {
         let offset = chunk * CHUNK_LEN;
         let len = CHUNK_LEN.min(self.len.saturating_sub(offset));
+        let look = |teller| pages::is_resident(&self.file, &self.mapping, teller, offset, len);
         let teller = if self.is_unmapped.load(Ordering::Relaxed) { Teller::Read } else { self.teller };
-        pages::is_resident(&self.file, &self.mapping, teller, offset, len)
+        let seen = look(teller);
+        if teller == Teller::Map && seen == Resident::Unknown {
+            // `mincore` is refused: by somebody's filter of system calls, as containers and service managers have them.
+            self.ask_another_teller();
+            return look(Teller::Read);
+        }
+        seen
     }
 
-    /// What was just read is said not to be in memory: the other teller is asked from now on.
+    /// What was just read is said not to be in memory, or nothing is said: the other teller is asked from now on.
     pub fn ask_another_teller(&self) {
         self.is_unmapped.store(true, Ordering::Relaxed);
     }
@@ -366,6 +373,23 @@ mod tests {
         std::fs::rename(&path, folder.path().join("elsewhere")).unwrap();
         std::os::unix::fs::symlink(folder.path().join("elsewhere"), &path).unwrap();
         assert!(served.open().is_err());
+    }
+
+    #[test]
+    fn where_mincore_is_refused_a_read_that_does_not_wait_tells_what_is_missing() {
+        use crate::sys::sandbox::apart;
+        let name = "where_mincore_is_refused_a_read_that_does_not_wait_tells_what_is_missing";
+        apart::alone(&format!("files::served::tests::{name}"), || {
+            let (_folder, opened) = test_file::cold_file("served-refused", 64 * CHUNK_LEN);
+            apart::refuse(libc::SYS_mincore);
+            let seen = opened.is_resident(0);
+            // Far from what the look at the first one began to read.
+            let read =
+                pages::is_resident(&opened.file, &opened.mapping, Teller::Read, 40 * CHUNK_LEN, CHUNK_LEN);
+            assert_eq!(seen, read, "as this file system can tell");
+            let map = pages::is_resident(&opened.file, &opened.mapping, Teller::Map, 0, CHUNK_LEN);
+            assert_eq!(map, Resident::Unknown);
+        });
     }
 
     #[test]

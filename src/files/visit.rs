@@ -25,7 +25,8 @@ pub(super) struct Visit {
 }
 
 impl Visit {
-    /// Looks at a file before it is read. Who does not own it is not told by the kernel, and leaves it all as it comes.
+    /// Looks at a file before it is read. Who does not own it is not told by the kernel, and leaves it all as it comes; so
+    /// does who may not ask it (`mincore` refused): a read that does not wait would tell, and bring the whole file in.
     pub(super) fn begin(file: &File) -> Self {
         let Ok(mapping) = Mapping::map(file) else { return Self::default() };
         let len = mapping.len() as u64;

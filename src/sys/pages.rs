@@ -20,7 +20,7 @@ pub enum Resident {
     Present,
     /// Some of it is not.
     Missing,
-    /// The file system cannot say (no RWF_NOWAIT).
+    /// Nobody says: the file system does not know reads without waiting (RWF_NOWAIT), or `mincore` is refused.
     Unknown,
 }
 

@@ -326,23 +326,44 @@ pub fn hold_calls(packet_sockets: bool) -> Result<(), SysError> {
     Ok(())
 }
 
+/// For tests that hold themselves.
 #[cfg(test)]
-mod tests {
+pub(crate) mod apart {
     use super::*;
     use std::process::Command;
 
-    /// Runs one test of this module again in a process of its own, where it may hold itself.
-    fn alone(name: &str, child: fn()) {
+    /// Runs the test of this path again in a process of its own, where it may hold itself.
+    pub(crate) fn alone(path: &str, child: fn()) {
         const INSIDE: &str = "BOOTSTORM_TEST_SANDBOX";
         if std::env::var_os(INSIDE).is_some() {
             return child();
         }
         let program = std::env::current_exe().expect("a test is a program");
-        let path = format!("sys::sandbox::tests::{name}");
-        let run = Command::new(program).args(["--exact", &path, "--nocapture"]).env(INSIDE, "1").output();
+        let run = Command::new(program).args(["--exact", path, "--nocapture"]).env(INSIDE, "1").output();
         let run = run.expect("it starts");
         let text = String::from_utf8_lossy(&run.stdout).into_owned() + &String::from_utf8_lossy(&run.stderr);
         assert!(run.status.success() && text.contains("1 passed"), "{text}");
+    }
+
+    /// One call fails from now on, in every thread, as a service manager's filter has it.
+    pub(crate) fn refuse(call: libc::c_long) {
+        let arch: TargetArch = std::env::consts::ARCH.try_into().expect("known");
+        let rules = BTreeMap::from([(call, Vec::new())]);
+        let otherwise = SeccompAction::Errno(libc::EPERM as u32);
+        let filter = SeccompFilter::new(rules, SeccompAction::Allow, otherwise, arch).expect("a filter");
+        let program = BpfProgram::try_from(filter).expect("a program");
+        seccompiler::apply_filter_all_threads(&program).expect("this kernel has seccomp");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::apart::alone as alone_at;
+    use super::*;
+    use std::process::Command;
+
+    fn alone(name: &str, child: fn()) {
+        alone_at(&format!("sys::sandbox::tests::{name}"), child);
     }
 
     fn refused<T: std::fmt::Debug>(result: io::Result<T>) {

@@ -1,5 +1,6 @@
 //! The Debian package: built, installed, run as its unit runs it, removed again with what it served left in place.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
@@ -189,12 +190,61 @@ fn the_package_installs_serves_as_its_own_user_and_goes_again() {
     drop(installed);
 }
 
+const UNIT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/package/bootstorm.service");
+
 #[test]
 fn the_unit_is_exposed_no_more_than_two_of_ten() {
-    let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/package/bootstorm.service");
     let mut command = Command::new(tool("systemd-analyze", "systemd"));
-    let text = run(command.args(["security", "--offline=true", "--no-pager", unit]));
+    let text = run(command.args(["security", "--offline=true", "--no-pager", UNIT]));
     let line = text.lines().find(|line| line.contains("Overall exposure level")).expect("it judges");
     let level: f32 = line.split_whitespace().find_map(|word| word.parse().ok()).expect("a number");
     assert!(level <= 2.0, "{text}");
+}
+
+/// The calls of a set of systemd's, and of the sets in it.
+fn calls_of(name: &str, calls: &mut BTreeSet<String>) {
+    if !name.starts_with('@') {
+        calls.insert(name.to_owned());
+        return;
+    }
+    let mut command = Command::new(tool("systemd-analyze", "systemd"));
+    let text = run(command.args(["syscall-filter", "--no-pager", name]));
+    let lines = text.lines().skip(1).map(str::trim);
+    lines.filter(|line| !line.is_empty() && !line.starts_with('#')).for_each(|line| calls_of(line, calls));
+}
+
+#[test]
+fn the_unit_lets_through_every_call_the_server_lets_itself() {
+    let unit = fs::read_to_string(UNIT).expect("it is there");
+    let mut allowed = BTreeSet::new();
+    for line in unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter=")) {
+        let (names, is_off) = line.strip_prefix('~').map_or((line, false), |names| (names, true));
+        let mut named = BTreeSet::new();
+        names.split_whitespace().for_each(|name| calls_of(name, &mut named));
+        match is_off {
+            true => allowed.retain(|call| !named.contains(call)),
+            false => allowed.extend(named),
+        }
+    }
+    // Those of the server's own filter, and what the start makes before it.
+    let source = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/sys/sandbox.rs"));
+    let source = source.expect("it is there");
+    let code = source.split("#[cfg(test)]").next().unwrap_or_default();
+    let own = code.split("libc::SYS_").skip(1).map(|rest| {
+        rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default().to_owned()
+    });
+    let start = [
+        "io_uring_setup",
+        "io_uring_register",
+        "landlock_create_ruleset",
+        "landlock_add_rule",
+        "landlock_restrict_self",
+        "seccomp",
+        "prlimit64",
+        "execve",
+    ];
+    let wanted: BTreeSet<String> = own.chain(start.map(str::to_owned)).collect();
+    assert!(wanted.len() > 130 && wanted.contains("mincore"), "{wanted:?}");
+    let refused: Vec<&String> = wanted.difference(&allowed).collect();
+    assert!(refused.is_empty(), "not in the unit's SystemCallFilter: {refused:?}");
 }
