@@ -266,6 +266,13 @@ fn path(folder: &Path, number: u64) -> PathBuf {
     folder.join(format!("{NAME}{number:08}"))
 }
 
+fn header(number: u64) -> [u8; HEADER_LEN as usize] {
+    let mut header = [0; HEADER_LEN as usize];
+    header[..8].copy_from_slice(MAGIC);
+    header[8..].copy_from_slice(&number.to_le_bytes());
+    header
+}
+
 fn hash(number: u64, at: u64, entries: &[u8]) -> [u8; 16] {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&number.to_le_bytes()).update(&at.to_le_bytes()).update(entries);
@@ -288,8 +295,7 @@ fn begin(folder: &Path, number: u64, len: u64) -> io::Result<(File, u64)> {
             left -= piece as u64;
         }
         file.seek(SeekFrom::Start(0))?;
-        file.write_all(MAGIC)?;
-        file.write_all(&number.to_le_bytes())?;
+        file.write_all(&header(number))?;
         file.sync_all()?;
         File::open(folder)?.sync_all()?;
         Ok(file)
@@ -312,12 +318,13 @@ fn replay(path: &Path, number: u64, live: &mut Live) -> io::Result<bool> {
 
 /// The same from what the file holds; `None` when another program wrote it.
 fn replay_bytes(bytes: &[u8], number: u64, live: &mut Live) -> Option<bool> {
-    let Some((head, _)) = bytes.split_at_checked(HEADER_LEN as usize) else { return Some(false) };
-    if head.iter().all(|byte| *byte == 0) {
-        return Some(false);
-    }
-    if head[..8] != *MAGIC || head[8..] != number.to_le_bytes() {
-        return None;
+    let Some((head, rest)) = bytes.split_at_checked(HEADER_LEN as usize) else { return Some(false) };
+    let header = header(number);
+    if *head != header {
+        // Cut short: some of the header, and zeros from there on. No batch is written before all of it is on the disk.
+        let some = head.iter().zip(&header).take_while(|(found, wanted)| found == wanted).count();
+        let is_cut = head[some..].iter().chain(rest).all(|byte| *byte == 0);
+        return is_cut.then_some(false);
     }
     let mut at = HEADER_LEN as usize;
     while let Some((head, rest)) = bytes[at..].split_at_checked(BATCH_HEAD_LEN) {
@@ -503,5 +510,28 @@ mod tests {
         // One whose making was cut short is.
         fs::write(path(&folder.0, 3), [0; 100]).unwrap();
         assert!(Journal::open(&folder.0).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_segment_whose_header_was_cut_anywhere_lost_nothing() {
+        let folder = Folder::new();
+        let mut journal = Journal::open_with(&folder.0, 4096).unwrap();
+        journal.commit(&[entry(1, b"first")]).unwrap();
+        let next = path(&folder.0, journal.number + 1);
+        for cut in 0..HEADER_LEN as usize {
+            let mut header = header(journal.number + 1);
+            header[cut..].fill(0);
+            for len in [cut, HEADER_LEN as usize, 4096] {
+                fs::write(&next, [&header[..], &[0; 4096][..]].concat().get(..len).unwrap()).unwrap();
+                let again = Journal::open_with(&folder.0, 4096).unwrap();
+                assert_eq!(found(&again), [(1, b"first".to_vec())], "cut at {cut} of {len}");
+                fs::remove_file(path(&folder.0, again.number)).unwrap();
+            }
+        }
+        // Another number, or anything behind half a header, is no cut.
+        for bytes in [[header(99), [0; 16]].concat(), [&MAGIC[..], &[0; 9], &[7; 20]].concat()] {
+            fs::write(&next, bytes).unwrap();
+            assert_eq!(Journal::open(&folder.0).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        }
     }
 }
