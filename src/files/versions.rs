@@ -11,7 +11,7 @@
 //! the kept ones, and *exchanges* places with the served one: at every moment there is a whole folder under the image's
 //! name, and what was served before is kept, or is removed after its last reader. A crash leaves either a folder below
 //! `.staging`, which [`Versions::recover`] removes, or a kept folder whose name is not its version's number, which it
-//! renames.
+//! renames. Where the file system cannot exchange, a crash may leave nothing under the name: what was served is put back.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -28,6 +28,8 @@ use crate::sys::disk;
 const STAGING_DIR: &str = ".staging";
 /// Folder of versions kept.
 const VERSIONS_DIR: &str = ".versions";
+/// What was served and has not taken the place of its successor yet, where two folders cannot be exchanged.
+const ASIDE: &str = "aside";
 /// Longest name of an image, bytes: it is a part of URLs that firmware has little room for.
 pub const NAME_LEN_MAX: usize = 128;
 
@@ -420,10 +422,7 @@ impl Versions {
         match disk::exchange(waiting, current) {
             // A file system without that: for a moment there is nothing under the name, which is better than half.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                let aside = waiting.with_extension("aside");
-                fs::rename(current, &aside)?;
-                fs::rename(waiting, current)?;
-                fs::rename(&aside, waiting)?;
+                take_turns_by_steps(waiting, current)?
             }
             other => other?,
         }
@@ -590,12 +589,32 @@ impl Versions {
             }
         }
         for shelf in fs::read_dir(self.root.join(VERSIONS_DIR)).into_iter().flatten().flatten() {
+            self.put_back(&shelf)
+                .map_err(VersionError::io(format!("put back {}", shelf.path().display())))?;
             for folder in fs::read_dir(shelf.path()).into_iter().flatten().flatten() {
                 self.file_away(&shelf.path(), &folder.path())
                     .map_err(VersionError::io(format!("file {}", folder.path().display())))?;
             }
         }
         Ok(removed)
+    }
+
+    /// An image of which nothing is left under its name, because a command died between two renames, gets back what was
+    /// served.
+    fn put_back(&self, shelf: &fs::DirEntry) -> io::Result<()> {
+        let Ok(name) = shelf.file_name().into_string() else { return Ok(()) };
+        let place = self.root.join(&name);
+        if self.inside(&name).is_err() || fs::symlink_metadata(&place).is_ok() {
+            return Ok(());
+        }
+        let entries = fs::read_dir(shelf.path()).into_iter().flatten().flatten().map(|entry| entry.path());
+        let Some(aside) = entries.into_iter().find(|path| path.extension().is_some_and(|end| end == ASIDE))
+        else {
+            return Ok(());
+        };
+        move_new(&aside, &place)?;
+        sync(&self.root)?;
+        sync(&shelf.path())
     }
 
     /// Writes the record of a version that was read meanwhile, if the folder still holds that version.
@@ -632,6 +651,18 @@ fn numbers_in(shelf: &Path) -> Vec<u32> {
     let mut numbers: Vec<u32> = entries.filter_map(number).filter(|number| *number > 0).collect();
     numbers.sort_unstable_by(|a, b| b.cmp(a));
     numbers
+}
+
+/// The same as an exchange, for a file system that has none.
+fn take_turns_by_steps(waiting: &Path, current: &Path) -> io::Result<()> {
+    let aside = waiting.with_extension(ASIDE);
+    fs::rename(current, &aside)?;
+    if let Err(error) = fs::rename(waiting, current) {
+        // What was served is served as before; if that fails too, the next command tries again.
+        let _ = fs::rename(&aside, current);
+        return Err(error);
+    }
+    fs::rename(&aside, waiting)
 }
 
 /// A rename that overwrites nothing, also where the file system has none.
@@ -745,6 +776,33 @@ mod tests {
         assert_eq!(numbers(&versions, "pe"), [2, 1]);
         drop(working);
         assert_eq!(versions.recover().unwrap(), 0);
+    }
+
+    #[test]
+    fn what_a_crash_between_two_renames_took_away_is_put_back() {
+        let folder = TestFolder::new("versions-aside");
+        let versions = versions(&folder);
+        add(&versions, "pe", "one", 9);
+        add(&versions, "pe", "two", 9);
+        let (name, shelf) = (folder.path().join("images/pe"), folder.path().join("images/.versions/pe"));
+        // Died after the first rename: the next version waits, and what was served lies aside.
+        fs::rename(&name, shelf.join("3.aside")).unwrap();
+        fs::create_dir(shelf.join("3")).unwrap();
+        versions.recover().unwrap();
+        assert_eq!(served(&versions, "pe"), "two");
+        fs::remove_dir(shelf.join("3")).unwrap();
+        assert_eq!(numbers(&versions, "pe"), [2, 1]);
+        // Died after the second: the next version is served, and what was before it is filed.
+        fs::rename(&name, shelf.join("1.aside")).unwrap();
+        fs::rename(shelf.join("1"), &name).unwrap();
+        versions.recover().unwrap();
+        assert_eq!((served(&versions, "pe").as_str(), numbers(&versions, "pe")), ("one", vec![1, 2]));
+        // Without a crash, and with one of the renames refused.
+        take_turns_by_steps(&shelf.join("2"), &name).unwrap();
+        assert_eq!(served(&versions, "pe"), "two");
+        versions.recover().unwrap();
+        assert!(take_turns_by_steps(&shelf.join("7"), &name).is_err());
+        assert_eq!((served(&versions, "pe").as_str(), numbers(&versions, "pe")), ("two", vec![2, 1]));
     }
 
     #[test]
