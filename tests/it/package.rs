@@ -201,6 +201,29 @@ fn the_unit_is_exposed_no_more_than_two_of_ten() {
     assert!(level <= 2.0, "{text}");
 }
 
+#[test]
+fn the_unit_is_tried_again_without_end_but_for_a_wrong_configuration() {
+    let unit = fs::read_to_string(UNIT).expect("it is there");
+    let (head, service) = unit.split_once("[Service]").expect("it has both parts");
+    assert!(head.lines().any(|line| line == "StartLimitIntervalSec=0"), "{head}");
+    let value = |key: &str| {
+        let line = service.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+        line.unwrap_or_else(|| panic!("no {key} in\n{service}"))
+    };
+    assert_eq!(value("Restart"), "on-failure");
+    let pause: u32 = value("RestartSec").parse().expect("seconds");
+    assert!((2..=10).contains(&pause), "{pause} s: not at once, and soon");
+    // What is not tried again is what `serve` says of a configuration that makes no sense.
+    let folder = TempDir::new("unit");
+    fs::write(folder.join("wrong.toml"), "[server]\nno_such_key = 1\n").expect("written");
+    let mut command = Command::new(binary());
+    let ended = command.args(["serve", "--config"]).arg(folder.join("wrong.toml")).output().expect("it runs");
+    assert_eq!(
+        ended.status.code().map(|code| code.to_string()).as_deref(),
+        Some(value("RestartPreventExitStatus"))
+    );
+}
+
 /// The calls of a set of systemd's, and of the sets in it.
 fn calls_of(name: &str, calls: &mut BTreeSet<String>) {
     if !name.starts_with('@') {
