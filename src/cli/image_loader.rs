@@ -47,8 +47,12 @@ fn here(plan: &Plan, name: &str, ipxe: bool) -> Result<Value, Failure> {
     let done = if ipxe { switch.enable() } else { switch.disable() }.map_err(failure)?;
     library.rescan().map_err(|error| Failure::new(Exit::Runtime, error))?;
     let document = loader_document(&library.snapshot(), name, ipxe, &done);
-    if let Err(why) = said(plan, name, ipxe, &document) {
-        output::remark(&format!("warning: the change is made, but not in the audit log: {why}"));
+    match said(plan, name, ipxe, &document) {
+        Ok(true) => {}
+        Ok(false) => output::remark("note: this is not in the audit log: no server has run here yet"),
+        Err(why) => {
+            output::remark(&format!("warning: the change is made, but not in the audit log: {why}"));
+        }
     }
     Ok(document)
 }
@@ -67,10 +71,13 @@ fn failure(error: SwitchError) -> Failure {
     Failure::new(exit, error)
 }
 
-fn said(plan: &Plan, name: &str, ipxe: bool, document: &Value) -> Result<(), String> {
-    let folder = &plan.server.state_dir;
-    std::fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
-    let mut store = SqliteStore::open(&folder.join(STORE)).map_err(|error| error.to_string())?;
+/// Writes the entry; false where there is no store yet. It is not made here: it would be this user's, and not the server's.
+fn said(plan: &Plan, name: &str, ipxe: bool, document: &Value) -> Result<bool, String> {
+    let path = plan.server.state_dir.join(STORE);
+    if !path.exists() {
+        return Ok(false);
+    }
+    let mut store = SqliteStore::open(&path).map_err(|error| error.to_string())?;
     let user =
         std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_else(|_| "root".into());
     let entry = crate::control::loader_entry(&format!("{user} (no server running)"), ipxe, document);
@@ -81,7 +88,7 @@ fn said(plan: &Plan, name: &str, ipxe: bool, document: &Value) -> Result<(), Str
         subject: format!("image {name}"),
         body: entry.to_string(),
     };
-    store.commit(&[Transition { writes: vec![write] }]).map(|_| ()).map_err(|error| error.to_string())
+    store.commit(&[Transition { writes: vec![write] }]).map(|_| true).map_err(|error| error.to_string())
 }
 
 fn draw(document: &Value) {

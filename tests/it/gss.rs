@@ -156,6 +156,10 @@ fn import_copies_a_tree_into_the_images_folder() {
     let again = site.ask(&["import", "gss", &dir, "--copy"]);
     assert!(again.contains("MenuOption144: there already"), "{again}");
     assert!(!site.command(&["import", "gss", "/nowhere"]).status.success());
+    // Before the first start: the store is the server's to make.
+    let switched = site.ask(&["image", "loader", "disable", "MenuOption144"]);
+    assert!(switched.contains("not in the audit log: no server has run here yet"), "{switched}");
+    assert_eq!(fs::read_dir(site.dir.join("state")).expect("its state").count(), 0);
 }
 
 #[test]
