@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Command;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use labkit::{Firmware, INIT_WORD, Machine, MachineSpec, Process, TempDir, run, tool};
 
-use crate::server::{BRIDGE, FULL, Net, SOON, binary};
+use crate::server::{BRIDGE, FULL, Net, SOON, Site, binary};
 
 const CONFIG: &str = "/etc/bootstorm/bootstorm.toml";
 
@@ -222,6 +222,54 @@ fn the_unit_is_tried_again_without_end_but_for_a_wrong_configuration() {
         ended.status.code().map(|code| code.to_string()).as_deref(),
         Some(value("RestartPreventExitStatus"))
     );
+}
+
+/// What the documented command of the container says: the words behind `key`, each time it stands there.
+fn of_container<'t>(text: &'t str, key: &str) -> Vec<&'t str> {
+    text.split(key).skip(1).filter_map(|rest| rest.split_whitespace().next()).collect()
+}
+
+#[test]
+fn the_containers_command_gives_what_its_start_needs() {
+    let text = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/package/Containerfile");
+    let text = fs::read_to_string(text).expect("it is there");
+    assert_eq!(of_container(&text, "--cap-drop "), ["all"]);
+    let given = of_container(&text, "--cap-add ");
+    let sets = given.iter().map(|name| format!(",+{}", name.to_lowercase())).collect::<String>();
+    assert_eq!(of_container(&text, "ENV BOOTSTORM_SERVER_USER="), ["bootstorm"]);
+    // There is no such user here, and this one is everywhere.
+    let user = "nobody";
+    let owner = run(Command::new("id").args(["-u", user])).trim().parse::<u32>().expect("a number");
+    let net = Net::flat();
+    // A folder of the host that is mounted there is root's; a volume is the user's from the first start on.
+    for folder_of in [0, owner] {
+        let site = Site::new(net.interface, "auto", FULL);
+        fs::remove_dir(site.dir.join("images")).expect("empty");
+        let (state, images) = (site.dir.join("state"), site.dir.join("state/images"));
+        std::os::unix::fs::chown(&state, Some(folder_of), Some(folder_of)).expect("as root");
+        fs::set_permissions(&state, fs::Permissions::from_mode(0o750)).expect("its own");
+        // The second start finds what the first one left: files that only the server's user may read.
+        for start in ["first", "second"] {
+            let mut command = net.server.command(tool("setpriv", "util-linux"));
+            command.args(["--clear-groups", "--inh-caps=-all", "--ambient-caps=-all", "--bounding-set"]);
+            command.arg(format!("-all{sets}")).arg(binary()).args(["serve", "--config"]).arg(site.config());
+            command.arg("--images").arg(&images).env("BOOTSTORM_SERVER_USER", user);
+            let mut process = Process::spawn("bootstorm", &mut command, &site.dir.join(start));
+            process.wait_for("bootstorm ready", SOON);
+            let status = fs::read_to_string(format!("/proc/{}/status", process.pid())).expect("it runs");
+            let two = format!("{:016x}", 1 << 10 | 1 << 13);
+            for set in ["CapPrm", "CapEff"] {
+                assert!(status.contains(&format!("{set}:\t{two}")), "{set}: {status}");
+            }
+            assert!(status.contains(&format!("CapBnd:\t{:016x}", 0)), "{status}");
+            assert!(status.contains(&format!("Uid:\t{owner}\t{owner}")), "{status}");
+            process.signal("TERM");
+            assert!(process.wait(SOON).success(), "{}", process.output());
+        }
+        for path in [&state, &images, &state.join("bootstorm.db")] {
+            assert_eq!(fs::metadata(path).expect("made").uid(), owner, "{}", path.display());
+        }
+    }
 }
 
 /// The calls of a set of systemd's, and of the sets in it.
