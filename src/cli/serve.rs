@@ -223,11 +223,8 @@ fn confine(common: &Common, plan: &Plan) -> Result<(), Failure> {
         && !account.is_current()
     {
         // What an earlier run as another user left there, which this one could not write; not the images, which may be
-        // somebody else's: of those the folder alone.
+        // somebody else's: of those the folder alone, and not where a link in the state folder leads.
         account.give(&plan.server.state_dir, &plan.images_dir).map_err(system)?;
-        if plan.images_dir.starts_with(&plan.server.state_dir) {
-            account.give_alone(&plan.images_dir).map_err(system)?;
-        }
     }
     if plan.server.sandbox == Sandbox::Off {
         if account.is_some() {

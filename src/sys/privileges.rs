@@ -58,38 +58,36 @@ impl Account {
         nix::unistd::geteuid() == self.uid
     }
 
-    /// Gives a folder to this user, with all in it but the folder `but`. Who may write there must not lead this process,
-    /// which is root, anywhere else: no link is followed, and what is below a folder is reached through the folder that was
-    /// opened, not by its name again. A file with a second name elsewhere is left alone.
-    pub fn give(&self, folder: &Path, but: &Path) -> Result<(), SysError> {
-        let what = || format!("give {} to {}", folder.display(), self.name);
-        self.give_opened(folder, folder, but).map_err(|error| SysError::new(what(), error))
-    }
-
-    /// Gives a folder without what is in it.
-    pub fn give_alone(&self, folder: &Path) -> Result<(), SysError> {
-        super::open_plain(folder)
-            .and_then(|opened| {
-                std::os::unix::fs::fchown(&opened, Some(self.uid.as_raw()), Some(self.gid.as_raw()))
-            })
-            .map_err(|error| SysError::new(format!("give {} to {}", folder.display(), self.name), error))
+    /// Gives a folder to this user, with all in it but what is in the folder `images`. Who may write there must not lead
+    /// this process, which is root, anywhere else: no link below it is followed, and what is below a folder is reached through
+    /// the folder that was opened, not by its name again. The folder itself, which is root's to name, may be a link. A file
+    /// with a second name elsewhere is left alone.
+    pub fn give(&self, folder: &Path, images: &Path) -> Result<(), SysError> {
+        let given = std::fs::canonicalize(folder).and_then(|real| {
+            // By its own name: where it leads, if it is a link, is not looked at.
+            let parent = images.parent().and_then(|parent| std::fs::canonicalize(parent).ok());
+            let images = parent.zip(images.file_name()).map(|(parent, name)| parent.join(name));
+            let images = images.filter(|images| *images != real);
+            self.give_opened(&real, &real, images.as_deref())
+        });
+        given.map_err(|error| SysError::new(format!("give {} to {}", folder.display(), self.name), error))
     }
 
     /// `place` is where it is opened, `name` what it is called.
-    fn give_opened(&self, place: &Path, name: &Path, but: &Path) -> io::Result<()> {
+    fn give_opened(&self, place: &Path, name: &Path, images: Option<&Path>) -> io::Result<()> {
         let opened = super::open_plain(place)?;
         let meta = opened.metadata()?;
-        if meta.is_dir() {
+        if meta.is_dir() && Some(name) != images {
             let inside = format!("/proc/self/fd/{}", opened.as_raw_fd());
             for entry in std::fs::read_dir(&inside)? {
                 let entry = entry?;
                 let name = name.join(entry.file_name());
                 let kind = entry.file_type()?;
-                if (kind.is_dir() || kind.is_file()) && name != but {
-                    self.give_opened(&entry.path(), &name, but)?;
+                if kind.is_dir() || kind.is_file() {
+                    self.give_opened(&entry.path(), &name, images)?;
                 }
             }
-        } else if !meta.is_file() || meta.nlink() != 1 {
+        } else if !meta.is_dir() && (!meta.is_file() || meta.nlink() != 1) {
             return Ok(());
         }
         std::os::unix::fs::fchown(&opened, Some(self.uid.as_raw()), Some(self.gid.as_raw()))
@@ -210,9 +208,27 @@ mod tests {
         for given in ["state", "state/db", "state/leases", "state/leases/1"] {
             assert_eq!(owner(given), nobody.uid.as_raw(), "{given}");
         }
-        for kept in ["other", "other/secret", "other/linked", "state/images", "state/images/wim"] {
+        assert_eq!(owner("state/images"), nobody.uid.as_raw(), "the folder of the images alone");
+        for kept in ["other", "other/secret", "other/linked", "state/images/wim"] {
             assert_eq!(owner(kept), nix::unistd::getuid().as_raw(), "{kept}");
         }
+        std::fs::remove_dir_all(&root).expect("its own");
+    }
+
+    #[test]
+    fn the_folder_itself_may_be_a_link_and_the_images_in_it_too() {
+        let root = std::env::temp_dir().join(format!("bootstorm-give-link-{}", std::process::id()));
+        for folder in ["real/leases", "images"] {
+            std::fs::create_dir_all(root.join(folder)).expect("made");
+        }
+        std::os::unix::fs::symlink("real", root.join("state")).expect("a link");
+        std::os::unix::fs::symlink(root.join("images"), root.join("real/images")).expect("a link");
+        let nobody = Account::find("nobody").expect("every Linux has it");
+        nobody.give(&root.join("state"), &root.join("state/images")).expect("as root");
+        let owner = |name: &str| std::fs::metadata(root.join(name)).expect("there").uid();
+        assert_eq!((owner("real"), owner("real/leases")), (nobody.uid.as_raw(), nobody.uid.as_raw()));
+        // Whoever may write in the state folder could have put that link there.
+        assert_eq!(owner("images"), nix::unistd::getuid().as_raw());
         std::fs::remove_dir_all(&root).expect("its own");
     }
 

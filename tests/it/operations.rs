@@ -102,6 +102,29 @@ fn as_another_user_it_keeps_two_capabilities_and_no_way_back() {
 }
 
 #[test]
+fn a_state_folder_that_is_a_link_is_given_to_its_user_and_one_for_images_is_followed() {
+    let net = Net::flat();
+    let site = Site::new(net.interface, "auto", FULL);
+    change(&site, "[server]\n", "[server]\nuser = \"nobody\"\n");
+    let images = site.dir.join("state/images").display().to_string();
+    change(&site, &site.dir.join("images").display().to_string(), &images);
+    add_file(&site, "a.bin", 1);
+    for (real, link, to) in [("real", "state", "real"), ("images", "real/images", "../images")] {
+        if link == "state" {
+            fs::rename(site.dir.join(link), site.dir.join(real)).expect("empty");
+        }
+        std::os::unix::fs::symlink(to, site.dir.join(link)).expect("a link");
+    }
+    let server = site.serve(&net);
+    let nobody = run(Command::new("id").args(["-u", "nobody"]));
+    let owner = run(Command::new("stat").args(["-c", "%u"]).arg(site.dir.join("real/bootstorm.db")));
+    assert_eq!(owner, nobody);
+    let url = "http://10.77.0.1:4433/images/big/a.bin";
+    run(net.server.command(tool("curl", "curl")).args(["-sS", "-f", "-o", "/dev/null", url]));
+    server.stop();
+}
+
+#[test]
 fn it_has_open_what_the_documentation_says_and_nothing_else() {
     let net = Net::flat();
     let site = Site::new(net.interface, "auto", FULL);
