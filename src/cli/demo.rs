@@ -2,8 +2,12 @@
 //! TFTP against HTTP. No root, no configuration, nothing left behind.
 
 use std::fs;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, SystemTime};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -33,10 +37,77 @@ const LOADER_LEN: usize = 200_000;
 /// The demonstration's folder, removed at the end whatever happens.
 struct Folder(PathBuf);
 
+impl Folder {
+    /// A new one, under a name that nobody can have taken before, and for this user alone.
+    fn new() -> io::Result<Self> {
+        let mut number = [0; 8];
+        getrandom::fill(&mut number)?;
+        let name = format!("bootstorm-demo-{:016x}", u64::from_le_bytes(number));
+        let path = std::env::temp_dir().join(name);
+        // Fails where there is anything, a link that leads nowhere as well.
+        fs::DirBuilder::new().mode(0o700).create(&path)?;
+        Ok(Self(path))
+    }
+}
+
 impl Drop for Folder {
     fn drop(&mut self) {
         // Nothing sensible is left to do when even this fails.
         let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// What SIGINT, SIGTERM and SIGHUP do: the folder goes whenever they come, it may hold 64 GiB.
+struct Ending {
+    /// Held while folders are made: what is made must not come back behind the one who removes it.
+    making: Arc<Mutex<()>>,
+    is_staying: Arc<AtomicBool>,
+    told: mpsc::Receiver<()>,
+}
+
+impl Ending {
+    /// Takes the signals over, before there is anything to remove.
+    fn watch(signals: serve::Ends, folder: &Path) -> Result<Self, Failure> {
+        let (making, is_staying) = (Arc::new(Mutex::new(())), Arc::new(AtomicBool::new(false)));
+        let (tell, told) = mpsc::channel();
+        let ending = Self { making: Arc::clone(&making), is_staying: Arc::clone(&is_staying), told };
+        let folder = folder.to_owned();
+        let wait = move || {
+            signals.wait();
+            if is_staying.load(Ordering::Acquire) {
+                // Whoever waits for that goes on to the ordinary end.
+                let _ = tell.send(());
+                return;
+            }
+            let _held = making.lock().unwrap_or_else(PoisonError::into_inner);
+            // A file may still come while the others go.
+            for _ in 0..100 {
+                match fs::remove_dir_all(&folder) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {}
+                    _ => break,
+                }
+            }
+            output::remark("ended before its time; nothing is left behind");
+            std::process::exit(i32::from(Exit::Runtime as u8));
+        };
+        std::thread::Builder::new()
+            .name("ending".into())
+            .spawn(wait)
+            .map_err(|error| Failure::new(Exit::Runtime, format!("start thread ending: {error}")))?;
+        Ok(ending)
+    }
+
+    /// Does what makes folders.
+    fn while_making<T>(&self, make: impl FnOnce() -> T) -> T {
+        let _held = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        make()
+    }
+
+    /// Until one of the signals comes.
+    fn wait(&self) {
+        self.is_staying.store(true, Ordering::Release);
+        // The other end is gone only when it has been told.
+        let _ = self.told.recv();
     }
 }
 
@@ -48,7 +119,11 @@ pub(super) fn run(demo: &Demo) -> Done {
                 format!("--size {:?}: expected a size from 64KiB to 64GiB, such as 256MiB", demo.size),
             )
         })?;
-    let folder = Folder(std::env::temp_dir().join(format!("bootstorm-demo-{}", std::process::id())));
+    let signals = serve::Ends::watch()?;
+    let folder = Folder::new().map_err(|error| {
+        Failure::new(Exit::Runtime, format!("make a folder in {}: {error}", std::env::temp_dir().display()))
+    })?;
+    let ending = Ending::watch(signals, &folder.0)?;
     let failed =
         |what: &str, error: &dyn std::fmt::Display| Failure::new(Exit::Runtime, format!("{what}: {error}"));
     let say = |text: String| {
@@ -56,12 +131,15 @@ pub(super) fn run(demo: &Demo) -> Done {
             output::line(text);
         }
     };
-    make_library(&folder.0, size).map_err(|error| failed("make the image library", &error))?;
+    ending
+        .while_making(|| make_folders(&folder.0))
+        .and_then(|()| make_library(&folder.0, size))
+        .map_err(|error| failed("make the image library", &error))?;
     say(format!("made a WIM of {} in {}", output::bytes(size), folder.0.display()));
 
     let plan = plan(&folder.0, demo)?;
     let unchanged = plan.clone();
-    let mut running = serve::start(&plan, Box::new(move || Ok(unchanged.clone())))?;
+    let mut running = ending.while_making(|| serve::start(&plan, Box::new(move || Ok(unchanged.clone()))))?;
     let Some(bound) = running.engine.as_ref().map(|engine| engine.bound.clone()) else {
         return Err(Failure::new(Exit::Runtime, "the engine is gone"));
     };
@@ -128,7 +206,8 @@ pub(super) fn run(demo: &Demo) -> Done {
     }
     let all = reports.iter().all(|report| report.booted) && rows.iter().all(|row| row.failures == 0);
     if demo.stay {
-        stay(&folder.0, http, tftp, demo.json)?;
+        stay(&folder.0, http, tftp, demo.json);
+        ending.wait();
     }
     running.stop();
     Ok(if all { Exit::Fine } else { Exit::Wrong })
@@ -147,12 +226,14 @@ fn machine(kind: Kind, number: u8) -> Config {
     }
 }
 
-fn make_library(folder: &Path, size: u64) -> std::io::Result<()> {
-    let image = folder.join("images/winpe");
-    let loaders = folder.join("loaders");
-    for dir in [&image, &loaders, &folder.join("state")] {
-        fs::create_dir_all(dir)?;
-    }
+fn make_folders(folder: &Path) -> io::Result<()> {
+    ["images", "images/winpe", "loaders", "state"]
+        .iter()
+        .try_for_each(|name| fs::create_dir(folder.join(name)))
+}
+
+fn make_library(folder: &Path, size: u64) -> io::Result<()> {
+    let (image, loaders) = (folder.join("images/winpe"), folder.join("loaders"));
     let spec = WimSpec {
         len: size,
         name: "Demonstration".into(),
@@ -277,7 +358,7 @@ fn throughput(http: SocketAddrV4, tftp: SocketAddrV4) -> Result<Vec<Point>, Load
     Ok(rows)
 }
 
-fn stay(folder: &Path, http: SocketAddrV4, tftp: SocketAddrV4, json: bool) -> Result<(), Failure> {
+fn stay(folder: &Path, http: SocketAddrV4, tftp: SocketAddrV4, json: bool) {
     let text = format!(
         "\nhttp://{http}/ipxe shows the boot options, http://{http}/images/winpe/boot.wim is the image\n\
          tftp://{tftp}/images/winpe/boot.wim is the same by TFTP\n\
@@ -286,10 +367,5 @@ fn stay(folder: &Path, http: SocketAddrV4, tftp: SocketAddrV4, json: bool) -> Re
         folder.join("state").display()
     );
     // Whoever reads JSON reads nothing else.
-    if json {
-        output::remark(&text)
-    } else {
-        output::line(text)
-    }
-    serve::wait_for_end()
+    if json { output::remark(&text) } else { output::line(text) }
 }

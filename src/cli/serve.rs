@@ -883,10 +883,37 @@ async fn changed(links: &Option<AsyncFd<LinkWatch>>) {
     ready.clear_ready();
 }
 
-/// Until SIGTERM or SIGINT.
-pub(super) fn wait_for_end() -> Result<(), Failure> {
-    Signals::watch()?.wait(|| {}, || {});
-    Ok(())
+/// The signals that end a command which leaves something behind if it is killed.
+pub(super) struct Ends {
+    runtime: tokio::runtime::Runtime,
+    signals: [tokio::signal::unix::Signal; 3],
+}
+
+impl Ends {
+    /// Takes them over from here on.
+    pub(super) fn watch() -> Result<Self, Failure> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let fail = |error: std::io::Error| Failure::new(Exit::Runtime, format!("take over signals: {error}"));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(fail)?;
+        let inside = runtime.enter();
+        let take = |kind| signal(kind).map_err(fail);
+        let signals =
+            [take(SignalKind::terminate())?, take(SignalKind::interrupt())?, take(SignalKind::hangup())?];
+        drop(inside);
+        Ok(Self { runtime, signals })
+    }
+
+    /// Until the first of them.
+    pub(super) fn wait(mut self) {
+        let [terminate, interrupt, hangup] = &mut self.signals;
+        self.runtime.block_on(async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+                _ = hangup.recv() => {}
+            }
+        });
+    }
 }
 
 #[cfg(test)]

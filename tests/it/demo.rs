@@ -3,10 +3,11 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
-use labkit::{TempDir, tool};
+use labkit::{Process, TempDir, tool};
 
-use crate::server::binary;
+use crate::server::{SOON, binary};
 
 fn demo(driver: &str) {
     let dir = TempDir::new("demo");
@@ -42,6 +43,42 @@ fn demo(driver: &str) {
     let left: Vec<_> =
         fs::read_dir(&dir.0).expect("the folder").filter_map(Result::ok).map(|e| e.file_name()).collect();
     assert_eq!(left, ["bootstorm"], "nothing is left behind");
+}
+
+#[test]
+fn a_demonstration_that_is_ended_leaves_nothing_behind_and_shows_its_folder_to_nobody() {
+    let stages = [
+        ("64GiB", None, "INT", 5),
+        ("64MiB", Some("four machines boot"), "TERM", 5),
+        // Where it says that this is how it ends.
+        ("1MiB", Some("Ctrl-C"), "HUP", 0),
+    ];
+    // While its files are made, while machines boot, and while it stays.
+    for (size, word, signal, code) in stages {
+        let (dir, logs) = (TempDir::new("demo-ended"), TempDir::new("demo-log"));
+        let mut command = Command::new(binary());
+        command.args(["demo", "--stay", "--size", size]).env("TMPDIR", &dir.0);
+        let mut process = Process::spawn("demo", &mut command, &logs.join("log"));
+        let folders = || -> Vec<_> {
+            fs::read_dir(&dir.0).expect("there").map(|entry| entry.expect("an entry").path()).collect()
+        };
+        match word {
+            Some(word) => drop(process.wait_for(word, SOON)),
+            None => {
+                let begun = Instant::now();
+                while folders().first().is_none_or(|folder| !folder.join("images/winpe").is_dir()) {
+                    assert!(begun.elapsed() < SOON, "{}", process.output());
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+            }
+        }
+        let mode = fs::metadata(&folders()[0]).expect("its folder").permissions().mode();
+        assert_eq!(mode & 0o7777, 0o700);
+        process.signal(signal);
+        let ended = process.wait(SOON);
+        assert_eq!(ended.code(), Some(code), "{size} {signal}: {}", process.output());
+        assert_eq!(folders(), Vec::<std::path::PathBuf>::new(), "{size} {signal}");
+    }
 }
 
 #[test]
