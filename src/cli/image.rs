@@ -3,6 +3,7 @@
 //! there does it, but for `add`, whose files are here.
 
 use std::io;
+use std::path::Path;
 use std::time::SystemTime;
 
 use serde_json::{Value, json};
@@ -16,11 +17,13 @@ use crate::control::client::{Client, ClientError, escaped};
 use crate::control::user_name;
 use crate::files::intake::{self, Refused, Setting, Wish};
 use crate::files::library::Library;
+use crate::files::make;
 use crate::files::scan;
 use crate::files::verify::{self, How, Run};
 use crate::files::versions::{Version, VersionError, Versions};
 use crate::jobs::job::Job;
 use crate::store::{Kind, Log, SqliteStore, Store, StoreError, Transition, Write};
+use crate::sys::acting::Acting;
 
 pub(super) fn run(common: &Common, verb: &ImageVerb) -> Done {
     // That one asks the running server first.
@@ -64,7 +67,10 @@ pub(super) fn run(common: &Common, verb: &ImageVerb) -> Done {
             Ok(Exit::Fine)
         }
         ImageVerb::Rollback { name, version, force, json } => {
-            let (now, before) = versions(&plan)?.roll_back(name, *version, *force)?;
+            let (now, before) = {
+                let _acting = acting(&plan)?;
+                versions(&plan)?.roll_back(name, *version, *force)?
+            };
             let mut site = Site::find(&plan);
             site.tell(name, "image-rolled-back", json!({ "version": now, "before": before }));
             let library = open_library(&plan)?;
@@ -84,7 +90,9 @@ pub(super) fn run(common: &Common, verb: &ImageVerb) -> Done {
             let mut site = Site::find(&plan);
             match version {
                 Some(version) => {
+                    let acting = acting(&plan)?;
                     versions.remove_version(name, *version)?;
+                    drop(acting);
                     site.tell(name, "image-version-removed", json!({ "version": version }));
                 }
                 None => {
@@ -93,7 +101,9 @@ pub(super) fn run(common: &Common, verb: &ImageVerb) -> Done {
                     if !needed.is_empty() {
                         return Err(Failure::new(Exit::Wrong, in_use(name, &needed)));
                     }
+                    let acting = acting(&plan)?;
                     versions.remove(name)?;
+                    drop(acting);
                     site.tell(name, "image-removed", json!({ "forced": force }));
                 }
             }
@@ -186,18 +196,42 @@ fn versions(plan: &Plan) -> Result<Versions, Failure> {
     })
 }
 
+/// Whoever does something in the images folder does it as the owner of that folder, if they may: what root makes there is to
+/// be the server's, and what the server makes is not to lead root elsewhere.
+pub(super) fn acting(plan: &Plan) -> Result<Acting, Failure> {
+    acting_in(&plan.images_dir)
+}
+
+/// The same for the folder of a tree.
+pub(super) fn acting_in(folder: &Path) -> Result<Acting, Failure> {
+    Acting::for_owner_of(folder).map_err(|error| {
+        Failure::new(if error.is_permission() { Exit::Permission } else { Exit::Runtime }, error)
+    })
+}
+
+/// As the server does: an images folder of our own is made, as its state folder's owner; one that somebody named must be
+/// there.
+pub(super) fn make_images(plan: &Plan) -> Result<(), Failure> {
+    let (images, state) = (&plan.images_dir, &plan.server.state_dir);
+    if !images.starts_with(state) || images.exists() {
+        return Ok(());
+    }
+    let made = std::fs::create_dir_all(state).map_err(|error| (state, error)).and_then(|()| {
+        let _acting = Acting::for_owner_of(state).map_err(|error| (state, error.source))?;
+        let between = images.parent().map_or(Ok(()), std::fs::create_dir_all);
+        between.and_then(|()| make::folder(images, "")).map_err(|error| (images, error))
+    });
+    made.map_err(|(folder, error)| {
+        let denied = error.kind() == io::ErrorKind::PermissionDenied;
+        let message = format!("make {}: {error}; --images names another folder", folder.display());
+        Failure::new(if denied { Exit::Permission } else { Exit::Runtime }, message)
+    })
+}
+
 // add
 
 fn add(plan: &Plan, add: &ImageAdd) -> Done {
-    // As the server does: a folder of our own is made, one that somebody named must be there.
-    if plan.images_dir.starts_with(&plan.server.state_dir) {
-        std::fs::create_dir_all(&plan.images_dir).map_err(|error| {
-            let denied = error.kind() == io::ErrorKind::PermissionDenied;
-            let message =
-                format!("make {}: {error}; --images names another folder", plan.images_dir.display());
-            Failure::new(if denied { Exit::Permission } else { Exit::Runtime }, message)
-        })?;
-    }
+    make_images(plan)?;
     let versions = versions(plan)?;
     let wish = Wish {
         name: add.name.clone(),
@@ -209,7 +243,9 @@ fn add(plan: &Plan, add: &ImageAdd) -> Done {
         by: me(),
     };
     let progress = Progress::new();
+    let acting = acting(plan)?;
     let taken = intake::add(&versions, &wish, &mut |step| progress.step(step));
+    drop(acting);
     progress.end();
     let taken = taken?;
     let bytes: u64 = taken.files.iter().map(|file| file.len).sum();
@@ -349,6 +385,7 @@ fn verify(plan: &Plan, wanted: &ImageVerify) -> Done {
             Err(error) => return Err(error.into()),
         }
     }
+    let acting = acting(plan)?;
     let run = Run::begin(&versions, wanted.name.as_deref().unwrap_or_default(), wanted.restart);
     if run.resumed {
         let since = output::moment(run.since);
@@ -378,6 +415,7 @@ fn verify(plan: &Plan, wanted: &ImageVerify) -> Done {
     }
     progress.end();
     run.finish();
+    drop(acting);
     let mut site = Site::find(plan);
     for image in shown.iter().filter(|image| image["current"] == json!(true)) {
         let wrong = image["files"].as_array().into_iter().flatten();

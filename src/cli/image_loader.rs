@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use super::args::{Common, ImageLoaderVerb};
+use super::image::acting_in;
 use super::serve::{STORE, open_library};
 use super::{Done, Exit, Failure, client, load_config, output};
 use crate::config::Plan;
@@ -44,7 +45,11 @@ fn here(plan: &Plan, name: &str, ipxe: bool) -> Result<Value, Failure> {
     let roots: Vec<&Path> =
         std::iter::once(&plan.images_dir).chain(&plan.image_trees).map(|path| path.as_path()).collect();
     let switch = Switch::of(&catalog, &roots, name).map_err(failure)?;
-    let done = if ipxe { switch.enable() } else { switch.disable() }.map_err(failure)?;
+    let acting =
+        acting_in(roots.iter().find(|root| root.join(name).is_dir()).unwrap_or(&plan.images_dir.as_path()))?;
+    let done = if ipxe { switch.enable() } else { switch.disable() };
+    drop(acting);
+    let done = done.map_err(failure)?;
     library.rescan().map_err(|error| Failure::new(Exit::Runtime, error))?;
     let document = loader_document(&library.snapshot(), name, ipxe, &done);
     match said(plan, name, ipxe, &document) {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::args::{Common, ImportGss, ImportVerb};
-use super::image::me;
+use super::image::{acting, make_images, me};
 use super::serve::library_settings;
 use super::{Done, Exit, Failure, load_config, output};
 use crate::config::{DEFAULT_FILE, Plan};
@@ -16,10 +16,13 @@ use crate::control::ways;
 use crate::files::gss;
 use crate::files::library::{Library, Settings};
 use crate::files::loader_facts;
+use crate::files::make;
 use crate::files::record::{RECORD_NAME, Record};
 use crate::files::versions::Versions;
 use crate::jobs::Image;
 use crate::jobs::image::Images;
+use crate::sys::acting::as_myself;
+use crate::sys::open_plain;
 
 /// Versions of before that an import leaves in place: there are none where it may copy to.
 const KEPT: usize = 2;
@@ -158,8 +161,11 @@ fn copy_all(plan: &Plan, root: &Path, images: &[&Image]) -> Result<Vec<Value>, F
             Failure::new(exit, format!("{path}: {error}"))
         }
     };
+    make_images(plan)?;
+    // One that somebody named is made as well.
     fs::create_dir_all(&plan.images_dir).map_err(failed(&plan.images_dir))?;
     let versions = Versions::open(&plan.images_dir)?;
+    let _acting = acting(plan)?;
     versions.recover()?;
     let mut copied = Vec::new();
     for image in images {
@@ -170,7 +176,7 @@ fn copy_all(plan: &Plan, root: &Path, images: &[&Image]) -> Result<Vec<Value>, F
         }
         // Hidden from the scan until it is whole, and removed if it never is.
         let staged = versions.stage(&image.name)?;
-        let bytes = copy_folder(&from, staged.path()).map_err(failed(&to))?;
+        let bytes = copy_folder(&from, staged.path(), "").map_err(failed(&to))?;
         let record = Record::of_folder(staged.path(), &me());
         let published = versions.publish(&image.name, staged, record, KEPT)?;
         copied.push(json!({
@@ -180,19 +186,21 @@ fn copy_all(plan: &Plan, root: &Path, images: &[&Image]) -> Result<Vec<Value>, F
     Ok(copied)
 }
 
-/// Copies a folder with all its files, on disk when it returns; its bytes. Links are left out, as the scan would not
-/// follow those that leave the folder, and a record, which is the other place's.
-fn copy_folder(from: &Path, to: &Path) -> io::Result<u64> {
-    fs::create_dir_all(to)?;
+/// Copies a folder, called `name` below its image's, with all its files, on disk when it returns; its bytes. Links are left
+/// out, as the scan would not follow those that leave the folder, and a record, which is the other place's.
+fn copy_folder(from: &Path, to: &Path, name: &str) -> io::Result<u64> {
+    make::folder(to, name)?;
     let mut bytes = 0;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let (kind, target) = (entry.file_type()?, to.join(entry.file_name()));
+    for entry in as_myself(|| fs::read_dir(from)?.collect::<io::Result<Vec<_>>>())? {
+        let (kind, target) = (as_myself(|| entry.file_type())?, to.join(entry.file_name()));
+        let name = format!("{name}/{}", entry.file_name().to_string_lossy());
         if kind.is_dir() {
-            bytes += copy_folder(&entry.path(), &target)?;
+            bytes += copy_folder(&entry.path(), &target, &name)?;
         } else if kind.is_file() && entry.file_name() != RECORD_NAME {
-            bytes += fs::copy(entry.path(), &target)?;
-            fs::File::open(&target)?.sync_all()?;
+            let (mut source, mut copy) =
+                (as_myself(|| open_plain(&entry.path()))?, make::file(&target, &name)?);
+            bytes += io::copy(&mut source, &mut copy)?;
+            copy.sync_all()?;
         }
     }
     fs::File::open(to)?.sync_all()?;

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::files::catalog::Catalog;
 use crate::files::loaders::LoaderTable;
+use crate::files::make;
 use crate::files::names::{self, base, folded};
 use crate::files::scan::{self, Found, Walk};
 use crate::files::served::Served;
@@ -485,9 +486,7 @@ impl<'a> Switch<'a> {
 fn publish(to: &Path, bytes: &[u8]) -> io::Result<()> {
     let name = to.file_name().and_then(|name| name.to_str()).unwrap_or("loader");
     let staged = to.with_file_name(format!(".{name}.{}.new", std::process::id()));
-    let written = fs::write(&staged, bytes)
-        .and_then(|()| fs::File::open(&staged)?.sync_all())
-        .and_then(|()| fs::rename(&staged, to));
+    let written = make::written(&staged, bytes).and_then(|()| fs::rename(&staged, to));
     if written.is_err() {
         // What is left of it is of no use to anybody.
         let _ = fs::remove_file(&staged);

@@ -3,21 +3,23 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use crate::files::detect;
+use crate::files::make;
 use crate::files::manifest::{MANIFEST_NAME, Manifest};
 use crate::files::names;
 use crate::files::record::{FileRecord, RECORD_NAME, Record};
-use crate::files::scan::{DEPTH_MAX, FILES_MAX};
+use crate::files::scan::{self, DEPTH_MAX, FILES_MAX};
 use crate::files::served::FileIdentity;
 use crate::files::sniff;
 use crate::files::versions::{self, VersionError, Versions};
 use crate::files::visit::Visit;
 use crate::files::wim::{self, Finding, Integrity, Severity, WimReport};
+use crate::sys::acting::as_myself;
 use crate::sys::disk;
 use crate::sys::open_plain;
 
@@ -188,6 +190,26 @@ struct Sources {
     files: BTreeMap<String, Source>,
     /// The same names as machines tell them apart.
     folded: HashMap<String, String>,
+    /// They are the version before, which others may write to.
+    before: Option<Before>,
+}
+
+/// Where the version before lies.
+#[derive(Debug)]
+struct Before {
+    root: PathBuf,
+    folder: PathBuf,
+}
+
+impl Before {
+    /// What a link in it leads to, if that stays: as the scan has it, what lies in the images folder and is not hidden. What
+    /// is hidden itself may lead to anything of its own image.
+    fn follow(&self, name: &str, link: &Path) -> Option<PathBuf> {
+        let real = fs::canonicalize(link).ok()?;
+        let is_served = real.strip_prefix(&self.root).is_ok_and(|inside| !scan::hidden_path(inside));
+        let is_own = names::is_hidden(name) && real.starts_with(&self.folder);
+        (is_served || is_own).then_some(real)
+    }
 }
 
 /// Takes files in as the next version of an image.
@@ -203,21 +225,25 @@ pub fn add(versions: &Versions, wish: &Wish, progress: &mut dyn FnMut(Step<'_>))
     }
     let mut warnings = Vec::new();
     let mut sources = Sources::default();
-    for path in &wish.sources {
-        gather(path, &mut sources, &mut warnings)?;
-    }
-    if sources.files.is_empty() {
-        return Err(Refused::Files("there are no files in what was named".to_owned()));
-    }
     let mut reports = BTreeMap::new();
-    for (name, source) in &sources.files {
-        if let Some(report) = first_look(name, source)? {
-            reports.insert(name.clone(), report);
+    // What is named may be readable for who names it alone.
+    as_myself(|| {
+        for path in &wish.sources {
+            gather(path, &mut sources, &mut warnings)?;
         }
-    }
+        if sources.files.is_empty() {
+            return Err(Refused::Files("there are no files in what was named".to_owned()));
+        }
+        for (name, source) in &sources.files {
+            if let Some(report) = first_look(name, source)? {
+                reports.insert(name.clone(), report);
+            }
+        }
+        Ok(())
+    })?;
     let mut carried = Vec::new();
     if exists {
-        carried = carry(&versions.root().join(&wish.name), wish.update, &mut sources)?;
+        carried = carry(versions.root(), &wish.name, wish.update, &mut sources, &mut warnings)?;
     }
     let sources = sources.files;
     let manifest = manifest(&sources, &wish.settings)?;
@@ -234,8 +260,9 @@ pub fn add(versions: &Versions, wish: &Wish, progress: &mut dyn FnMut(Step<'_>))
     let mut folders = vec![staged.path().to_owned()];
     for (name, source) in &sources {
         let to = staged.path().join(name);
-        if let Some(folder) = to.parent().filter(|folder| !folder.is_dir()) {
-            fs::create_dir_all(folder).map_err(Refused::io(format!("make {}", folder.display())))?;
+        if let Some((folder, _)) = name.rsplit_once('/') {
+            make::folders(staged.path(), folder)
+                .map_err(Refused::io(format!("make {}", staged.path().join(folder).display())))?;
         }
         folders.extend(to.ancestors().skip(1).take_while(|f| *f != staged.path()).map(Path::to_owned));
         if name == MANIFEST_NAME {
@@ -254,7 +281,7 @@ pub fn add(versions: &Versions, wish: &Wish, progress: &mut dyn FnMut(Step<'_>))
     }
     if let Some(text) = &manifest {
         let to = staged.path().join(MANIFEST_NAME);
-        write_whole(&to, text.as_bytes()).map_err(Refused::io(to.display().to_string()))?;
+        make::written(&to, text.as_bytes()).map_err(Refused::io(to.display().to_string()))?;
     }
     for (name, source) in sources.iter().filter(|(_, source)| !source.kept) {
         if reports.contains_key(name) {
@@ -267,16 +294,18 @@ pub fn add(versions: &Versions, wish: &Wish, progress: &mut dyn FnMut(Step<'_>))
         warnings.extend(doubts(name, report, &parsed));
     }
     warnings.extend(sources.iter().filter(|(_, source)| !source.kept).filter_map(|(name, source)| {
-        iso_doubt(&source.path, source.len).map(|doubt| format!("{name}: {doubt}"))
+        iso_doubt(&staged.path().join(name), source.len).map(|doubt| format!("{name}: {doubt}"))
     }));
     let kernel = sources
         .iter()
         .filter(|(name, source)| !source.kept && parsed.files.is_none() && detect::is_kernel_name(name));
-    warnings.extend(kernel.filter(|(_, source)| !sniff::may_be_kernel(&source.path)).map(|(name, _)| {
-        format!(
-            "{name}: called like a Linux kernel, and does not begin as one does: no machine will start it"
-        )
-    }));
+    warnings.extend(kernel.filter(|(name, _)| !sniff::may_be_kernel(&staged.path().join(name))).map(
+        |(name, _)| {
+            format!(
+                "{name}: called like a Linux kernel, and does not begin as one does: no machine will start it"
+            )
+        },
+    ));
     folders.sort();
     folders.dedup();
     for folder in folders.iter().rev() {
@@ -361,11 +390,25 @@ fn gather_folder(
             warnings.push(format!("{name}: left out: dot files are never served"));
             continue;
         }
-        let Ok(meta) = fs::metadata(&path) else {
+        let is_link = entry.file_type().is_ok_and(|kind| kind.is_symlink());
+        let path = match &sources.before {
+            Some(before) if is_link => match before.follow(&name, &path) {
+                Some(real) => real,
+                None => {
+                    warnings.push(format!("{name}: left out: it is a link that leaves the images folder"));
+                    continue;
+                }
+            },
+            _ => path,
+        };
+        let Ok(meta) = fs::symlink_metadata(&path).and_then(|meta| match meta.is_symlink() {
+            // Of the version before, every link was followed above.
+            true if sources.before.is_none() => fs::metadata(&path),
+            _ => Ok(meta),
+        }) else {
             warnings.push(format!("{name}: left out: it leads nowhere"));
             continue;
         };
-        let is_link = entry.file_type().is_ok_and(|kind| kind.is_symlink());
         if meta.is_dir() && is_link {
             warnings.push(format!("{name}: left out: it is a link to a folder"));
         } else if meta.is_dir() && depth + 1 >= DEPTH_MAX {
@@ -453,9 +496,20 @@ fn iso_doubt(path: &Path, len: u64) -> Option<String> {
 
 /// Adds the files of the version before that stay: settings and answer files, and with `all` every other one that has
 /// no successor. Their names.
-fn carry(folder: &Path, all: bool, sources: &mut Sources) -> Result<Vec<String>, Refused> {
-    let (mut before, mut unused) = (Sources::default(), Vec::new());
-    gather_folder(folder, "", 0, &mut before, &mut unused)?;
+fn carry(
+    root: &Path,
+    name: &str,
+    all: bool,
+    sources: &mut Sources,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<String>, Refused> {
+    let folder = root.join(name);
+    let before = Before { root: root.to_owned(), folder: folder.clone() };
+    let (mut before, mut left_out) = (Sources { before: Some(before), ..Sources::default() }, Vec::new());
+    gather_folder(&folder, "", 0, &mut before, &mut left_out)?;
+    // The rest would not have been served either.
+    warnings
+        .extend(left_out.into_iter().filter(|warning| all && warning.contains("it is a link that leaves")));
     let mut carried = Vec::new();
     for (name, source) in before.files {
         let is_setting = names::is_hidden(&name) || name == "cmdline";
@@ -473,9 +527,13 @@ fn manifest(
     sources: &BTreeMap<String, Source>,
     settings: &[(&'static str, Setting)],
 ) -> Result<Option<String>, Refused> {
-    let there = sources.get(MANIFEST_NAME).map(|source| {
-        fs::read_to_string(&source.path).map_err(Refused::io(source.path.display().to_string()))
-    });
+    let read = |source: &Source| {
+        let mut text = String::new();
+        source.open()?.read_to_string(&mut text).map(|_| text)
+    };
+    let there = sources
+        .get(MANIFEST_NAME)
+        .map(|source| read(source).map_err(Refused::io(source.path.display().to_string())));
     let there = there.transpose()?;
     if settings.is_empty() {
         if let Some(text) = &there {
@@ -510,16 +568,15 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create_new(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
-}
-
 impl Source {
     /// True for a file that the next version shares with the one before.
     fn is_linked(&self) -> bool {
         self.kept && self.len >= LINK_LEN_MIN
+    }
+
+    /// What was named is opened by who named it; what is kept lies where others may write, and no link is followed there.
+    fn open(&self) -> io::Result<File> {
+        if self.kept { open_plain(&self.path) } else { as_myself(|| File::open(&self.path)) }
     }
 
     /// Brings the file to its place, on the disk when this returns; the hash of what was read.
@@ -540,11 +597,11 @@ impl Source {
                 .filter(|file| identity.is_some_and(|identity| file.describes(&identity)))
                 .and_then(|file| file.blake3.clone()));
         }
-        let from = File::open(&self.path).map_err(Refused::io(self.path.display().to_string()))?;
+        let from = self.open().map_err(Refused::io(self.path.display().to_string()))?;
         let identity = |file: &File| file.metadata().map(|meta| FileIdentity::of(&meta));
         let before = identity(&from).map_err(Refused::io(self.path.display().to_string()))?;
         let copied =
-            copy(&from, to, progress).map_err(Refused::io(format!("copy {}", self.path.display())))?;
+            copy(&from, to, name, progress).map_err(Refused::io(format!("copy {}", self.path.display())))?;
         let after = identity(&from).map_err(Refused::io(self.path.display().to_string()))?;
         if !before.same_bytes(&after) || copied.1 != after.len {
             return Err(Refused::File {
@@ -556,9 +613,14 @@ impl Source {
     }
 }
 
-/// Copies to a new file and brings it to the disk; runs of zeros become holes. Hash and length.
-fn copy(from: &File, to: &Path, progress: &mut dyn FnMut(Step<'_>)) -> io::Result<(blake3::Hash, u64)> {
-    let out = File::create_new(to)?;
+/// Copies to a new file, which is called `name`, and brings it to the disk; runs of zeros become holes. Hash and length.
+fn copy(
+    from: &File,
+    to: &Path,
+    name: &str,
+    progress: &mut dyn FnMut(Step<'_>),
+) -> io::Result<(blake3::Hash, u64)> {
+    let out = make::file(to, name)?;
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; COPY_LEN];
     let mut reader = from;
@@ -732,6 +794,36 @@ mod tests {
         assert!(folder.join("boot.wim").exists() && folder.join("BCD").exists());
         let only_new = Wish { only_new: true, ..update };
         assert!(take(&site, &only_new).unwrap_err().to_string().contains("pe already"));
+    }
+
+    #[test]
+    fn a_link_in_the_version_before_that_leaves_is_not_kept() {
+        use std::os::unix::fs::symlink;
+        let site = Site::new();
+        let script = site.write("incoming/boot.ipxe", b"#!ipxe\n");
+        take(&site, &wish("lab", std::slice::from_ref(&script))).unwrap();
+        let (secret, images) = (site.write("secret", b"secret"), site.path().join("images"));
+        site.write("images/other/shared", b"shared");
+        site.write("images/other/private/key", b"key");
+        site.write("images/lab/private/real", b"real");
+        for (to, link) in [
+            ("../../secret", "lab/out"),
+            ("../../../secret", "lab/private/out"),
+            ("../other/shared", "lab/in"),
+            ("../other/private/key", "lab/key"),
+            ("../../other/private/key", "lab/private/key"),
+            ("private/real", "lab/real"),
+            ("real", "lab/private/own"),
+            ("../../secret", "lab/image.toml"),
+        ] {
+            symlink(to, images.join(link)).unwrap();
+        }
+        symlink(&secret, images.join("lab/absolute")).unwrap();
+        let taken = take(&site, &Wish { update: true, ..wish("lab", &[script]) }).unwrap();
+        assert_eq!(taken.carried, ["in", "private/own", "private/real"]);
+        assert!(taken.warnings.iter().any(|warning| warning.starts_with("out:")), "{:?}", taken.warnings);
+        assert_eq!(fs::read(images.join("lab/in")).unwrap(), b"shared");
+        assert!(fs::symlink_metadata(images.join("lab/in")).unwrap().is_file(), "a copy, and no link");
     }
 
     #[test]

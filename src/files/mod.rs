@@ -14,6 +14,7 @@ pub mod intake;
 pub mod library;
 pub mod loader_facts;
 pub mod loaders;
+pub mod make;
 pub mod manifest;
 pub mod names;
 pub mod record;

@@ -101,6 +101,11 @@ pub fn is_hidden(name: &str) -> bool {
     false
 }
 
+/// True for what is in a folder `private`, and for such a folder.
+pub fn is_private(name: &str) -> bool {
+    folded(name).split('/').any(|step| step == "private")
+}
+
 /// True when a file of this name can be asked for at all; what cannot is not listed.
 pub fn is_nameable(name: &str) -> bool {
     normalise(name).is_ok_and(|normal| normal == name)

@@ -2,15 +2,17 @@
 //! version's own folder, so that it moves with it in one rename, and is never served.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read};
 use std::path::Path;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+use crate::files::make;
 use crate::files::scan;
 use crate::files::served::FileIdentity;
 use crate::files::versions;
+use crate::sys::open_plain;
 
 /// Name of the file in the version's folder.
 pub const RECORD_NAME: &str = ".version.json";
@@ -97,8 +99,10 @@ impl Record {
         if !meta.is_file() || meta.len() > RECORD_LEN_MAX {
             return Err(bad("not a record".to_owned()));
         }
-        let mut record: Self =
-            serde_json::from_slice(&fs::read(&path)?).map_err(|error| bad(error.to_string()))?;
+        // Whoever may write there can have put anything in its place since.
+        let mut text = Vec::new();
+        open_plain(&path)?.take(RECORD_LEN_MAX).read_to_end(&mut text)?;
+        let mut record: Self = serde_json::from_slice(&text).map_err(|error| bad(error.to_string()))?;
         record.files.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(Some(record))
     }
@@ -110,9 +114,7 @@ impl Record {
     pub fn write(&self, folder: &Path) -> io::Result<()> {
         let staged = folder.join(format!("{RECORD_NAME}.new"));
         let written = (|| {
-            let mut file = File::create(&staged)?;
-            file.write_all(&serde_json::to_vec_pretty(self).map_err(io::Error::other)?)?;
-            file.sync_all()?;
+            make::written(&staged, &serde_json::to_vec_pretty(self).map_err(io::Error::other)?)?;
             fs::rename(&staged, folder.join(RECORD_NAME))?;
             File::open(folder)?.sync_all()
         })();

@@ -282,7 +282,7 @@ fn walk_images_in(root: &Path, prefix: &str, open: &mut Vec<PathBuf>, before: &B
     }
 }
 
-fn hidden_path(inside: &Path) -> bool {
+pub(crate) fn hidden_path(inside: &Path) -> bool {
     // The path of the images folder itself is empty: an image's folder that links to it is no image either.
     inside.to_str().is_none_or(|inside| inside.is_empty() || names::is_hidden(inside))
 }

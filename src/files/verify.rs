@@ -6,13 +6,14 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
 use crate::files::intake::Step;
+use crate::files::make;
 use crate::files::names;
 use crate::files::record::{FileRecord, Record};
 use crate::files::scan::{self, Before, Found, Walk};
@@ -314,6 +315,15 @@ fn damage(file: &File, visit: &Visit, stop: Option<&AtomicBool>, whole: bool) ->
     }
 }
 
+/// Longest note read: a scope is an image's name.
+const NOTE_LEN_MAX: u64 = 4096;
+
+fn read_note(path: &Path) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    open_plain(path)?.take(NOTE_LEN_MAX).read_to_end(&mut text)?;
+    Ok(text)
+}
+
 #[derive(Serialize, Deserialize)]
 struct Begun {
     scope: String,
@@ -336,7 +346,7 @@ impl Run {
     pub fn begin(versions: &Versions, scope: &str, restart: bool) -> Self {
         let note = versions.staging_dir().join(".verify.json");
         let now = versions::unix(SystemTime::now());
-        let begun: Option<Begun> = fs::read(&note).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        let begun: Option<Begun> = read_note(&note).ok().and_then(|text| serde_json::from_slice(&text).ok());
         if let Some(begun) = begun.filter(|begun| !restart && begun.scope == scope)
             && begun.started_unix <= now
             && now - begun.started_unix < RESUME_MAX_S
@@ -344,8 +354,8 @@ impl Run {
             return Self { since: begun.started_unix, resumed: true, note: Some(note) };
         }
         let begun = Begun { scope: scope.to_owned(), started_unix: now };
-        let written = fs::create_dir_all(versions.staging_dir()).is_ok()
-            && serde_json::to_vec(&begun).is_ok_and(|text| fs::write(&note, text).is_ok());
+        let written = make::folder(&versions.staging_dir(), "").is_ok()
+            && serde_json::to_vec(&begun).is_ok_and(|text| make::written(&note, &text).is_ok());
         Self { since: now, resumed: false, note: written.then_some(note) }
     }
 

@@ -19,10 +19,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use crate::files::make;
 use crate::files::names;
 use crate::files::record::{FileRecord, Record};
 use crate::files::scan;
-use crate::sys::disk;
+use crate::sys::{disk, open_plain};
 
 /// Folder of versions that are being taken in or removed.
 const STAGING_DIR: &str = ".staging";
@@ -340,8 +341,8 @@ impl Versions {
     fn lock(&self) -> Result<File, VersionError> {
         let dir = self.root.join(STAGING_DIR);
         let failed = |error| VersionError::Io { what: format!("write in {}", self.root.display()), error };
-        fs::create_dir_all(&dir).map_err(failed)?;
-        let lock = File::create(dir.join(".lock")).map_err(failed)?;
+        make::folder(&dir, "").map_err(failed)?;
+        let lock = make::lock_file(&dir.join(".lock")).map_err(failed)?;
         lock.lock().map_err(failed)?;
         Ok(lock)
     }
@@ -362,13 +363,13 @@ impl Versions {
         let mut count = 0u32;
         let path = loop {
             let path = dir.join(format!("{name}.{}.{count}", std::process::id()));
-            match fs::create_dir(&path) {
-                Ok(()) => break path,
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => count += 1,
-                Err(error) => return Err(failed(error)),
+            if fs::symlink_metadata(&path).is_err() {
+                make::folder(&path, "").map_err(failed)?;
+                break path;
             }
+            count += 1;
         };
-        let lock = File::open(&path).and_then(|folder| folder.lock().map(|()| folder)).map_err(failed)?;
+        let lock = open_plain(&path).and_then(|folder| folder.lock().map(|()| folder)).map_err(failed)?;
         Ok(Staged { path, _lock: lock, published: false })
     }
 
@@ -402,7 +403,8 @@ impl Versions {
         record.version = kept.first().copied().unwrap_or(0).max(replaced) + 1;
         record.write(staged.path()).map_err(failed())?;
         let shelf = self.kept_dir(name);
-        fs::create_dir_all(&shelf).map_err(failed())?;
+        make::folder(&self.root.join(VERSIONS_DIR), "").map_err(failed())?;
+        make::folder(&shelf, "").map_err(failed())?;
         let waiting = shelf.join(record.version.to_string());
         move_new(staged.path(), &waiting).map_err(failed())?;
         staged.published = true;
@@ -583,7 +585,8 @@ impl Versions {
         let mut removed = 0;
         for entry in fs::read_dir(self.root.join(STAGING_DIR)).into_iter().flatten().flatten() {
             let path = entry.path();
-            let is_left = path.is_dir() && File::open(&path).is_ok_and(|folder| folder.try_lock().is_ok());
+            let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            let is_left = is_folder && open_plain(&path).is_ok_and(|folder| folder.try_lock().is_ok());
             if is_left && fs::remove_dir_all(&path).is_ok() {
                 removed += 1;
             }

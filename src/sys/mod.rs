@@ -3,6 +3,7 @@
 //! Every error leaves this module with operation, object and cause: "bind udp 0.0.0.0:67: Permission denied".
 #![allow(unsafe_code, reason = "this is where it lives; each block names its condition and who upholds it")]
 
+pub mod acting;
 pub mod affinity;
 pub mod bpf;
 pub mod disk;
@@ -105,6 +106,13 @@ pub fn open_plain(path: &std::path::Path) -> io::Result<std::fs::File> {
     use std::os::unix::fs::OpenOptionsExt;
     let flags = libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK;
     std::fs::File::options().read(true).custom_flags(flags).open(path)
+}
+
+/// The same for reading and writing.
+pub fn open_plain_to_write(path: &std::path::Path) -> io::Result<std::fs::File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let flags = libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK;
+    std::fs::File::options().read(true).write(true).custom_flags(flags).open(path)
 }
 
 /// Turns a libc return value into a result.

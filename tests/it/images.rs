@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -747,4 +747,146 @@ fn an_image_that_a_job_needs_is_not_removed_with_or_without_a_server() {
     assert!(audit.contains("image-removed"), "{audit}");
     assert!(site.ask(&["audit", "verify"]).contains("is whole"));
     server.stop();
+}
+
+/// An image verb in the server's own images folder, behind what starts it.
+fn verb_in_state(shelf: &Shelf, mut starter: Command, words: &[&str]) -> Command {
+    starter.arg("image").args(words).arg("--config").arg(shelf.dir.join("c.toml"));
+    starter.arg("--images").arg(shelf.dir.join("state/images")).arg("--state").arg(shelf.dir.join("state"));
+    starter
+}
+
+/// As a careful administrator's shell runs it: as root, with a umask that shows nothing to anybody.
+fn as_root(shelf: &Shelf, words: &[&str]) -> Command {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "umask 077; exec \"$@\"", "sh", binary()]);
+    verb_in_state(shelf, shell, words)
+}
+
+/// The same as the server's user.
+fn as_nobody(shelf: &Shelf, words: &[&str]) -> Command {
+    let program = shelf.dir.join("bootstorm");
+    if !program.exists() {
+        fs::copy(binary(), &program).expect("it can be copied");
+    }
+    let mut setpriv = Command::new(tool("setpriv", "util-linux"));
+    setpriv.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&program);
+    verb_in_state(shelf, setpriv, words)
+}
+
+/// Everything below a folder, and itself.
+fn all_in(folder: &Path) -> Vec<PathBuf> {
+    let (mut found, mut open) = (Vec::new(), vec![folder.to_owned()]);
+    while let Some(place) = open.pop() {
+        if fs::symlink_metadata(&place).expect("there").is_dir() {
+            open.extend(fs::read_dir(&place).expect("a folder").flatten().map(|entry| entry.path()));
+        }
+        found.push(place);
+    }
+    found
+}
+
+/// A shelf whose state folder is the server's user's, as after its first start.
+fn shelf_of_nobody() -> Shelf {
+    let shelf = Shelf::new();
+    chown(shelf.dir.join("state"), Some(65_534), Some(65_534)).expect("as root");
+    fs::set_permissions(&shelf.dir.0, fs::Permissions::from_mode(0o755)).expect("its own");
+    shelf
+}
+
+#[test]
+fn what_root_does_in_the_images_folder_is_its_owners() {
+    let shelf = shelf_of_nobody();
+    // Readable for root alone, as what is named may be.
+    let source = shelf.dir.join("media");
+    fs::create_dir_all(source.join("x64")).expect("a folder");
+    fs::create_dir_all(source.join("private")).expect("a folder");
+    for (name, text) in [("boot.ipxe", "#!ipxe\n"), ("x64/file", "one"), ("private/ks.cfg", "secret")] {
+        fs::write(source.join(name), text).expect("a file");
+    }
+    fs::set_permissions(&source, fs::Permissions::from_mode(0o700)).expect("its own");
+    let source = path(&source);
+    run(&mut as_root(&shelf, &["add", "lab", source, "--title", "Lab"]));
+    run(&mut as_root(&shelf, &["add", "lab", source]));
+    run(&mut as_root(&shelf, &["add", "lab", source]));
+    run(&mut as_root(&shelf, &["rollback", "lab"]));
+    run(&mut as_root(&shelf, &["verify", "lab", "--all"]));
+    run(&mut as_root(&shelf, &["remove", "lab", "--version", "1"]));
+    let images = shelf.dir.join("state/images");
+    let all = all_in(&images);
+    assert!(all.len() > 15, "{all:?}");
+    for place in all {
+        let meta = fs::symlink_metadata(&place).expect("there");
+        let is_private = place.ancestors().any(|step| step.file_name().is_some_and(|name| name == "private"));
+        let wanted = match (meta.is_dir(), is_private) {
+            (true, false) => 0o755,
+            (true, true) => 0o750,
+            (false, false) => 0o644,
+            (false, true) => 0o640,
+        };
+        let found = (meta.uid(), meta.gid(), meta.mode() & 0o7777);
+        assert_eq!(found, (65_534, 65_534, wanted), "{}", place.display());
+    }
+    // The server's user goes on where root was.
+    run(&mut as_nobody(&shelf, &["verify", "lab", "--all", "--restart"]));
+    run(&mut as_nobody(&shelf, &["rollback", "lab", "3"]));
+    // Also with what root put there by hand, and before it was so.
+    fs::create_dir_all(images.join("hand/x64")).expect("a folder");
+    fs::write(images.join("hand/x64/secret"), "x").expect("a file");
+    fs::set_permissions(images.join("hand/x64/secret"), fs::Permissions::from_mode(0o600)).expect("its own");
+    for place in [".staging", ".staging/.lock", ".versions", "lab", "lab/x64"] {
+        chown(images.join(place), Some(0), Some(0)).expect("as root");
+    }
+    run(&mut as_root(&shelf, &["add", "hand", source, "--update"]));
+    run(&mut as_nobody(&shelf, &["rollback", "hand"]));
+    run(&mut as_nobody(&shelf, &["verify", "hand"]));
+    run(&mut as_nobody(&shelf, &["remove", "lab"]));
+    run(&mut as_nobody(&shelf, &["remove", "hand"]));
+}
+
+#[test]
+fn no_link_in_the_images_folder_leads_root_out_of_it() {
+    let shelf = shelf_of_nobody();
+    let (script, victim) = (shelf.dir.join("boot.ipxe"), shelf.dir.join("victim"));
+    fs::write(&script, self::script("one")).expect("a script");
+    fs::write(&victim, "precious").expect("a file");
+    fs::set_permissions(&victim, fs::Permissions::from_mode(0o640)).expect("its own");
+    let script = path(&script);
+    run(&mut as_root(&shelf, &["add", "lab", script]));
+    let images = shelf.dir.join("state/images");
+    let plant = |to: &Path, link: &str| {
+        let link = images.join(link);
+        let _ = fs::remove_file(&link);
+        std::os::unix::fs::symlink(to, link).expect("a link");
+    };
+    // Each of them is a place where root writes, or reads what is served afterwards.
+    for link in [".staging/.lock", ".staging/.verify.json", "lab/.version.json.new", "lab/stolen"] {
+        plant(&victim, link);
+        for words in [
+            &["verify", "lab", "--restart"][..],
+            &["verify", "lab", "--accept"],
+            &["add", "lab", script, "--update"],
+            &["rollback", "lab"],
+        ] {
+            // Done or refused, as it comes; what counts is where it went.
+            as_root(&shelf, words).output().expect("it runs");
+        }
+        assert_eq!(fs::read_to_string(&victim).expect("there"), "precious", "{link}");
+        let _ = fs::remove_file(images.join(link));
+    }
+    // The planted ones themselves stay in the versions they were put into.
+    let is_file = |place: &PathBuf| fs::symlink_metadata(place).expect("there").is_file();
+    for place in all_in(&images).into_iter().filter(is_file) {
+        let text = fs::read_to_string(&place).unwrap_or_default();
+        assert!(!text.contains("precious"), "{}", place.display());
+    }
+    // A folder of our own that is a link is refused.
+    let outside = shelf.dir.join("outside");
+    fs::create_dir(&outside).expect("a folder");
+    fs::remove_dir_all(images.join(".staging")).expect("its own");
+    plant(&outside, ".staging");
+    let refused = as_root(&shelf, &["add", "lab", script]).output().expect("it runs");
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("is a link or a file"), "{said}");
+    assert_eq!(fs::read_dir(&outside).expect("there").count(), 0);
 }
