@@ -505,6 +505,16 @@ fn sync_folder(path: &Path) {
     }
 }
 
+/// The name of a loader that is off, by the one it has while it is.
+pub(crate) fn set_aside(off: &str) -> Option<String> {
+    let (folder, file) = match off.rsplit_once('/') {
+        Some((folder, file)) => (format!("{folder}/"), file),
+        None => (String::new(), off),
+    };
+    let was = file.strip_prefix('.')?.strip_suffix(OFF_SUFFIX).filter(|was| !was.is_empty())?;
+    Some(folder + was)
+}
+
 /// The name a loader has while it is off.
 fn off_name(name: &str) -> String {
     match name.rsplit_once('/') {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use crate::files::detect;
+use crate::files::gss;
 use crate::files::make;
 use crate::files::manifest::{MANIFEST_NAME, Manifest};
 use crate::files::names;
@@ -386,7 +387,8 @@ fn gather_folder(
         if step == RECORD_NAME {
             continue;
         }
-        if step.starts_with('.') {
+        let is_kept_off = sources.before.is_some() && gss::set_aside(&step).is_some();
+        if step.starts_with('.') && !is_kept_off {
             warnings.push(format!("{name}: left out: dot files are never served"));
             continue;
         }
@@ -495,7 +497,7 @@ fn iso_doubt(path: &Path, len: u64) -> Option<String> {
 }
 
 /// Adds the files of the version before that stay: settings and answer files, and with `all` every other one that has
-/// no successor. Their names.
+/// no successor, loaders that are off among them. Their names.
 fn carry(
     root: &Path,
     name: &str,
@@ -512,8 +514,11 @@ fn carry(
         .extend(left_out.into_iter().filter(|warning| all && warning.contains("it is a link that leaves")));
     let mut carried = Vec::new();
     for (name, source) in before.files {
-        let is_setting = names::is_hidden(&name) || name == "cmdline";
-        let has_successor = sources.folded.contains_key(&names::folded(&name));
+        let off = gss::set_aside(&name);
+        let is_setting = off.is_none() && (names::is_hidden(&name) || name == "cmdline");
+        let both = [Some(&name), off.as_ref()].into_iter().flatten();
+        let has_successor =
+            both.map(|name| names::folded(name)).any(|name| sources.folded.contains_key(&name));
         if !has_successor && (all || is_setting) {
             sources.files.insert(name.clone(), Source { kept: true, ..source });
             carried.push(name);
@@ -794,6 +799,25 @@ mod tests {
         assert!(folder.join("boot.wim").exists() && folder.join("BCD").exists());
         let only_new = Wish { only_new: true, ..update };
         assert!(take(&site, &only_new).unwrap_err().to_string().contains("pe already"));
+    }
+
+    #[test]
+    fn a_loader_that_is_off_stays_with_an_update_unless_it_comes_anew() {
+        let site = Site::new();
+        let script = site.write("incoming/boot.ipxe", b"#!ipxe\n");
+        take(&site, &wish("lab", std::slice::from_ref(&script))).unwrap();
+        site.write("images/lab/X64/.ipxe64.efi.off", b"the vendor's");
+        let off = site.path().join("images/lab/X64/.ipxe64.efi.off");
+        let update = Wish { update: true, ..wish("lab", std::slice::from_ref(&script)) };
+        let taken = take(&site, &update).unwrap();
+        assert_eq!(taken.carried, ["X64/.ipxe64.efi.off"]);
+        assert_eq!(fs::read(&off).unwrap(), b"the vendor's");
+        site.write("incoming/tree/X64/ipxe64.efi", b"a newer one");
+        let update = Wish { update: true, ..wish("lab", &[site.path().join("incoming/tree")]) };
+        assert_eq!(take(&site, &update).unwrap().carried, ["boot.ipxe"]);
+        site.write("images/lab/X64/.ipxe64.efi.off", b"the vendor's");
+        take(&site, &wish("lab", &[script])).unwrap();
+        assert!(!off.exists(), "just the files named");
     }
 
     #[test]
