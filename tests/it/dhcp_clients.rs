@@ -210,7 +210,9 @@ fn modes_on_the_link(place: &Namespace, folder: &Path, to: &str, rate: u32, seco
 /// with renewals and releases, and a hall switched on at once. `replies` is how many the server has sent so far.
 fn modes(place: &Namespace, to: &str, rate: u32, seconds: u32, replies: impl Fn() -> u64) {
     let count = rate * seconds;
-    let all = perfdhcp(place, &format!("-r {rate} -R {count} -n {count} -u"), to);
+    // More machines than exchanges: it asks once more than it says when an answer is late, and begins again with its first machine,
+    // whose address is then no new one.
+    let all = perfdhcp(place, &format!("-r {rate} -R {} -n {count} -u", 2 * count), to);
     good(all[OFFERS], "offers");
     good(all[LEASES], "leases");
     // At the end of this one perfdhcp waits for nothing: what it has not heard by then was answered all the same.

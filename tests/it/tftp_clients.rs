@@ -59,7 +59,8 @@ impl Client {
         match self {
             Self::Curl => {
                 let mut command = place.command(tool("curl", "curl"));
-                command.args(["-sS", "-f", "-o"]).arg(to);
+                // What it has lost it would wait for for an hour.
+                command.args(["-sS", "-f", "--max-time", "180", "-o"]).arg(to);
                 if len == 0 {
                     // It takes a `tsize` of 0 for an error of the server's.
                     command.arg("--tftp-no-options");
@@ -137,6 +138,10 @@ impl Place {
         // A frame on the wire is one packet: loss must not take a whole window.
         net.server.ip("link set plug0 gso_max_segs 1");
         client.ip("addr add 10.77.0.66/24 dev eth0");
+        // Blocks that lost a fragment lie in wait for it; enough of them, and for half a minute no other block is put together.
+        for end in [&net.server, &client] {
+            run(end.command("sysctl").args(["-qw", "net.ipv4.ipfrag_time=2"]));
+        }
         let mut command = middle.command(binary());
         command.args(["bench", "wire", "a0", "b0", "--rtt", "1ms", "--loss", loss, "--seed", "7"]);
         let mut wire = Process::spawn("wire", &mut command, &folder.join("wire.log"));
