@@ -7,22 +7,25 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use crate::files::names;
-use crate::sys::open_plain_to_write;
+use crate::sys::{acting, open_plain_to_write};
 
 /// For everybody to read.
 const OPEN: u32 = 0o644;
 /// For the owner of the images folder, and its group, to read.
 const PRIVATE: u32 = 0o640;
 
-/// Rights of a file by its name below its image's folder.
-fn mode_of(name: &str) -> u32 {
-    if names::is_private(name) { PRIVATE } else { OPEN }
+/// Rights of a file by its name below its image's folder. Of what is private nobody knows here whether a server of another user
+/// has to read it, so the umask decides, unless root acts for who owns the folder.
+fn mode_of(name: &str) -> Option<u32> {
+    match names::is_private(name) {
+        true => acting::is_acting().then_some(PRIVATE),
+        false => Some(OPEN),
+    }
 }
 
 /// The same of a folder: whoever may read a file of it may go through it.
-fn folder_mode_of(name: &str) -> u32 {
-    let mode = mode_of(name);
-    mode | (mode >> 2 & 0o111)
+fn folder_mode_of(name: &str) -> Option<u32> {
+    mode_of(name).map(|mode| mode | (mode >> 2 & 0o111))
 }
 
 /// A folder that is there, or is made; its last step is no link. `name` says whose rights it has: what it is called below its
@@ -32,8 +35,8 @@ fn folder_mode_of(name: &str) -> u32 {
 /// What making says; `NotADirectory` when something else has its name.
 pub fn folder(path: &Path, name: &str) -> io::Result<()> {
     let mode = folder_mode_of(name);
-    match DirBuilder::new().mode(mode).create(path) {
-        Ok(()) => fs::set_permissions(path, Permissions::from_mode(mode)),
+    match DirBuilder::new().mode(mode.unwrap_or(0o777)).create(path) {
+        Ok(()) => mode.map_or(Ok(()), |mode| fs::set_permissions(path, Permissions::from_mode(mode))),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             match fs::symlink_metadata(path)?.is_dir() {
                 true => Ok(()),
@@ -64,8 +67,8 @@ pub fn folders(top: &Path, name: &str) -> io::Result<()> {
 /// What making says; `AlreadyExists` where there is anything, be it a link that leads nowhere.
 pub fn file(path: &Path, name: &str) -> io::Result<File> {
     let mode = mode_of(name);
-    let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
-    file.set_permissions(Permissions::from_mode(mode))?;
+    let file = OpenOptions::new().write(true).create_new(true).mode(mode.unwrap_or(0o666)).open(path)?;
+    mode.map_or(Ok(()), |mode| file.set_permissions(Permissions::from_mode(mode)))?;
     Ok(file)
 }
 
@@ -105,12 +108,31 @@ mod tests {
     fn what_is_made_has_its_rights_and_is_not_made_where_a_link_leads() {
         let test = TestFolder::new("make");
         let mode = |name: &str| fs::metadata(test.path().join(name)).unwrap().permissions().mode() & 0o7777;
-        folders(test.path(), "x64/sources").unwrap();
-        folders(test.path(), "private/keys").unwrap();
-        file(&test.path().join("x64/boot.wim"), "x64/boot.wim").unwrap();
-        file(&test.path().join("private/ks.cfg"), "private/ks.cfg").unwrap();
-        assert_eq!((mode("x64"), mode("x64/sources"), mode("x64/boot.wim")), (0o755, 0o755, 0o644));
-        assert_eq!((mode("private"), mode("private/keys"), mode("private/ks.cfg")), (0o750, 0o750, 0o640));
+        let make = |top: &str| {
+            let top = test.path().join(top);
+            folders(&top, "x64/sources").unwrap();
+            folders(&top, "private/keys").unwrap();
+            for name in ["x64/boot.wim", "private/ks.cfg"] {
+                file(&top.join(name), name).unwrap();
+            }
+        };
+        let modes = |top: &str| {
+            let names = ["x64", "x64/sources", "x64/boot.wim", "private", "private/keys", "private/ks.cfg"];
+            names.map(|name| mode(&format!("{top}/{name}")))
+        };
+        for top in ["own", "others"] {
+            fs::create_dir(test.path().join(top)).unwrap();
+        }
+        make("own");
+        assert_eq!(modes("own")[..3], [0o755, 0o755, 0o644]);
+        std::os::unix::fs::chown(test.path().join("others"), Some(65_534), Some(65_534)).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _acting = acting::Acting::for_owner_of(&test.path().join("others")).unwrap();
+                make("others");
+            });
+        });
+        assert_eq!(modes("others"), [0o755, 0o755, 0o644, 0o750, 0o750, 0o640]);
         let victim = test.write("victim", b"whole");
         for name in ["link", "away"] {
             symlink(

@@ -78,6 +78,11 @@ impl Drop for Acting {
     }
 }
 
+/// True while this thread acts for somebody.
+pub fn is_acting() -> bool {
+    FOR.get().is_some()
+}
+
 /// Does something with the rights of who started this process, whomever this thread acts for: what somebody named on the
 /// command line is opened by them.
 pub fn as_myself<T>(work: impl FnOnce() -> T) -> T {
