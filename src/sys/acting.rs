@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{Gid, Uid};
 
-use super::{SysError, open_plain};
+use super::{SysError, check, open_plain};
 
 /// Folders below the one that is handed over are followed this deep.
 const DEPTH_MAX: u32 = 32;
@@ -34,7 +34,8 @@ thread_local! {
 /// open already stay this process's.
 #[derive(Debug)]
 pub struct Acting {
-    began: bool,
+    /// The groups this thread had, once it has begun.
+    had: Option<Vec<Gid>>,
 }
 
 impl Acting {
@@ -46,34 +47,38 @@ impl Acting {
     pub fn for_owner_of(folder: &Path) -> Result<Self, SysError> {
         let failed = |error| SysError::new(format!("act for the owner of {}", folder.display()), error);
         if !nix::unistd::geteuid().is_root() || FOR.get().is_some() {
-            return Ok(Self { began: false });
+            return Ok(Self { had: None });
         }
         let Some((owner, may_get_it)) = owner_of(folder).map_err(failed)? else {
-            return Ok(Self { began: false });
+            return Ok(Self { had: None });
         };
         // Of what cannot be handed over (a disk that is not written to), the work itself says what it needs.
         if may_get_it && let Ok(real) = std::fs::canonicalize(folder) {
             let _ = hand_over(&real, owner);
         }
         // The owner is not to read what root's groups may.
-        nix::unistd::setgroups(&[]).map_err(|errno| failed(errno.into()))?;
+        let had = nix::unistd::getgroups().map_err(|errno| failed(errno.into()))?;
+        set_groups(&[]).map_err(failed)?;
         take_rights(owner);
         // The call does not say whether it did anything; asked for nobody, it says who it is.
         let now = nix::unistd::setfsuid(Uid::from_raw(u32::MAX));
         if now != owner.uid {
             take_rights(myself());
+            let _ = set_groups(&had);
             return Err(failed(io::ErrorKind::PermissionDenied.into()));
         }
         FOR.set(Some(owner));
-        Ok(Self { began: true })
+        Ok(Self { had: Some(had) })
     }
 }
 
 impl Drop for Acting {
     fn drop(&mut self) {
-        if self.began {
+        if let Some(had) = &self.had {
             FOR.set(None);
             take_rights(myself());
+            // They were this thread's before.
+            let _ = set_groups(had);
         }
     }
 }
@@ -97,6 +102,14 @@ pub fn as_myself<T>(work: impl FnOnce() -> T) -> T {
     let _again = Again(owner);
     take_rights(myself());
     work()
+}
+
+/// Of this thread alone, as the rights to files are. The C library's call is for all threads, and ends the process where one of
+/// them may not, as those do that have given up their privileges.
+fn set_groups(groups: &[Gid]) -> io::Result<()> {
+    let raw: Vec<libc::gid_t> = groups.iter().map(|gid| gid.as_raw()).collect();
+    // SAFETY: the kernel reads as many group numbers as `raw` has, which lives across the call.
+    check(unsafe { libc::syscall(libc::SYS_setgroups, raw.len(), raw.as_ptr()) } as libc::c_int).map(drop)
 }
 
 fn myself() -> Owner {

@@ -4,14 +4,17 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use labkit::{Namespace, Process, run, tool};
 
-use crate::server::{SOON, Site, binary, tell};
+use crate::server::{BRIDGE, FULL, Net, SOON, Site, binary, tell};
 
 const LEN: usize = 64 << 20;
 const IMAGE: &str = "/images/data/file.bin";
+/// Held by who opens most of the descriptors that this process may have.
+static MANY: Mutex<()> = Mutex::new(());
 
 /// A server on loopback, on ports of its own.
 struct Alone {
@@ -159,6 +162,7 @@ fn clients_killed_by_the_hundred_leave_nothing_behind() {
 #[test]
 fn thousands_of_idle_connections_cost_little_and_are_closed_in_the_end() {
     let count = if std::env::var_os("LAB_ALL").is_some() { 10_000 } else { 4_000 };
+    let _many = MANY.lock().unwrap_or_else(PoisonError::into_inner);
     let server = Alone::start();
     assert_eq!(server.get(server.http, "/healthz"), b"ok\n");
     let (before, memory) = (server.settled(), server.own_memory());
@@ -180,6 +184,130 @@ fn thousands_of_idle_connections_cost_little_and_are_closed_in_the_end() {
     server.tell("all of them closed", before);
     drop(idle);
     server.stop();
+}
+
+#[test]
+fn machines_are_served_beside_idle_and_hostile_connections() {
+    let (idle_count, of_each) =
+        if std::env::var_os("LAB_ALL").is_some() { (10_000, 200) } else { (2_000, 60) };
+    let _many = MANY.lock().unwrap_or_else(PoisonError::into_inner);
+    let server = Alone::start();
+    drop(slow_readers(server.http, of_each));
+    let open = |server: &Alone| server.metric("bootstorm_http_connections_open");
+    server.wait_until("their connections are gone", |server| open(server) == 0);
+    let before = server.settled();
+    // A byte a second, half a head, a head without end, many requests and no reader, another protocol.
+    let mut slow = slow_readers(server.http, of_each);
+    let said = [
+        b"GET /heal".to_vec(),
+        [b"GET / HTTP/1.1\r\nHost: x\r\nX: ".as_slice(), &[b'a'; 15_000]].concat(),
+        format!("GET {IMAGE} HTTP/1.1\r\nHost: x\r\n\r\n").repeat(30).into_bytes(),
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(),
+    ];
+    let mut others = Vec::new();
+    for bytes in said.iter().cycle().take(4 * of_each) {
+        let mut stream = TcpStream::connect(server.http).expect("room for one more");
+        stream.write_all(bytes).expect("it is heard");
+        others.push(stream);
+    }
+    let idle: Vec<TcpStream> =
+        (0..idle_count).map(|_| TcpStream::connect(server.http).expect("room for one more")).collect();
+    // On a busy machine the first are closed again before the last are there.
+    server.wait_until("most are there", |server| open(server) >= idle_count / 2);
+    let start = Instant::now();
+    let (mut files, mut worst) = (0, Duration::ZERO);
+    while start.elapsed() < Duration::from_secs(4) {
+        let asked = Instant::now();
+        assert!(server.get(server.http, "/ipxe?mac=52:54:00:00:00:01&platform=efi").starts_with(b"#!ipxe"));
+        worst = worst.max(asked.elapsed());
+        assert_eq!(server.get(server.http, IMAGE).len(), LEN);
+        files += 1;
+        for stream in &mut slow {
+            stream.read_exact(&mut [0]).expect("the next byte");
+        }
+    }
+    tell(format!(
+        "beside {idle_count} idle and {} hostile connections: {files} files, the slowest script after {worst:?}",
+        5 * of_each
+    ));
+    assert!(files > 1 && worst < Duration::from_secs(2), "{files} files, {worst:?}");
+    drop((slow, others, idle));
+    server.wait_until("their connections are gone", |server| open(server) == 0);
+    server
+        .wait_until("descriptors and mappings are as they were", |server| server.holds_no_more_than(before));
+    server.tell("beside idle and hostile connections", before);
+    server.stop();
+}
+
+#[test]
+fn a_clock_that_jumps_stops_nobody() {
+    let net = Net::flat();
+    let client = Namespace::new();
+    net.server.wire("plug0", &client, "eth0");
+    net.server.ip(&format!("link set plug0 master {BRIDGE}"));
+    client.ip("addr add 10.77.0.66/24 dev eth0");
+    let site = Site::new(net.interface, "auto", FULL);
+    site.add_linux();
+    let clock = site.dir.join("clock");
+    let jump = |to: &str| {
+        fs::write(site.dir.join("clock.new"), to).expect("the clock's file");
+        fs::rename(site.dir.join("clock.new"), &clock).expect("the clock's file");
+    };
+    jump("+0");
+    tool("faketime", "faketime");
+    let library = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
+    assert!(fs::exists(library).expect("a look"), "{library} is missing");
+    let mut command = net.server.command(binary());
+    command.arg("serve").arg("--config").arg(site.config());
+    // It reads the clock's file at every look at the clock. What runs by itself, without a date, is left alone.
+    command.env("LD_PRELOAD", library).env("FAKETIME_TIMESTAMP_FILE", &clock).env("FAKETIME_NO_CACHE", "1");
+    command.env("DONT_FAKE_MONOTONIC", "1").env("BOOTSTORM_SERVER_SANDBOX", "off");
+    let mut server = Process::spawn("bootstorm", &mut command, &site.dir.join("server.log"));
+    server.wait_for("bootstorm ready", SOON);
+    let begin = Instant::now();
+    while !site.ask(&["image", "list", "--json"]).contains("\"tiny\"") {
+        assert!(begin.elapsed() < SOON, "the image is never served: {}", server.output());
+    }
+    let mac = "52:54:00:00:00:01";
+    site.ask(&["job", "add", "tiny", "--mac", mac, "--always"]);
+    let curl =
+        |place: &Namespace, words: &[&str]| run(place.command(tool("curl", "curl")).arg("-sS").args(words));
+    let status = |url: &str| curl(&client, &["-o", "/dev/null", "-w", "%{http_code}", url]);
+    let kernel = || {
+        let script = format!("http://10.77.0.1:4433/ipxe?mac={mac}&platform=efi&buildarch=x86_64");
+        let script = curl(&client, &["-A", "iPXE/1.21.1", &script]);
+        let url = script.split_whitespace().find(|word| word.contains("/s/") && word.ends_with("vmlinuz"));
+        url.unwrap_or_else(|| panic!("no kernel in\n{script}")).to_owned()
+    };
+    let mut leases = Vec::new();
+    let mut before: Option<String> = None;
+    for (number, to) in ["+0", "+400d", "-400d", "+2h", "-2h", "+0"].into_iter().enumerate() {
+        jump(to);
+        let url = kernel();
+        assert_eq!(status(&url), "200", "{to}: {}", server.output());
+        if let Some(before) = before.replace(url).filter(|_| to == "+400d") {
+            assert_eq!(status(&before), "403", "a token of a year ago");
+        }
+        let name = format!("other{number}");
+        let other = Namespace::new();
+        net.server.wire(&name, &other, "eth0");
+        net.server.ip(&format!("link set {name} master {BRIDGE}"));
+        let mut udhcpc = other.command(tool("udhcpc", "udhcpc"));
+        udhcpc.args(["-i", "eth0", "-f", "-n", "-q", "-t", "8", "-T", "1", "-s", "/bin/true"]);
+        let output = udhcpc.output().expect("udhcpc runs");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        let lease = text.split("lease of ").nth(1).and_then(|rest| rest.split(' ').next());
+        leases.push(lease.unwrap_or_else(|| panic!("{to}: {text}\n{}", server.output())).to_owned());
+        curl(&net.server, &["-f", "http://127.0.0.1:8081/readyz"]);
+        assert!(site.ask(&["explain", mac]).contains(mac), "{to}");
+    }
+    let all = leases.len();
+    leases.sort();
+    leases.dedup();
+    assert_eq!(leases.len(), all, "an address twice: {leases:?}");
+    server.signal("TERM");
+    assert!(server.wait(SOON).success(), "{}", server.output());
+    assert!(!server.output().contains("panicked"), "{}", server.output());
 }
 
 /// Connections with a small buffer that have asked for the image and had one byte of its answer.
