@@ -33,6 +33,9 @@ const ROW_TIME: Duration = Duration::from_millis(700);
 /// Largest WIM a demonstration makes.
 const SIZE_MAX: u64 = 64 << 30;
 const LOADER_LEN: usize = 200_000;
+/// How often the folder of a demonstration that is ended is tried to be removed, and the pauses in between.
+const REMOVALS: u32 = 100;
+const REMOVAL_PAUSE: Duration = Duration::from_millis(10);
 
 /// The demonstration's folder, removed at the end whatever happens.
 struct Folder(PathBuf);
@@ -41,7 +44,7 @@ impl Folder {
     /// A new one, under a name that nobody can have taken before, and for this user alone.
     fn new() -> io::Result<Self> {
         let mut number = [0; 8];
-        getrandom::fill(&mut number)?;
+        getrandom::fill(&mut number).map_err(io::Error::other)?;
         let name = format!("bootstorm-demo-{:016x}", u64::from_le_bytes(number));
         let path = std::env::temp_dir().join(name);
         // Fails where there is anything, a link that leads nowhere as well.
@@ -81,13 +84,19 @@ impl Ending {
             }
             let _held = making.lock().unwrap_or_else(PoisonError::into_inner);
             // A file may still come while the others go.
-            for _ in 0..100 {
-                match fs::remove_dir_all(&folder) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => {}
-                    _ => break,
+            let gone = (0..REMOVALS).any(|_| match fs::remove_dir_all(&folder) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    std::thread::sleep(REMOVAL_PAUSE);
+                    false
+                }
+                _ => true,
+            });
+            match gone {
+                true => output::remark("ended before its time; nothing is left behind"),
+                false => {
+                    output::remark(&format!("ended before its time; {} is left behind", folder.display()))
                 }
             }
-            output::remark("ended before its time; nothing is left behind");
             std::process::exit(i32::from(Exit::Runtime as u8));
         };
         std::thread::Builder::new()

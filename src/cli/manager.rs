@@ -5,8 +5,12 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
+use std::time::Duration;
 
 use sd_notify::NotifyState;
+
+/// How long a message may wait for the manager to read.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The manager that started this process, if one did.
 pub(super) struct Manager(Option<UnixDatagram>);
@@ -21,8 +25,8 @@ impl Manager {
         };
         let connected = addr.and_then(|addr| {
             let socket = UnixDatagram::unbound()?;
-            // A manager that does not read must not hold up who feeds its watchdog.
-            socket.set_nonblocking(true)?;
+            // A manager that is busy is waited for, and one that never reads does not hold this process up.
+            socket.set_write_timeout(Some(PATIENCE))?;
             socket.connect_addr(&addr)?;
             Ok(socket)
         });

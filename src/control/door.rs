@@ -75,11 +75,14 @@ pub(super) async fn remote(listener: TcpListener, router: Router, admin: Arc<Adm
                 tokio::spawn(async move {
                     let _leaving = Leaving { places, place: Arc::clone(&place) };
                     let stream = Patient { stream, patience: WRITE_PATIENCE, stalled: None };
+                    // In this order: one that makes room must not begin to answer what is then left half done. Who is known
+                    // makes no room.
                     tokio::select! {
-                        () = talk(stream, router, Origin::Remote(peer), Some(Arc::clone(&place))) => {}
+                        biased;
                         () = place.makes_room.notified() => {
                             tracing::debug!(%peer, "an admin connection made room for another");
                         }
+                        () = talk(stream, router, Origin::Remote(peer), Some(Arc::clone(&place))) => {}
                     }
                 });
             }

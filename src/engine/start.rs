@@ -823,13 +823,21 @@ impl Waiting {
             let raw = opened.and_then(|opened| {
                 opened
                     .map_err(|error| {
+                        let then = match self.reach {
+                            Reach::Everything => "another server has the port, so nobody there is answered",
+                            Reach::Broadcasts | Reach::Addressed => "answers go out as UDP broadcasts",
+                        };
                         tracing::warn!(
                             interface = name,
-                            "{error}: answers go out as UDP broadcasts until this server is started again"
+                            "{error}: {then} until this server is started again"
                         );
                     })
                     .ok()
             });
+            if raw.is_none() && matches!(self.reach, Reach::Everything) {
+                self.served.push((name, link.index));
+                continue;
+            }
             if self.arrivals.try_send(Arrival { interface, raw }).is_err() {
                 self.names.push(name);
             } else {

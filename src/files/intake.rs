@@ -20,7 +20,7 @@ use crate::files::sniff;
 use crate::files::versions::{self, VersionError, Versions};
 use crate::files::visit::Visit;
 use crate::files::wim::{self, Finding, Integrity, Severity, WimReport};
-use crate::sys::acting::as_myself;
+use crate::sys::acting::{as_myself, may_link};
 use crate::sys::disk;
 use crate::sys::open_plain;
 
@@ -576,7 +576,7 @@ fn one_line(text: &str) -> String {
 impl Source {
     /// True for a file that the next version shares with the one before.
     fn is_linked(&self) -> bool {
-        self.kept && self.len >= LINK_LEN_MIN
+        self.kept && self.len >= LINK_LEN_MIN && may_link(&self.path)
     }
 
     /// What was named is opened by who named it; what is kept lies where others may write, and no link is followed there.
@@ -613,6 +613,13 @@ impl Source {
                 file: self.path.clone(),
                 reason: "it changed while it was copied".to_owned(),
             });
+        }
+        if self.kept && names::is_private(name) {
+            // Whoever could read it can.
+            let rights = from.metadata().map(|meta| meta.permissions());
+            rights
+                .and_then(|rights| fs::set_permissions(to, rights))
+                .map_err(Refused::io(to.display().to_string()))?;
         }
         Ok(Some(copied.0.to_hex().to_string()))
     }

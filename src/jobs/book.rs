@@ -265,21 +265,27 @@ impl Book {
 
     /// The stages that jobs, and machines with a rule's job, have come to since `mark`.
     pub fn moves(&self, mark: Mark) -> Vec<Stage> {
-        let (mut jobs, mut claims) = (BTreeSet::new(), BTreeSet::new());
+        let (mut jobs, mut claims) = (BTreeMap::new(), BTreeMap::new());
         let mut moves = Vec::new();
         for undo in &self.undo[mark.0..] {
-            // Of several changes of one record the first knows what was before.
-            let (before, now) = match undo {
-                Undo::Job(id, before) if jobs.insert(*id) => {
-                    (before.as_ref().map(|job| job.stage), self.jobs.get(id).map(|job| job.stage))
+            // What was before a change is where the change before it led.
+            let (stage, known) = match undo {
+                Undo::Job(id, before) => {
+                    let stage = before.as_ref().map(|job| job.stage);
+                    (stage, jobs.insert(*id, stage))
                 }
-                Undo::Claim(id, before) if claims.insert(*id) => {
-                    (before.as_ref().map(|claim| claim.stage), self.claims.get(id).map(|claim| claim.stage))
+                Undo::Claim(id, before) => {
+                    let stage = before.as_ref().map(|claim| claim.stage);
+                    (stage, claims.insert(*id, stage))
                 }
                 _ => continue,
             };
-            moves.extend(now.filter(|now| before != Some(*now)));
+            moves.extend(stage.filter(|_| known.is_some_and(|known| known != stage)));
         }
+        let jobs = jobs.iter().map(|(id, before)| (*before, self.jobs.get(id).map(|job| job.stage)));
+        let claims =
+            claims.iter().map(|(id, before)| (*before, self.claims.get(id).map(|claim| claim.stage)));
+        moves.extend(jobs.chain(claims).filter_map(|(before, now)| now.filter(|_| now != before)));
         moves
     }
 
@@ -491,8 +497,8 @@ impl Book {
         {
             return Err(Refusal::HasJob { id: *first, selector: spec.selector });
         }
-        if self.jobs.len() >= JOBS_MAX && !self.make_room(at.now) {
-            return Err(Refusal::TooMany);
+        if self.jobs.len() >= JOBS_MAX {
+            self.make_room(at.now)?;
         }
         let id = JobId(self.number(|numbers| &mut numbers.job));
         if spec.replace {
@@ -657,25 +663,31 @@ impl Book {
         self.undo.push(Undo::Said { audit, subject, body: body.to_string() });
     }
 
-    /// Forgets the oldest ended jobs, a thousandth of the book at a time; false if every job is live, or none can be
-    /// forgotten because there is no room to remember which machines had them.
-    fn make_room(&mut self, now: SystemTime) -> bool {
-        let ended = self.jobs.values().filter(|job| !job.is_live()).take(JOBS_MAX / 1000);
-        let oldest: Vec<Arc<Job>> = ended.cloned().collect();
+    /// Forgets the oldest ended jobs, a thousandth of the book at a time.
+    fn make_room(&mut self, now: SystemTime) -> Result<(), Refusal> {
+        let ended: Vec<JobId> = self.jobs.values().filter(|job| !job.is_live()).map(|job| job.id).collect();
+        if ended.is_empty() {
+            return Err(Refusal::TooMany);
+        }
         let mut forgotten = 0;
-        for job in oldest {
+        for id in ended {
+            let Some(job) = self.jobs.get(&id).cloned() else { continue };
             match Ident::of_selector(&job.selector) {
+                // There is no room to remember which machine had it.
                 Some(ident) if job.is_done() && !self.remember_job(&ident, now) => continue,
                 Some(_) => {}
                 None => {
-                    let claims: Vec<ClaimId> = self.claims(job.id).map(|claim| claim.id).collect();
+                    let claims: Vec<ClaimId> = self.claims(id).map(|claim| claim.id).collect();
                     claims.into_iter().for_each(|claim| self.change_claim(claim, None));
                 }
             }
-            self.change_job(job.id, None);
+            self.change_job(id, None);
             forgotten += 1;
+            if forgotten >= JOBS_MAX / 1000 {
+                break;
+            }
         }
-        forgotten > 0
+        if forgotten == 0 { Err(Refusal::TooManyMachines) } else { Ok(()) }
     }
 
     /// Forgets the oldest claims that deny nothing; false if there are none.

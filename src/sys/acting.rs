@@ -6,6 +6,7 @@
 //! handed over first.
 
 use std::cell::Cell;
+use std::ffi::CString;
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -56,9 +57,9 @@ impl Acting {
         if may_get_it && let Ok(real) = std::fs::canonicalize(folder) {
             let _ = hand_over(&real, owner);
         }
-        // The owner is not to read what root's groups may.
+        // What root's groups may is not the owner's, and what the owner's may is.
         let had = nix::unistd::getgroups().map_err(|errno| failed(errno.into()))?;
-        set_groups(&[]).map_err(failed)?;
+        set_groups(&groups_of(owner)).map_err(failed)?;
         take_rights(owner);
         // The call does not say whether it did anything; asked for nobody, it says who it is.
         let now = nix::unistd::setfsuid(Uid::from_raw(u32::MAX));
@@ -88,6 +89,13 @@ pub fn is_acting() -> bool {
     FOR.get().is_some()
 }
 
+/// Whether this thread may give a file a second name: who acts for somebody may link that one's own files only
+/// (`fs.protected_hardlinks`), and those that everybody may write to.
+pub fn may_link(file: &Path) -> bool {
+    let Some(owner) = FOR.get() else { return true };
+    std::fs::symlink_metadata(file).is_ok_and(|meta| meta.uid() == owner.uid.as_raw())
+}
+
 /// Does something with the rights of who started this process, whomever this thread acts for: what somebody named on the
 /// command line is opened by them.
 pub fn as_myself<T>(work: impl FnOnce() -> T) -> T {
@@ -102,6 +110,13 @@ pub fn as_myself<T>(work: impl FnOnce() -> T) -> T {
     let _again = Again(owner);
     take_rights(myself());
     work()
+}
+
+/// The groups a user is in; none of one who has no name.
+fn groups_of(owner: Owner) -> Vec<Gid> {
+    let user = nix::unistd::User::from_uid(owner.uid).ok().flatten();
+    let named = user.and_then(|user| CString::new(user.name).ok());
+    named.and_then(|name| nix::unistd::getgrouplist(&name, owner.gid).ok()).unwrap_or_default()
 }
 
 /// Of this thread alone, as the rights to files are. The C library's call is for all threads, and ends the process where one of

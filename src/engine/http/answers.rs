@@ -295,7 +295,10 @@ impl HttpSide {
         if image.is_some_and(|image| !image.answers.is_empty()) || composed.what == Offer::Menu && any() {
             turn.shared.presented.record(composed.boot, &who);
         }
-        match self.place_in_line(request, &composed, &who, peer, local, turn) {
+        let elsewhere = who.mac.and_then(|mac| turn.shared.sightings.of(mac)).filter(|place| *place != peer);
+        // Who asks from elsewhere has a place of their own, not the machine's.
+        let waits_as = who.mac.filter(|_| elsewhere.is_none()).map_or(Who::Address(peer), Who::Mac);
+        match self.place_in_line(request, &composed, &who, waits_as, (peer, local), turn) {
             Place::Now => {}
             Place::Wait { place, about, again } => {
                 turn.tally.add(Count::ScriptsQueued, 1);
@@ -331,8 +334,7 @@ impl HttpSide {
         evidence.asset.clone_from(&who.asset);
         evidence.boot = Some(composed.boot);
         evidence.address = Some(peer);
-        evidence.elsewhere =
-            who.mac.and_then(|mac| turn.shared.sightings.of(mac)).filter(|place| *place != peer);
+        evidence.elsewhere = elsewhere;
         let excluded = who.mac.is_some_and(|mac| policy.excludes(mac));
         evidence.why = Some(why_of(&decision, excluded, composed.why));
         // What such a script starts fetches the rest as it likes: the script itself is what must not leave too soon.
@@ -364,8 +366,8 @@ impl HttpSide {
         request: &Request<'_>,
         composed: &Composed,
         who: &Identity,
-        from: Ipv4Addr,
-        link: Ipv4Addr,
+        waits_as: Who,
+        (from, link): (Ipv4Addr, Ipv4Addr),
         turn: &Turn<'_>,
     ) -> Place {
         let Some(image) = &composed.image else { return Place::Now };
@@ -378,9 +380,8 @@ impl HttpSide {
             return Place::Now;
         }
         let share = Share { image: image.as_str().into(), from, link };
-        let who = who.mac.map_or(Who::Address(from), Who::Mac);
         let admission = turn.shared.admission();
-        admission.map_or(Place::Now, |mut admission| admission.ask(turn.now, who, composed.boot, share))
+        admission.map_or(Place::Now, |mut admission| admission.ask(turn.now, waits_as, composed.boot, share))
     }
 
     /// Answers a script's request once the keeper has.
