@@ -31,9 +31,12 @@ impl HttpSide {
     pub(super) fn drive(&mut self, key: Key, turn: &mut Turn<'_>) -> u64 {
         let (mut answers, mut sent) = (0, 0);
         let quantum = sender::quantum(self.busy);
-        self.listen(key, turn);
         loop {
             let Some(connection) = self.connections.get_mut(key) else { return sent };
+            if connection.told {
+                self.listen(key, turn);
+                continue;
+            }
             if connection.doomed || connection.owed {
                 return sent;
             }
@@ -324,9 +327,7 @@ impl HttpSide {
     /// Hears what the kernel has told of a connection by its error queue.
     fn listen(&mut self, key: Key, turn: &Turn<'_>) {
         let Some(connection) = self.connections.get_mut(key) else { return };
-        if !std::mem::take(&mut connection.told) {
-            return;
-        }
+        connection.told = false;
         let copied = connection.out.listen(&connection.stream);
         if !matches!(connection.stream.take_error(), Ok(None)) {
             connection.broken = true;
