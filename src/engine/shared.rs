@@ -155,10 +155,18 @@ impl Shared {
             Seen::LastPieceSent { .. } | Seen::FileDone { last: true, .. } => true,
             _ => return,
         };
-        let Some(who) = evidence.mac.map(Who::Mac).or(evidence.address.map(Who::Address)) else { return };
         let Some(mut admission) = self.admission() else { return };
         let now = Instant::now();
-        if ended { admission.ended(now, who, boot) } else { admission.goes_on(now, who, boot) }
+        // As whom it asked for its script is not in what it fetches; the boot tells which of them it is.
+        let (mac, address) = (evidence.mac, evidence.address);
+        let asked_as = [
+            mac.map(Who::Mac),
+            mac.zip(address).map(|(mac, from)| Who::Elsewhere(mac, from)),
+            address.map(Who::Address),
+        ];
+        for who in asked_as.into_iter().flatten() {
+            if ended { admission.ended(now, who, boot) } else { admission.goes_on(now, who, boot) }
+        }
     }
 
     /// Records where HTTP listens, with the ports really bound.

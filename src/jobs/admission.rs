@@ -58,6 +58,9 @@ impl Limits {
 pub enum Who {
     /// Its hardware address.
     Mac(MacAddr),
+    /// Who asks in a machine's name, from an address where that machine is not: it may be the machine behind a proxy, or
+    /// somebody else, who must not have its place.
+    Elsewhere(MacAddr, Ipv4Addr),
     /// Its network address, where it names no other.
     Address(Ipv4Addr),
 }
@@ -382,6 +385,24 @@ mod tests {
         assert_eq!(place(admission.ask(now, who(2), BootId(2), wim())), 1, "that was an earlier boot's word");
         admission.ended(now, who(1), BootId(3));
         assert_eq!(admission.ask(now, who(2), BootId(2), wim()), Turn::Now);
+    }
+
+    #[test]
+    fn who_asks_in_a_machines_name_from_elsewhere_takes_no_place_of_it() {
+        let limits = Limits { per_image: 1, ..Limits::default() };
+        let (mut admission, now) = (Admission::new(limits, Vec::new()), Instant::now());
+        assert_eq!(admission.ask(now, who(1), BootId(1), wim()), Turn::Now);
+        assert_eq!(place(admission.ask(now, who(2), BootId(2), wim())), 1);
+        for (n, boot) in [(1, 11), (2, 12)] {
+            let Who::Mac(mac) = who(n) else { unreachable!() };
+            let other = Who::Elsewhere(mac, [10, 0, 7, 7].into());
+            assert_ne!(admission.ask(now, other, BootId(boot), share("winpe", [10, 0, 7, 7])), Turn::Now);
+        }
+        let later = now + FIRST_SILENCE - Duration::from_secs(1);
+        admission.goes_on(later, who(1), BootId(1));
+        assert_eq!(place(admission.ask(later, who(2), BootId(2), wim())), 1, "it keeps its place");
+        admission.ended(later, who(1), BootId(1));
+        assert_eq!(admission.ask(later, who(2), BootId(2), wim()), Turn::Now);
     }
 
     #[test]

@@ -297,7 +297,11 @@ impl HttpSide {
         }
         let elsewhere = who.mac.and_then(|mac| turn.shared.sightings.of(mac)).filter(|place| *place != peer);
         // Who asks from elsewhere has a place of their own, not the machine's.
-        let waits_as = who.mac.filter(|_| elsewhere.is_none()).map_or(Who::Address(peer), Who::Mac);
+        let waits_as = match (who.mac, elsewhere) {
+            (Some(mac), None) => Who::Mac(mac),
+            (Some(mac), Some(_)) => Who::Elsewhere(mac, peer),
+            (None, _) => Who::Address(peer),
+        };
         match self.place_in_line(request, &composed, &who, waits_as, (peer, local), turn) {
             Place::Now => {}
             Place::Wait { place, about, again } => {
