@@ -20,6 +20,7 @@ mod machine;
 mod manager;
 mod output;
 mod progress;
+mod pulse;
 mod recorder;
 mod reload;
 mod script;

@@ -75,10 +75,10 @@ counts! {
     HttpShed => "http_shed_total", "HTTP connections closed at once because the table is full.";
     #[gauge] HttpOpen => "http_connections_open", "HTTP connections open.";
     HttpRequests => "http_requests_total", "HTTP requests answered.";
-    HttpFine => "http_answers_total" {"class" = "2xx"}, "HTTP answers, by class of status.";
-    HttpElsewhere => "http_answers_total" {"class" = "3xx"}, "HTTP answers, by class of status.";
-    HttpTheirFault => "http_answers_total" {"class" = "4xx"}, "HTTP answers, by class of status.";
-    HttpOurFault => "http_answers_total" {"class" = "5xx"}, "HTTP answers, by class of status.";
+    Http2xx => "http_answers_total" {"class" = "2xx"}, "HTTP answers, by class of status.";
+    Http3xx => "http_answers_total" {"class" = "3xx"}, "HTTP answers, by class of status.";
+    Http4xx => "http_answers_total" {"class" = "4xx"}, "HTTP answers, by class of status.";
+    Http5xx => "http_answers_total" {"class" = "5xx"}, "HTTP answers, by class of status.";
     HttpScripts => "http_scripts_total", "iPXE scripts given.";
     HttpAborted => "http_aborted_total", "HTTP responses whose receiver went away.";
     HttpTimedOut => "http_timed_out_total", "HTTP connections closed because nothing moved for too long.";

@@ -47,7 +47,7 @@ pub(super) const SEALED_LEN: usize = 64 << 10;
 /// What one TLS connection may send in a turn: encrypting takes several times as long as sending.
 const SEALED_QUANTUM: u64 = 512 << 10;
 /// Notifications taken in one go: more than a socket's `optmem_max` has room for.
-const TOLD_MAX: usize = 1024;
+const NOTIFICATIONS_MAX: usize = 1024;
 /// Ranges shorter than this are not worth a notification.
 const ZERO_COPY_MIN: u64 = 64 << 10;
 
@@ -93,7 +93,7 @@ pub(super) struct Outgoing {
     /// The kernel would not pin pages for this connection; the other senders serve it.
     zero_copy_refused: bool,
     /// Sends by MSG_ZEROCOPY were begun: the socket's error queue tells of them.
-    is_told: bool,
+    uses_error_queue: bool,
 }
 
 /// How far one go at sending came.
@@ -466,8 +466,8 @@ impl Outgoing {
                 return Ok(ControlFlow::Break(Pumped::InRing));
             }
             if by_call && ready >= ZERO_COPY_MIN {
-                let allowed = if self.is_told { Ok(()) } else { tcp::allow_zero_copy(socket) };
-                self.is_told |= allowed.is_ok();
+                let allowed = if self.uses_error_queue { Ok(()) } else { tcp::allow_zero_copy(socket) };
+                self.uses_error_queue |= allowed.is_ok();
                 match allowed.and_then(|()| tcp::send_mapped(socket, &file.mapping, *at, ready as usize)) {
                     Ok(sent) => {
                         *at += sent as u64;
@@ -542,15 +542,15 @@ impl Outgoing {
     }
 
     /// Whether the socket's error queue is of this sender's making.
-    pub(super) fn is_told(&self) -> bool {
-        self.is_told
+    pub(super) fn uses_error_queue(&self) -> bool {
+        self.uses_error_queue
     }
 
     /// Takes what the kernel tells of its sends; true when it has copied what was not to be copied.
-    pub(super) fn listen(&self, socket: &impl AsRawFd) -> bool {
+    pub(super) fn read_error_queue(&self, socket: &impl AsRawFd) -> bool {
         let mut copied = false;
-        for _ in 0..TOLD_MAX {
-            let Ok(Some(one)) = tcp::let_go(socket) else { break };
+        for _ in 0..NOTIFICATIONS_MAX {
+            let Ok(Some(one)) = tcp::zero_copy_released(socket) else { break };
             copied |= one;
         }
         copied

@@ -227,7 +227,7 @@ pub fn allow_zero_copy(socket: &impl AsRawFd) -> io::Result<()> {
     set_int(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ZEROCOPY, 1)
 }
 
-/// Sends `len` bytes of `mapping` from `offset` without copying them, where the device can (`MSG_ZEROCOPY`): [`let_go`] tells.
+/// Sends `len` bytes of `mapping` from `offset` without copying them, where the device can (`MSG_ZEROCOPY`): [`zero_copy_released`] tells.
 /// EFAULT where the file has become shorter, ENOBUFS where no more may be pinned.
 pub fn send_mapped(socket: &impl AsRawFd, mapping: &Mapping, offset: u64, len: usize) -> io::Result<usize> {
     let range = mapping.iovec_range(offset, len).ok_or(io::ErrorKind::InvalidInput)?;
@@ -254,7 +254,7 @@ const SO_EE_CODE_ZEROCOPY_COPIED: u8 = 1;
 
 /// Takes the next notification about pages of [`send_mapped`] that the kernel is done with; true when it had copied them first.
 /// `None` when there is none.
-pub fn let_go(socket: &impl AsRawFd) -> io::Result<Option<bool>> {
+pub fn zero_copy_released(socket: &impl AsRawFd) -> io::Result<Option<bool>> {
     // One notification: a header and a sock_extended_err, behind which an address would stand.
     let mut control = [0_u64; 16];
     // SAFETY: all of its fields are integers and pointers, for which zero is a value.

@@ -96,7 +96,7 @@ struct Connection {
     /// The peer has reset it, or the network lost it.
     broken: bool,
     /// The kernel has told something of sends without a copy, or that the connection is broken.
-    told: bool,
+    error_queued: bool,
     writable: bool,
     /// On one of the lists of connections with something to do, or of those that wait for a disk.
     listed: bool,
@@ -305,9 +305,9 @@ impl HttpSide {
     /// Readiness of one connection.
     pub(super) fn event(&mut self, key: Key, event: &Event) {
         let Some(connection) = self.connections.get_mut(key) else { return };
-        let is_told = connection.out.is_told();
-        connection.told |= is_told && event.is_error();
-        connection.broken |= !is_told && event.is_error();
+        let may_be_notice = connection.out.uses_error_queue();
+        connection.error_queued |= may_be_notice && event.is_error();
+        connection.broken |= !may_be_notice && event.is_error();
         connection.closing |= event.is_read_closed() || connection.broken;
         connection.readable |= event.is_readable() || connection.closing;
         connection.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
@@ -433,7 +433,7 @@ impl HttpSide {
                 readable: true,
                 closing: false,
                 broken: false,
-                told: false,
+                error_queued: false,
                 writable: true,
                 listed: false,
                 share: 0,
@@ -532,7 +532,8 @@ impl HttpSide {
         let Some(connection) = self.connections.get_mut(key) else { return };
         let Some(delivery) = connection.delivery.take() else { return };
         let unsent = !connection.out.is_empty();
-        let waiting = tcp::unacknowledged(&connection.stream).unwrap_or(0);
+        // Who does not end has been asked already.
+        let waiting = if ending { tcp::unacknowledged(&connection.stream).unwrap_or(0) } else { 0 };
         if ending && (unsent || waiting > 0) {
             delivery.failed(
                 turn.shared,

@@ -33,8 +33,8 @@ impl HttpSide {
         let quantum = sender::quantum(self.busy);
         loop {
             let Some(connection) = self.connections.get_mut(key) else { return sent };
-            if connection.told {
-                self.listen(key, turn);
+            if connection.error_queued {
+                self.read_error_queue(key, turn);
                 continue;
             }
             if connection.doomed || connection.owed {
@@ -221,10 +221,10 @@ impl HttpSide {
     /// By the first digit of the status in the head buffer.
     fn count_answer(&self, turn: &Turn<'_>) {
         let count = match self.head.get(b"HTTP/1.1 ".len()) {
-            Some(b'2') => Count::HttpFine,
-            Some(b'3') => Count::HttpElsewhere,
-            Some(b'4') => Count::HttpTheirFault,
-            _ => Count::HttpOurFault,
+            Some(b'2') => Count::Http2xx,
+            Some(b'3') => Count::Http3xx,
+            Some(b'4') => Count::Http4xx,
+            _ => Count::Http5xx,
         };
         turn.tally.add(count, 1);
     }
@@ -325,10 +325,10 @@ impl HttpSide {
     }
 
     /// Hears what the kernel has told of a connection by its error queue.
-    fn listen(&mut self, key: Key, turn: &Turn<'_>) {
+    fn read_error_queue(&mut self, key: Key, turn: &Turn<'_>) {
         let Some(connection) = self.connections.get_mut(key) else { return };
-        connection.told = false;
-        let copied = connection.out.listen(&connection.stream);
+        connection.error_queued = false;
+        let copied = connection.out.read_error_queue(&connection.stream);
         if !matches!(connection.stream.take_error(), Ok(None)) {
             connection.broken = true;
             connection.closing = true;
