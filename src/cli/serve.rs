@@ -38,7 +38,7 @@ use crate::store::{SqliteStore, Store};
 use crate::sys::links::LinkWatch;
 use crate::sys::privileges::{self, Account};
 use crate::sys::sandbox::{self, Held};
-use crate::sys::{SysError, affinity, interfaces, memory};
+use crate::sys::{SysError, affinity, host, interfaces, memory};
 use crate::telemetry::{LogFormat, render_process, start_log};
 use crate::tls::{Certificates, OWN_FOLDER, Source as CertificateSource};
 
@@ -216,6 +216,7 @@ fn system(error: SysError) -> Failure {
 fn confine(common: &Common, plan: &Plan) -> Result<(), Failure> {
     affinity::raise_open_files();
     affinity::raise_pinned_memory();
+    host::memory();
     let account = match plan.server.user.as_str() {
         "" => None,
         name => Some(Account::find(name).map_err(system)?),

@@ -6,6 +6,10 @@
 //! ([`crate::sys::pages`]). What is not is read by one of a few threads, from a queue with a bound; the transfer looks again in
 //! a moment, and all others go on.
 //!
+//! A file that takes more than half of the memory there is, and that one machine at a time is sent, goes out of memory behind it
+//! ([`Readers::leave`]): it would push out what everybody else is being sent, for nobody. What was in memory before stays, and so does
+//! what several are sent.
+//!
 //! What this cannot see: a page that goes between the look and the send (memory is short), a file of another owner on a file
 //! system that does not know reads without waiting (it counts as present).
 
@@ -15,7 +19,7 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, select_biased};
 
-use crate::files::served::{CHUNK_LEN, Opened};
+use crate::files::served::{CHUNK_LEN, Opened, SPAN_LEN};
 use crate::sys::pages::Resident;
 
 /// Threads that read: as many disks, or requests to one, are waited for at once. The last of them reads windows only.
@@ -42,9 +46,29 @@ const MISSING: u32 = u32::MAX - 2;
 /// Its disk does not give it. Whoever looks next is told so, and the one after that has it read again.
 const UNREADABLE: u32 = u32::MAX - 3;
 
+/// A span of a huge file nobody has looked at since somebody began to be sent it.
+const UNSEEN: u8 = 0;
+/// Whether it is in memory will be known.
+const SURVEYED: u8 = 1;
+/// Not all of it was in memory: it leaves when it has been sent.
+const ABSENT: u8 = 2;
+/// It was in memory, or several are being sent it.
+const STAYS: u8 = 3;
+/// The next span but one behind where a transfer is, what is in between may not be acknowledged yet; and the next but one
+/// before it, which the kernel does not read ahead yet.
+const APART: u64 = 2;
+
 struct Missing {
     opened: Arc<Opened>,
     chunk: u64,
+}
+
+/// What is done with a span of a huge file when nobody waits.
+struct Errand {
+    opened: Arc<Opened>,
+    span: u64,
+    /// Or else see whether it is in memory.
+    leaves: bool,
 }
 
 /// Whose turn it is when more is missing than can be read.
@@ -78,9 +102,12 @@ enum Look {
 pub(super) struct Readers {
     windows: Sender<Missing>,
     pieces: Sender<Missing>,
+    errands: Sender<Errand>,
     /// When a chunk was missing last, as chunks are stamped.
     missed: AtomicU32,
     start: Instant,
+    /// Files longer than this are huge.
+    huge: u64,
 }
 
 /// What the threads read from.
@@ -88,17 +115,22 @@ pub(super) struct Readers {
 struct Queues {
     windows: Receiver<Missing>,
     pieces: Receiver<Missing>,
+    errands: Receiver<Errand>,
 }
 
 impl Queues {
-    /// The next chunk, for windows or for whoever waits; `None` when nobody is left who could ask for one.
+    /// The next chunk, for windows or for whoever waits; `None` when nobody is left who could ask for one. Errands are run
+    /// meanwhile.
     fn next(&self, windows_only: bool) -> Option<Missing> {
         if windows_only {
             return self.windows.recv().ok();
         }
-        select_biased! {
-            recv(self.windows) -> missing => missing.ok(),
-            recv(self.pieces) -> missing => missing.ok(),
+        loop {
+            select_biased! {
+                recv(self.windows) -> missing => return missing.ok(),
+                recv(self.pieces) -> missing => return missing.ok(),
+                recv(self.errands) -> errand => errand.ok()?.run(),
+            }
         }
     }
 
@@ -107,10 +139,31 @@ impl Queues {
     }
 }
 
+impl Errand {
+    fn run(self) {
+        let Self { opened, span, leaves } = self;
+        let Some(note) = opened.span(span) else { return };
+        if !leaves {
+            let is = if opened.is_whole(span) == Resident::Missing { ABSENT } else { STAYS };
+            let _ = note.compare_exchange(SURVEYED, is, Ordering::Relaxed, Ordering::Relaxed);
+            return;
+        }
+        opened.let_go(span);
+        let chunks = SPAN_LEN / CHUNK_LEN;
+        for seen in (span * chunks..(span + 1) * chunks).filter_map(|chunk| opened.chunk(chunk)) {
+            // It is looked at again before it is sent again. What waits to be read does so anyway.
+            let _ = seen.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |stamp| {
+                (stamp < UNREADABLE).then_some(0)
+            });
+        }
+    }
+}
+
 impl Readers {
-    /// Starts the threads. With fewer than wanted, or none, the rest or the cores do the waiting.
-    pub(super) fn start() -> Arc<Self> {
-        let (readers, queues) = Self::new(QUEUE);
+    /// Starts the threads. With fewer than wanted, or none, the rest or the cores do the waiting. Files of more than `huge`
+    /// bytes do not stay in memory for one machine.
+    pub(super) fn start(huge: u64) -> Arc<Self> {
+        let (readers, queues) = Self::new(QUEUE, huge);
         let mut started = 0;
         for number in 0..THREADS {
             let (queues, start) = (queues.clone(), readers.start);
@@ -129,17 +182,19 @@ impl Readers {
         Arc::new(readers)
     }
 
-    fn new(queue: usize) -> (Self, Queues) {
+    fn new(queue: usize, huge: u64) -> (Self, Queues) {
         let (windows, missing_windows) = crossbeam_channel::bounded(queue);
         let (pieces, missing_pieces) = crossbeam_channel::bounded(queue);
-        let readers = Self { windows, pieces, missed: AtomicU32::new(0), start: Instant::now() };
-        (readers, Queues { windows: missing_windows, pieces: missing_pieces })
+        let (errands, to_run) = crossbeam_channel::bounded(queue);
+        let (missed, start) = (AtomicU32::new(0), Instant::now());
+        let readers = Self { windows, pieces, errands, missed, start, huge };
+        (readers, Queues { windows: missing_windows, pieces: missing_pieces, errands: to_run })
     }
 
     /// None: whatever is missing, the caller waits for it.
     #[cfg(test)]
     pub(super) fn none() -> Self {
-        Self::new(1).0
+        Self::new(1, u64::MAX).0
     }
 
     /// Milliseconds since the start; wraps after seven weeks.
@@ -162,6 +217,9 @@ impl Readers {
     ) -> Result<u64, Unreadable> {
         let (first, last) = (offset / CHUNK_LEN, (offset + len.max(1) - 1) / CHUNK_LEN);
         let now = stamp_at(self.start, now);
+        if opened.len > self.huge {
+            self.leave(opened, offset);
+        }
         let (mut ready, mut asked) = (len, 0);
         // More than one, so that what is needed is read at once.
         for chunk in first..=last {
@@ -180,6 +238,37 @@ impl Readers {
             }
         }
         Ok(ready)
+    }
+
+    /// A transfer of a huge file is at `offset`. What it has behind it leaves memory, if it was brought in for it alone.
+    fn leave(&self, opened: &Arc<Opened>, offset: u64) {
+        let here = offset / SPAN_LEN;
+        if !opened.is_alone() {
+            if let Some(note) = opened.span(here) {
+                note.store(STAYS, Ordering::Relaxed);
+            }
+            return;
+        }
+        for span in here..=here + APART {
+            self.errand(opened, span, UNSEEN, SURVEYED);
+        }
+        if let Some(behind) = here.checked_sub(APART) {
+            self.errand(opened, behind, ABSENT, UNSEEN);
+        }
+    }
+
+    /// Has something done with a span whose note is `from`. Not when too much waits: the next who asks tries again.
+    fn errand(&self, opened: &Arc<Opened>, span: u64, from: u8, to: u8) {
+        let Some(note) = opened.span(span) else { return };
+        if note.load(Ordering::Relaxed) != from
+            || note.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed).is_err()
+        {
+            return;
+        }
+        let errand = Errand { opened: Arc::clone(opened), span, leaves: from == ABSENT };
+        if self.errands.try_send(errand).is_err() {
+            note.store(from, Ordering::Relaxed);
+        }
     }
 
     fn look(&self, now: u32, opened: &Arc<Opened>, chunk: u64, want: Want) -> Look {
@@ -283,7 +372,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::files::served::test_file::cold_file;
+    use crate::files::served::test_file::{cold_file, cold_served};
+    use crate::sys::pages;
 
     fn is_ready(readers: &Readers, now: Instant, opened: &Arc<Opened>, offset: u64, len: u64) -> bool {
         readers.ready(now, opened, offset, len, Want::Window) == Ok(len)
@@ -292,7 +382,7 @@ mod tests {
     #[test]
     fn a_missing_chunk_is_asked_for_once_and_ready_when_it_was_read() {
         let (_folder, opened) = cold_file("readers-once", 40 * CHUNK_LEN + 5);
-        let (readers, queues) = Readers::new(8);
+        let (readers, queues) = Readers::new(8, u64::MAX);
         let now = readers.start;
         assert_eq!(readers.ready(now, &opened, 0, 1428, Want::Window), Ok(0));
         assert_eq!(readers.ready(now, &opened, 1428, 1428, Want::Piece), Ok(0));
@@ -300,7 +390,7 @@ mod tests {
         assert!(!is_ready(&readers, now, &opened, 31 * CHUNK_LEN - 1, 2), "a window across two chunks");
         assert!(queues.windows.len() >= 2);
         drop(readers);
-        let (readers, _) = Readers::new(8);
+        let (readers, _) = Readers::new(8, u64::MAX);
         read_all(&queues, false, readers.start);
         assert!(is_ready(&readers, now, &opened, 0, CHUNK_LEN));
         assert!(is_ready(&readers, now, &opened, 31 * CHUNK_LEN - 1, 1));
@@ -310,7 +400,7 @@ mod tests {
     #[test]
     fn a_piece_is_ready_up_to_its_first_missing_chunk() {
         let (_folder, opened) = cold_file("readers-piece", 40 * CHUNK_LEN);
-        let (readers, queues) = Readers::new(8);
+        let (readers, queues) = Readers::new(8, u64::MAX);
         let now = readers.start;
         opened.chunk(30).expect("a chunk").store(stamp_at(readers.start, now), Ordering::Relaxed);
         let from = 30 * CHUNK_LEN + 100;
@@ -322,7 +412,7 @@ mod tests {
     #[test]
     fn windows_are_read_before_pieces() {
         let (_folder, opened) = cold_file("readers-order", 40 * CHUNK_LEN);
-        let (readers, queues) = Readers::new(8);
+        let (readers, queues) = Readers::new(8, u64::MAX);
         for (chunk, want) in [(0, Want::Piece), (12, Want::Piece), (24, Want::Window), (36, Want::Window)] {
             assert_eq!(readers.ready(readers.start, &opened, chunk * CHUNK_LEN, 1, want), Ok(0));
         }
@@ -340,14 +430,14 @@ mod tests {
     #[test]
     fn what_its_disk_does_not_give_is_told_once_and_read_again() {
         let (folder, opened) = cold_file("readers-unreadable", CHUNK_LEN);
-        let (readers, queues) = Readers::new(8);
+        let (readers, queues) = Readers::new(8, u64::MAX);
         let now = readers.start;
         assert_eq!(readers.ready(now, &opened, 0, 1, Want::Piece), Ok(0));
         // As a disk that fails: there is nothing to be read.
         File::options().write(true).open(folder.path().join("cold.bin")).unwrap().set_len(0).unwrap();
         let first = queues.next(false).expect("it waits");
         drop(readers);
-        let (readers, more) = Readers::new(8);
+        let (readers, more) = Readers::new(8, u64::MAX);
         readers.pieces.send(first).unwrap();
         let start = readers.start;
         std::thread::scope(|scope| {
@@ -364,7 +454,7 @@ mod tests {
     #[test]
     fn a_look_holds_longer_when_nothing_is_missing() {
         let (_folder, opened) = cold_file("readers-quiet", 40 * CHUNK_LEN);
-        let (readers, _queues) = Readers::new(8);
+        let (readers, _queues) = Readers::new(8, u64::MAX);
         let at = |seconds: u64| readers.start + Duration::from_secs(seconds);
         // Seen a moment ago, and gone since.
         opened.chunk(0).expect("a chunk").store(stamp_at(readers.start, at(100)), Ordering::Relaxed);
@@ -382,7 +472,7 @@ mod tests {
     #[test]
     fn a_full_queue_is_tried_again_and_never_grows() {
         let (_folder, opened) = cold_file("readers-full", 40 * CHUNK_LEN);
-        let (readers, queues) = Readers::new(1);
+        let (readers, queues) = Readers::new(1, u64::MAX);
         let now = readers.start;
         assert!(!is_ready(&readers, now, &opened, 0, 1));
         // Chunks far apart: looking at one makes the kernel read ahead.
@@ -398,6 +488,59 @@ mod tests {
         assert_eq!(queues.next(false).expect("one waits").chunk, 0);
         assert!(!is_ready(&readers, now, &opened, 36 * CHUNK_LEN, 1));
         assert_eq!(queues.next(false).expect("now it has room").chunk, 36);
+    }
+
+    /// Reads a file from span `from` to span `to` as a transfer does, and lets reading threads do theirs.
+    fn pass(readers: &Readers, queues: &Queues, opened: &Arc<Opened>, spans: std::ops::Range<u64>) {
+        let mut buffer = vec![0; CHUNK_LEN as usize];
+        for chunk in spans.start * SPAN_LEN / CHUNK_LEN..spans.end * SPAN_LEN / CHUNK_LEN {
+            while readers.ready(readers.start, opened, chunk * CHUNK_LEN, CHUNK_LEN, Want::Piece) == Ok(0) {
+                queues.errands.try_iter().for_each(Errand::run);
+                for missing in queues.pieces.try_iter() {
+                    missing.opened.read_chunk(missing.chunk, &mut buffer).unwrap();
+                    missing.opened.chunk(missing.chunk).unwrap().store(1, Ordering::Relaxed);
+                }
+            }
+            queues.errands.try_iter().for_each(Errand::run);
+        }
+    }
+
+    fn is_present(opened: &Opened, span: u64) -> bool {
+        // Not its edge: what the kernel read ahead of one span may lie in the next.
+        pages::any_present(&opened.mapping, span * SPAN_LEN + SPAN_LEN / 4, SPAN_LEN / 2)
+    }
+
+    #[test]
+    fn a_huge_file_leaves_memory_behind_the_one_machine_that_is_sent_it() {
+        let (_folder, opened) = cold_file("readers-huge", 5 * SPAN_LEN);
+        let (readers, queues) = Readers::new(QUEUE, 4 * SPAN_LEN);
+        pass(&readers, &queues, &opened, 0..5);
+        assert_eq!([0, 1, 2, 3, 4].map(|span| is_present(&opened, span)), [false, false, false, true, true]);
+        // It is looked at again, and found missing, though it was there a moment ago.
+        assert_eq!(readers.ready(readers.start, &opened, 4 * CHUNK_LEN, 1, Want::Piece), Ok(0));
+    }
+
+    #[test]
+    fn what_is_no_burden_or_serves_several_or_was_there_stays() {
+        let (_folder, opened) = cold_file("readers-smaller", 4 * SPAN_LEN);
+        let (readers, queues) = Readers::new(QUEUE, 4 * SPAN_LEN);
+        pass(&readers, &queues, &opened, 0..4);
+        assert!((0..4).all(|span| is_present(&opened, span)), "not huge");
+        let (readers, queues) = Readers::new(QUEUE, 0);
+        pass(&readers, &queues, &opened, 0..4);
+        assert!((0..4).all(|span| is_present(&opened, span)), "it was in memory before");
+
+        let (_folder, served) = cold_served("readers-several", 4 * SPAN_LEN);
+        let first = served.open().unwrap();
+        let second = served.open().unwrap();
+        pass(&readers, &queues, &first, 0..2);
+        drop(second);
+        pass(&readers, &queues, &first, 2..4);
+        assert!((0..4).all(|span| is_present(&first, span)), "two were sent its first half");
+        let third = served.open().unwrap();
+        drop(first);
+        pass(&readers, &queues, &third, 0..4);
+        assert!(is_present(&third, 0) && is_present(&third, 1));
     }
 
     #[test]

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::readers::{Readers, Unreadable, Want};
-use crate::files::served::Opened;
+use crate::files::served::Handle;
 use crate::sys::tcp::{self, PIPE_LEN, Pipe};
 use crate::sys::uring::SendRing;
 use crate::tls::Session;
@@ -83,7 +83,7 @@ pub(super) struct Outgoing {
     /// In order; the front is under way.
     pub(super) pieces: VecDeque<Piece>,
     /// The file its ranges are of.
-    pub(super) file: Option<Arc<Opened>>,
+    pub(super) file: Option<Handle>,
     pipe: Option<Pipe>,
     corked: bool,
     /// The TLS session has records that the socket has not taken yet.
@@ -643,7 +643,6 @@ mod tests {
         std::fs::write(&path, &content).unwrap();
         let identity = FileIdentity::of(&std::fs::metadata(&path).unwrap());
         let served = Served::new("pe/boot.wim".into(), Place::Image, path.clone(), identity, Access::Open);
-        let file = served.open().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let nowhere = File::options().write(true).open("/dev/null").unwrap();
         let mut pool = PipePool::new(pipes, Some(Arc::new(nowhere)));
@@ -654,7 +653,7 @@ mod tests {
             reading.push(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
             let socket = listener.accept().unwrap().0;
             socket.set_nonblocking(true).unwrap();
-            let mut out = Outgoing { file: Some(Arc::clone(&file)), ..Outgoing::default() };
+            let mut out = Outgoing { file: Some(served.open().unwrap()), ..Outgoing::default() };
             out.pieces.push_back(Piece::Text { bytes: b"head".to_vec(), sent: 0 });
             out.pieces.push_back(Piece::File { at: 0, end: content.len() as u64 });
             sending.push((socket, out));

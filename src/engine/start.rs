@@ -30,7 +30,7 @@ use crate::sys::interfaces::{self, Device};
 use crate::sys::ring::{FrameRing, RingUse};
 use crate::sys::udp::{UdpOptions, UdpSocket};
 use crate::sys::uring::{BurstRing, SendRing};
-use crate::sys::{SysError, affinity, privileges, tcp, udp};
+use crate::sys::{SysError, affinity, host, privileges, tcp, udp};
 use crate::telemetry::Counters;
 use crate::tls::Certificates;
 use crate::wire::MacAddr;
@@ -182,6 +182,7 @@ pub struct Ground {
     open_files: u64,
     cpus: Vec<usize>,
     count: usize,
+    memory: u64,
     interfaces: Vec<interfaces::Interface>,
     segmentation: bool,
     congestion: Option<&'static str>,
@@ -222,6 +223,7 @@ impl Ground {
             open_files,
             cpus,
             count,
+            memory: host::memory(),
             interfaces,
             segmentation,
             congestion,
@@ -280,6 +282,7 @@ impl Engine {
             open_files,
             cpus,
             count,
+            memory,
             interfaces: all,
             segmentation,
             congestion,
@@ -364,7 +367,7 @@ impl Engine {
             true => DataPorts::none(),
             false => DataPorts::bind(count, std::process::id())?,
         };
-        let readers = Readers::start();
+        let readers = Readers::start(memory / 2);
         let nowhere = File::options().write(true).open("/dev/null");
         if let Err(error) = &nowhere {
             tracing::warn!(

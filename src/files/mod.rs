@@ -32,4 +32,4 @@ pub mod wim_write;
 
 pub use catalog::{Catalog, NotServed, TftpTarget};
 pub use library::{Library, LibraryError, Settings};
-pub use served::{Opened, Served};
+pub use served::{Handle, Opened, Served};

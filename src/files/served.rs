@@ -2,10 +2,11 @@
 
 use std::fs::{File, Metadata};
 use std::io;
+use std::ops::Deref;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
@@ -18,6 +19,11 @@ use crate::sys::pages::{self, Resident, Teller};
 
 /// Files are looked at, and read ahead, in pieces of this many bytes.
 pub const CHUNK_LEN: u64 = 256 << 10;
+/// Files that are not to stay in memory are let go of in pieces of this many bytes: longer than what the kernel reads ahead.
+pub const SPAN_LEN: u64 = 16 << 20;
+/// With a piece so much before it is let go of once more: the kernel keeps pages in larger pieces (folios), which may lie across
+/// two of these and leave only as a whole.
+const FOLIO_MAX: u64 = 2 << 20;
 
 /// What tells one version of a file from another (`fstat`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -85,6 +91,10 @@ pub struct Opened {
     is_known_bad: AtomicBool,
     /// One per chunk; what it means is the engine's.
     chunks: Box<[AtomicU32]>,
+    /// One per span; what it means is the engine's.
+    spans: Box<[AtomicU8]>,
+    /// Who is being sent it.
+    transfers: AtomicU32,
 }
 
 impl Opened {
@@ -93,10 +103,38 @@ impl Opened {
         self.chunks.get(usize::try_from(chunk).ok()?)
     }
 
+    /// The note that whoever lets go of pages keeps of a span of [`SPAN_LEN`] bytes, 0 when the first transfer of several begins;
+    /// `None` behind the end.
+    pub fn span(&self, span: u64) -> Option<&AtomicU8> {
+        self.spans.get(usize::try_from(span).ok()?)
+    }
+
+    /// Whether all of a span is in memory. Never waits for a disk; with some tellers it has what is missing read soon.
+    pub fn is_whole(&self, span: u64) -> Resident {
+        self.look_at(span * SPAN_LEN, SPAN_LEN)
+    }
+
+    /// One transfer at most is under way.
+    pub fn is_alone(&self) -> bool {
+        self.transfers.load(Ordering::Relaxed) <= 1
+    }
+
+    /// Lets the kernel forget a span's pages, but for those on their way to somebody, which it keeps for now.
+    pub fn let_go(&self, span: u64) {
+        let offset = (span * SPAN_LEN).saturating_sub(FOLIO_MAX);
+        let len = self.len.min((span + 1) * SPAN_LEN).saturating_sub(offset);
+        // What is mapped stays, so that comes first.
+        self.mapping.unmap_pages(offset, len);
+        pages::forget(&self.file, offset, len);
+    }
+
     /// Whether all of a chunk is in memory. Never waits for a disk.
     pub fn is_resident(&self, chunk: u64) -> Resident {
-        let offset = chunk * CHUNK_LEN;
-        let len = CHUNK_LEN.min(self.len.saturating_sub(offset));
+        self.look_at(chunk * CHUNK_LEN, CHUNK_LEN)
+    }
+
+    fn look_at(&self, offset: u64, most: u64) -> Resident {
+        let len = most.min(self.len.saturating_sub(offset));
         let look = |teller| pages::is_resident(&self.file, &self.mapping, teller, offset, len);
         let teller = if self.is_unmapped.load(Ordering::Relaxed) { Teller::Read } else { self.teller };
         let seen = look(teller);
@@ -146,6 +184,33 @@ impl Opened {
     /// piece of a transfer leaves; on `false` the transfer is cut, since bytes of two versions may be in it.
     pub fn still_same(&self) -> bool {
         self.file.metadata().is_ok_and(|meta| self.identity.same_content(&FileIdentity::of(&meta)))
+    }
+}
+
+/// An open file as long as somebody is being sent it.
+#[derive(Debug)]
+pub struct Handle(Arc<Opened>);
+
+impl Handle {
+    fn of(opened: Arc<Opened>) -> Self {
+        if opened.transfers.fetch_add(1, Ordering::Relaxed) == 0 {
+            opened.spans.iter().for_each(|note| note.store(0, Ordering::Relaxed));
+        }
+        Self(opened)
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.0.transfers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Deref for Handle {
+    type Target = Arc<Opened>;
+
+    fn deref(&self) -> &Arc<Opened> {
+        &self.0
     }
 }
 
@@ -214,15 +279,15 @@ impl Served {
     /// # Errors
     /// What `open`, `fstat` or `mmap` say, and `NotFound` when the file is no longer the one that was listed (a scan
     /// will list the new one).
-    pub fn open(&self) -> io::Result<Arc<Opened>> {
+    pub fn open(&self) -> io::Result<Handle> {
         self.used.store(true, Ordering::Relaxed);
         if let Some(opened) = self.opened.load_full() {
-            return Ok(opened);
+            return Ok(Handle::of(opened));
         }
         let opened = Arc::new(self.open_now()?);
         // Two cores may get here at once; both have the same inode, and the later one is kept for the next caller.
         self.opened.store(Some(Arc::clone(&opened)));
-        Ok(opened)
+        Ok(Handle::of(opened))
     }
 
     fn open_now(&self) -> io::Result<Opened> {
@@ -236,6 +301,7 @@ impl Served {
             return Err(io::Error::new(io::ErrorKind::NotFound, "the file changed while it was opened"));
         }
         let chunks = (0..identity.len.div_ceil(CHUNK_LEN)).map(|_| AtomicU32::new(0)).collect();
+        let spans = (0..identity.len.div_ceil(SPAN_LEN)).map(|_| AtomicU8::new(0)).collect();
         let teller = Teller::of(&file);
         Ok(Opened {
             file,
@@ -246,6 +312,8 @@ impl Served {
             is_unmapped: AtomicBool::new(false),
             is_known_bad: AtomicBool::new(false),
             chunks,
+            spans,
+            transfers: AtomicU32::new(0),
         })
     }
 
@@ -286,15 +354,19 @@ pub(crate) mod test_file {
     use super::*;
     use crate::files::scan::test_folder::TestFolder;
 
-    pub(crate) fn cold_file(name: &str, len: u64) -> (TestFolder, Arc<Opened>) {
+    pub(crate) fn cold_file(name: &str, len: u64) -> (TestFolder, Handle) {
+        let (folder, served) = cold_served(name, len);
+        let opened = served.open().unwrap();
+        (folder, opened)
+    }
+
+    pub(crate) fn cold_served(name: &str, len: u64) -> (TestFolder, Served) {
         let folder = TestFolder::new(name);
         let content: Vec<u8> = (0..len).map(|i| (i >> 3) as u8).collect();
         let path = folder.write("cold.bin", &content);
         make_cold(&path);
         let identity = FileIdentity::of(&std::fs::metadata(&path).unwrap());
-        let served = Served::new("t/cold.bin".into(), Place::Image, path, identity, Access::Open);
-        let opened = served.open().unwrap();
-        (folder, opened)
+        (folder, Served::new("t/cold.bin".into(), Place::Image, path, identity, Access::Open))
     }
 
     /// Writes a file out and lets go of its pages.

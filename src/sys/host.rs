@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::OnceLock;
 
 /// A limit of this process, soft and hard; `u64::MAX` is none.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,6 +28,30 @@ pub fn locked_memory() -> Limit {
 fn limit(what: nix::sys::resource::Resource) -> Limit {
     let (soft, hard) = nix::sys::resource::getrlimit(what).unwrap_or((u64::MAX, u64::MAX));
     Limit { soft, hard }
+}
+
+/// Bytes of memory there are for this process and what it reads: all of the host's, or what its control group (v2) may have;
+/// `u64::MAX` where nothing is said. Found out once: the sandbox does not show the groups.
+pub fn memory() -> u64 {
+    use nix::unistd::{SysconfVar, sysconf};
+    static FOUND: OnceLock<u64> = OnceLock::new();
+    *FOUND.get_or_init(|| {
+        let told = |var| sysconf(var).ok().flatten().and_then(|value| u64::try_from(value).ok());
+        let host = told(SysconfVar::_PHYS_PAGES).zip(told(SysconfVar::PAGE_SIZE));
+        let host = host.map_or(u64::MAX, |(pages, len)| pages.saturating_mul(len));
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        host.min(group_limit(Path::new("/sys/fs/cgroup"), &own))
+    })
+}
+
+/// The least `memory.max` from a process' group (as `/proc/self/cgroup` names it) up to the root of the hierarchy.
+fn group_limit(root: &Path, own: &str) -> u64 {
+    let Some(group) = own.lines().find_map(|line| line.strip_prefix("0::/")) else { return u64::MAX };
+    let limits = Path::new(group).ancestors().filter_map(|group| {
+        let text = fs::read_to_string(root.join(group).join("memory.max")).ok()?;
+        text.trim().parse().ok()
+    });
+    limits.min().unwrap_or(u64::MAX)
 }
 
 /// Room on a file system.
@@ -186,6 +211,20 @@ mod tests {
         let connected = "   1: 0100007F:1F90 0100007F:9C40 01 0:0 00:0 0 0 0 99 1";
         assert_eq!(listening_of(connected, true), None);
         assert_eq!(listening_of("garbage", true), None);
+    }
+
+    #[test]
+    fn memory_is_what_the_narrowest_of_its_groups_may_have() {
+        let root = std::env::temp_dir().join(format!("bootstorm-groups-{}", std::process::id()));
+        fs::create_dir_all(root.join("a/b")).unwrap();
+        fs::write(root.join("a/memory.max"), "4096\n").unwrap();
+        fs::write(root.join("a/b/memory.max"), "max\n").unwrap();
+        assert_eq!(group_limit(&root, "1:cpu:/x\n0::/a/b\n"), 4096);
+        fs::write(root.join("a/b/memory.max"), "512\n").unwrap();
+        assert_eq!(group_limit(&root, "0::/a/b\n"), 512);
+        assert_eq!([group_limit(&root, "0::/\n"), group_limit(&root, "")], [u64::MAX; 2]);
+        fs::remove_dir_all(&root).unwrap();
+        assert!(memory() > 1 << 20, "{} bytes", memory());
     }
 
     #[test]

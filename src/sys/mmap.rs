@@ -74,6 +74,17 @@ impl Mapping {
         self.map.as_ref().map_or(Ok(()), MmapRaw::lock)
     }
 
+    /// Takes pages out of this process' page table, not out of memory: whoever touches one again finds it there, or in the
+    /// file. The range begins at a page; what is not inside, or is kept in memory, stays as it is.
+    pub fn unmap_pages(&self, offset: u64, len: u64) {
+        let range = usize::try_from(len).ok().and_then(|len| self.iovec_range(offset, len));
+        if let Some(MappedRange { ptr, len }) = range {
+            // SAFETY: the range is inside the mapping, which is shared and read-only: what is dropped comes back the same, and
+            // nobody holds a reference to its bytes.
+            unsafe { libc::madvise(ptr.cast_mut().cast(), len, libc::MADV_DONTNEED) };
+        }
+    }
+
     /// The bytes `offset .. offset + len` as an address range; `None` when they are not all inside.
     pub fn iovec_range(&self, offset: u64, len: usize) -> Option<MappedRange> {
         let start = usize::try_from(offset).ok()?;

@@ -24,8 +24,29 @@ struct Alone {
     site: Site,
 }
 
+/// Runs a program where its control group seems to have 512 MiB of memory, in a mount namespace of its own.
+const NARROW: &str =
+    r#"mount -t tmpfs none /sys/fs/cgroup && echo 536870912 > /sys/fs/cgroup/memory.max && exec "$@""#;
+/// Prints how many bytes of a file are in memory.
+const RESIDENT: &str = r#"
+import ctypes, os, sys
+length = os.path.getsize(sys.argv[1])
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + 3 * [ctypes.c_int] + [ctypes.c_long]
+start = libc.mmap(None, length, 1, 1, os.open(sys.argv[1], os.O_RDONLY), 0)
+pages = (ctypes.c_ubyte * (length + 4095 >> 12))()
+assert libc.mincore(ctypes.c_void_p(start), ctypes.c_size_t(length), pages) == 0
+print(sum(page & 1 for page in pages) << 12)
+"#;
+
 impl Alone {
     fn start() -> Self {
+        Self::start_by(Command::new(binary()), LEN)
+    }
+
+    /// With a file of this length, by a command that takes the program's own words.
+    fn start_by(mut command: Command, len: usize) -> Self {
         // A port that was free a moment ago: several loops share it, so the server has to know it beforehand.
         let free = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port");
         let rest = format!(
@@ -35,10 +56,9 @@ impl Alone {
         let site = Site::new("lo", "auto", &rest);
         fs::create_dir_all(site.dir.join("images/data")).expect("a folder");
         let image = File::create(site.dir.join("images/data/file.bin")).expect("an image");
-        image.set_len(LEN as u64).expect("a sparse file");
+        image.set_len(len as u64).expect("a sparse file");
         // A file that somebody could still write to is not published.
         drop(image);
-        let mut command = Command::new(binary());
         command.arg("serve").arg("--config").arg(site.config()).args(["--log", "warn"]);
         let mut process = Process::spawn("bootstorm", &mut command, &site.dir.join("server.log"));
         let ready = process.wait_for("bootstorm ready", SOON);
@@ -49,8 +69,25 @@ impl Alone {
         let (http, admin) = (field("http="), field("admin="));
         let server = Self { process, http, admin, site };
         // Nor is one that was just written, before it has rested.
-        server.wait_until("the image is served", |server| server.get(http, IMAGE).len() == LEN);
+        server.wait_until("the image is served", |server| server.is_served(IMAGE));
         server
+    }
+
+    fn is_served(&self, path: &str) -> bool {
+        let mut stream = TcpStream::connect(self.http).expect("the server accepts");
+        stream.set_read_timeout(Some(SOON)).expect("a timeout");
+        write!(stream, "HEAD {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+            .expect("a request");
+        let mut head = String::new();
+        stream.read_to_string(&mut head).expect("an answer");
+        head.starts_with("HTTP/1.1 200 ")
+    }
+
+    /// Bytes of the image that are in memory.
+    fn resident(&self) -> u64 {
+        let mut command = Command::new(tool("python3", "python3"));
+        command.args(["-c", RESIDENT]).arg(self.site.dir.join("images/data/file.bin"));
+        run(&mut command).trim().parse().expect("a number")
     }
 
     fn get(&self, to: SocketAddr, path: &str) -> Vec<u8> {
@@ -131,6 +168,26 @@ fn downloads(server: &Alone, count: usize) -> Vec<Child> {
         command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("curl runs")
     };
     (0..count).map(start).collect()
+}
+
+#[test]
+fn a_file_of_more_than_half_the_memory_does_not_stay_for_one_machine() {
+    const HUGE: usize = 320 << 20;
+    for (narrow, stays) in [(true, false), (false, true)] {
+        let mut command = Command::new(tool("unshare", "util-linux"));
+        command.args(["--mount", "sh", "-c", if narrow { NARROW } else { "exec \"$@\"" }, "sh", binary()]);
+        let server = Alone::start_by(command, HUGE);
+        let before = server.resident();
+        assert!(before < 64 << 20, "{before} bytes of it are in memory already");
+        assert_eq!(server.get(server.http, IMAGE).len(), HUGE);
+        let all_but_its_end = |server: &Alone| server.resident() < 80 << 20;
+        if stays {
+            assert!(server.resident() > 300 << 20, "{} bytes", server.resident());
+        } else {
+            server.wait_until("it leaves memory", all_but_its_end);
+        }
+        server.stop();
+    }
 }
 
 #[test]

@@ -48,7 +48,7 @@ use super::readers::{Readers, Unreadable, Want};
 use super::sightings::Sighting;
 use super::slab::{Key, Slab};
 use super::start::readdress;
-use crate::files::served::{Opened, Served};
+use crate::files::served::{Handle, Served};
 use crate::keeper::{Answer, AtTheLine};
 use crate::proto::dhcp::Interface;
 use crate::proto::tftp::{Outcome, Transfer, Transmit, Verdict};
@@ -126,7 +126,7 @@ impl Link {
 /// Where a transfer's bytes come from.
 enum Payload {
     /// A published file: sent from its mapping.
-    File(Arc<Opened>),
+    File(Handle),
     /// A text made here: the constant script, or a netascii conversion.
     Text(Arc<Vec<u8>>),
 }
