@@ -26,6 +26,8 @@ const LICENCE: &std::ffi::CStr = c"MIT";
 const LOG_LEN: usize = 64 << 10;
 /// Lines of it that are told.
 const LOG_LINES: usize = 4;
+/// Loads of a program that something interrupts.
+const LOAD_ATTEMPTS: u32 = 8;
 
 /// A register. The kernel passes the frame in the first of [`R1`] to [`R5`], which calls clobber; results are in [`R0`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -314,9 +316,18 @@ impl Program {
         for (to, from) in attr.name.iter_mut().take(15).zip(name.bytes()) {
             *to = from;
         }
-        // SAFETY: the kernel reads `count` instructions at `code` and a string at `licence`, and writes at most
-        // `log_size` bytes at `log`; all live across the call.
-        let loaded = unsafe { open(BPF_PROG_LOAD, &mut attr) };
+        let mut attempts = 0;
+        let loaded = loop {
+            // SAFETY: the kernel reads `count` instructions at `code` and a string at `licence`, and writes at most
+            // `log_size` bytes at `log`; all live across the call.
+            let loaded = unsafe { open(BPF_PROG_LOAD, &mut attr) };
+            attempts += 1;
+            match loaded {
+                // The verifier gives up when it is interrupted (kernel/bpf/verifier.c, `do_check`).
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && attempts < LOAD_ATTEMPTS => {}
+                loaded => break loaded,
+            }
+        };
         loaded.map(|fd| Self { fd }).map_err(|error| {
             let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
             let text = String::from_utf8_lossy(&log[..end]);
