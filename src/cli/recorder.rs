@@ -52,7 +52,7 @@ impl Recorder {
     pub(super) fn run(self, evidence: &Receiver<Evidence>) {
         let mut lines = Budget::lines();
         let mut take = |seen: Evidence| {
-            say(&seen, &mut lines);
+            say(&seen, &self.history, &mut lines);
             self.history.note(seen);
         };
         let mut pen = Pen::new();
@@ -80,7 +80,7 @@ impl Recorder {
 
 /// A stage's line in the log. A DISCOVER is anybody's packet; what follows it costs a stranger more, but is anybody's
 /// still. Whatever the network says, the log grows only so fast; the timelines have it all.
-fn say(seen: &Evidence, lines: &mut Budget) {
+fn say(seen: &Evidence, history: &History, lines: &mut Budget) {
     let quiet = matches!(
         seen.seen,
         Seen::DhcpOffered { .. }
@@ -95,11 +95,16 @@ fn say(seen: &Evidence, lines: &mut Budget) {
             | Seen::HttpRefused { .. }
             | Seen::FileProgress { .. }
     );
+    let is_loud = !quiet && lines.take();
+    if !is_loud && !tracing::enabled!(tracing::Level::DEBUG) {
+        return;
+    }
+    let (mac, uuid) = history.whose(seen);
     macro_rules! say {
         ($level:ident) => {
             tracing::$level!(
-                mac = seen.mac.map(tracing::field::display),
-                uuid = seen.uuid.map(tracing::field::display),
+                mac = mac.map(tracing::field::display),
+                uuid = uuid.map(tracing::field::display),
                 session = seen.boot.map(tracing::field::display),
                 address = seen.address.map(tracing::field::display),
                 job = seen.job().map(tracing::field::display),
@@ -109,7 +114,7 @@ fn say(seen: &Evidence, lines: &mut Budget) {
             )
         };
     }
-    if !quiet && lines.take() { say!(info) } else { say!(debug) }
+    if is_loud { say!(info) } else { say!(debug) }
 }
 
 /// When to store and to look for alarms, and what may be stored.

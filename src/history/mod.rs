@@ -232,6 +232,15 @@ impl History {
         records.keep_within(self.bounds);
     }
 
+    /// Which machine evidence is about: what it says itself, and what is known of that machine besides.
+    pub fn whose(&self, evidence: &Evidence) -> (Option<MacAddr>, Option<Uuid>) {
+        let records = self.records();
+        let machine = records.find(evidence).and_then(|(key, _)| records.machines.get(&key));
+        let known = |machine: &Machine| (machine.mac, machine.uuid);
+        let (mac, uuid) = machine.map(known).unwrap_or_default();
+        (evidence.mac.or(mac), evidence.uuid.or(uuid))
+    }
+
     /// The boots of one machine, newest first. A UUID that several addresses showed gives the boots of all.
     pub fn boots(&self, named: impl Into<Named>) -> Vec<Timeline> {
         let named = named.into();
@@ -401,22 +410,28 @@ fn newest_first<'a>(boots: impl Iterator<Item = &'a Kept>) -> Vec<Timeline> {
 
 impl Records {
     /// The machine that `evidence` is about, and whether only its address says so.
-    fn find_or_make(&mut self, evidence: &Evidence, bounds: Bounds) -> Option<(u64, bool)> {
-        let uuid = evidence.uuid.filter(|uuid| uuid.is_identifying());
-        let known = match (evidence.mac, uuid) {
+    fn find(&self, evidence: &Evidence) -> Option<(u64, bool)> {
+        let certain = |key: Option<&u64>| key.map(|key| (*key, false));
+        match (evidence.mac, evidence.uuid.filter(|uuid| uuid.is_identifying())) {
             // One UUID can be on many machines (cloned, or set to a constant), so an address not seen before is a
             // machine of its own.
-            (Some(mac), _) => self.by_mac.get(&mac).copied(),
-            (None, Some(uuid)) => self.by_uuid.get(&uuid).copied(),
+            (Some(mac), _) => certain(self.by_mac.get(&mac)),
+            (None, Some(uuid)) => certain(self.by_uuid.get(&uuid)),
             (None, None) => {
-                let by_boot = evidence.boot.and_then(|boot| self.by_boot.get(&boot).copied());
-                let by_address =
-                    || evidence.address.and_then(|address| self.by_address.get(&address).copied());
-                return by_boot.map(|key| (key, false)).or_else(|| by_address().map(|key| (key, true)));
+                let by_boot = evidence.boot.and_then(|boot| self.by_boot.get(&boot));
+                let by_address = || evidence.address.and_then(|address| self.by_address.get(&address));
+                certain(by_boot).or_else(|| by_address().map(|key| (*key, true)))
             }
-        };
-        if let Some(key) = known {
-            return Some((key, false));
+        }
+    }
+
+    /// The same; who is not known and says who it is is taken in.
+    fn find_or_make(&mut self, evidence: &Evidence, bounds: Bounds) -> Option<(u64, bool)> {
+        if let Some(known) = self.find(evidence) {
+            return Some(known);
+        }
+        if evidence.mac.is_none() && evidence.uuid.is_none_or(|uuid| !uuid.is_identifying()) {
+            return None;
         }
         if is_of_others(&evidence.seen) {
             // What is heard of somebody who never asked here for a boot is nobody's boot.

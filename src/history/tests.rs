@@ -229,6 +229,22 @@ fn a_uuid_finds_every_address_that_showed_it() {
 }
 
 #[test]
+fn evidence_that_does_not_say_whose_it_is_is_placed_by_its_boot_or_its_address() {
+    let history = History::default();
+    let uuid: Uuid = "4c4c4544-0042-3510-8052-b4c04f564231".parse().unwrap();
+    let boot = Some(BootId(3));
+    history.note(Evidence { uuid: Some(uuid), boot, address: Some(ADDRESS), ..of(MAC, 0.0, script("menu")) });
+    let bare = || Evidence::new(at(1.0), started("k"));
+    let known = (Some(MAC), Some(uuid));
+    assert_eq!(history.whose(&Evidence { boot, ..bare() }), known);
+    assert_eq!(history.whose(&Evidence { address: Some(ADDRESS), ..bare() }), known);
+    assert_eq!(history.whose(&of(MAC, 1.0, started("k"))), known);
+    assert_eq!(history.whose(&bare()), (None, None));
+    let other = MacAddr([2, 0, 0, 0, 0, 9]);
+    assert_eq!(history.whose(&of(other, 1.0, started("k"))), (Some(other), None));
+}
+
+#[test]
 fn evidence_nobody_can_place_is_counted() {
     let history = History::default();
     history.note(Evidence { address: Some(ADDRESS), ..Evidence::new(at(0.0), loader()) });

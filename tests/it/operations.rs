@@ -300,12 +300,29 @@ fn metrics_are_well_formed_documented_and_without_a_label_of_strangers() {
 fn json_log_lines_are_json_and_name_the_boot() {
     let net = Net::flat();
     let site = Site::new(net.interface, "auto", PROXY);
+    add_file(&site, "a.bin", 1);
     let mut command = net.server.command(binary());
     command.args(["serve", "--log-format", "json", "--config"]).arg(site.config());
     let mut process = labkit::Process::spawn("bootstorm", &mut command, &site.dir.join("server.log"));
     let ready = process.wait_for("bootstorm ready", SOON);
-    script(&net);
+    let uuid = "4c4c4544-0042-3510-8052-b4c04f564231";
+    let ask = |path: &str| {
+        let url = format!("http://10.77.0.1:4433{path}");
+        run(net.server.command(tool("curl", "curl")).args([
+            "-sS",
+            "-f",
+            "-A",
+            "iPXE/1.21.1",
+            "-o",
+            "/dev/null",
+            &url,
+        ]));
+    };
+    ask(&format!("/ipxe?mac=52:54:00:00:00:07&uuid={uuid}&platform=pcbios&buildarch=i386"));
     process.wait_for("\"stage\":\"script\"", SOON);
+    // The request for a file says nothing of the machine but where it is.
+    ask("/images/big/a.bin");
+    process.wait_for("\"stage\":\"image\"", SOON);
     let server = Server { site: &site, process, ready };
     let log = server.process.output();
     let mut of_boots = 0;
@@ -315,7 +332,14 @@ fn json_log_lines_are_json_and_name_the_boot() {
         assert!(parsed["timestamp"].is_string() && parsed["level"].is_string(), "{line}");
         if parsed["stage"] == "script" {
             of_boots += 1;
-            assert!(parsed["mac"].is_string() && parsed["session"].is_string(), "{line}");
+            assert!(parsed["session"].is_string(), "{line}");
+        }
+        if parsed["stage"].is_string() {
+            assert_eq!(
+                (&parsed["mac"], &parsed["uuid"]),
+                (&"52:54:00:00:00:07".into(), &uuid.into()),
+                "{line}"
+            );
         }
     }
     assert!(of_boots > 0, "{log}");
