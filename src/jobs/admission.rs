@@ -89,6 +89,8 @@ pub enum Turn {
         about: Option<Duration>,
         /// When it should ask again.
         again: Duration,
+        /// It stood in line already, and so far in front that the next places to be free may be its own.
+        next: bool,
     },
     /// The line itself is full.
     Full {
@@ -221,7 +223,7 @@ impl Admission {
         // Who is next asks often, so that a place that is free is not free for long.
         let again = about.map_or(AGAIN_MIN, |about| (about / 4).clamp(AGAIN_MIN, AGAIN_MAX));
         let again = again + SPREAD * (number % SPREAD_PLACES);
-        Turn::Wait { place: number, about, again }
+        Turn::Wait { place: number, about, again, next: in_line && number <= limit }
     }
 
     /// A boot fetches.
@@ -365,7 +367,7 @@ mod tests {
         assert_eq!(place(admission.ask(later, who(5), BootId(5), wim())), 3);
         assert_eq!(place(admission.ask(later, who(6), BootId(6), wim())), 4);
         assert_eq!(admission.ask(later, who(3), BootId(3), wim()), Turn::Now);
-        let Turn::Wait { place: 1, about: Some(about), again } =
+        let Turn::Wait { place: 1, about: Some(about), again, next: true } =
             admission.ask(later, who(4), BootId(4), wim())
         else {
             panic!("the fourth is next");

@@ -1,10 +1,10 @@
 //! From a request to its answer: routes, scripts, answer files, call-backs.
 
 use std::net::Ipv4Addr;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use super::super::native;
-use super::HttpSide;
+use super::{HttpSide, STANDS_FOR, STANDS_LOOK};
 use super::delivery::{note, note_with};
 use super::files::opens;
 use super::parked::{Parked, ParkedAnswer};
@@ -38,7 +38,11 @@ const NAME_MAX: usize = 64;
 
 impl HttpSide {
     pub(super) fn answer(&mut self, key: Key, request: &Request<'_>, turn: &mut Turn<'_>) {
-        turn.tally.add(Count::HttpRequests, 1);
+        // A request that stood in line is looked at anew, and counted once.
+        let stood = self.connections.get_mut(key).and_then(|connection| connection.stands_until.take());
+        if stood.is_none() {
+            turn.tally.add(Count::HttpRequests, 1);
+        }
         self.head.clear();
         let now = turn.wall;
         let mut buffer;
@@ -134,7 +138,7 @@ impl HttpSide {
                     }
                 }
             }
-            Route::Script(_) => self.answer_script(key, request, now, turn),
+            Route::Script(_) => self.answer_script(key, request, stood, now, turn),
             Route::Autoexec => self.answer_ask(key, request, now, turn),
             Route::Health if !matches!(request.method, Method::Get | Method::Head) => {
                 let answer = plan::answer_not_allowed(request, "GET, HEAD", now, &mut self.head);
@@ -234,10 +238,12 @@ impl HttpSide {
         turn.shared.note(evidence);
     }
 
-    pub(super) fn answer_script(
+    /// `stood`: until when it stands in line, if its request was looked at before.
+    fn answer_script(
         &mut self,
         key: Key,
         request: &Request<'_>,
+        stood: Option<Instant>,
         now: SystemTime,
         turn: &mut Turn<'_>,
     ) {
@@ -289,12 +295,6 @@ impl HttpSide {
         };
         let decision = view.decide(&who);
         let mut composed = script::compose(decision, &**catalog, &who, &context, &mut self.script);
-        turn.tally.add(Count::HttpScripts, 1);
-        let image = composed.image.as_deref().and_then(|name| catalog.image(name));
-        let any = || catalog.list().iter().any(|image| !image.answers.is_empty());
-        if image.is_some_and(|image| !image.answers.is_empty()) || composed.what == Offer::Menu && any() {
-            turn.shared.presented.record(composed.boot, &who);
-        }
         let elsewhere = who.mac.and_then(|mac| turn.shared.sightings.of(mac)).filter(|place| *place != peer);
         // Who asks from elsewhere has a place of their own, not the machine's.
         let waits_as = match (who.mac, elsewhere) {
@@ -302,9 +302,22 @@ impl HttpSide {
             (Some(mac), Some(_)) => Who::Elsewhere(mac, peer),
             (None, _) => Who::Address(peer),
         };
-        match self.place_in_line(request, &composed, &who, waits_as, (peer, local), turn) {
+        let place = self.place_in_line(request, &composed, &who, waits_as, (peer, local), turn);
+        if matches!(place, Place::Wait { next: true, .. })
+            && request.is_ipxe()
+            && self.stands(key, stood, turn)
+        {
+            return;
+        }
+        turn.tally.add(Count::HttpScripts, 1);
+        let image = composed.image.as_deref().and_then(|name| catalog.image(name));
+        let any = || catalog.list().iter().any(|image| !image.answers.is_empty());
+        if image.is_some_and(|image| !image.answers.is_empty()) || composed.what == Offer::Menu && any() {
+            turn.shared.presented.record(composed.boot, &who);
+        }
+        match place {
             Place::Now => {}
-            Place::Wait { place, about, again } => {
+            Place::Wait { place, about, again, .. } => {
                 turn.tally.add(Count::ScriptsQueued, 1);
                 script::queued(&who, &base, place, about, again, &mut self.script);
                 // No boot of its job yet, only a question.
@@ -361,6 +374,20 @@ impl HttpSide {
         self.answer_rendered(key, request, TEXT, now, turn);
         evidence.packets = self.packets(self.script.len() as u64);
         turn.shared.note(evidence);
+    }
+
+    /// Lets a request stand until a place in line is free, which is looked for soon and again; false when it has stood long
+    /// enough, or who asks has gone.
+    fn stands(&mut self, key: Key, stood: Option<Instant>, turn: &mut Turn<'_>) -> bool {
+        let Some(connection) = self.connections.get_mut(key) else { return false };
+        let until = stood.unwrap_or(turn.now + STANDS_FOR);
+        if connection.closing || turn.now >= until {
+            return false;
+        }
+        connection.stands_until = Some(until);
+        connection.deadline = until.min(turn.now + STANDS_LOOK);
+        self.arm(key, turn);
+        true
     }
 
     /// Whether what was composed may be given now. Only boots with a last file wait: of others nobody would know when

@@ -72,6 +72,11 @@ const IDLE_PATIENCE: Duration = Duration::from_secs(20);
 const ACK_CHECK: Duration = Duration::from_millis(50);
 /// The first time, if the next request is here already.
 const ACK_CHECK_SOON: Duration = Duration::from_millis(1);
+/// Who stands in line, and so far in front that the next free place may be its own, has its answer when one is free, or after
+/// this long. Not longer: iPXE hears no key meanwhile.
+const STANDS_FOR: Duration = Duration::from_secs(2);
+/// How often it is looked whether one is.
+const STANDS_LOOK: Duration = Duration::from_millis(50);
 /// Checks before the last bytes count as lost: 30 s.
 const ACK_CHECKS_MAX: u32 = 600;
 
@@ -121,6 +126,8 @@ struct Connection {
     parked: Option<Box<Parked>>,
     /// The boot that a body with a held piece belongs to.
     line: Option<Box<AtTheLine>>,
+    /// Its request for a script waits for a place in line, until then at most.
+    stands_until: Option<Instant>,
     /// Requests kept for a capture file.
     kept: u8,
 }
@@ -447,6 +454,7 @@ impl HttpSide {
                 ack_checks: 0,
                 parked: None,
                 line: None,
+                stands_until: None,
                 kept: 0,
             };
             if self.connections.is_full() {
@@ -562,6 +570,11 @@ impl HttpSide {
                 turn.shared.keeper.ask(parked.line.clone(), Owner::Connection(key).pack(), turn.desk);
             }
             connection.deadline = parked.until;
+            return self.arm(key, turn);
+        }
+        if connection.stands_until.is_some() {
+            connection.deadline = turn.now + STANDS_FOR;
+            self.list(key);
             return self.arm(key, turn);
         }
         if connection.out.is_empty() && connection.delivery.is_some() {

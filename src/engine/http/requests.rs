@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::{HEAD_PATIENCE, HttpSide};
+use super::{Connection, HEAD_PATIENCE, HttpSide};
 use crate::engine::core::Turn;
 use crate::engine::counters::Count;
 use crate::engine::slab::Key;
@@ -199,7 +199,8 @@ impl HttpSide {
                 self.remember(key, &input[..len], turn);
                 self.answer(key, &request, turn);
                 // Its answer is made when it may leave, from the same request.
-                let parked = self.connections.get_mut(key).is_some_and(|c| c.parked.is_some());
+                let waits = |c: &mut Connection| c.parked.is_some() || c.stands_until.is_some();
+                let parked = self.connections.get_mut(key).is_some_and(waits);
                 if parked { Taken::Parked } else { Taken::Answered(len) }
             }
             Next::Refuse { status, reason } => {
@@ -223,8 +224,10 @@ impl HttpSide {
         self.asked.clear();
         let Some(connection) = self.connections.get_mut(key) else { return };
         self.asked_by = (connection.peer, connection.local);
-        if turn.shared.is_recording() && connection.kept < KEPT_PER_CONNECTION {
-            connection.kept += 1;
+        // Looked at once more, it is no other request.
+        let again = connection.stands_until.is_some();
+        if turn.shared.is_recording() && (again || connection.kept < KEPT_PER_CONNECTION) {
+            connection.kept += u8::from(!again);
             self.asked.extend_from_slice(&request[..request.len().min(KEPT_LEN)]);
         }
     }
@@ -247,7 +250,8 @@ enum Taken {
     Nothing,
     /// Answered; so many bytes are done with.
     Answered(usize),
-    /// It waits, at the point of no return or for the acknowledgement of the answer before it, and is needed once more.
+    /// It waits, at the point of no return, for a place in line or for the acknowledgement of the answer before it, and is
+    /// needed once more.
     Parked,
     /// The bytes are none; an error is on its way and the connection ends.
     Refused,

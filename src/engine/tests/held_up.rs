@@ -40,6 +40,48 @@ fn the_next_boot_begins_when_the_last_file_of_the_one_before_has_left() {
 }
 
 #[test]
+fn who_is_next_has_its_script_as_soon_as_a_place_is_free() {
+    let limits = admission::Limits { per_image: 1, ..admission::Limits::default() };
+    let lab = Lab::with_limited_jobs(Driver::Mio, 200_000, limits);
+    for mac in ["02:00:00:00:00:01", OTHER, THIRD] {
+        lab.add_for("linux", mac);
+    }
+    let first = lab.script();
+    let ask = |mac: &str| {
+        let asked = std::time::Instant::now();
+        let path = format!("/ipxe?mac={mac}&platform=efi&buildarch=x86_64");
+        let (_, script) = get(&mut lab.http(), &path, "User-Agent: iPXE/1.21.1\r\n");
+        (String::from_utf8(script).unwrap(), asked.elapsed())
+    };
+    let (second, took) = ask(OTHER);
+    assert!(second.contains("number 1 in line") && took < Duration::from_secs(1), "{took:?}: {second}");
+    assert!(ask(THIRD).0.contains("number 2 in line"));
+    // Nothing becomes free: it is told so after a while, and who is not next at once.
+    let scripts = lab.metric("bootstorm_http_scripts_total");
+    let (second, took) = ask(OTHER);
+    assert!(second.contains("number 1 in line") && took >= Duration::from_secs(2), "{took:?}: {second}");
+    let (third, took) = ask(THIRD);
+    assert!(third.contains("number 2 in line") && took < Duration::from_secs(1), "{took:?}: {third}");
+    assert_eq!(lab.metric("bootstorm_http_scripts_total"), scripts + 2, "each was answered once");
+    std::thread::scope(|scope| {
+        let second = scope.spawn(|| ask(OTHER));
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(get(&mut lab.http(), url_path(&first, "initrd.img"), "").1 == lab.content);
+        let freed = std::time::Instant::now();
+        let (second, _) = second.join().unwrap();
+        assert!(second.contains("initrd.img") && freed.elapsed() < Duration::from_secs(1), "{second}");
+    });
+    // Who goes away while it stands takes no place with it.
+    let mut gone = lab.http();
+    let path = format!("/ipxe?mac={THIRD}&platform=efi&buildarch=x86_64");
+    write!(gone, "GET {path} HTTP/1.1\r\nHost: x\r\nUser-Agent: iPXE/1.21.1\r\n\r\n").unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    drop(gone);
+    assert_eq!(lab.shared.admission_counts(), (1, 1));
+    assert!(ask(THIRD).0.contains("number 1 in line"));
+}
+
+#[test]
 fn other_images_and_machines_without_a_job_never_wait() {
     let limits = admission::Limits { per_image: 1, ..admission::Limits::default() };
     let lab = Lab::with_limited_jobs(Driver::Mio, 1_000, limits);
