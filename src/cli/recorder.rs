@@ -99,13 +99,14 @@ fn say(seen: &Evidence, history: &History, lines: &mut Budget) {
     if !is_loud && !tracing::enabled!(tracing::Level::DEBUG) {
         return;
     }
-    let (mac, uuid) = history.whose(seen);
+    let (mac, uuid, by_address) = history.whose(seen);
     macro_rules! say {
         ($level:ident) => {
             tracing::$level!(
                 mac = mac.map(tracing::field::display),
                 uuid = uuid.map(tracing::field::display),
                 session = seen.boot.map(tracing::field::display),
+                by_address = by_address.then_some(true),
                 address = seen.address.map(tracing::field::display),
                 job = seen.job().map(tracing::field::display),
                 stage = seen.seen.word(),

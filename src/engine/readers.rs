@@ -19,7 +19,7 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, select_biased};
 
-use crate::files::served::{CHUNK_LEN, Opened, SPAN_LEN};
+use crate::files::served::{CHUNK_LEN, FOLIO_MAX, Opened, SPAN_LEN};
 use crate::sys::pages::Resident;
 
 /// Threads that read: as many disks, or requests to one, are waited for at once. The last of them reads windows only.
@@ -50,13 +50,15 @@ const UNREADABLE: u32 = u32::MAX - 3;
 const UNSEEN: u8 = 0;
 /// Whether it is in memory will be known.
 const SURVEYED: u8 = 1;
-/// Not all of it was in memory: it leaves when it has been sent.
+/// Hardly any of it was in memory: it leaves when it has been sent.
 const ABSENT: u8 = 2;
 /// It was in memory, or several are being sent it.
 const STAYS: u8 = 3;
 /// The next span but one behind where a transfer is, what is in between may not be acknowledged yet; and the next but one
 /// before it, which the kernel does not read ahead yet.
 const APART: u64 = 2;
+/// How far behind a transfer a span is looked for that has not left yet, in spans.
+const BEHIND: u64 = 8;
 
 struct Missing {
     opened: Arc<Opened>,
@@ -120,11 +122,13 @@ struct Queues {
 
 impl Queues {
     /// The next chunk, for windows or for whoever waits; `None` when nobody is left who could ask for one. Errands are run
-    /// meanwhile.
+    /// in between.
     fn next(&self, windows_only: bool) -> Option<Missing> {
         if windows_only {
             return self.windows.recv().ok();
         }
+        // One with each chunk, however many wait.
+        self.errands.try_iter().take(1).for_each(Errand::run);
         loop {
             select_biased! {
                 recv(self.windows) -> missing => return missing.ok(),
@@ -144,18 +148,29 @@ impl Errand {
         let Self { opened, span, leaves } = self;
         let Some(note) = opened.span(span) else { return };
         if !leaves {
-            let is = if opened.is_whole(span) == Resident::Missing { ABSENT } else { STAYS };
+            let is = if opened.is_absent(span) { ABSENT } else { STAYS };
             let _ = note.compare_exchange(SURVEYED, is, Ordering::Relaxed, Ordering::Relaxed);
             return;
         }
-        opened.let_go(span);
-        let chunks = SPAN_LEN / CHUNK_LEN;
-        for seen in (span * chunks..(span + 1) * chunks).filter_map(|chunk| opened.chunk(chunk)) {
-            // It is looked at again before it is sent again. What waits to be read does so anyway.
-            let _ = seen.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |stamp| {
-                (stamp < UNREADABLE).then_some(0)
-            });
+        if !opened.is_alone() {
+            note.store(STAYS, Ordering::Relaxed);
+            return;
         }
+        let stays = |span: u64| opened.span(span).is_none_or(|note| note.load(Ordering::Relaxed) == STAYS);
+        let before = if span.checked_sub(1).is_none_or(stays) { 0 } else { FOLIO_MAX };
+        // Before and after: what is looked at meanwhile may be gone a moment later. What waits to be read is read anyway.
+        let begin = (span * SPAN_LEN - before) / CHUNK_LEN;
+        let look_again = || {
+            let chunks = begin..(span + 1) * SPAN_LEN / CHUNK_LEN;
+            for seen in chunks.filter_map(|chunk| opened.chunk(chunk)) {
+                let _ = seen.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |stamp| {
+                    (stamp < UNREADABLE).then_some(0)
+                });
+            }
+        };
+        look_again();
+        opened.let_go(span, before);
+        look_again();
     }
 }
 
@@ -252,8 +267,8 @@ impl Readers {
         for span in here..=here + APART {
             self.errand(opened, span, UNSEEN, SURVEYED);
         }
-        if let Some(behind) = here.checked_sub(APART) {
-            self.errand(opened, behind, ABSENT, UNSEEN);
+        for span in here.saturating_sub(BEHIND)..here.saturating_sub(APART - 1) {
+            self.errand(opened, span, ABSENT, UNSEEN);
         }
     }
 

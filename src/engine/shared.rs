@@ -61,6 +61,8 @@ pub struct Shared {
     /// Who may fetch an image now. The one lock between cores: taken for the script of a boot, for the beginning of a
     /// file and for its end, where there are limits, and nowhere else.
     admission: Mutex<Admission>,
+    /// [`Admission::moves`], read without that lock.
+    line_moves: Arc<AtomicU64>,
     /// Whether there are limits.
     limited: AtomicBool,
     /// Cores whose loop has ended.
@@ -96,6 +98,7 @@ impl Shared {
         evidence: Sender<Evidence>,
         drain: Duration,
     ) -> Self {
+        let admission = Admission::new(admission::Limits::default(), Vec::new());
         Self {
             library,
             keeper,
@@ -106,7 +109,8 @@ impl Shared {
             fragments_lost: FragmentsLost::new(Instant::now()),
             presented: Presented::new(),
             interfaces: ArcSwap::from_pointee(Vec::new()),
-            admission: Mutex::new(Admission::new(admission::Limits::default(), Vec::new())),
+            line_moves: Arc::clone(admission.moves()),
+            admission: Mutex::new(admission),
             limited: AtomicBool::new(false),
             cores_ended: AtomicUsize::new(0),
             http: ArcSwap::from_pointee(Vec::new()),
@@ -135,6 +139,11 @@ impl Shared {
         self.limited
             .load(Ordering::Acquire)
             .then(|| self.admission.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What moves when it is of use to ask again for a place.
+    pub(super) fn line_moves(&self) -> u64 {
+        self.line_moves.load(Ordering::Acquire)
     }
 
     /// Boots that hold a place, and machines in line.

@@ -21,9 +21,9 @@ use crate::sys::pages::{self, Resident, Teller};
 pub const CHUNK_LEN: u64 = 256 << 10;
 /// Files that are not to stay in memory are let go of in pieces of this many bytes: longer than what the kernel reads ahead.
 pub const SPAN_LEN: u64 = 16 << 20;
-/// With a piece so much before it is let go of once more: the kernel keeps pages in larger pieces (folios), which may lie across
-/// two of these and leave only as a whole.
-const FOLIO_MAX: u64 = 2 << 20;
+/// With a piece that leaves, so much of one before it is let go of once more: the kernel keeps pages in larger pieces (folios),
+/// which may lie across two of these and leave only as a whole.
+pub const FOLIO_MAX: u64 = 2 << 20;
 
 /// What tells one version of a file from another (`fstat`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -109,9 +109,15 @@ impl Opened {
         self.spans.get(usize::try_from(span).ok()?)
     }
 
-    /// Whether all of a span is in memory. Never waits for a disk; with some tellers it has what is missing read soon.
-    pub fn is_whole(&self, span: u64) -> Resident {
-        self.look_at(span * SPAN_LEN, SPAN_LEN)
+    /// Whether hardly any of a span is in memory: less than a quarter, as of one that left it; or, where the kernel tells only what
+    /// could be sent, less than all. Never waits for a disk; in the second case what is missing is read soon.
+    pub fn is_absent(&self, span: u64) -> bool {
+        let offset = span * SPAN_LEN;
+        let len = SPAN_LEN.min(self.len.saturating_sub(offset));
+        if self.teller == Teller::Map && !self.is_unmapped.load(Ordering::Relaxed) {
+            return pages::present(&self.mapping, offset, len).is_some_and(|present| present < len / 4);
+        }
+        self.look_at(offset, SPAN_LEN) == Resident::Missing
     }
 
     /// One transfer at most is under way.
@@ -119,9 +125,10 @@ impl Opened {
         self.transfers.load(Ordering::Relaxed) <= 1
     }
 
-    /// Lets the kernel forget a span's pages, but for those on their way to somebody, which it keeps for now.
-    pub fn let_go(&self, span: u64) {
-        let offset = (span * SPAN_LEN).saturating_sub(FOLIO_MAX);
+    /// Lets the kernel forget a span's pages, but for those on their way to somebody, which it keeps for now; with `before` so much
+    /// of what is before it.
+    pub fn let_go(&self, span: u64, before: u64) {
+        let offset = (span * SPAN_LEN).saturating_sub(before);
         let len = self.len.min((span + 1) * SPAN_LEN).saturating_sub(offset);
         // What is mapped stays, so that comes first.
         self.mapping.unmap_pages(offset, len);
@@ -285,9 +292,9 @@ impl Served {
             return Ok(Handle::of(opened));
         }
         let opened = Arc::new(self.open_now()?);
-        // Two cores may get here at once; both have the same inode, and the later one is kept for the next caller.
-        self.opened.store(Some(Arc::clone(&opened)));
-        Ok(Handle::of(opened))
+        // Two cores may get here at once; both have the same inode, and the earlier one is kept for all.
+        let before = self.opened.compare_and_swap(&None::<Arc<Opened>>, Some(Arc::clone(&opened)));
+        Ok(Handle::of(Option::clone(&before).unwrap_or(opened)))
     }
 
     fn open_now(&self) -> io::Result<Opened> {
@@ -330,7 +337,10 @@ impl Served {
     /// Closes the file if nobody asked for it since the last call and no transfer holds it, so that a large library
     /// does not keep a descriptor for every file it ever served.
     pub(crate) fn close_if_idle(&self) {
-        if !self.used.swap(false, Ordering::Relaxed) {
+        let is_used = self.used.swap(false, Ordering::Relaxed);
+        let is_sent =
+            || self.opened.load().as_ref().is_some_and(|opened| opened.transfers.load(Ordering::Relaxed) > 0);
+        if !is_used && !is_sent() {
             self.opened.store(None);
         }
     }
@@ -401,9 +411,27 @@ mod tests {
         assert!(opened.still_same());
         // The cached file serves on; a fresh entry of the old listing does not open the new inode.
         assert_eq!(served.open().unwrap().len, 11);
+        drop(opened);
         served.close_if_idle();
         served.close_if_idle();
         assert_eq!(served.open().unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_file_that_is_being_sent_stays_open_for_who_comes_later() {
+        let folder = TestFolder::new("served-sent");
+        let served = served(&folder.write("boot.wim", b"0123456789"));
+        let first = served.open().unwrap();
+        served.close_if_idle();
+        served.close_if_idle();
+        let second = served.open().unwrap();
+        assert!(Arc::ptr_eq(&first, &second) && !first.is_alone());
+        drop(second);
+        assert!(first.is_alone());
+        drop(first);
+        served.close_if_idle();
+        served.close_if_idle();
+        assert!(served.opened.load().is_none());
     }
 
     #[test]

@@ -232,13 +232,18 @@ impl History {
         records.keep_within(self.bounds);
     }
 
-    /// Which machine evidence is about: what it says itself, and what is known of that machine besides.
-    pub fn whose(&self, evidence: &Evidence) -> (Option<MacAddr>, Option<Uuid>) {
+    /// Which machine evidence is about: what it says itself, and what is known of that machine besides. Where only its address
+    /// says which, that is so for who was heard of lately, and the third value is true.
+    pub fn whose(&self, evidence: &Evidence) -> (Option<MacAddr>, Option<Uuid>, bool) {
         let records = self.records();
-        let machine = records.find(evidence).and_then(|(key, _)| records.machines.get(&key));
-        let known = |machine: &Machine| (machine.mac, machine.uuid);
-        let (mac, uuid) = machine.map(known).unwrap_or_default();
-        (evidence.mac.or(mac), evidence.uuid.or(uuid))
+        let known = || {
+            let (key, only_address) = records.find(evidence)?;
+            let machine = records.machines.get(&key)?;
+            let lately = |boot: &Kept| since(boot.until(), evidence.at) <= PAUSE_MAX;
+            (!only_address || machine.boots.back().is_some_and(lately)).then_some((machine, only_address))
+        };
+        let Some((machine, only_address)) = known() else { return (evidence.mac, evidence.uuid, false) };
+        (evidence.mac.or(machine.mac), evidence.uuid.or(machine.uuid), only_address)
     }
 
     /// The boots of one machine, newest first. A UUID that several addresses showed gives the boots of all.

@@ -235,13 +235,15 @@ fn evidence_that_does_not_say_whose_it_is_is_placed_by_its_boot_or_its_address()
     let boot = Some(BootId(3));
     history.note(Evidence { uuid: Some(uuid), boot, address: Some(ADDRESS), ..of(MAC, 0.0, script("menu")) });
     let bare = || Evidence::new(at(1.0), started("k"));
-    let known = (Some(MAC), Some(uuid));
-    assert_eq!(history.whose(&Evidence { boot, ..bare() }), known);
-    assert_eq!(history.whose(&Evidence { address: Some(ADDRESS), ..bare() }), known);
-    assert_eq!(history.whose(&of(MAC, 1.0, started("k"))), known);
-    assert_eq!(history.whose(&bare()), (None, None));
+    let (mac, uuid) = (Some(MAC), Some(uuid));
+    assert_eq!(history.whose(&Evidence { boot, ..bare() }), (mac, uuid, false));
+    assert_eq!(history.whose(&of(MAC, 1.0, started("k"))), (mac, uuid, false));
+    assert_eq!(history.whose(&bare()), (None, None, false));
+    let there = |seconds| Evidence { address: Some(ADDRESS), ..Evidence::new(at(seconds), started("k")) };
+    assert_eq!(history.whose(&there(500.0)), (mac, uuid, true));
+    assert_eq!(history.whose(&there(700.0)), (None, None, false), "another may have that address by now");
     let other = MacAddr([2, 0, 0, 0, 0, 9]);
-    assert_eq!(history.whose(&of(other, 1.0, started("k"))), (Some(other), None));
+    assert_eq!(history.whose(&of(other, 1.0, started("k"))), (Some(other), None, false));
 }
 
 #[test]

@@ -11,6 +11,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::token::BootId;
@@ -138,6 +139,8 @@ pub struct Admission {
     look_at: Option<Instant>,
     /// How long boots hold their places, a moving mean.
     mean: Option<Duration>,
+    /// Moves whenever somebody in line may have come nearer.
+    moves: Arc<AtomicU64>,
 }
 
 impl Admission {
@@ -153,12 +156,24 @@ impl Admission {
             next_ticket: 0,
             look_at: None,
             mean: None,
+            moves: Arc::default(),
         }
     }
 
     /// Other limits from now on: who runs goes on, who waits is weighed by them when it asks again.
     pub fn limit(&mut self, limits: Limits, networks: Vec<(Ipv4Addr, u8)>) {
         (self.limits, self.networks) = (limits, networks);
+        self.moved();
+    }
+
+    /// A number that moves whenever a place or the line may have room for somebody: while it stands still, asking again is of no
+    /// use to who stands in line. (Who falls silent is noticed when anybody asks.)
+    pub fn moves(&self) -> &Arc<AtomicU64> {
+        &self.moves
+    }
+
+    fn moved(&self) {
+        self.moves.fetch_add(1, Ordering::Release);
     }
 
     /// Boots that fetch, and machines in line.
@@ -176,7 +191,9 @@ impl Admission {
             return Turn::Now;
         }
         // Another image than before: it begins anew, and its old place is free.
-        self.running.remove(&who);
+        if self.running.remove(&who).is_some() {
+            self.moved();
+        }
         let place = match self.place_of(who, now) {
             Some(place) if self.line[place].share == share => {
                 self.line[place].seen = now;
@@ -211,6 +228,8 @@ impl Admission {
             return Turn::Now;
         }
         let limit = self.smallest_limit();
+        let rivals = self.line.iter().take(place).filter(|earlier| self.compete(&earlier.share, &share));
+        let near = rivals.take(limit as usize).count() < limit as usize;
         let number = u32::try_from(place + 1).unwrap_or(u32::MAX);
         if !in_line {
             if self.line.len() >= LINE_MAX {
@@ -221,9 +240,9 @@ impl Admission {
         }
         let about = self.mean.map(|mean| mean * number.div_ceil(limit));
         // Who is next asks often, so that a place that is free is not free for long.
-        let again = about.map_or(AGAIN_MIN, |about| (about / 4).clamp(AGAIN_MIN, AGAIN_MAX));
-        let again = again + SPREAD * (number % SPREAD_PLACES);
-        Turn::Wait { place: number, about, again, next: in_line && number <= limit }
+        let far = || about.map_or(AGAIN_MIN, |about| (about / 4).clamp(AGAIN_MIN, AGAIN_MAX));
+        let again = if near { AGAIN_MIN } else { far() + SPREAD * (number % SPREAD_PLACES) };
+        Turn::Wait { place: number, about, again, next: in_line && near }
     }
 
     /// A boot fetches.
@@ -240,6 +259,7 @@ impl Admission {
         if self.running.get(&who).is_some_and(|running| running.boot == boot)
             && let Some(running) = self.running.remove(&who)
         {
+            self.moved();
             let took = now.saturating_duration_since(running.since);
             self.mean = Some(self.mean.map_or(took, |mean| (mean * 7 + took) / 8));
         }
@@ -254,6 +274,7 @@ impl Admission {
     fn leave(&mut self, place: usize) {
         if let Some(gone) = self.line.remove(place) {
             self.tickets.remove(&gone.who);
+            self.moved();
         }
     }
 
@@ -269,12 +290,16 @@ impl Admission {
     }
 
     fn forget_the_silent(&mut self, now: Instant) {
+        let before = self.running.len();
         self.running.retain(|_, running| running.until > now);
+        if self.running.len() < before {
+            self.moved();
+        }
         if self.look_at.is_some_and(|at| at > now) {
             return;
         }
         self.look_at = Some(now + SILENT_EVERY);
-        let tickets = &mut self.tickets;
+        let (tickets, before) = (&mut self.tickets, self.line.len());
         self.line.retain(|waiting| {
             let stays = waiting.seen + LINE_SILENCE > now;
             if !stays {
@@ -282,6 +307,9 @@ impl Admission {
             }
             stays
         });
+        if self.line.len() < before {
+            self.moved();
+        }
     }
 
     fn take(&self, taken: &mut Taken, share: &Share) {
@@ -295,6 +323,13 @@ impl Admission {
         below(self.limits.per_image, taken.images.get(&share.image))
             && below(self.limits.per_subnet, taken.subnets.get(&self.subnet(share.from)))
             && below(self.limits.per_link, taken.links.get(&share.link))
+    }
+
+    /// Whether two want something of the same that is limited.
+    fn compete(&self, one: &Share, other: &Share) -> bool {
+        (self.limits.per_image != 0 && one.image == other.image)
+            || (self.limits.per_subnet != 0 && self.subnet(one.from) == self.subnet(other.from))
+            || (self.limits.per_link != 0 && one.link == other.link)
     }
 
     fn smallest_limit(&self) -> u32 {
@@ -372,8 +407,30 @@ mod tests {
         else {
             panic!("the fourth is next");
         };
-        assert_eq!((about, again), (Duration::from_secs(4), AGAIN_MIN + SPREAD));
+        assert_eq!((about, again), (Duration::from_secs(4), AGAIN_MIN));
         assert_eq!(admission.counts(), (2, 3));
+    }
+
+    #[test]
+    fn who_is_near_is_so_among_those_that_want_the_same() {
+        let limits = Limits { per_image: 1, ..Limits::default() };
+        let (mut admission, now) = (Admission::new(limits, Vec::new()), Instant::now());
+        let mut ask = |n: u32, image: &str| {
+            let Turn::Wait { next, again, .. } =
+                admission.ask(now, who(n), BootId(n.into()), share(image, [10, 0, 0, 9]))
+            else {
+                return None;
+            };
+            assert!(!next || again == AGAIN_MIN);
+            Some(next)
+        };
+        assert_eq!([ask(1, "winpe"), ask(2, "linux")], [None, None]);
+        // The first question is answered at once.
+        assert_eq!([ask(3, "winpe"), ask(4, "winpe"), ask(5, "linux")], [Some(false); 3]);
+        assert_eq!(
+            [ask(3, "winpe"), ask(4, "winpe"), ask(5, "linux")],
+            [Some(true), Some(false), Some(true)]
+        );
     }
 
     #[test]
@@ -466,6 +523,7 @@ mod tests {
         let (mut admission, start) = (Admission::new(limits, Vec::new()), Instant::now());
         let mut left = vec![16.0 * 1024.0 * 1024.0; MACHINES as usize];
         let mut asks = vec![Some(0.0); MACHINES as usize];
+        let mut asked = asks.clone();
         let (mut done, mut time) = (vec![0.0; MACHINES as usize], 0.0);
         while done.contains(&0.0) {
             let now = start + Duration::from_secs_f64(time);
@@ -474,7 +532,16 @@ mod tests {
                 if asks[index].is_some_and(|at| at <= time) {
                     asks[index] = match admission.ask(now, who(n), BootId(n.into()), wim()) {
                         Turn::Now => None,
-                        Turn::Wait { again, .. } => Some(time + again.as_secs_f64()),
+                        // The request stands for two seconds, and comes a second after that.
+                        Turn::Wait { next: true, .. }
+                            if asked[index].is_some_and(|since| time < since + 2.0) =>
+                        {
+                            Some(time + 0.05)
+                        }
+                        Turn::Wait { again, .. } => {
+                            asked[index] = Some(time + again.as_secs_f64());
+                            asked[index]
+                        }
                         Turn::Full { .. } => panic!("the line is long enough"),
                     };
                 }

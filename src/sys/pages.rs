@@ -102,15 +102,19 @@ pub fn forget(file: &File, offset: u64, len: u64) {
     advise(file, offset, len, libc::POSIX_FADV_DONTNEED);
 }
 
-/// True while any page of a range of a file is in memory, and always for who does not own that file or asks for what is not
-/// in the mapping. The range begins at a page.
-pub fn any_present(mapping: &Mapping, offset: u64, len: u64) -> bool {
-    let range = usize::try_from(len).ok().and_then(|len| mapping.iovec_range(offset, len));
-    let Some(range) = range else { return true };
+/// Bytes of a range of a file that are in memory, all of them for who does not own that file; `None` for what is not in the
+/// mapping, or where the kernel does not say. The range begins at a page.
+pub fn present(mapping: &Mapping, offset: u64, len: u64) -> Option<u64> {
+    let range = mapping.iovec_range(offset, usize::try_from(len).ok()?)?;
     let mut pages = vec![0u8; range.len.div_ceil(PAGE_LEN)];
     // SAFETY: the range is inside the mapping, which lives across the call; `pages` has a byte for each of its pages.
     let result = unsafe { libc::mincore(range.ptr.cast_mut().cast(), range.len, pages.as_mut_ptr()) };
-    result != 0 || pages.iter().any(|page| page & 1 != 0)
+    (result == 0).then(|| pages.iter().filter(|page| **page & 1 != 0).count() as u64 * PAGE_LEN as u64)
+}
+
+/// True while any of a range may be in memory.
+pub fn any_present(mapping: &Mapping, offset: u64, len: u64) -> bool {
+    present(mapping, offset, len) != Some(0)
 }
 
 /// The same for all of a file.

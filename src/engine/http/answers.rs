@@ -1,13 +1,13 @@
 //! From a request to its answer: routes, scripts, answer files, call-backs.
 
 use std::net::Ipv4Addr;
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use super::super::native;
-use super::{HttpSide, STANDS_FOR, STANDS_LOOK};
 use super::delivery::{note, note_with};
 use super::files::opens;
 use super::parked::{Parked, ParkedAnswer};
+use super::{HttpSide, STANDING_MAX, STANDS_FOR, STANDS_LOOK, Standing};
 use crate::engine::core::Turn;
 use crate::engine::counters::Count;
 use crate::engine::shared::unix_seconds;
@@ -39,9 +39,16 @@ const NAME_MAX: usize = 64;
 impl HttpSide {
     pub(super) fn answer(&mut self, key: Key, request: &Request<'_>, turn: &mut Turn<'_>) {
         // A request that stood in line is looked at anew, and counted once.
-        let stood = self.connections.get_mut(key).and_then(|connection| connection.stands_until.take());
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let stood = connection.stands.take();
         if stood.is_none() {
             turn.tally.add(Count::HttpRequests, 1);
+        } else {
+            self.standing -= 1;
+            if connection.closing {
+                // A place would be given to who has gone.
+                return self.close(key, None, turn);
+            }
         }
         self.head.clear();
         let now = turn.wall;
@@ -238,12 +245,12 @@ impl HttpSide {
         turn.shared.note(evidence);
     }
 
-    /// `stood`: until when it stands in line, if its request was looked at before.
+    /// `stood` if its request stood in line.
     fn answer_script(
         &mut self,
         key: Key,
         request: &Request<'_>,
-        stood: Option<Instant>,
+        stood: Option<Standing>,
         now: SystemTime,
         turn: &mut Turn<'_>,
     ) {
@@ -302,10 +309,11 @@ impl HttpSide {
             (Some(mac), Some(_)) => Who::Elsewhere(mac, peer),
             (None, _) => Who::Address(peer),
         };
+        let seen = turn.shared.line_moves();
         let place = self.place_in_line(request, &composed, &who, waits_as, (peer, local), turn);
         if matches!(place, Place::Wait { next: true, .. })
             && request.is_ipxe()
-            && self.stands(key, stood, turn)
+            && self.stands(key, stood, seen, turn)
         {
             return;
         }
@@ -376,16 +384,17 @@ impl HttpSide {
         turn.shared.note(evidence);
     }
 
-    /// Lets a request stand until a place in line is free, which is looked for soon and again; false when it has stood long
-    /// enough, or who asks has gone.
-    fn stands(&mut self, key: Key, stood: Option<Instant>, turn: &mut Turn<'_>) -> bool {
+    /// Lets a request stand in line, as it was `seen` before it was looked at; false when it has stood long enough, or too many do.
+    fn stands(&mut self, key: Key, stood: Option<Standing>, seen: u64, turn: &mut Turn<'_>) -> bool {
+        let kept = !self.asked.is_empty();
         let Some(connection) = self.connections.get_mut(key) else { return false };
-        let until = stood.unwrap_or(turn.now + STANDS_FOR);
-        if connection.closing || turn.now >= until {
+        let until = stood.map_or(turn.now + STANDS_FOR, |standing| standing.until);
+        if turn.now >= until || self.standing >= STANDING_MAX {
             return false;
         }
-        connection.stands_until = Some(until);
+        connection.stands = Some(Standing { until, seen, kept });
         connection.deadline = until.min(turn.now + STANDS_LOOK);
+        self.standing += 1;
         self.arm(key, turn);
         true
     }

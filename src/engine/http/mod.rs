@@ -75,8 +75,10 @@ const ACK_CHECK_SOON: Duration = Duration::from_millis(1);
 /// Who stands in line, and so far in front that the next free place may be its own, has its answer when one is free, or after
 /// this long. Not longer: iPXE hears no key meanwhile.
 const STANDS_FOR: Duration = Duration::from_secs(2);
-/// How often it is looked whether one is.
+/// How often it is looked whether one may be.
 const STANDS_LOOK: Duration = Duration::from_millis(50);
+/// Requests of one core that stand in line; who finds no room is answered at once.
+const STANDING_MAX: usize = 256;
 /// Checks before the last bytes count as lost: 30 s.
 const ACK_CHECKS_MAX: u32 = 600;
 
@@ -126,10 +128,21 @@ struct Connection {
     parked: Option<Box<Parked>>,
     /// The boot that a body with a held piece belongs to.
     line: Option<Box<AtTheLine>>,
-    /// Its request for a script waits for a place in line, until then at most.
-    stands_until: Option<Instant>,
+    /// Set while its request for a script stands in line.
+    stands: Option<Standing>,
     /// Requests kept for a capture file.
     kept: u8,
+}
+
+/// A request that waits for a place in line to be free.
+#[derive(Clone, Copy, Debug)]
+struct Standing {
+    /// It is answered then, whatever the answer.
+    until: Instant,
+    /// [`Shared::line_moves`] when it was looked at last.
+    seen: u64,
+    /// It is kept for a capture file.
+    kept: bool,
 }
 
 impl Connection {
@@ -215,6 +228,8 @@ pub(super) struct HttpSide {
     script: String,
     /// Connections with a response under way.
     busy: usize,
+    /// Connections whose request stands in line.
+    standing: usize,
     accepting: bool,
 }
 
@@ -257,6 +272,7 @@ impl HttpSide {
             asking: String::new(),
             script: String::with_capacity(4096),
             busy: 0,
+            standing: 0,
             accepting: true,
         }
     }
@@ -454,7 +470,7 @@ impl HttpSide {
                 ack_checks: 0,
                 parked: None,
                 line: None,
-                stands_until: None,
+                stands: None,
                 kept: 0,
             };
             if self.connections.is_full() {
@@ -498,6 +514,7 @@ impl HttpSide {
                 && !connection.out.in_ring
                 && connection.delivery.is_none()
                 && connection.parked.is_none()
+                && connection.stands.is_none()
             {
                 turn.tally.add(Count::HttpShed, 1);
                 return self.close(key, None, turn);
@@ -572,9 +589,11 @@ impl HttpSide {
             connection.deadline = parked.until;
             return self.arm(key, turn);
         }
-        if connection.stands_until.is_some() {
-            connection.deadline = turn.now + STANDS_FOR;
-            self.list(key);
+        if let Some(standing) = connection.stands {
+            connection.deadline = turn.now + STANDS_LOOK;
+            if turn.now >= standing.until || turn.shared.line_moves() != standing.seen {
+                self.list(key);
+            }
             return self.arm(key, turn);
         }
         if connection.out.is_empty() && connection.delivery.is_some() {
@@ -621,6 +640,7 @@ impl HttpSide {
         if !connection.out.is_empty() {
             self.busy -= 1;
         }
+        self.standing -= usize::from(connection.stands.is_some());
         connection.out.abandon(&mut self.pipes);
         // Closing the descriptor takes it out of the poll as well: nobody else has a copy of it.
     }

@@ -199,7 +199,7 @@ impl HttpSide {
                 self.remember(key, &input[..len], turn);
                 self.answer(key, &request, turn);
                 // Its answer is made when it may leave, from the same request.
-                let waits = |c: &mut Connection| c.parked.is_some() || c.stands_until.is_some();
+                let waits = |c: &mut Connection| c.parked.is_some() || c.stands.is_some();
                 let parked = self.connections.get_mut(key).is_some_and(waits);
                 if parked { Taken::Parked } else { Taken::Answered(len) }
             }
@@ -225,9 +225,9 @@ impl HttpSide {
         let Some(connection) = self.connections.get_mut(key) else { return };
         self.asked_by = (connection.peer, connection.local);
         // Looked at once more, it is no other request.
-        let again = connection.stands_until.is_some();
-        if turn.shared.is_recording() && (again || connection.kept < KEPT_PER_CONNECTION) {
-            connection.kept += u8::from(!again);
+        let kept = connection.stands.map(|standing| standing.kept);
+        if turn.shared.is_recording() && kept.unwrap_or(connection.kept < KEPT_PER_CONNECTION) {
+            connection.kept += u8::from(kept.is_none());
             self.asked.extend_from_slice(&request[..request.len().min(KEPT_LEN)]);
         }
     }
