@@ -687,8 +687,8 @@ impl Machine {
     fn script_step(&mut self, now: Instant, step: Option<ScriptStep>) {
         match step {
             None => {}
-            Some(ScriptStep::Sleep(seconds)) => {
-                self.phase = Phase::Scripting { sleeping: Some(now + Duration::from_secs(seconds)) };
+            Some(ScriptStep::Sleep(time)) => {
+                self.phase = Phase::Scripting { sleeping: Some(now + time) };
             }
             Some(ScriptStep::Fetch { url }) => match split_url(&url) {
                 Some((server, path)) => {

@@ -5,6 +5,7 @@
 //! known fails as it does in a build without it, so a script that leans on an optional command shows it.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 /// Commands run before a script counts as endless.
 const COMMANDS_MAX: u32 = 10_000;
@@ -19,8 +20,8 @@ pub enum Step {
         /// Absolute URL.
         url: String,
     },
-    /// Nothing for so many seconds; then go on with [`Interpreter::resume`].
-    Sleep(u64),
+    /// Nothing for so long; then go on with [`Interpreter::resume`].
+    Sleep(Duration),
     /// Over.
     Done(End),
 }
@@ -344,10 +345,19 @@ impl Interpreter {
             "exit" => Ran::Out(self.exit(args)),
             "sleep" => {
                 self.settle(true);
-                Ran::Out(Step::Sleep(arg(0).parse().unwrap_or(0)))
+                Ran::Out(Step::Sleep(Duration::from_secs(arg(0).parse().unwrap_or(0))))
             }
-            // Nobody presses a key.
-            "prompt" => Ran::Status(false),
+            // Nobody presses a key, which takes as long as it is waited for.
+            "prompt" => {
+                let after = args.iter().skip_while(|arg| *arg != "--timeout").nth(1);
+                match after.and_then(|millis| millis.parse().ok()) {
+                    None | Some(0) => Ran::Status(false),
+                    Some(millis) => {
+                        self.settle(false);
+                        Ran::Out(Step::Sleep(Duration::from_millis(millis)))
+                    }
+                }
+            }
             "menu" => {
                 self.menu.clear();
                 Ran::Status(true)

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use super::script::{End, Fetched, Interpreter, Step};
 use super::*;
@@ -37,6 +38,16 @@ fn separators_are_evaluated_left_to_right() {
     assert_eq!(screen("isset x && echo a || echo b\n"), "a\n");
     assert_eq!(screen("isset ${none} ; echo c\n"), "c\n");
     assert_eq!(screen("params ||\necho on\n"), "params: command not found\non\n");
+}
+
+#[test]
+fn a_prompt_takes_as_long_as_nobody_presses_a_key() {
+    let mut interpreter = Interpreter::new(BTreeMap::new());
+    let script =
+        "#!ipxe\nprompt --key l --timeout 1250 Wait && goto local ||\necho on\nexit\n:local\necho local\n";
+    assert_eq!(interpreter.start(script), Step::Sleep(Duration::from_millis(1250)));
+    assert_eq!(interpreter.resume(), Step::Done(End::Exited(true)));
+    assert_eq!(interpreter.screen, "on\n");
 }
 
 #[test]

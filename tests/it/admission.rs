@@ -118,8 +118,8 @@ fn machine(number: u32, start: Instant) -> f64 {
         step = match step {
             Step::Fetch { url } => iron.fetched(get(&url)),
             // What iPXE would wait for is waited for.
-            Step::Sleep(seconds) => {
-                thread::sleep(Duration::from_secs(seconds));
+            Step::Sleep(time) => {
+                thread::sleep(time);
                 iron.resume()
             }
             Step::Done(End::Booted { images, .. }) => {
