@@ -54,6 +54,8 @@ const SURVEYED: u8 = 1;
 const ABSENT: u8 = 2;
 /// It was in memory, or several are being sent it.
 const STAYS: u8 = 3;
+/// It has left.
+const GONE: u8 = 4;
 /// The next span but one behind where a transfer is, what is in between may not be acknowledged yet; and the next but one
 /// before it, which the kernel does not read ahead yet.
 const APART: u64 = 2;
@@ -156,8 +158,8 @@ impl Errand {
             note.store(STAYS, Ordering::Relaxed);
             return;
         }
-        let stays = |span: u64| opened.span(span).is_none_or(|note| note.load(Ordering::Relaxed) == STAYS);
-        let before = if span.checked_sub(1).is_none_or(stays) { 0 } else { FOLIO_MAX };
+        let is_gone = |span: u64| opened.span(span).is_some_and(|note| note.load(Ordering::Relaxed) == GONE);
+        let before = if span.checked_sub(1).is_some_and(is_gone) { FOLIO_MAX } else { 0 };
         // Before and after: what is looked at meanwhile may be gone a moment later. What waits to be read is read anyway.
         let begin = (span * SPAN_LEN - before) / CHUNK_LEN;
         let look_again = || {
@@ -266,9 +268,10 @@ impl Readers {
         }
         for span in here..=here + APART {
             self.errand(opened, span, UNSEEN, SURVEYED);
+            self.errand(opened, span, GONE, SURVEYED);
         }
         for span in here.saturating_sub(BEHIND)..here.saturating_sub(APART - 1) {
-            self.errand(opened, span, ABSENT, UNSEEN);
+            self.errand(opened, span, ABSENT, GONE);
         }
     }
 

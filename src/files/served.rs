@@ -114,8 +114,9 @@ impl Opened {
     pub fn is_absent(&self, span: u64) -> bool {
         let offset = span * SPAN_LEN;
         let len = SPAN_LEN.min(self.len.saturating_sub(offset));
-        if self.teller == Teller::Map && !self.is_unmapped.load(Ordering::Relaxed) {
-            return pages::present(&self.mapping, offset, len).is_some_and(|present| present < len / 4);
+        let is_mapped = self.teller == Teller::Map && !self.is_unmapped.load(Ordering::Relaxed);
+        if is_mapped && let Some(present) = pages::present(&self.mapping, offset, len) {
+            return present < len / 4;
         }
         self.look_at(offset, SPAN_LEN) == Resident::Missing
     }

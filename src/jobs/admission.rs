@@ -228,8 +228,7 @@ impl Admission {
             return Turn::Now;
         }
         let limit = self.smallest_limit();
-        let rivals = self.line.iter().take(place).filter(|earlier| self.compete(&earlier.share, &share));
-        let near = rivals.take(limit as usize).count() < limit as usize;
+        let near = self.is_near(place, &share);
         let number = u32::try_from(place + 1).unwrap_or(u32::MAX);
         if !in_line {
             if self.line.len() >= LINE_MAX {
@@ -325,11 +324,16 @@ impl Admission {
             && below(self.limits.per_link, taken.links.get(&share.link))
     }
 
-    /// Whether two want something of the same that is limited.
-    fn compete(&self, one: &Share, other: &Share) -> bool {
-        (self.limits.per_image != 0 && one.image == other.image)
-            || (self.limits.per_subnet != 0 && self.subnet(one.from) == self.subnet(other.from))
-            || (self.limits.per_link != 0 && one.link == other.link)
+    /// Whether of each thing that is limited fewer want the same before this place in line than may have it at once.
+    fn is_near(&self, place: usize, share: &Share) -> bool {
+        let fewer = |limit: u32, same: &dyn Fn(&Share) -> bool| {
+            let earlier = self.line.iter().take(place).filter(|earlier| same(&earlier.share));
+            limit == 0 || earlier.take(limit as usize).count() < limit as usize
+        };
+        let subnet = self.subnet(share.from);
+        fewer(self.limits.per_image, &|earlier| earlier.image == share.image)
+            && fewer(self.limits.per_link, &|earlier| earlier.link == share.link)
+            && fewer(self.limits.per_subnet, &|earlier| self.subnet(earlier.from) == subnet)
     }
 
     fn smallest_limit(&self) -> u32 {
@@ -413,7 +417,7 @@ mod tests {
 
     #[test]
     fn who_is_near_is_so_among_those_that_want_the_same() {
-        let limits = Limits { per_image: 1, ..Limits::default() };
+        let limits = Limits { per_image: 1, per_link: 100, ..Limits::default() };
         let (mut admission, now) = (Admission::new(limits, Vec::new()), Instant::now());
         let mut ask = |n: u32, image: &str| {
             let Turn::Wait { next, again, .. } =

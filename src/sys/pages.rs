@@ -106,10 +106,11 @@ pub fn forget(file: &File, offset: u64, len: u64) {
 /// mapping, or where the kernel does not say. The range begins at a page.
 pub fn present(mapping: &Mapping, offset: u64, len: u64) -> Option<u64> {
     let range = mapping.iovec_range(offset, usize::try_from(len).ok()?)?;
-    let mut pages = vec![0u8; range.len.div_ceil(PAGE_LEN)];
+    let page_len = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()?? as usize;
+    let mut pages = vec![0u8; range.len.div_ceil(page_len)];
     // SAFETY: the range is inside the mapping, which lives across the call; `pages` has a byte for each of its pages.
     let result = unsafe { libc::mincore(range.ptr.cast_mut().cast(), range.len, pages.as_mut_ptr()) };
-    (result == 0).then(|| pages.iter().filter(|page| **page & 1 != 0).count() as u64 * PAGE_LEN as u64)
+    (result == 0).then(|| pages.iter().filter(|page| **page & 1 != 0).count() as u64 * page_len as u64)
 }
 
 /// True while any of a range may be in memory.

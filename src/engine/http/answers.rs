@@ -46,8 +46,10 @@ impl HttpSide {
         } else {
             self.standing -= 1;
             if connection.closing {
-                // A place would be given to who has gone.
-                return self.close(key, None, turn);
+                // A place would be given to who has gone. Who only has nothing more to say is told to come back.
+                self.head.clear();
+                let answer = plan::answer_busy(request, 1, turn.wall, &mut self.head);
+                return self.respond(key, !answer.close, turn);
             }
         }
         self.head.clear();

@@ -309,7 +309,7 @@ impl HttpSide {
 
     /// No response is under way (idle kept-alive connections do not count).
     pub(super) fn is_idle(&self) -> bool {
-        self.ready.is_empty() && self.sending.is_empty() && self.busy == 0
+        self.ready.is_empty() && self.sending.is_empty() && self.busy == 0 && self.standing == 0
     }
 
     pub(super) fn busy_connections(&self) -> usize {

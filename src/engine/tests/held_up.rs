@@ -72,12 +72,20 @@ fn who_is_next_has_its_script_as_soon_as_a_place_is_free() {
         assert!(second.contains("initrd.img") && freed.elapsed() < Duration::from_millis(1500), "{second}");
         second
     });
-    // Who goes away while it stands takes no place with it.
-    let mut gone = lab.http();
-    let path = format!("/ipxe?mac={THIRD}&platform=efi&buildarch=x86_64");
-    write!(gone, "GET {path} HTTP/1.1\r\nHost: x\r\nUser-Agent: iPXE/1.21.1\r\n\r\n").unwrap();
-    std::thread::sleep(Duration::from_millis(300));
-    drop(gone);
+    // Who goes away while it stands takes no place with it; who only has nothing more to say is answered.
+    let stand = || {
+        let mut stands = lab.http();
+        let path = format!("/ipxe?mac={THIRD}&platform=efi&buildarch=x86_64");
+        write!(stands, "GET {path} HTTP/1.1\r\nHost: x\r\nUser-Agent: iPXE/1.21.1\r\n\r\n").unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+        stands
+    };
+    let mut silent = stand();
+    silent.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut answer = [0; 12];
+    silent.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 503");
+    drop(stand());
     std::thread::sleep(Duration::from_millis(200));
     assert!(get(&mut lab.http(), url_path(&second, "initrd.img"), "").1 == lab.content);
     std::thread::sleep(Duration::from_millis(400));
