@@ -33,6 +33,8 @@ const SPREAD: Duration = Duration::from_millis(250);
 const SPREAD_PLACES: u32 = 8;
 /// Machines in line; beyond it they are only told to come back.
 pub const LINE_MAX: usize = 16 * 1024;
+/// Who stands further back is never near: finding out takes a walk along the line, under its lock.
+const NEAR_PLACES: usize = 1024;
 /// How often those who have gone silent are looked for: it takes a walk through all.
 const SILENT_EVERY: Duration = Duration::from_millis(500);
 
@@ -331,7 +333,8 @@ impl Admission {
             limit == 0 || earlier.take(limit as usize).count() < limit as usize
         };
         let subnet = self.subnet(share.from);
-        fewer(self.limits.per_image, &|earlier| earlier.image == share.image)
+        place < NEAR_PLACES
+            && fewer(self.limits.per_image, &|earlier| earlier.image == share.image)
             && fewer(self.limits.per_link, &|earlier| earlier.link == share.link)
             && fewer(self.limits.per_subnet, &|earlier| self.subnet(earlier.from) == subnet)
     }

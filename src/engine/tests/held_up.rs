@@ -5,13 +5,19 @@ use super::*;
 const OTHER: &str = "02:00:00:00:00:02";
 const THIRD: &str = "02:00:00:00:00:03";
 
-#[test]
-fn the_next_boot_begins_when_the_last_file_of_the_one_before_has_left() {
+/// Three machines with a job for the same image, of which one boot at a time may fetch.
+fn three_for_one_place() -> Lab {
     let limits = admission::Limits { per_image: 1, ..admission::Limits::default() };
     let lab = Lab::with_limited_jobs(Driver::Mio, 200_000, limits);
     for mac in ["02:00:00:00:00:01", OTHER, THIRD] {
         lab.add_for("linux", mac);
     }
+    lab
+}
+
+#[test]
+fn the_next_boot_begins_when_the_last_file_of_the_one_before_has_left() {
+    let lab = three_for_one_place();
     let first = lab.script();
     assert!(first.contains("initrd.img"), "{first}");
     let second = lab.script_of(OTHER);
@@ -41,11 +47,7 @@ fn the_next_boot_begins_when_the_last_file_of_the_one_before_has_left() {
 
 #[test]
 fn who_is_next_has_its_script_as_soon_as_a_place_is_free() {
-    let limits = admission::Limits { per_image: 1, ..admission::Limits::default() };
-    let lab = Lab::with_limited_jobs(Driver::Mio, 200_000, limits);
-    for mac in ["02:00:00:00:00:01", OTHER, THIRD] {
-        lab.add_for("linux", mac);
-    }
+    let lab = three_for_one_place();
     let first = lab.script();
     let ask = |mac: &str| {
         let asked = std::time::Instant::now();
