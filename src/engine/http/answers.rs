@@ -37,20 +37,21 @@ const REASON_MAX: usize = 160;
 const NAME_MAX: usize = 64;
 
 impl HttpSide {
-    pub(super) fn answer(&mut self, key: Key, request: &Request<'_>, turn: &mut Turn<'_>) {
-        // A request that stood in line is looked at anew, and counted once.
-        let Some(connection) = self.connections.get_mut(key) else { return };
-        let stood = connection.stands.take();
+    /// `stood` if the request stood in line: then it was counted when it came.
+    pub(super) fn answer(
+        &mut self,
+        key: Key,
+        request: &Request<'_>,
+        stood: Option<Standing>,
+        turn: &mut Turn<'_>,
+    ) {
         if stood.is_none() {
             turn.tally.add(Count::HttpRequests, 1);
-        } else {
-            self.standing -= 1;
-            if connection.closing {
-                // A place would be given to who has gone. Who only has nothing more to say is told to come back.
-                self.head.clear();
-                let answer = plan::answer_busy(request, 1, turn.wall, &mut self.head);
-                return self.respond(key, !answer.close, turn);
-            }
+        } else if self.connections.get_mut(key).is_some_and(|connection| connection.closing) {
+            // A place would be given to who has gone. Who only has nothing more to say is told to come back.
+            self.head.clear();
+            let answer = plan::answer_busy(request, 1, turn.wall, &mut self.head);
+            return self.respond(key, !answer.close, turn);
         }
         self.head.clear();
         let now = turn.wall;

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::{Connection, HEAD_PATIENCE, HttpSide};
+use super::{Connection, HEAD_PATIENCE, HttpSide, Standing};
 use crate::engine::core::Turn;
 use crate::engine::counters::Count;
 use crate::engine::slab::Key;
@@ -196,8 +196,8 @@ impl HttpSide {
                 if let Some(connection) = self.connections.get_mut(key) {
                     connection.lingers = len < input.len();
                 }
-                self.remember(key, &input[..len], turn);
-                self.answer(key, &request, turn);
+                let stood = self.remember(key, &input[..len], turn);
+                self.answer(key, &request, stood, turn);
                 // Its answer is made when it may leave, from the same request.
                 let waits = |c: &mut Connection| c.parked.is_some() || c.stands.is_some();
                 let parked = self.connections.get_mut(key).is_some_and(waits);
@@ -219,17 +219,20 @@ impl HttpSide {
     }
 
     /// Keeps a request's bytes at hand until its answer is made: of a connection's first ones, since a disk is read in
-    /// thousands.
-    fn remember(&mut self, key: Key, request: &[u8], turn: &Turn<'_>) {
+    /// thousands. If it stood in line, it no longer does: it is looked at anew.
+    fn remember(&mut self, key: Key, request: &[u8], turn: &Turn<'_>) -> Option<Standing> {
         self.asked.clear();
-        let Some(connection) = self.connections.get_mut(key) else { return };
+        let connection = self.connections.get_mut(key)?;
+        let stood = connection.stands.take();
+        self.standing -= usize::from(stood.is_some());
         self.asked_by = (connection.peer, connection.local);
         // Looked at once more, it is no other request.
-        let kept = connection.stands.map(|standing| standing.kept);
+        let kept = stood.map(|standing| standing.kept);
         if turn.shared.is_recording() && kept.unwrap_or(connection.kept < KEPT_PER_CONNECTION) {
             connection.kept += u8::from(kept.is_none());
             self.asked.extend_from_slice(&request[..request.len().min(KEPT_LEN)]);
         }
+        stood
     }
 
     /// The request and the head of its answer, which stands in the head buffer, for a capture file.
