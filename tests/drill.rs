@@ -363,8 +363,15 @@ impl World {
         self.log.push(format!("machine {index} as {:?} {:?}: {live:?} {image:?} {boot}", who.mac, who.uuid));
         self.machines[index].state = State::Off;
         let (Some(job), Some(image)) = (live, image) else { return };
-        let line =
-            AtTheLine { boot, job, image, what: "the last of it".into(), idents: Vec::new(), once: None };
+        let line = AtTheLine {
+            boot,
+            job,
+            image,
+            what: "the last of it".into(),
+            idents: Vec::new(),
+            once: None,
+            changed: false,
+        };
         let waits = barrier(self.images.image(&line.image).expect("an image of the library"));
         if waits == Some(Barrier::Script) {
             self.waits(index, line);

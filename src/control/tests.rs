@@ -398,7 +398,7 @@ fn a_rule_that_wiped_several_machines_is_re_armed_for_all_of_them_only_by_name()
         let idents = vec![Ident::Serial(format!("SN-{n}"))];
         let (boot, job) = (keeper.boots().begin(), "j1".parse().unwrap());
         let (image, what) = ("wipe".to_owned(), "the last of boot.ipxe".to_owned());
-        keeper.ask(AtTheLine { boot, job, image, what, idents, once: None }, n, &desk);
+        keeper.ask(AtTheLine { boot, job, image, what, idents, once: None, changed: false }, n, &desk);
         let answer = passed.recv_timeout(Duration::from_secs(20)).unwrap();
         assert_eq!(answer, Passed::Go);
     }

@@ -10,6 +10,7 @@ use std::net::Ipv4Addr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::core::Turn;
 use super::shared::Shared;
 use super::sightings::Sighting;
 use crate::files::catalog::{Catalog, NotServed, TftpTarget};
@@ -21,6 +22,7 @@ use crate::jobs::Identity;
 use crate::jobs::book::AtTheLine;
 use crate::jobs::gss::{self, Native};
 use crate::jobs::image::Images;
+use crate::jobs::job::Job;
 use crate::jobs::machine::Ident;
 use crate::jobs::script::{Barrier, Unknown, barrier};
 use crate::jobs::table::Decision;
@@ -29,7 +31,9 @@ use crate::wire::arch::Family;
 
 /// Whom a sighting is of.
 pub(super) fn identity_of(seen: Sighting, address: Ipv4Addr) -> Identity {
-    Identity { mac: Some(seen.mac), arch: Some(seen.arch), address: Some(address), ..Identity::default() }
+    let Sighting { mac, arch, uuid, circuit, .. } = seen;
+    let (mac, arch, address) = (Some(mac), Some(arch), Some(address));
+    Identity { mac, uuid, arch, address, circuit, ..Identity::default() }
 }
 
 /// What a TFTP name means for the machine at `client`.
@@ -118,9 +122,19 @@ pub(super) fn end_of(served: &Served, client: Ipv4Addr, now: Instant, shared: &S
         }
         return End::Open;
     };
+    if shared.passed.holds(now, seen, name) {
+        return End::Open;
+    }
     let view = shared.keeper.table().view();
     let decision = view.decide(&identity_of(seen, client));
-    let job = decision.job().filter(|job| !job.always && job.action.image() == Some(name));
+    let its_own = |job: &Job| !job.always && job.action.image() == Some(name);
+    if image.unbootable.is_some()
+        && matches!(decision, Decision::Job(job) | Decision::Done(job) if its_own(job))
+    {
+        // The program may have been given before: nobody knows which of the files is the last to it.
+        return End::Shut("this image cannot boot as it is now");
+    }
+    let job = decision.job().filter(|job| its_own(job));
     let is_the_line = match Family::of(seen.arch).and_then(|family| image.native_for(family)) {
         Some(native) => native.last == file,
         None => barrier(image) == Some(Barrier::File(file)),
@@ -132,13 +146,14 @@ pub(super) fn end_of(served: &Served, client: Ipv4Addr, now: Instant, shared: &S
             job: job.id,
             image: name.to_owned(),
             what: format!("the last block of {file}"),
-            idents: vec![Ident::Mac(seen.mac)],
+            idents: [Some(Ident::Mac(seen.mac)), seen.uuid.map(Ident::Uuid)].into_iter().flatten().collect(),
             once: None,
+            changed: false,
         };
         return End::Line(at, seen);
     }
     let had_it = matches!(decision, Decision::Done(job) if job.action.image() == Some(name));
-    if !wipes || !(by_firmware || had_it) || shared.passed.holds(now, seen) {
+    if !wipes || !(by_firmware || had_it) {
         return End::Open;
     }
     End::Shut(match had_it {
@@ -147,10 +162,30 @@ pub(super) fn end_of(served: &Served, client: Ipv4Addr, now: Instant, shared: &S
     })
 }
 
-/// Machines past their point of no return by TFTP, each with the exchange of the boot that passed: for a while the same
-/// boot may fetch its files again, the next one may not. In memory alone: after a restart nobody may.
+/// A machine was given its script, which was its point of no return. Where that starts a program of the image, the program
+/// fetches the rest from here, and is let through as the boot that had it.
+pub(super) fn passed_by_script(image: &str, who: &Identity, peer: Ipv4Addr, turn: &Turn<'_>) {
+    let catalog = turn.shared.library.load();
+    let native = catalog.image(image).zip(who.family()).and_then(|(image, family)| image.native_for(family));
+    if let Some(seen) =
+        turn.shared.sightings.at(peer).filter(|seen| native.is_some() && who.mac == Some(seen.mac))
+    {
+        turn.shared.passed.note(turn.now, seen, image);
+    }
+}
+
+/// Machines past the point of no return of an image with programs of its own, by TFTP or by the script that starts one, each
+/// with the exchange of the boot that passed: for a while the same boot may fetch that image's files, again or for the first
+/// time, the next one may not. In memory alone: after a restart nobody may.
 #[derive(Debug, Default)]
-pub(super) struct Passed(Mutex<HashMap<MacAddr, (Sighting, Instant)>>);
+pub(super) struct Passed(Mutex<HashMap<MacAddr, PastTheLine>>);
+
+#[derive(Debug)]
+struct PastTheLine {
+    seen: Sighting,
+    image: String,
+    at: Instant,
+}
 
 const PASSED_MAX: usize = 4096;
 /// A boot that lost its last file fetches it again at once. Later the exchange that nobody heard may be the next boot's.
@@ -158,22 +193,23 @@ const AGAIN_WITHIN: Duration = Duration::from_secs(120);
 
 impl Passed {
     /// The machine's boot has passed.
-    pub(super) fn note(&self, now: Instant, seen: Sighting) {
+    pub(super) fn note(&self, now: Instant, seen: Sighting, image: &str) {
         let mut passed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if passed.len() >= PASSED_MAX {
-            passed.retain(|_, (_, at)| now.saturating_duration_since(*at) < AGAIN_WITHIN);
+            passed.retain(|_, past| now.saturating_duration_since(past.at) < AGAIN_WITHIN);
         }
         // Who finds no room may not fetch again, which is the safe side.
         if passed.len() < PASSED_MAX || passed.contains_key(&seen.mac) {
-            passed.insert(seen.mac, (seen, now));
+            passed.insert(seen.mac, PastTheLine { seen, image: image.to_owned(), at: now });
         }
     }
 
-    /// Whether this is that boot.
-    pub(super) fn holds(&self, now: Instant, seen: Sighting) -> bool {
+    /// Whether this is that boot, and its image.
+    pub(super) fn holds(&self, now: Instant, seen: Sighting, image: &str) -> bool {
         let passed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = passed.get(&seen.mac);
-        found.is_some_and(|(one, at)| *one == seen && now.saturating_duration_since(*at) < AGAIN_WITHIN)
+        passed.get(&seen.mac).is_some_and(|past| {
+            past.seen == seen && past.image == image && now.saturating_duration_since(past.at) < AGAIN_WITHIN
+        })
     }
 }
 
@@ -187,16 +223,23 @@ mod tests {
         let (passed, now) = (Passed::default(), Instant::now());
         let of = |n: u32, exchange| {
             let [_, _, a, b] = n.to_be_bytes();
-            Sighting { mac: MacAddr([2, 0, 0, 0, a, b]), arch: Arch::BIOS, exchange }
+            Sighting {
+                mac: MacAddr([2, 0, 0, 0, a, b]),
+                arch: Arch::BIOS,
+                uuid: None,
+                circuit: None,
+                exchange,
+            }
         };
-        passed.note(now, of(1, 7));
-        assert!(passed.holds(now + Duration::from_secs(60), of(1, 7)));
-        assert!(!passed.holds(now, of(1, 8)), "it spoke DHCP again");
-        assert!(!passed.holds(now + AGAIN_WITHIN, of(1, 7)), "its next boot may not have been heard");
+        passed.note(now, of(1, 7), "a");
+        assert!(passed.holds(now + Duration::from_secs(60), of(1, 7), "a"));
+        assert!(!passed.holds(now, of(1, 8), "a"), "it spoke DHCP again");
+        assert!(!passed.holds(now, of(1, 7), "b"), "another image");
+        assert!(!passed.holds(now + AGAIN_WITHIN, of(1, 7), "a"), "its next boot may not have been heard");
         // However many pass at once: bounded, and those without room are not let through.
-        (2..6000).for_each(|n| passed.note(now, of(n, 1)));
-        assert!(passed.holds(now, of(2, 1)) && !passed.holds(now, of(5999, 1)));
-        passed.note(now + AGAIN_WITHIN, of(5999, 1));
-        assert!(passed.holds(now + AGAIN_WITHIN, of(5999, 1)));
+        (2..6000).for_each(|n| passed.note(now, of(n, 1), "a"));
+        assert!(passed.holds(now, of(2, 1), "a") && !passed.holds(now, of(5999, 1), "a"));
+        passed.note(now + AGAIN_WITHIN, of(5999, 1), "a");
+        assert!(passed.holds(now + AGAIN_WITHIN, of(5999, 1), "a"));
     }
 }

@@ -22,6 +22,7 @@ use crate::keeper::Keeper;
 use crate::proto::dhcp::Settings;
 use crate::proto::tftp;
 use crate::sys::interfaces::Interface;
+use crate::wire::MacAddr;
 
 /// Evidence waiting for the recorder; beyond it evidence is lost and counted, never a core held up.
 const EVIDENCE_MAX: usize = 64 * 1024;
@@ -121,6 +122,11 @@ impl Shared {
             stopping: AtomicBool::new(false),
             drain,
         }
+    }
+
+    /// Where a machine's last DHCP exchange left it, if that is not where something in its name comes from.
+    pub(super) fn elsewhere(&self, mac: Option<MacAddr>, peer: Ipv4Addr) -> Option<Ipv4Addr> {
+        self.sightings.of(mac?).filter(|place| *place != peer)
     }
 
     /// Cores whose loop has ended; while nobody stops the server, by a fault.

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::*;
+use crate::engine::sightings::Sighting;
 use crate::files::library::{Library, Settings};
 use crate::jobs::admission;
 use crate::jobs::evidence::Evidence;
@@ -887,6 +888,66 @@ fn a_script_that_starts_something_leaves_once_its_boot_is_recorded() {
 }
 
 #[test]
+fn a_boot_under_way_gets_no_end_of_an_image_that_was_changed_meanwhile() {
+    use crate::jobs::job::Stage;
+    let lab = Lab::with_jobs(Driver::Mio, 200_000);
+    let manifest = lab.dir.join("images/linux/image.toml");
+    let becomes = |text: &str| {
+        fs::write(&manifest, text).unwrap();
+        lab.library.rescan().unwrap();
+    };
+    let id = lab.add("linux");
+    let script = lab.script();
+    let (kernel, initrd) = (url_path(&script, "/linux/vmlinuz"), url_path(&script, "initrd.img"));
+    let is_cut = |path: &str| {
+        let mut stream = lab.http();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        stream.read_to_end(&mut Vec::new()).is_err()
+    };
+    assert!(!is_cut(kernel), "there is more to come");
+    // It boots nothing now, by another file, by a script of its own.
+    for text in ["destructive = true\nno_such_key = 1\n", "files = [\"vmlinuz\"]\n", "kind = \"iso\"\n"] {
+        becomes(text);
+        for path in [kernel, initrd] {
+            assert!(is_cut(path), "{path} of an image with {text:?}");
+        }
+        assert!(!matches!(lab.stage(id), Stage::Running), "{text:?}");
+    }
+    becomes("destructive = true\n");
+    assert!(!is_cut(initrd));
+    assert_eq!(lab.stage(id), Stage::Running);
+    // What it boots goes on with its files, whatever becomes of them.
+    becomes("no_such_key = 1\n");
+    assert!(!is_cut(kernel) && !is_cut(initrd));
+}
+
+#[test]
+fn a_circuit_that_dhcp_was_told_of_counts_when_the_script_is_asked_for() {
+    use crate::jobs::job::{Action, JobSpec, Selector};
+    use crate::jobs::rule::{Circuit, CircuitMark, Rule};
+    let lab = Lab::with_jobs(Driver::Mio, 1_000);
+    let circuit = Circuit(b"eth0/1/7".to_vec());
+    let mark = CircuitMark::of(&circuit.0);
+    let selector = Selector::Rule(Box::new(Rule { circuit: Some(circuit), ..Rule::default() }));
+    let spec = JobSpec::new(Action::Image("custom".into()), selector);
+    lab.order(crate::keeper::Order::AddJobs(vec![spec]));
+    let see = |mac: &str, circuit| {
+        let arch = crate::wire::Arch(7);
+        let seen = Sighting { mac: mac.parse().unwrap(), arch, uuid: None, circuit, exchange: 0 };
+        lab.shared.sightings.record(Ipv4Addr::LOCALHOST, seen);
+    };
+    let (here, other) = ("02:00:00:00:00:01", "02:00:00:00:00:02");
+    let is_given = || lab.script_of(here).contains("job j1");
+    assert!(!is_given(), "no exchange seen");
+    see(here, CircuitMark::from_bits(7));
+    assert!(!is_given(), "another port");
+    see(other, Some(mark));
+    assert!(!is_given(), "another machine");
+    see(here, Some(mark));
+    assert!(is_given());
+}
+
+#[test]
 fn who_only_looks_moves_no_job() {
     use crate::jobs::job::Stage;
     let lab = Lab::with_jobs(Driver::Mio, 1_000);
@@ -900,7 +961,7 @@ fn who_only_looks_moves_no_job() {
         assert_eq!(answer.split(' ').nth(1), Some(status), "{answer}");
     }
     let mac = "02:00:00:00:00:01".parse().unwrap();
-    let seen = crate::engine::sightings::Sighting { mac, arch: crate::wire::Arch(7), exchange: 0 };
+    let seen = Sighting { mac, arch: crate::wire::Arch(7), uuid: None, circuit: None, exchange: 0 };
     lab.shared.sightings.record([10, 0, 0, 7].into(), seen);
     let looked = String::from_utf8(get(&mut lab.http(), path, "User-Agent: curl/8\r\n").1).unwrap();
     assert!(looked.contains("the machine is at 10.0.0.7") && !looked.contains("custom.ipxe"), "{looked}");
@@ -973,7 +1034,7 @@ fn the_last_block_by_tftp_waits_where_the_machine_at_that_address_has_a_job() {
     let mac = "02:00:00:00:00:01".parse().unwrap();
     lab.shared.sightings.record(
         Ipv4Addr::LOCALHOST,
-        crate::engine::sightings::Sighting { mac, arch: crate::wire::Arch(7), exchange: 0 },
+        Sighting { mac, arch: crate::wire::Arch(7), uuid: None, circuit: None, exchange: 0 },
     );
     lab.store.inner().fill_up(true);
     let options = Options { blksize: Some(1428), tsize: Some(0), windowsize: Some(8), timeout_secs: None };
@@ -1046,9 +1107,11 @@ fn answer_files_go_to_the_machine_whose_exchange_was_seen_and_once_if_so_marked(
     let (one, two) = (script(), script());
     let (one, two) = (boot_url(&one), boot_url(&two));
     let status = |boot: &str, name: &str| lab.status(&format!("{boot}/answers/{name}"));
-    let seen = |last: u8| crate::engine::sightings::Sighting {
+    let seen = |last: u8| Sighting {
         mac: crate::wire::MacAddr([2, 0, 0, 0, 0, last]),
         arch: crate::wire::Arch(7),
+        uuid: None,
+        circuit: None,
         exchange: 0,
     };
     assert_eq!(status(one, "ks.cfg"), "403", "no exchange seen");
@@ -1104,7 +1167,7 @@ fn a_choice_from_the_menu_gets_the_answer_files_that_are_not_once_only() {
     let status = |rest: &str| lab.status(&format!("{boot}/answers/{rest}"));
     assert_eq!(status("closed/ks.cfg"), "403", "no exchange seen");
     let mac = crate::wire::MacAddr([2, 0, 0, 0, 0, 1]);
-    let seen = crate::engine::sightings::Sighting { mac, arch: crate::wire::Arch(7), exchange: 0 };
+    let seen = Sighting { mac, arch: crate::wire::Arch(7), uuid: None, circuit: None, exchange: 0 };
     lab.shared.sightings.record(Ipv4Addr::LOCALHOST, seen);
     let (_, body) = get(&mut lab.http(), &format!("{answers}/ks.cfg"), "");
     assert_eq!(String::from_utf8(body).unwrap(), "host  serial S-1 Box\n");

@@ -177,7 +177,8 @@ mod tests {
     const OTHER: MacAddr = MacAddr([0x52, 0x54, 0, 0x12, 0x34, 0x57]);
 
     fn asking(mac: Option<MacAddr>, seen: Option<MacAddr>, given_before: bool) -> Asking {
-        let token = Token { boot: BootId(1), mac, job: Some(JobId(1)), menu: false, expires_unix: 10 };
+        let token =
+            Token { boot: BootId(1), mac, job: Some(JobId(1)), menu: false, last: 0, expires_unix: 10 };
         Asking { token, from: Ipv4Addr::new(10, 0, 0, 9), seen, given_before }
     }
 

@@ -27,7 +27,7 @@ use super::evidence::Evidence;
 use super::image::Images;
 use super::job::{Job, JobId, JobSpec, Stage};
 pub use super::lifecycle::SILENCE;
-use super::lifecycle::since;
+use super::lifecycle::{Course, since};
 use super::machine::{Ident, Machine, MachineId};
 use super::table::{Entry, Key, Standing, Writer};
 use super::token::BootId;
@@ -71,6 +71,9 @@ pub struct AtTheLine {
     pub idents: Vec<Ident>,
     /// What waits is no end of a boot but an answer file that is given once: to this machine, under this name.
     pub once: Option<(MacAddr, String)>,
+    /// The image is not what the boot's script was made of any more, so nobody knows whether it can start something
+    /// with this.
+    pub changed: bool,
 }
 
 /// One record that changed.
@@ -472,6 +475,16 @@ impl Book {
         self.exact.get(ident).into_iter().flatten().filter_map(|id| self.jobs.get(id))
     }
 
+    /// Live jobs for the machine that has this identity, by whatever of it they name, oldest first.
+    fn live_jobs(&self, ident: &Ident) -> Vec<JobId> {
+        let others = self.machine_with(ident).into_iter().flat_map(|machine| machine.idents());
+        let all = std::iter::once(ident).chain(others.filter(|other| *other != ident));
+        let live = all.flat_map(|ident| self.exact_jobs(ident)).filter(|job| job.is_live());
+        let mut live: Vec<JobId> = live.map(|job| job.id).collect();
+        live.sort_unstable();
+        live
+    }
+
     /// Adds a job.
     ///
     /// # Errors
@@ -488,7 +501,7 @@ impl Book {
         let destructive = check_spec(&spec, images)?;
         let ident = Ident::of_selector(&spec.selector);
         let live: Vec<JobId> = match &ident {
-            Some(ident) => self.exact_jobs(ident).filter(|job| job.is_live()).map(|job| job.id).collect(),
+            Some(ident) => self.live_jobs(ident),
             None => Vec::new(),
         };
         if let Some(first) = live.first()
@@ -560,9 +573,9 @@ impl Book {
             return Err(Refusal::NotEnded { id, stage: old.stage });
         }
         if let Some(ident) = Ident::of_selector(&old.selector)
-            && let Some(live) = self.exact_jobs(&ident).find(|job| job.is_live())
+            && let Some(live) = self.live_jobs(&ident).first()
         {
-            return Err(Refusal::HasJob { id: live.id, selector: old.selector.clone() });
+            return Err(Refusal::HasJob { id: *live, selector: old.selector.clone() });
         }
         let mut job = Job::clone(&old);
         if let Some(first) = job.sequence.first() {
@@ -618,19 +631,20 @@ impl Book {
         self.say_changed(by, "job-confirmed", &job)
     }
 
-    /// Gives one machine a rule's job once more.
+    /// Gives one machine a rule's job once more. What its boots so far still do counts no more.
     ///
     /// # Errors
     ///
     /// [`Refusal::NoClaim`].
-    pub fn forget_claim(&mut self, id: ClaimId, by: &str) -> Result<(), Refusal> {
-        let claim = self.claims.get(&id).cloned().ok_or(Refusal::NoClaim { id })?;
-        self.change_claim(id, None);
-        self.say(
-            true,
-            claim.job.to_string(),
-            json!({ "by": by, "what": "claim-forgotten", "claim": &*claim }),
-        );
+    pub fn rearm_claim(&mut self, id: ClaimId, by: &str, at: Moment) -> Result<(), Refusal> {
+        let old = self.claims.get(&id).cloned().ok_or(Refusal::NoClaim { id })?;
+        let mut claim = Claim::clone(&old);
+        let again = "re-armed by an operator".to_owned();
+        claim.set_course(Course { floor: at.next_boot, reason: again, ..Course::begin(at.now) });
+        claim.generation += 1;
+        self.change_claim(id, Some(Arc::new(claim)));
+        let body = json!({ "by": by, "what": "claim-rearmed", "claim": &*old });
+        self.say(true, old.job.to_string(), body);
         Ok(())
     }
 
@@ -819,7 +833,9 @@ impl Job {
     fn has_expired(&self, now: SystemTime) -> bool {
         let waiting = matches!(self.stage, Stage::Armed | Stage::Offered)
             || self.always && matches!(self.stage, Stage::Running | Stage::Confirmed);
-        waiting && self.expires.is_some_and(|expires| since(self.created, now) >= expires)
+        // A later image of a sequence has its time from the boot before it on.
+        let from = if self.step == 0 { self.created } else { self.updated };
+        waiting && self.expires.is_some_and(|expires| since(from, now) >= expires)
     }
 }
 

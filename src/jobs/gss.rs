@@ -117,7 +117,7 @@ impl Image {
 /// an image that may not be had is not given by another door.
 pub fn program_of<'i>(job: &Job, images: &'i dyn Images, family: Family) -> Option<(&'i Image, &'i Native)> {
     let image = images.image(job.action.image()?)?;
-    let refused = image.destructive && (job.always || !job.selector.is_exact() && !job.allow_rule);
+    let refused = image.destructive && !job.may_wipe();
     // By TFTP nobody can show a token.
     if image.unbootable.is_some() || refused || image.access == Access::Boot {
         return None;
@@ -188,6 +188,11 @@ mod tests {
         let wiping = Image { destructive: true, ..image() };
         assert!(found(wiping.clone(), &job(exact.clone()), Family::Bios).is_some());
         assert_eq!(found(wiping.clone(), &job(Selector::Any), Family::Bios), None);
+        let allowed = Job { allow_rule: true, destructive: true, ..job(Selector::Any) };
+        assert!(found(wiping.clone(), &allowed, Family::Bios).is_some());
+        // It was none that wipes when the rule was added: nobody who meets it must show who it is.
+        let unaware = Job { destructive: false, ..allowed };
+        assert_eq!(found(wiping.clone(), &unaware, Family::Bios), None);
         let always = Job { always: true, ..job(exact.clone()) };
         assert_eq!(found(wiping, &always, Family::Bios), None);
         let closed = Image { access: Access::Boot, ..image() };

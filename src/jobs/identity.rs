@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
+use super::rule::CircuitMark;
 use crate::wire::arch::{Cpu, Family, Platform};
 use crate::wire::{Arch, MacAddr, Uuid};
 
@@ -36,8 +37,9 @@ pub struct Identity {
     pub address: Option<Ipv4Addr>,
     /// Relay the request came through (giaddr).
     pub relay: Option<Ipv4Addr>,
-    /// Option 82 circuit id.
-    pub circuit: Option<Vec<u8>>,
+    /// Option 82 circuit id. Never stored.
+    #[serde(skip)]
+    pub circuit: Option<CircuitMark>,
 }
 
 /// Longest text kept of one query value; SMBIOS strings are shorter.

@@ -423,6 +423,13 @@ impl Job {
         !self.is_live() && matches!(self.stage, Stage::Running | Stage::Confirmed | Stage::Failed)
     }
 
+    /// True when it may boot an image that may wipe a disk: for one machine and one boot; by a rule where the job allows
+    /// for it and the image was such a one when the job was added or re-armed, since by that it is decided who must show
+    /// what is a machine's own.
+    pub fn may_wipe(&self) -> bool {
+        !self.always && (self.selector.is_exact() || self.allow_rule && self.destructive)
+    }
+
     /// True when another image follows the one it is at.
     pub fn has_next_step(&self) -> bool {
         (self.step as usize).saturating_add(1) < self.sequence.len()

@@ -268,6 +268,8 @@ pub enum Denial {
     Outdated,
     /// What it asks for is not what the job boots now.
     OtherImage,
+    /// The image boots by other files than it did when the boot's script was made.
+    ImageChanged,
     /// The machine is rejected.
     Rejected,
     /// The boot of a rule's job is not known here any more.
@@ -288,6 +290,7 @@ impl fmt::Display for Denial {
             Self::Over(stage) => write!(f, "the job is {stage}"),
             Self::Outdated => f.write_str("the job was armed anew since this boot began"),
             Self::OtherImage => f.write_str("the job boots another image now"),
+            Self::ImageChanged => f.write_str("the image was changed since this boot's script was made"),
             Self::Rejected => f.write_str("the machine is rejected"),
             Self::UnknownBoot => f.write_str("this boot is not known any more, the next one will be"),
             Self::NotIdentified => f.write_str("the machine shows no UUID or serial of its own"),

@@ -146,7 +146,7 @@ mod tests {
     }
 
     fn token(boot: u64, job: Option<u64>, menu: bool) -> Token {
-        Token { boot: BootId(boot), mac: None, job: job.map(JobId), menu, expires_unix: 9 }
+        Token { boot: BootId(boot), mac: None, job: job.map(JobId), menu, last: 0, expires_unix: 9 }
     }
 
     fn job(name: &str) -> Job {

@@ -2,9 +2,11 @@
 
 use std::cmp::Reverse;
 use std::fmt;
+use std::hash::BuildHasher;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
+use foldhash::quality::FixedState;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Identity;
@@ -102,7 +104,7 @@ impl Rule {
             }
         }
         if let Some(circuit) = &self.circuit
-            && who.circuit.as_deref() != Some(&circuit.0)
+            && who.circuit != Some(CircuitMark::of(&circuit.0))
         {
             return Some(Misfit::Circuit(circuit));
         }
@@ -288,6 +290,28 @@ impl fmt::Display for Circuit {
 fn reads_as_itself(text: &str) -> bool {
     let printable = text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
     printable && !text.is_empty() && text.trim() == text && !text.starts_with("0x")
+}
+
+/// A circuit id as a machine's exchange with DHCP leaves it behind for the requests after it: a hash, which has room in a table
+/// of machines. Never 0. Whoever can choose a circuit's bytes can choose the right ones, so it is enough.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct CircuitMark(u64);
+
+impl CircuitMark {
+    /// Of the bytes of sub-option 1.
+    pub fn of(circuit: &[u8]) -> Self {
+        Self(FixedState::with_seed(0).hash_one(circuit) | 1)
+    }
+
+    /// What [`CircuitMark::bits`] was; `None` for 0.
+    pub fn from_bits(bits: u64) -> Option<Self> {
+        (bits != 0).then_some(Self(bits))
+    }
+
+    /// As a number.
+    pub fn bits(self) -> u64 {
+        self.0
+    }
 }
 
 /// A text is not a circuit id.

@@ -32,7 +32,7 @@ use super::image::{Image, Images};
 use super::job::{Action, Job, JobId, Stage};
 use super::table::{Decision, View};
 use super::template::{BadTemplate, Template, Values};
-use super::token::{BootId, SignedToken, Token, TokenKey};
+use super::token::{BootId, SignedToken, Token, TokenKey, mark_of};
 use crate::wire::{MacAddr, MacPattern};
 
 /// A token opens its boot's files for a day: a system that runs from a SAN disk reads on as long as it runs.
@@ -455,8 +455,8 @@ fn act_of<'a>(job: &'a Job, images: &'a dyn Images, who: &Identity) -> Act<'a> {
     if image.boot.is_none() || image.unbootable.is_some() {
         return Act::Unavailable { name, why: "the image cannot boot any more; see bootstorm image show" };
     }
-    // It was no destructive image when the job was added. A job for one machine and one boot may have it all the same.
-    if image.destructive && (job.always || !job.selector.is_exact() && !job.allow_rule) {
+    // It may have been no destructive image when the job was added.
+    if image.destructive && !job.may_wipe() {
         return Act::Unavailable {
             name,
             why: "the image may wipe a disk now, and the job does not allow for that",
@@ -482,6 +482,10 @@ fn write(
         mac: who.mac,
         job: carried,
         menu: matches!(plan.act, Act::Menu),
+        last: match plan.act {
+            Act::Image(image) => barrier_of_script(image, who).and_then(Barrier::file).map_or(0, mark_of),
+            _ => 0,
+        },
         expires_unix: ctx.now_unix.saturating_add(TOKEN_SECONDS),
     });
     let mut script = Script::begin(out);

@@ -416,7 +416,8 @@ pub fn fuzz_template(bytes: &[u8]) {
         build_arch: claimed(),
         ..Identity::default()
     };
-    let token = Token { boot: BootId(7), mac: who.mac, job: Some(JobId(3)), menu: false, expires_unix: 9 };
+    let token =
+        Token { boot: BootId(7), mac: who.mac, job: Some(JobId(3)), menu: false, last: 0, expires_unix: 9 };
     let hostname = claimed();
     let values = Values {
         who: &who,
@@ -445,8 +446,14 @@ mod tests {
             platform: Some(Platform::Efi),
             ..Identity::default()
         };
-        let token =
-            Token { boot: BootId(7), mac: who.mac, job: Some(JobId(3)), menu: false, expires_unix: 9 };
+        let token = Token {
+            boot: BootId(7),
+            mac: who.mac,
+            job: Some(JobId(3)),
+            menu: false,
+            last: 0,
+            expires_unix: 9,
+        };
         let values = Values {
             who: &who,
             hostname: None,

@@ -101,11 +101,14 @@ pub struct Token {
     pub job: Option<JobId>,
     /// The script was a menu: the token opens what a menu shows, instead of one job's image.
     pub menu: bool,
+    /// Which file's end is the boot's point of no return, as [`mark_of`] has it; 0 where its script was that itself, or
+    /// it has none. What the image is made of can change while a boot is under way: this is what its script was made of.
+    pub last: u32,
     /// Not valid from this second of Unix time on.
     pub expires_unix: u32,
 }
 
-const PAYLOAD_LEN: usize = 1 + 8 + 6 + 8 + 4;
+const PAYLOAD_LEN: usize = 1 + 8 + 6 + 5 + 3 + 4;
 /// 104 bits: what is left of 64 base32 characters after the payload, and far beyond guessing online.
 const TAG_LEN: usize = 13;
 const RAW_LEN: usize = PAYLOAD_LEN + TAG_LEN;
@@ -113,10 +116,20 @@ const TEXT_LEN: usize = 64;
 const _: () = assert!(RAW_LEN * 8 == TEXT_LEN * 5);
 
 /// First byte of every token of this layout; the low bits say which fields are filled.
-const LAYOUT: u8 = 0x10;
+const LAYOUT: u8 = 0x20;
 const HAS_MAC: u8 = 1;
 const HAS_JOB: u8 = 2;
 const IS_MENU: u8 = 4;
+/// Bits of [`Token::last`].
+const MARK_BITS: u32 = 24;
+
+/// A file's name as a token has room for it, never 0. FNV-1a: the same on every core and after every restart.
+pub fn mark_of(name: &str) -> u32 {
+    let hash =
+        name.bytes().fold(0x811c_9dc5u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    ((hash >> MARK_BITS) ^ (hash & ((1 << MARK_BITS) - 1))).max(1)
+}
+
 /// Keeps these hashes apart from any other use of the same key.
 const PURPOSE: &[u8; 16] = b"bootstorm boot 1";
 const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
@@ -176,8 +189,10 @@ impl TokenKey {
         }
         if let Some(job) = token.job {
             payload[0] |= HAS_JOB;
-            payload[15..23].copy_from_slice(&job.0.to_be_bytes());
+            // A server that adds a thousand a second has enough of them for 34 years.
+            payload[15..20].copy_from_slice(&job.0.to_be_bytes()[3..]);
         }
+        payload[20..23].copy_from_slice(&token.last.to_be_bytes()[1..]);
         if token.menu {
             payload[0] |= IS_MENU;
         }
@@ -204,10 +219,9 @@ impl TokenKey {
             boot: BootId(u64::from_be_bytes(payload[1..9].try_into().ok()?)),
             mac: (flags & HAS_MAC != 0).then(|| payload[9..15].try_into().map(MacAddr)).transpose().ok()?,
             job: (flags & HAS_JOB != 0)
-                .then(|| payload[15..23].try_into().map(|bytes| JobId(u64::from_be_bytes(bytes))))
-                .transpose()
-                .ok()?,
+                .then(|| JobId(payload[15..20].iter().fold(0, |id, byte| id << 8 | u64::from(*byte)))),
             menu: flags & IS_MENU != 0,
+            last: payload[20..23].iter().fold(0, |mark, byte| mark << 8 | u32::from(*byte)),
             expires_unix: u32::from_be_bytes(payload[23..27].try_into().ok()?),
         };
         (now_unix < token.expires_unix).then_some(token)
@@ -269,6 +283,7 @@ mod tests {
             mac: Some(MacAddr([0x52, 0x54, 0, 0x12, 0x34, 0x56])),
             job: Some(JobId(17)),
             menu: false,
+            last: mark_of("initrd.img"),
             expires_unix: NOW + 60,
         }
     }
@@ -280,7 +295,15 @@ mod tests {
             Token { mac: None, ..token() },
             Token { job: None, ..token() },
             Token { menu: true, ..token() },
-            Token { mac: None, job: None, menu: true, boot: BootId(u64::MAX), expires_unix: u32::MAX },
+            Token {
+                mac: None,
+                job: None,
+                menu: true,
+                last: 0,
+                boot: BootId(u64::MAX),
+                expires_unix: u32::MAX,
+            },
+            Token { job: Some(JobId((1 << 40) - 1)), last: (1 << 24) - 1, ..token() },
         ] {
             let text = key().sign(&token);
             assert_eq!(text.as_str().len(), SignedToken::LEN);

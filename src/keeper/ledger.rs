@@ -32,7 +32,7 @@ pub enum Order {
     /// Confirms what no call-back did.
     Confirm { id: JobId, expected: Option<u64> },
     /// Gives one machine a rule's job once more.
-    ForgetClaim(ClaimId),
+    RearmClaim(ClaimId),
     /// Registers a machine.
     Register(MachineSpec),
     /// Changes a machine.
@@ -352,7 +352,7 @@ impl Ledger {
                 book.rearm(id, expected, all, &*(self.images)(), by, at).map(one)
             }
             Order::Confirm { id, expected } => book.confirm(id, expected, by, at).map(one),
-            Order::ForgetClaim(id) => book.forget_claim(id, by).map(|()| Done::Nothing),
+            Order::RearmClaim(id) => book.rearm_claim(id, by, at).map(|()| Done::Nothing),
             Order::Register(spec) => book.register(spec, by, at).map(Done::Machine),
             Order::SetMachine { id, expected, spec } => {
                 book.set_machine(id, expected, spec, by, at).map(Done::Machine)

@@ -92,6 +92,7 @@ fn line(boot: BootId, job: u64) -> AtTheLine {
         what: "the last of k".into(),
         idents: Vec::new(),
         once: None,
+        changed: false,
     }
 }
 
@@ -110,7 +111,8 @@ fn a_restart_keeps_jobs_stages_and_the_key_and_repeats_no_boot() {
     order(&mut ledger, add(2)).unwrap();
     let boot = ledger.boots().begin();
     assert_eq!(ask(&mut ledger, boot, 1), Answer::Go);
-    let token = crate::jobs::token::Token { boot, mac: None, job: None, menu: false, expires_unix: 9 };
+    let token =
+        crate::jobs::token::Token { boot, mac: None, job: None, menu: false, last: 0, expires_unix: 9 };
     let signed = ledger.key().sign(&token);
     drop(ledger);
     let mut ledger = open(&store, 2);

@@ -19,6 +19,7 @@ use std::net::Ipv4Addr;
 use std::time::Instant;
 
 use crate::jobs::Identity;
+use crate::jobs::rule::CircuitMark;
 use crate::proto::firmware::Firmware;
 use crate::wire::dhcp::{Message, MessageType, OP_REPLY, SubOptions, code, relay};
 use crate::wire::{Arch, MacAddr};
@@ -79,8 +80,6 @@ pub struct Server {
     claims: Claims,
     /// The identity handed to the policy, reused so that nothing is allocated per request.
     who: Identity,
-    /// Where the circuit's bytes wait while a request has none.
-    circuit_spare: Vec<u8>,
 }
 
 impl Server {
@@ -95,7 +94,6 @@ impl Server {
             claims: Claims::default(),
             settings,
             who: Identity::default(),
-            circuit_spare: Vec::with_capacity(usize::from(u8::MAX)),
         }
     }
 
@@ -317,17 +315,7 @@ impl Server {
         self.who.platform = asker.arch().map(Arch::platform);
         self.who.address = asker.ciaddr().or(direct);
         self.who.relay = asker.relay();
-
-        let circuit = asker.circuit;
-        let mut bytes = self.who.circuit.take().unwrap_or_else(|| std::mem::take(&mut self.circuit_spare));
-        bytes.clear();
-        match circuit {
-            Some(circuit) => {
-                bytes.extend_from_slice(circuit);
-                self.who.circuit = Some(bytes);
-            }
-            None => self.circuit_spare = bytes,
-        }
+        self.who.circuit = asker.circuit.map(CircuitMark::of);
     }
 }
 

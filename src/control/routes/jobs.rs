@@ -453,7 +453,7 @@ pub(super) async fn claims(_: Reader, State(admin): State<Arc<Admin>>, Named(id)
         ("id" = String, Path, pattern = "^j[0-9]{1,18}$", description = "Job id such as j17"),
         ("claim" = String, Path, pattern = "^c[0-9]{1,18}$", description = "Claim id such as c3")
     ),
-    responses((status = 204, description = "Forgotten")),
+    responses((status = 204, description = "It waits for the machine's next boot again")),
     security(("token" = ["operate"]))
 )]
 pub(super) async fn forget_claim(
@@ -471,6 +471,6 @@ pub(super) async fn forget_claim(
     if !of_job {
         return Err(Refusal::NoClaim { id: claim }.into());
     }
-    admin.order(Order::ForgetClaim(claim), &by).await?;
+    admin.order(Order::RearmClaim(claim), &by).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -61,7 +61,11 @@ pub(super) fn note(
     if let (true, Some(mac), Some(addr), Some(arch)) = (told_address, event.mac, event.ip, event.arch)
         && !addr.is_unspecified()
     {
-        turn.shared.sightings.record(addr, Sighting { mac, arch, exchange: 0 });
+        // What goes past the relay, to port 4011 or to renew, names no circuit; some firmware names itself once.
+        let before = turn.shared.sightings.at(addr).filter(|before| before.mac == mac);
+        let uuid = event.uuid.or(before.and_then(|before| before.uuid));
+        let circuit = event.circuit.or(before.and_then(|before| before.circuit));
+        turn.shared.sightings.record(addr, Sighting { mac, arch, uuid, circuit, exchange: 0 });
     }
     if !is_news(event) {
         return;
@@ -239,6 +243,7 @@ mod tests {
                         arch: None,
                         kind,
                         relay: None,
+                        circuit: None,
                         ip: Some(addr),
                         file,
                     };

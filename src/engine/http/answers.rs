@@ -287,11 +287,10 @@ impl HttpSide {
             return self.answer_ask(key, request, now, turn);
         }
         who.address = Some(peer);
-        if who.arch.is_none()
-            && let Some(seen) = turn.shared.sightings.at(peer)
-            && who.mac == Some(seen.mac)
-        {
-            who.arch = Some(seen.arch);
+        if let Some(seen) = turn.shared.sightings.at(peer).filter(|seen| who.mac == Some(seen.mac)) {
+            who.arch = who.arch.or(Some(seen.arch));
+            // Only DHCP is told it.
+            who.circuit = seen.circuit;
         }
         let policy = turn.shared.policy.load();
         let catalog = turn.shared.library.load();
@@ -305,7 +304,7 @@ impl HttpSide {
         };
         let decision = view.decide(&who);
         let mut composed = script::compose(decision, &**catalog, &who, &context, &mut self.script);
-        let elsewhere = who.mac.and_then(|mac| turn.shared.sightings.of(mac)).filter(|place| *place != peer);
+        let elsewhere = turn.shared.elsewhere(who.mac, peer);
         // Who asks from elsewhere has a place of their own, not the machine's.
         let waits_as = match (who.mac, elsewhere) {
             (Some(mac), None) => Who::Mac(mac),
@@ -376,7 +375,15 @@ impl HttpSide {
                 return self.answer_rendered(key, request, TEXT, now, turn);
             }
             let what = "the script".to_owned();
-            let line = AtTheLine { boot: composed.boot, job, image, what, idents: Vec::new(), once: None };
+            let line = AtTheLine {
+                boot: composed.boot,
+                job,
+                image,
+                what,
+                idents: Vec::new(),
+                once: None,
+                changed: false,
+            };
             evidence.packets = self.packets(0);
             turn.shared.note(evidence);
             let script = std::mem::take(&mut self.script);
@@ -439,7 +446,10 @@ impl HttpSide {
         let base = self.base_url(key);
         let ParkedAnswer::Script { script, who } = parked.what else { return };
         match parked.answer {
-            Some(Answer::Go) => self.script = script,
+            Some(Answer::Go) => {
+                self.script = script;
+                native::passed_by_script(&parked.line.image, &who, *self.asked_by.0.ip(), turn);
+            }
             Some(Answer::Refused(denial)) => {
                 script::refused(&who, parked.line.job, &denial, &mut self.script);
             }
@@ -559,6 +569,7 @@ impl HttpSide {
                 what: format!("the answer file {name}"),
                 idents: Vec::new(),
                 once: Some((mac, name.to_owned())),
+                changed: false,
             };
             let (text, name) = (std::mem::take(&mut self.script), name.to_owned());
             let what = ParkedAnswer::Once { text, content_type, token: *token, name };

@@ -121,6 +121,7 @@ pub(super) fn note_with(
         boot.and_then(|token| token.mac).or_else(|| shared.sightings.at(peer).map(|seen| seen.mac));
     evidence.boot = boot.map(|token| token.boot);
     evidence.address = Some(peer);
+    evidence.elsewhere = shared.elsewhere(boot.and_then(|token| token.mac), peer);
     evidence.packets = packets;
     shared.note(evidence);
 }

@@ -18,7 +18,7 @@ use crate::jobs::evidence::{Over, Seen};
 use crate::jobs::image::Images;
 use crate::jobs::reach::{self, Shut};
 use crate::jobs::script::{Barrier, barrier};
-use crate::jobs::token::Token as BootToken;
+use crate::jobs::token::{Token as BootToken, mark_of};
 use crate::keeper::AtTheLine;
 use crate::proto::http::{self as plan, Body, FileMeta};
 use crate::wire::http::{Request, Status};
@@ -50,13 +50,17 @@ impl HttpSide {
             modified: served.modified,
             content_type: served.content_type,
         };
+        let line = token.and_then(|token| line_of(&token, served, turn.shared));
+        if opened.len == 0 && line.is_some() {
+            // Nothing of it could be held back.
+            return self.answer_error(key, request, Status::NOT_FOUND, now, turn);
+        }
         let answer = plan::answer_file(request, &meta, now, &mut self.head);
         let (end, body_len) = match &answer.body {
             Body::Range { offset, len } => (offset + len, *len),
             Body::Multi(_) => (0, answer.body_len),
             Body::None | Body::Inline => return self.respond(key, !answer.close, turn),
         };
-        let line = token.and_then(|token| line_of(&token, served, turn.shared));
         let held_from = opened.len.saturating_sub(HELD_LEN);
         let held = line.is_some()
             && match &answer.body {
@@ -161,19 +165,22 @@ pub(super) fn opens(token: &BootToken, served: &Served, shared: &Shared) -> Resu
     }
 }
 
-/// The point of no return that the end of a file is, if it is one under this token.
+/// The point of no return that the end of a file is, if it is one under this token: that of the last file the boot's
+/// script names. Where the image boots by another one by now, nobody knows which file starts something, so every one is.
 fn line_of(token: &BootToken, served: &Served, shared: &Shared) -> Option<AtTheLine> {
     let (job, name) = (token.job?, served.image()?);
     let file = served.name.get(name.len() + 1..)?;
     let catalog = shared.library.load();
-    let image = catalog.image(name)?;
-    (barrier(image) == Some(Barrier::File(file))).then(|| AtTheLine {
+    let last = catalog.image(name).and_then(barrier).and_then(Barrier::file);
+    let changed = token.last != 0 && last.map(mark_of) != Some(token.last);
+    (changed || last == Some(file)).then(|| AtTheLine {
         boot: token.boot,
         job,
         image: name.to_owned(),
         what: format!("the last of {file}"),
         idents: Vec::new(),
         once: None,
+        changed,
     })
 }
 

@@ -1,11 +1,11 @@
 //! Machines that boot an image's own program, over TFTP from the running engine.
 
 use super::*;
-use crate::engine::sightings::Sighting;
 use crate::files::library::test_site::SMALL_WIM;
-use crate::jobs::job::Stage;
+use crate::jobs::job::{Action, JobSpec, Selector, Stage};
+use crate::jobs::rule::{Circuit, CircuitMark, Rule};
 use crate::jobs::script::{Policy, Unknown};
-use crate::wire::{Arch, MacAddr};
+use crate::wire::{Arch, MacAddr, Uuid};
 
 /// A GSS image whose iPXE is off, and another that is a plain one; DHCP has seen the machine of this address.
 fn lab() -> Lab {
@@ -29,7 +29,12 @@ fn lab() -> Lab {
 }
 
 fn see(lab: &Lab) {
-    let seen = Sighting { mac: MacAddr([2, 0, 0, 0, 0, 1]), arch: Arch::BIOS, exchange: 0 };
+    see_with(lab, None, None);
+}
+
+fn see_with(lab: &Lab, uuid: Option<Uuid>, circuit: Option<CircuitMark>) {
+    let mac = MacAddr([2, 0, 0, 0, 0, 1]);
+    let seen = Sighting { mac, arch: Arch::BIOS, uuid, circuit, exchange: 0 };
     lab.shared.sightings.record(Ipv4Addr::LOCALHOST, seen);
 }
 
@@ -110,6 +115,52 @@ fn what_may_wipe_leaves_for_a_live_job_and_for_the_boot_that_passed_alone() {
     assert_eq!(ask(&lab, "\\boot.wim"), Err(2), "by whatever name");
     lab.order(crate::keeper::Order::Rearm { id, expected: None, all: false });
     assert_eq!(wim().unwrap(), SMALL_WIM);
+}
+
+#[test]
+fn what_its_script_starts_fetches_what_may_wipe_and_its_next_boot_does_not() {
+    let lab = lab();
+    see(&lab);
+    let id = lab.add("wipe");
+    let path = "/ipxe?mac=02:00:00:00:00:01&platform=pcbios";
+    let script = || String::from_utf8(get(&mut lab.http(), path, "User-Agent: iPXE/1.21\r\n").1).unwrap();
+    assert!(script().contains("tftp://127.0.0.1/wipe/X64/pxeboot.n12"));
+    assert_eq!(lab.stage(id), Stage::Running, "the script is its point of no return");
+    assert_eq!(ask(&lab, "wipe/X64/boot.wim").unwrap(), SMALL_WIM);
+    see(&lab);
+    assert_eq!(ask(&lab, "wipe/X64/boot.wim"), Err(2), "it had its job");
+    assert!(script().contains("had its job"));
+}
+
+#[test]
+fn a_job_by_what_only_dhcp_was_shown_is_used_up_by_tftp_too() {
+    let uuid: Uuid = "4c4c4544-0042-3510-8052-b4c04f564231".parse().unwrap();
+    let port = || Circuit(b"eth0/1/7".to_vec());
+    let on_port = Rule { circuit: Some(port()), ..Rule::default() };
+    for selector in [Selector::Uuid(uuid), Selector::Rule(Box::new(on_port))] {
+        let lab = lab();
+        let spec =
+            JobSpec { allow_rule: true, ..JobSpec::new(Action::Image("wipe".into()), selector.clone()) };
+        lab.order(crate::keeper::Order::AddJobs(vec![spec]));
+        see(&lab);
+        assert_eq!(ask(&lab, "wipe/X64/boot.wim"), Err(2), "{selector}: another machine");
+        for had in [false, true] {
+            see_with(&lab, Some(uuid), Some(CircuitMark::of(&port().0)));
+            assert_eq!(ask(&lab, "wipe/X64/boot.wim").is_err(), had, "{selector}");
+        }
+    }
+}
+
+#[test]
+fn an_image_that_cannot_boot_any_more_gives_a_machine_with_its_job_nothing() {
+    let lab = lab();
+    see(&lab);
+    let id = lab.add("wipe");
+    assert!(ask(&lab, "wipe/X64/pxeboot.n12").is_ok());
+    fs::write(lab.dir.join("images/wipe/image.toml"), "destructive = true\nno_such_key = 1\n").unwrap();
+    lab.library.rescan().unwrap();
+    assert_eq!(ask(&lab, "wipe/X64/boot.wim"), Err(2));
+    assert_eq!(lab.stage(id), Stage::Armed);
 }
 
 #[test]

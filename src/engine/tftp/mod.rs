@@ -585,7 +585,7 @@ impl TftpSide {
         match answer {
             Answer::Go => {
                 // The line is kept: whose the file was is told when it is delivered.
-                turn.shared.passed.note(turn.now, line.seen);
+                turn.shared.passed.note(turn.now, line.seen, &line.at.image);
                 live.transfer.release();
                 self.follow(key, Verdict::Progress, turn);
             }

@@ -44,6 +44,9 @@ impl Book {
             if job.action.image() != Some(line.image.as_str()) {
                 return Passage::Denied(Denial::OtherImage);
             }
+            if line.changed {
+                return Passage::Denied(Denial::ImageChanged);
+            }
             let mut passage = Passage::Before;
             let reason = format!("{} left the server: what it boots may have started", line.what);
             self.move_job(line.job, |course, terms| {
@@ -51,6 +54,8 @@ impl Book {
                 passage == Passage::Now
             });
             if passage == Passage::Now {
+                let idents: Vec<Ident> = presented.into_iter().chain(own).collect();
+                self.remember_passed(&idents, at.now);
                 self.advance(line.job, Stage::Running, at);
             }
             return passage;
@@ -109,6 +114,9 @@ impl Book {
         if job.action.image() != Some(line.image.as_str()) {
             return Passage::Denied(Denial::OtherImage);
         }
+        if line.changed {
+            return Passage::Denied(Denial::ImageChanged);
+        }
         let mut idents: Vec<Ident> = presented.into_iter().filter(Ident::is_identifying).collect();
         if let Some(claim) = by_boot.filter(|claim| claim.job == job.id) {
             idents.extend(claim.idents.iter().cloned());
@@ -125,6 +133,9 @@ impl Book {
             passage = course.pass(line.boot, reason, terms, at.now);
             passage == Passage::Now
         });
+        if passage == Passage::Now {
+            self.remember_passed(&idents, at.now);
+        }
         passage
     }
 
@@ -379,12 +390,16 @@ fn weigh(
     now: SystemTime,
 ) -> bool {
     let ours = |image: &str| job.action.image() == Some(image);
+    // Where the machine is not, its boots neither get on nor fail; the one that has had everything may be anywhere.
+    let is_its = evidence.elsewhere.is_none() || course.passed == Some(boot);
     match &evidence.seen {
         Seen::ScriptAsked { .. } if evidence.elsewhere.is_some() => {
             course.offered_elsewhere(boot, terms, now)
         }
         Seen::ScriptAsked { .. } => course.offered(boot, job.action.image().is_some(), terms, now),
-        Seen::FileStarted { image, file, .. } | Seen::FileProgress { image, file, .. } if ours(image) => {
+        Seen::FileStarted { image, file, .. } | Seen::FileProgress { image, file, .. }
+            if ours(image) && is_its =>
+        {
             course.fetched(boot, format!("fetching {file}"), terms, now)
         }
         // What boots every time needs no barrier: its evidence is all there is.
@@ -399,14 +414,14 @@ fn weigh(
             format!("{file}, the last file, was delivered: what it boots may have started"),
             now,
         ),
-        Seen::FileDone { image, file, last: false, .. } if ours(image) => {
+        Seen::FileDone { image, file, last: false, .. } if ours(image) && is_its => {
             course.fetched(boot, format!("has {file}"), terms, now)
         }
         Seen::TransferFailed { file, reason, .. } => {
             course.broke_off(boot, format!("{file} broke off: {reason}"), now)
         }
         Seen::CalledBack { .. } => course.confirmed(boot, terms.always, now),
-        Seen::FailureCalled { reason, .. } => course.failed(boot, reason, terms, now),
+        Seen::FailureCalled { reason, .. } if is_its => course.failed(boot, reason, terms, now),
         _ => false,
     }
 }

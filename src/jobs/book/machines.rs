@@ -464,8 +464,8 @@ impl Book {
         }
     }
 
-    /// Remembers that who has this identity had a job, which is about to be forgotten: rules for unknown machines would else take
-    /// a machine that was installed for a new one. False when there is no room for the record.
+    /// Remembers that who has this identity had a job, also when that is forgotten: rules for unknown machines would else take a
+    /// machine that was installed for a new one. False when there is no room for the record.
     pub(super) fn remember_job(&mut self, ident: &Ident, now: SystemTime) -> bool {
         let Some(machine) = self.machine_with(ident).cloned() else {
             if self.machines.len() >= MACHINES_MAX {
@@ -480,6 +480,23 @@ impl Book {
             self.put_changed(Machine { had_job: true, ..Machine::clone(&machine) });
         }
         true
+    }
+
+    /// Whoever has passed is unknown to no rule any more, whatever becomes of the job: it may expire, be cancelled or be
+    /// given to the machine anew.
+    pub(super) fn remember_passed(&mut self, idents: &[Ident], now: SystemTime) {
+        // What comes by another card shows this, also where only a script request has shown it and it is on no record.
+        let uuid = idents.iter().find(|ident| matches!(ident, Ident::Uuid(_)) && ident.is_identifying());
+        let own =
+            uuid.or(idents.iter().find(|ident| matches!(ident, Ident::Serial(_)) && ident.is_identifying()));
+        let known = idents.iter().filter(|ident| self.by_ident.contains_key(*ident));
+        let mut known: Vec<&Ident> = known.chain(own).collect();
+        if known.is_empty() {
+            known.extend(idents.first());
+        }
+        for ident in known {
+            self.remember_job(ident, now);
+        }
     }
 
     fn make_machine(&mut self, idents: Vec<Ident>, now: SystemTime) -> MachineId {

@@ -53,8 +53,15 @@ impl Published {
             && let Some(boot) = evidence.boot
         {
             let what = format!("the last of {file}");
-            let line =
-                AtTheLine { boot, job: *job, image: image.clone(), what, idents: Vec::new(), once: None };
+            let line = AtTheLine {
+                boot,
+                job: *job,
+                image: image.clone(),
+                what,
+                idents: Vec::new(),
+                once: None,
+                changed: false,
+            };
             if self.pass(&line, now) == Passage::Now {
                 self.change(|book| book.note(evidence, at(now)));
                 return self.job(*job);

@@ -188,13 +188,60 @@ fn a_machine_whose_job_is_forgotten_stays_known() {
         fill(&book);
     }
     book.change(|book| book.cancel(JobId(2), None, "test", moment(4)).unwrap());
-    let rule = Selector::Rule(Box::new(crate::jobs::rule::Rule { any_unknown: true, ..Default::default() }));
-    let unknown = JobSpec { allow_rule: true, ..JobSpec::new(Action::Image("fine".into()), rule) };
-    let rule = book.add(unknown, &library(), at(5)).unwrap().id;
+    let rule = book.add(for_unknown_machines("fine"), &library(), at(5)).unwrap().id;
     let decided = |who: &Identity| book.load().decide(who).job().map(|job| job.id);
     let never_seen = Identity { mac: "02:00:00:00:77:77".parse().ok(), ..Identity::default() };
     assert_eq!(decided(&never_seen), Some(rule));
     assert_eq!(decided(&who()), None, "it was installed once");
+}
+
+fn for_unknown_machines(image: &str) -> JobSpec {
+    let rule = Selector::Rule(Box::new(crate::jobs::rule::Rule { any_unknown: true, ..Default::default() }));
+    JobSpec { allow_rule: true, ..JobSpec::new(Action::Image(image.into()), rule) }
+}
+
+#[test]
+fn a_machine_that_had_its_boot_is_unknown_to_no_rule_however_its_job_ended() {
+    const NEW: &str = "4c4c4544-0042-3510-8052-b4c04f564299";
+    let second = |book: &Published, seconds| {
+        let id = book.add(for_unknown_machines("wiping"), &library(), at(seconds)).unwrap().id;
+        let decided = |who: &Identity| book.load().decide(who).job().map(|job| job.id);
+        assert_eq!(decided(&machine(7, Some(NEW))), Some(id), "a new one");
+        [machine(1, Some(UUID)), machine(2, Some(UUID))].map(|who| decided(&who))
+    };
+    // A rule that was taken back, or has run out.
+    for expires in [None, Some(Duration::from_secs(60))] {
+        let (book, id) = with_job(JobSpec { expires, ..for_unknown_machines("wiping") });
+        book.note(&presents(1, id, 1, Some(UUID)), at(1));
+        assert_eq!(book.pass(&line(1, id, "wiping"), at(2)), Passage::Now);
+        match expires {
+            None => drop(book.cancel(id, at(3)).unwrap()),
+            Some(_) => drop(book.expire(at(61))),
+        }
+        assert!(!book.job(id).unwrap().is_live());
+        assert_eq!(second(&book, 62), [None, None]);
+    }
+    // A job that was given to it anew, and taken back then.
+    let (book, id) =
+        with_job(JobSpec::new(Action::Image("wiping".into()), Selector::Uuid(UUID.parse().unwrap())));
+    book.note(&presents(1, id, 1, Some(UUID)), at(1));
+    assert_eq!(book.pass(&line(1, id, "wiping"), at(2)), Passage::Now);
+    book.rearm(id, &library(), at(3), 2).unwrap();
+    book.cancel(id, at(4)).unwrap();
+    assert_eq!(second(&book, 5), [None, None]);
+}
+
+#[test]
+fn a_later_image_of_a_sequence_has_its_time_from_the_boot_before_it_on() {
+    let then = vec![Action::Image("fine".into())];
+    let hour = Duration::from_secs(3600);
+    let (book, id) = with_job(JobSpec { then, expires: Some(hour), ..boot("fine") });
+    book.expire(at(3000));
+    assert_eq!(book.pass(&line(1, id, "fine"), at(3000)), Passage::Now);
+    book.expire(at(3600 + 60));
+    assert_eq!(stage(&book, id), Stage::Armed, "its second image has an hour too");
+    book.expire(at(3000 + 3600));
+    assert_eq!(stage(&book, id), Stage::Expired);
 }
 
 fn moment(seconds: u64) -> Moment {
@@ -246,11 +293,20 @@ fn asking_in_a_machines_name_from_elsewhere_costs_it_nothing() {
     assert_eq!((job.stage, job.attempts_used, job.boots, job.boot), (Stage::Fetching, 0, 1, Some(BootId(1))));
     assert_eq!(book.pass(&line(1, id, "fine"), at(60)), Passage::Now);
     // It may be the machine all the same, behind a proxy: its job goes on.
-    let (book, id) = with_job(boot("fine"));
-    let asked = Evidence { elsewhere: Some([10, 0, 0, 7].into()), ..asked(1, id) };
-    assert_eq!(book.note(&asked, at(1)).unwrap().stage, Stage::Offered);
-    book.note(&started(1, id), at(2)).unwrap();
-    assert_eq!(book.pass(&line(1, id, "fine"), at(3)), Passage::Now);
+    let (book, id) = with_job(JobSpec { attempts: 1, ..boot("fine") });
+    let there = |evidence| Evidence { elsewhere: Some([10, 0, 0, 7].into()), ..evidence };
+    let failed = |boot| there(seen(boot, Seen::FailureCalled { job: id, reason: "no".into() }));
+    for boot in 1..9 {
+        let moved = book.note(&there(asked(boot, id)), at(boot));
+        assert_eq!(moved.map(|job| job.stage), (boot == 1).then_some(Stage::Offered));
+        for evidence in [failed(boot), there(started(boot, id)), there(done(boot, id, false)), failed(boot)] {
+            assert!(book.note(&evidence, at(boot)).is_none(), "{evidence:?}");
+        }
+        assert!(matches!(book.load().decide(&who()), Decision::Job(_)));
+    }
+    assert_eq!(book.pass(&line(8, id, "fine"), at(9)), Passage::Now);
+    // What has had everything runs wherever it is.
+    assert_eq!(book.note(&failed(8), at(10)).unwrap().stage, Stage::Failed);
 }
 
 #[test]
@@ -355,7 +411,15 @@ fn an_always_job_starts_over_at_every_boot() {
 
 fn line(boot: u64, job: JobId, image: &str) -> AtTheLine {
     let what = "the last of a.efi".into();
-    AtTheLine { boot: BootId(boot), job, image: image.into(), what, idents: Vec::new(), once: None }
+    AtTheLine {
+        boot: BootId(boot),
+        job,
+        image: image.into(),
+        what,
+        idents: Vec::new(),
+        once: None,
+        changed: false,
+    }
 }
 
 #[test]
@@ -376,6 +440,22 @@ fn one_boot_passes_the_point_of_no_return_and_may_come_back() {
     }
     assert_eq!(book.pass(&line(3, id, "wiping"), at(6)), Passage::Now);
     book.cancel(JobId(9), at(7)).unwrap_err();
+}
+
+#[test]
+fn a_boot_whose_image_changed_under_it_starts_nothing_and_costs_no_job() {
+    let changed = |boot, id| AtTheLine { changed: true, ..line(boot, id, "wiping") };
+    let (book, id) = with_job(boot("wiping"));
+    book.note(&asked(1, id), at(1)).unwrap();
+    assert_eq!(book.pass(&changed(1, id), at(2)), Passage::Denied(Denial::ImageChanged));
+    assert_eq!(stage(&book, id), Stage::Offered);
+    assert_eq!(book.pass(&line(2, id, "wiping"), at(3)), Passage::Now);
+    assert_eq!(book.pass(&changed(2, id), at(4)), Passage::Before, "it has had everything");
+    let (book, id) = rule();
+    book.note(&presents(1, id, 1, Some(UUID)), at(1));
+    assert_eq!(book.pass(&changed(1, id), at(2)), Passage::Denied(Denial::ImageChanged));
+    assert_eq!(book.pass(&line(1, id, "wiping"), at(3)), Passage::Now);
+    assert_eq!(book.pass(&changed(1, id), at(4)), Passage::Before);
 }
 
 #[test]
@@ -525,6 +605,24 @@ fn a_rule_that_wiped_several_machines_wipes_them_again_only_when_that_is_said() 
 }
 
 #[test]
+fn a_rules_job_that_is_given_to_one_machine_again_is_given_to_its_next_boot() {
+    let (book, id) = rule();
+    let who = || machine(1, Some(UUID));
+    book.note(&presents(1, id, 1, Some(UUID)), at(1));
+    assert_eq!(book.pass(&line(1, id, "wiping"), at(2)), Passage::Now);
+    let claim = book.book().claims(id).next().unwrap().id;
+    let moment = Moment { now: at(3), next_boot: BootId(2) };
+    book.change(|book| book.rearm_claim(claim, "test", moment)).unwrap();
+    assert!(matches!(book.load().decide(&who()), Decision::Job(_)));
+    assert_eq!(book.pass(&line(1, id, "wiping"), at(4)), Passage::Denied(Denial::Outdated), "it tries again");
+    assert!(matches!(book.load().decide(&who()), Decision::Job(_)));
+    book.note(&presents(2, id, 2, Some(UUID)), at(5));
+    assert_eq!(book.pass(&line(2, id, "wiping"), at(6)), Passage::Now);
+    assert!(matches!(book.load().decide(&who()), Decision::Done(_)));
+    assert_eq!(book.book().claims(id).count(), 1);
+}
+
+#[test]
 fn a_rule_that_wipes_wants_to_know_whom() {
     let (book, id) = rule();
     book.note(&presents(1, id, 1, None), at(1));
@@ -593,6 +691,16 @@ fn one_dhcp_packet_with_both_makes_one_machine_and_a_script_request_only_suggest
     assert_eq!(machines(&book)[0].idents().count(), 3);
     book.note(&dhcp(MAC, "4c4c4544-0042-3510-8052-b4c04f564299".parse().unwrap()), at(4));
     assert_eq!(machines(&book)[0].idents().count(), 3);
+    // By whatever of it a job names the machine, it has one.
+    let by_uuid = |spec| JobSpec { selector: Selector::Uuid(uuid), ..spec };
+    let refused = book.add(by_uuid(boot("fine")), &library(), at(4)).unwrap_err();
+    assert!(matches!(refused, Refusal::HasJob { id: live, .. } if live == id), "{refused}");
+    let other = book.add(by_uuid(JobSpec { replace: true, ..boot("fine") }), &library(), at(4)).unwrap().id;
+    assert_eq!(stage(&book, id), Stage::Cancelled);
+    assert!(
+        matches!(book.rearm(id, &library(), at(4), 9), Err(Refusal::HasJob { id: live, .. }) if live == other)
+    );
+    book.cancel(other, at(4)).unwrap();
     let part = machines(&book)[0].parts[1].id;
     let whole = machines(&book)[0].id;
     book.change(|book| book.split(whole, part, "me", moment(5)).map(|_| ())).unwrap();

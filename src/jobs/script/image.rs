@@ -45,7 +45,10 @@ pub fn last_file(image: &Image) -> Option<LastFile<'_>> {
     Some(match image.boot.as_ref()? {
         BootFiles::Winpe { wim, .. } => LastFile { name: wim, whole: true },
         BootFiles::Linux { kernel, initrds } => {
-            let name = initrds.iter().take(INITRDS_MAX).next_back().unwrap_or(kernel);
+            // Of an empty file nothing can be held back, and its delivery shows nothing.
+            let is_empty =
+                |name: &&String| image.files.iter().any(|file| file.name == **name && file.len == 0);
+            let name = initrds.iter().take(INITRDS_MAX).rfind(|name| !is_empty(name)).unwrap_or(kernel);
             LastFile { name, whole: true }
         }
         BootFiles::Iso { iso } => LastFile { name: iso, whole: false },
@@ -63,6 +66,16 @@ pub enum Barrier<'a> {
     File(&'a str),
     /// The script itself: what it starts fetches the rest as it likes.
     Script,
+}
+
+impl<'a> Barrier<'a> {
+    /// The file whose end it is.
+    pub fn file(self) -> Option<&'a str> {
+        match self {
+            Self::File(name) => Some(name),
+            Self::Script => None,
+        }
+    }
 }
 
 /// Where the point of no return of an image lies; `None` for what cannot boot.

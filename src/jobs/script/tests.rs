@@ -588,6 +588,7 @@ fn tokens_in_a_script_name_boot_machine_and_job() {
     for token in tokens {
         let token = key.verify(token, NOW_UNIX).unwrap();
         assert_eq!((token.boot, token.mac, token.job), (BootId(0x4d2), Some(MAC), Some(JobId(1))));
+        assert_ne!(token.last, 0, "a file's end is its point of no return");
         assert_eq!(token.expires_unix, NOW_UNIX + TOKEN_SECONDS);
     }
 }
@@ -823,7 +824,7 @@ fn with_hostile(field: usize, value: &str) -> Option<(Library, Identity, Policy)
         19 => disk.name = text(),
         20 => policy.menu_default = MenuDefault::Image(text()),
         21 => tux.title = text(),
-        22 => who.circuit = Some(value.as_bytes().to_vec()),
+        22 => who.circuit = Some(crate::jobs::rule::CircuitMark::of(value.as_bytes())),
         23 => tux.group = Some(text()),
         24 => lab.name = text(),
         25 => lab.title = text(),

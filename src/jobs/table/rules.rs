@@ -14,7 +14,7 @@ use super::contest::rank;
 use super::slots::{fold, hashes};
 use crate::jobs::Identity;
 use crate::jobs::job::Job;
-use crate::jobs::rule::{Rule, mask};
+use crate::jobs::rule::{CircuitMark, Rule, mask};
 
 const GROUP: u8 = 1;
 const SUBNET: u8 = 2;
@@ -171,16 +171,12 @@ impl Shown {
         };
         Self {
             at: who.relay.or(who.address),
-            circuit: if wanted & CIRCUIT == 0 { None } else { who.circuit.as_deref().map(bytes) },
+            circuit: who.circuit.map(CircuitMark::bits),
             arch: who.arch.map(|arch| arch.0),
             manufacturer: text(MANUFACTURER, &who.manufacturer),
             product: text(PRODUCT, &who.product),
         }
     }
-}
-
-fn bytes(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(SEED, |hash, byte| fold(hash ^ u64::from(*byte), SEED))
 }
 
 fn without_case(text: &str) -> u64 {
@@ -210,7 +206,7 @@ impl Shape {
     fn hash_of(self, rule: &Rule, arch: u16) -> u64 {
         let shown = Shown {
             at: rule.subnet.map(|network| network.address()),
-            circuit: rule.circuit.as_ref().map(|circuit| bytes(&circuit.0)),
+            circuit: rule.circuit.as_ref().map(|circuit| CircuitMark::of(&circuit.0).bits()),
             arch: Some(arch),
             manufacturer: rule.manufacturer.as_deref().map(without_case),
             product: rule.product.as_deref().map(without_case),

@@ -237,7 +237,7 @@ fn rules_ask_for_groups_and_for_strangers() {
     assert_eq!(decide(&table, &by_mac(2)), Outcome::NoJob);
     let dell = Identity { manufacturer: Some("Dell Inc.".into()), ..by_mac(2) };
     assert_eq!(decide(&table, &dell), Outcome::Job(3));
-    let port = Identity { circuit: Some(b"eth0/1/7".to_vec()), ..by_mac(2) };
+    let port = Identity { circuit: Some(crate::jobs::rule::CircuitMark::of(b"eth0/1/7")), ..by_mac(2) };
     assert_eq!(decide(&table, &port), Outcome::Job(4));
     let lines = table.view().explain(&by_mac(2));
     assert!(lines.iter().any(|line| line.contains("the machine is not in group lab")), "{lines:?}");
@@ -485,7 +485,7 @@ fn random_who(dice: &mut Dice) -> Identity {
         arch: (dice.below(3) > 0).then(|| Arch(dice.below(4) as u16)),
         address: (dice.below(3) > 0).then(|| [10, dice.below(2) as u8, dice.below(3) as u8, 9].into()),
         relay: (dice.below(4) == 0).then(|| [10, 1, dice.below(3) as u8, 1].into()),
-        circuit: (dice.below(3) == 0).then(|| vec![dice.below(2) as u8]),
+        circuit: (dice.below(3) == 0).then(|| crate::jobs::rule::CircuitMark::of(&[dice.below(2) as u8])),
         ..Identity::default()
     }
 }

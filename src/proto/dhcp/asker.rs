@@ -6,6 +6,7 @@ use super::leases::Hardware;
 use super::policy::BootFile;
 use super::settings::{Network, Subnet};
 use super::verdict::{CLIENT_PORT, DhcpEvent, DhcpStep, DropReason, Input, SERVER_PORT, ServerPort, To};
+use crate::jobs::rule::CircuitMark;
 use crate::proto::firmware::Firmware;
 use crate::wire::dhcp::{Message, MessageType, SubOptions, code, relay};
 use crate::wire::{Arch, MacAddr, Uuid};
@@ -142,6 +143,7 @@ impl<'a> Asker<'a> {
             arch: self.arch(),
             kind: self.firmware.map(|firmware| firmware.kind),
             relay: self.relay(),
+            circuit: self.circuit.map(CircuitMark::of),
             ip,
             file,
         }

@@ -163,6 +163,7 @@ impl Server {
             arch: mac.and_then(|mac| self.memory.arch(mac)),
             kind: None,
             relay: specified(message.giaddr()),
+            circuit: None,
             ip: yiaddr.or_else(|| specified(message.ciaddr())),
             file,
         }))

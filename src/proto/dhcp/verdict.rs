@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::policy::BootFile;
 use super::probe::Probe;
 use super::settings::Network;
+use crate::jobs::rule::CircuitMark;
 use crate::proto::firmware::FirmwareKind;
 use crate::wire::dhcp::Error;
 use crate::wire::{Arch, MacAddr, Uuid};
@@ -143,6 +144,8 @@ pub struct DhcpEvent {
     pub kind: Option<FirmwareKind>,
     /// giaddr.
     pub relay: Option<Ipv4Addr>,
+    /// Option 82 circuit id.
+    pub circuit: Option<CircuitMark>,
     /// The machine's address: the one given, confirmed, asked for or already its own.
     pub ip: Option<Ipv4Addr>,
     /// The boot file we named, or another server in its offer; empty when none.
