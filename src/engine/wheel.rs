@@ -161,7 +161,7 @@ impl Wheel {
             (found != 0).then(|| (step * 64 + found.trailing_zeros() as usize) - first % 64)
         })?;
         let tick = self.now_tick + ahead as u64;
-        Some(self.start + TICK * u32::try_from(tick).unwrap_or(u32::MAX))
+        Some(self.start + Duration::from_millis(tick))
     }
 }
 
@@ -270,6 +270,7 @@ mod tests {
             wheel.schedule(start + days(day) + ms(30_000), day);
             wheel.expire(start + days(day) + ms(29_999), &mut fired);
             assert!(fired.is_empty());
+            assert_eq!(wheel.next(), Some(start + days(day) + ms(30_000)), "day {day}");
             wheel.expire(start + days(day) + ms(30_000), &mut fired);
             assert_eq!(fired, [day]);
             fired.clear();
