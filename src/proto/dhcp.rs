@@ -102,8 +102,8 @@ impl Server {
         self.settings.mode
     }
 
-    /// Changes what it is told. Leases whose subnet is still listed are kept; one that is now outside the range ends
-    /// with its term.
+    /// Changes what it is told. Leases of addresses that a subnet still lists are kept; one that the settings no longer
+    /// give its machine ends with its term.
     pub fn replace_settings(&mut self, settings: Settings) {
         // Whether anybody takes the changes is not what an operator sets.
         self.settings = ordered(Settings { journal: self.settings.journal, ..settings });
@@ -187,11 +187,7 @@ impl Server {
             self.probes.answered(ip);
             return ProbeAnswer::ItsOwn;
         }
-        let pool = self.leases.pools().find(|pool| pool.network.contains(ip));
-        if !self.claims.is_believed(now, by, pool) {
-            if self.claims.is_news(now) {
-                self.memory.notice(Notice::Disbelieved { by });
-            }
+        if !self.is_believed(now, ip, by) {
             return ProbeAnswer::Disbelieved;
         }
         self.probes.answered(ip);
@@ -200,6 +196,16 @@ impl Server {
             self.memory.notice(Notice::InUse { ip, by });
         }
         ProbeAnswer::InUse
+    }
+
+    /// Whether an address is to be put aside because of what `by` says; an operator hears when it is not.
+    fn is_believed(&mut self, now: Instant, ip: Ipv4Addr, by: Option<MacAddr>) -> bool {
+        let pool = self.leases.pools().find(|pool| pool.network.contains(ip));
+        let believed = self.claims.is_believed(now, by, pool);
+        if !believed && self.claims.is_news(now) {
+            self.memory.notice(Notice::Disbelieved { by });
+        }
+        believed
     }
 
     /// Ends offers, leases and quarantines that have run out. A large number is ended in several steps:

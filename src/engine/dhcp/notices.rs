@@ -99,8 +99,8 @@ fn tell(notice: &Notice, interfaces: &[Arc<Interface>], loud: bool) {
         Notice::Disbelieved { by } => {
             let by = by.map_or_else(|| "some machine".into(), |mac| mac.to_string());
             format!(
-                "{by} answers for more addresses than it can have: from here on they are offered all the same; look for \
-                 a router with proxy ARP, or for who means harm"
+                "more addresses are said to be in use than can be, the last by {by}: from here on they are offered all the \
+                 same; look for a router with proxy ARP, or for who means harm"
             )
         }
         Notice::NextLoader { mac, .. } => {

@@ -193,7 +193,11 @@ impl Server {
             return Err(DropReason::OtherServer);
         }
         let had_it = match what {
-            DhcpStep::Declined => self.leases.decline(tenant, ip, now),
+            DhcpStep::Declined if self.leases.has(tenant, ip) && self.is_believed(now, ip, asker.mac) => {
+                self.claims.note(now, ip, asker.mac);
+                self.leases.decline(tenant, ip, now)
+            }
+            // A DECLINE that is not believed gives the address back: it is one of very many.
             _ => self.leases.release(tenant, ip, now),
         };
         if !had_it {

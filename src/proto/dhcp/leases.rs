@@ -17,7 +17,7 @@
 //! term, so a machine that asks again within one term (firmware, then iPXE, then the installed system; every renewal)
 //! changes nothing on the disk and waits for nothing: after a crash it is at worst held for that machine too long.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::hash::BuildHasher;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -56,6 +56,10 @@ impl Hardware {
             bytes[..len].copy_from_slice(given);
         }
         Self { htype: message.htype(), hlen: message.hlen(), bytes }
+    }
+
+    fn is(&self, mac: MacAddr) -> bool {
+        self.hlen == 6 && self.bytes[..6] == mac.0
     }
 
     /// FNV-1a. The same after every restart, so that a machine most likely gets the address it had.
@@ -167,6 +171,19 @@ struct Lease {
     saved: Option<Saved>,
 }
 
+impl Lease {
+    /// Counts against what strangers may have of the pool. What they had put aside does too, or who declines all that it
+    /// is given would leave nothing for registered machines.
+    fn is_strangers(&self) -> bool {
+        self.stranger && self.state != State::Remembered
+    }
+
+    /// Counts against what its circuit may have: not what was put aside, since its machine is to get another address.
+    fn is_on_circuit(&self) -> bool {
+        self.circuit != 0 && self.stranger && self.state.is_live()
+    }
+}
+
 /// What a change said that was handed out to be stored.
 #[derive(Clone, Copy, Debug)]
 struct Saved {
@@ -226,7 +243,7 @@ struct Pool {
     blocked: Vec<u64>,
     /// Has a record.
     taken: Vec<u64>,
-    /// Live leases of unregistered machines.
+    /// Leases of unregistered machines, and what was put aside of theirs.
     strangers: u32,
     /// Records that are not merely remembered.
     live: u32,
@@ -278,7 +295,7 @@ impl Pool {
         self.len - blocked
     }
 
-    /// What unregistered machines may have at once.
+    /// What unregistered machines may have at once, or make others go without.
     fn strangers_max(&self) -> u32 {
         if self.len < KEPT_POOL_LEN_MIN { self.len } else { self.len - self.len / 5 }
     }
@@ -343,7 +360,8 @@ struct Reservations {
     /// By client id and by circuit: the bytes, then a subnet each.
     client_ids: HashMap<Box<[u8]>, Vec<(usize, Ipv4Addr)>, Keyed>,
     circuits: HashMap<Box<[u8]>, Vec<(usize, Ipv4Addr)>, Keyed>,
-    taken: HashSet<Ipv4Addr, Keyed>,
+    /// Every address that is reserved, and the MAC it is for: none when it is by anything else, or by several.
+    taken: HashMap<Ipv4Addr, Option<MacAddr>, Keyed>,
 }
 
 impl Reservations {
@@ -353,13 +371,17 @@ impl Reservations {
             uuids: HashMap::with_hasher(keyed),
             client_ids: HashMap::with_hasher(keyed),
             circuits: HashMap::with_hasher(keyed),
-            taken: HashSet::with_hasher(keyed),
+            taken: HashMap::with_hasher(keyed),
         };
         for reservation in &settings.reservations {
             let ip = reservation.ip;
             let subnet = settings.subnets.iter().position(|subnet| subnet.network.contains_host(ip));
             let Some(subnet) = subnet else { continue };
-            all.taken.insert(ip);
+            let mac = match &reservation.who {
+                ReservedFor::Mac(mac) => Some(*mac),
+                ReservedFor::Uuid(_) | ReservedFor::ClientId(_) | ReservedFor::Circuit(_) => None,
+            };
+            all.taken.entry(ip).and_modify(|of| *of = of.filter(|of| Some(*of) == mac)).or_insert(mac);
             match &reservation.who {
                 ReservedFor::Mac(mac) => drop(all.macs.insert((*mac, subnet), ip)),
                 ReservedFor::Uuid(uuid) => drop(all.uuids.insert((*uuid, subnet), ip)),
@@ -417,7 +439,7 @@ impl Leases {
             keyed,
             blocked: None,
         };
-        for ip in &leases.reservations.taken {
+        for ip in leases.reservations.taken.keys() {
             for pool in leases.pools.iter_mut().flatten() {
                 pool.block(*ip);
             }
@@ -425,20 +447,38 @@ impl Leases {
         leases
     }
 
-    /// The same leases under other settings. Those whose subnet is no longer listed are forgotten.
+    /// The same leases under other settings. Those of addresses that no subnet lists any more are forgotten.
     pub(super) fn under(self, settings: &Settings) -> Self {
         let mut next = Self::new(settings, self.keyed);
         (next.changes, next.change_number) = (self.changes, self.change_number);
         for (ip, lease) in self.by_ip {
-            let subnet = next.networks.iter().position(|network| *network == lease.owner.network);
-            let Some(subnet) = subnet else { continue };
-            let lease = Lease { subnet, ..lease };
-            match lease.state {
-                State::Remembered => next.remember(ip, lease, lease.at),
-                State::Offered | State::Bound | State::Quarantined => next.insert(ip, lease),
-            }
+            let Some(subnet) = next.subnet_of(ip) else { continue };
+            // A network that was widened or split is another one.
+            let owner = Owner { network: next.networks[subnet], ..lease.owner };
+            next.take_over(ip, Lease { owner, subnet, ..lease });
         }
         next
+    }
+
+    /// The subnet that an address is of.
+    fn subnet_of(&self, ip: Ipv4Addr) -> Option<usize> {
+        self.networks.iter().position(|network| network.contains_host(ip))
+    }
+
+    /// Takes over a record of before. Of two addresses of one machine the one it had last counts.
+    fn take_over(&mut self, ip: Ipv4Addr, lease: Lease) {
+        if lease.state != State::Quarantined
+            && let Some(held) = self.by_owner.get(&lease.owner).copied()
+        {
+            if self.by_ip.get(&held).is_some_and(|other| other.at >= lease.at) {
+                return;
+            }
+            self.remove(held);
+        }
+        match lease.state {
+            State::Remembered => self.remember(ip, lease, lease.at),
+            State::Offered | State::Bound | State::Quarantined => self.insert(ip, lease),
+        }
     }
 
     /// When [`Leases::expire`] has something to do next.
@@ -479,9 +519,7 @@ impl Leases {
             let ip = record.ip;
             // The newest counts.
             self.remove(ip);
-            let Some(subnet) = self.networks.iter().position(|network| network.contains_host(ip)) else {
-                continue;
-            };
+            let Some(subnet) = self.subnet_of(ip) else { continue };
             let hardware = Hardware { htype: record.htype, hlen: record.hlen, bytes: record.hardware };
             let owner = Owner { hardware, network: self.networks[subnet] };
             let (state, at, stranger) = match record.term {
@@ -490,15 +528,6 @@ impl Leases {
                 LeaseTerm::Quarantined { until } if until > now => (State::Quarantined, until, false),
                 LeaseTerm::Quarantined { .. } | LeaseTerm::Forgotten => continue,
             };
-            // Of two addresses of one machine the one it had last counts.
-            if state != State::Quarantined
-                && let Some(held) = self.by_owner.get(&owner).copied()
-            {
-                if self.by_ip.get(&held).is_some_and(|other| other.at >= at) {
-                    continue;
-                }
-                self.remove(held);
-            }
             let saved = (state == State::Bound).then_some(Saved { number: 0, until: at });
             let lease = Lease {
                 owner,
@@ -512,10 +541,7 @@ impl Leases {
                 pooled: false,
                 saved,
             };
-            match state {
-                State::Remembered => self.remember(ip, lease, at),
-                _ => self.insert(ip, lease),
-            }
+            self.take_over(ip, lease);
         }
     }
 
@@ -583,6 +609,7 @@ impl Leases {
         xid: u32,
         hold_until: Instant,
     ) -> Result<Offer, DropReason> {
+        self.end_what_it_may_not_keep(tenant);
         let owner = self.owner(tenant);
         let held = self.by_owner.get(&owner).copied();
         let held_lease = held.and_then(|ip| self.by_ip.get(&ip)).copied();
@@ -627,7 +654,7 @@ impl Leases {
         let held = self.by_owner.get(&owner).copied();
         let held_lease = held.and_then(|ip| self.by_ip.get(&ip)).copied();
         let live = held_lease.is_some_and(|lease| lease.state.is_live());
-        if live && held != Some(ip) {
+        if live && (held != Some(ip) || !self.may_keep(tenant, ip)) {
             return Err(Refusal::Wrong);
         }
         if !live {
@@ -636,7 +663,7 @@ impl Leases {
                 _ => {}
             }
             let own = tenant.reserved == Some(ip);
-            if !own && self.reservations.taken.contains(&ip) {
+            if !own && self.reservations.taken.contains_key(&ip) {
                 return Err(Refusal::Wrong);
             }
             if !own && !self.gives(tenant, ip) || !create && held != Some(ip) {
@@ -685,16 +712,23 @@ impl Leases {
     /// Takes an address back; true when the machine had it.
     pub(super) fn release(&mut self, tenant: &Tenant, ip: Ipv4Addr, now: Instant) -> bool {
         match self.held(tenant) {
-            Some((held, lease)) if held == ip && lease.state.is_live() => {
+            Some((held, mut lease)) if held == ip && lease.state.is_live() => {
                 self.remove(ip);
                 if lease.state == State::Bound {
                     self.tell(ip, &lease, LeaseTerm::Held { until: now, stranger: lease.stranger });
+                    // What was stored before counts no more: taken up again, it is stored again.
+                    lease.saved = None;
                 }
                 self.remember(ip, lease, now);
                 true
             }
             _ => false,
         }
+    }
+
+    /// True when the machine has this address, or it is on offer to it.
+    pub(super) fn has(&self, tenant: &Tenant, ip: Ipv4Addr) -> bool {
+        self.held(tenant).is_some_and(|(held, lease)| held == ip && lease.state.is_live())
     }
 
     /// Puts an address aside that the machine found in use; true when the machine had it.
@@ -725,10 +759,7 @@ impl Leases {
 
     /// True when the address is on offer to the machine with this hardware address.
     pub(super) fn is_offered_to(&self, ip: Ipv4Addr, mac: MacAddr) -> bool {
-        self.by_ip.get(&ip).is_some_and(|lease| {
-            let Hardware { hlen, bytes, .. } = lease.owner.hardware;
-            lease.state == State::Offered && hlen == 6 && bytes[..6] == mac.0
-        })
+        self.by_ip.get(&ip).is_some_and(|lease| lease.state == State::Offered && lease.owner.hardware.is(mac))
     }
 
     fn owner(&self, tenant: &Tenant) -> Owner {
@@ -747,6 +778,29 @@ impl Leases {
 
     fn gives(&self, tenant: &Tenant, ip: Ipv4Addr) -> bool {
         self.pool(tenant.subnet).is_some_and(|pool| pool.gives(ip))
+    }
+
+    /// Whether a machine may keep the address it has, after the settings were changed. One that is reserved by a UUID, a
+    /// client id or a circuit is renewed by systems that do not show it, so only a MAC keeps others from it.
+    fn may_keep(&self, tenant: &Tenant, ip: Ipv4Addr) -> bool {
+        tenant.reserved == Some(ip)
+            || match self.reservations.taken.get(&ip) {
+                Some(mac) => mac.is_none_or(|mac| tenant.hardware.is(mac)),
+                None => self.gives(tenant, ip),
+            }
+    }
+
+    /// A machine that asks for an address has given up the one it may not keep, which then takes no room of the new one.
+    fn end_what_it_may_not_keep(&mut self, tenant: &Tenant) {
+        if let Some((ip, lease)) = self.held(tenant)
+            && lease.state.is_live()
+            && !self.may_keep(tenant, ip)
+        {
+            self.remove(ip);
+            if lease.saved.is_some() {
+                self.tell(ip, &lease, LeaseTerm::Forgotten);
+            }
+        }
     }
 
     /// True unless another machine is on the address or it is in quarantine.
@@ -834,19 +888,18 @@ impl Leases {
     }
 
     fn insert(&mut self, ip: Ipv4Addr, mut lease: Lease) {
-        let counted = lease.stranger && lease.state.is_live();
         if let Some(Some(pool)) = self.pools.get_mut(lease.subnet)
             && let Some(index) = pool.index(ip)
         {
             set(&mut pool.taken, index, true);
-            pool.strangers += u32::from(counted);
+            pool.strangers += u32::from(lease.is_strangers());
             lease.pooled = lease.state != State::Remembered && !is_set(&pool.blocked, index);
             pool.live += u32::from(lease.pooled);
             if lease.state == State::Remembered {
                 pool.remembered.insert((lease.at, ip));
             }
         }
-        if counted && lease.circuit != 0 {
+        if lease.is_on_circuit() {
             *self.circuits.entry(lease.circuit).or_default() += 1;
         }
         lease.armed = (lease.state != State::Remembered).then_some(lease.at);
@@ -861,17 +914,15 @@ impl Leases {
 
     fn remove(&mut self, ip: Ipv4Addr) -> Option<Lease> {
         let lease = self.by_ip.remove(&ip)?;
-        let counted = lease.stranger && lease.state.is_live();
         if let Some(Some(pool)) = self.pools.get_mut(lease.subnet)
             && let Some(index) = pool.index(ip)
         {
             set(&mut pool.taken, index, false);
-            pool.strangers -= u32::from(counted);
+            pool.strangers -= u32::from(lease.is_strangers());
             pool.live -= u32::from(lease.pooled);
             pool.remembered.remove(&(lease.at, ip));
         }
-        if counted
-            && lease.circuit != 0
+        if lease.is_on_circuit()
             && let Some(count) = self.circuits.get_mut(&lease.circuit)
         {
             *count -= 1;
@@ -920,12 +971,12 @@ impl Leases {
             };
             let taken: u32 = pool.taken.iter().map(|word| word.count_ones()).sum();
             assert_eq!(taken as usize, inside(&|_| true));
-            assert_eq!(pool.strangers as usize, inside(&|lease| lease.stranger && lease.state.is_live()));
+            assert_eq!(pool.strangers as usize, inside(&Lease::is_strangers));
             assert_eq!(pool.remembered.len(), inside(&|lease| lease.state == State::Remembered));
             assert!(pool.live as usize <= inside(&|lease| lease.state != State::Remembered));
         }
         for (circuit, count) in &self.circuits {
-            let live = |lease: &&Lease| lease.circuit == *circuit && lease.stranger && lease.state.is_live();
+            let live = |lease: &&Lease| lease.circuit == *circuit && lease.is_on_circuit();
             assert_eq!(self.by_ip.values().filter(live).count(), *count as usize);
         }
     }

@@ -71,10 +71,10 @@ pub enum Notice {
         /// Who answered, where that is known.
         by: Option<MacAddr>,
     },
-    /// Somebody answers for more of the addresses that are asked for than can be believed: they are offered all the same. Told once in ten
-    /// minutes, whoever it is.
+    /// More addresses are said to be in use, by answers to who asks for them or by DECLINE, than can be believed: they are
+    /// offered all the same. Told once in ten minutes, whoever it is.
     Disbelieved {
-        /// Who answered, where that is known.
+        /// Who said so last, where that is known.
         by: Option<MacAddr>,
     },
     /// A machine came back without having reached its script, and is given the next loader, where there is one.

@@ -10,8 +10,8 @@
 //! Nothing is kept of the DISCOVER: whoever asks the wire keeps it and hands it in again, when the time is up or
 //! [`super::Server::heard_from`] says so. If it never comes again, the machine's own next DISCOVER does as well.
 //!
-//! Anybody on the link can answer for any address: who answers for too many ([`Claims`]) is not believed, as if nobody had
-//! answered.
+//! Anybody on the link can answer for any address, and decline any it is given: who does so with too many ([`Claims`]) is
+//! not believed, as if nobody had answered, or the address had been given back.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::Ipv4Addr;
@@ -126,7 +126,7 @@ pub(super) const CLAIMS_OF_ONE_MAX: usize = 8;
 /// Addresses that are put aside at a time on the word of others, whoever they are.
 const CLAIMS_MAX: usize = 1024;
 
-/// For which addresses somebody answered within [`QUARANTINE`], which is as long as each stays put aside.
+/// For which addresses somebody answered, or which were declined, within [`QUARANTINE`]: as long as each stays put aside.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
     believed: VecDeque<Claim>,
@@ -142,14 +142,14 @@ struct Claim {
 }
 
 impl Claims {
-    /// Whether an answer is to be believed: not of who has too many addresses already, nor for the last quarter of a pool,
+    /// Whether an answer or a DECLINE is to be believed: not of who has too many addresses already, nor for the last quarter of a pool,
     /// since hardware addresses can be made up.
     pub(super) fn is_believed(&mut self, now: Instant, by: Option<MacAddr>, pool: Option<PoolUse>) -> bool {
         while self.believed.front().is_some_and(|claim| now.duration_since(claim.at) >= QUARANTINE) {
             self.believed.pop_front();
         }
         let count = |is: &dyn Fn(&Claim) -> bool| self.believed.iter().filter(|claim| is(claim)).count();
-        // By ICMP nobody's hardware address is known.
+        // By ICMP nobody's hardware address is known, and some DECLINEs have none that is a MAC.
         let is_his_own = by.is_none() || count(&|claim| claim.by == by) < CLAIMS_OF_ONE_MAX;
         let leaves_some = pool.is_none_or(|pool| {
             let max = (u64::from(pool.len) * 3 / 4).max(1);
@@ -163,7 +163,7 @@ impl Claims {
         self.believed.push_back(Claim { at: now, ip, by });
     }
 
-    /// True when an operator is to be told that an answer is not believed: once as long as addresses are put aside.
+    /// True when an operator is to be told that somebody is not believed: once as long as addresses are put aside.
     pub(super) fn is_news(&mut self, now: Instant) -> bool {
         let news = self.told.is_none_or(|told| now.duration_since(told) >= QUARANTINE);
         if news {

@@ -31,6 +31,8 @@ const HTTP: &[u8] = b"HTTPClient:Arch:00016:UNDI:003016";
 
 /// Last byte of the address that is never answered.
 const EXCLUDED: u8 = 0xee;
+/// Last bytes of the addresses of machines that an operator has entered: a fifth of a hundred.
+const REGISTERED: std::ops::Range<u8> = 0xa0..0xb4;
 
 /// Loaders to firmware, a script to iPXE, a URL to HTTP Boot.
 struct Policy(Answer);
@@ -58,6 +60,10 @@ impl BootPolicy for Policy {
 
     fn is_excluded(&mut self, mac: MacAddr) -> bool {
         mac.0[5] == EXCLUDED
+    }
+
+    fn is_registered(&mut self, who: &Identity) -> bool {
+        who.mac.is_some_and(|mac| REGISTERED.contains(&mac.0[5]))
     }
 }
 
@@ -340,6 +346,68 @@ fn a_declined_address_is_left_alone() {
     assert_ne!(offer.yiaddr(), address);
 }
 
+/// A pool of a hundred addresses.
+fn hundred() -> Settings {
+    let range = Some((Ipv4Addr::new(10, 77, 0, 100), Ipv4Addr::new(10, 77, 0, 199)));
+    Settings { subnets: vec![Subnet { range, ..Subnet::new(network()) }], ..full() }
+}
+
+impl Lab {
+    /// A machine asks for an address and declines what it is offered.
+    fn declines(&mut self, mac: u8, wanted: u8) {
+        let wanted = Ipv4Addr::new(10, 77, 0, wanted);
+        let discover = Client { mac, ..uefi() }.with(code::REQUESTED_ADDRESS, &wanted.octets());
+        let ip = self.reply(&discover.bytes()).1.yiaddr();
+        let decline = Client { kind: MessageType::Decline, mac, ..request_for(ip, US) };
+        let verdict = self.broadcast(&decline.bytes());
+        assert!(matches!(verdict, Verdict::Heard(DhcpEvent { what: DhcpStep::Declined, .. })), "{verdict:?}");
+        self.server.leases.check();
+    }
+
+    fn addresses_taken(&self) -> u32 {
+        self.server.pools().map(|pool| pool.live).sum()
+    }
+}
+
+#[test]
+fn who_declines_every_address_has_eight_of_them_put_aside() {
+    let mut lab = Lab::new(hundred());
+    for wanted in 100..120 {
+        lab.declines(1, wanted);
+    }
+    assert_eq!(lab.addresses_taken(), probe::CLAIMS_OF_ONE_MAX as u32);
+    assert_eq!(
+        notices(&mut lab),
+        [Notice::Disbelieved { by: Some(MacAddr([0x52, 0x54, 0, 0x77, 0, 1])) }],
+        "told once"
+    );
+    lab.declines(2, 150);
+    assert_eq!(lab.addresses_taken(), probe::CLAIMS_OF_ONE_MAX as u32 + 1, "another machine is believed");
+    lab.now += leases::QUARANTINE;
+    lab.server.handle_timeout(lab.now);
+    assert_eq!(lab.addresses_taken(), 0);
+    lab.declines(1, 100);
+    assert_eq!(lab.addresses_taken(), 1);
+}
+
+#[test]
+fn declines_under_made_up_addresses_leave_a_quarter_of_a_pool_and_the_registered_fifth() {
+    let mut lab = Lab::new(hundred());
+    for mac in 1..=100 {
+        lab.declines(mac, 99 + mac);
+    }
+    assert_eq!(lab.addresses_taken(), 75);
+    for mac in 101..=105 {
+        lab.reply(&Client { mac, ..uefi() }.bytes());
+    }
+    assert_eq!(lab.broadcast(&Client { mac: 106, ..uefi() }.bytes()), Verdict::Drop(DropReason::PoolKept));
+    for mac in REGISTERED {
+        lab.reply(&Client { mac, ..uefi() }.bytes());
+    }
+    lab.server.leases.check();
+    assert_eq!(lab.addresses_taken(), 100);
+}
+
 #[test]
 fn a_wrong_address_is_refused_and_another_servers_is_not_our_business() {
     let mut lab = Lab::new(full());
@@ -544,6 +612,24 @@ fn an_ack_waits_for_its_lease_and_a_renewal_within_the_term_for_nothing() {
 }
 
 #[test]
+fn a_lease_taken_up_again_after_a_release_is_stored_again() {
+    let mut lab = journalling(full());
+    let address = lab.reply(&uefi().bytes()).1.yiaddr();
+    let request = request_for(address, US).bytes();
+    let first = stored(lab.broadcast(&request));
+    let release = Client { kind: MessageType::Release, ciaddr: address, ..uefi() };
+    lab.hear(ServerPort::Dhcp, SocketAddrV4::new(address, 68), US, &release.bytes());
+    assert_eq!(lab.reply(&uefi().bytes()).1.yiaddr(), address);
+    assert!(stored(lab.broadcast(&request)) > first);
+    // The newest of an address counts.
+    let (all, _) = changes(&mut lab);
+    let Some(Change::Lease(LeaseRecord { ip, term: LeaseTerm::Held { until, .. }, .. })) = all.last() else {
+        panic!("{all:?}")
+    };
+    assert!((*ip, *until > lab.now) == (address, true), "{all:?}");
+}
+
+#[test]
 fn what_could_not_be_stored_is_asked_for_again() {
     let mut lab = journalling(full());
     let address = lab.reply(&uefi().bytes()).1.yiaddr();
@@ -608,6 +694,155 @@ fn a_machine_that_moved_leaves_no_second_address_behind() {
     let (all, _) = changes(&mut lab);
     let forgotten = |change: &Change| matches!(change, Change::Lease(LeaseRecord { ip, term: LeaseTerm::Forgotten, .. }) if *ip == first);
     assert!(all.iter().any(forgotten), "{all:?}");
+}
+
+fn subnet(network: &str, first: u8, last: u8) -> Subnet {
+    let range = Some((Ipv4Addr::new(10, 77, 0, first), Ipv4Addr::new(10, 77, 0, last)));
+    Subnet { range, ..Subnet::new(network.parse().unwrap()) }
+}
+
+impl Lab {
+    /// The address a machine asks for and is given, directly or through a relay.
+    fn leases(&mut self, mac: u8, giaddr: Ipv4Addr) -> Ipv4Addr {
+        let mut ask = |client: Client| {
+            let bytes = Client { mac, giaddr, ..client }.bytes();
+            let verdict = self.hear(ServerPort::Dhcp, SocketAddrV4::new(giaddr, 67), US, &bytes);
+            let Verdict::Reply(output, _) = verdict else { panic!("{verdict:?}") };
+            Message::parse(&self.out[..output.len]).unwrap().yiaddr()
+        };
+        let ip = ask(uefi());
+        assert_eq!(ask(request_for(ip, US)), ip);
+        self.server.leases.check();
+        ip
+    }
+
+    /// What an installed system hears when its lease is half over, and when it starts again with it.
+    fn renews(&mut self, mac: u8, ip: Ipv4Addr) -> [Option<MessageType>; 2] {
+        let renew = Client { kind: MessageType::Request, mac, ciaddr: ip, flags: 0, ..CLIENT };
+        let restart =
+            Client { kind: MessageType::Request, mac, ..CLIENT }.with(code::REQUESTED_ADDRESS, &ip.octets());
+        [(ip, renew), (NOBODY, restart)].map(|(src, client)| {
+            match self.hear(ServerPort::Dhcp, SocketAddrV4::new(src, 68), US, &client.bytes()) {
+                Verdict::Reply(output, _) => Message::parse(&self.out[..output.len]).unwrap().message_type(),
+                Verdict::Drop(DropReason::UnknownLease) => None,
+                other => panic!("{other:?}"),
+            }
+        })
+    }
+}
+
+const KEPT: [Option<MessageType>; 2] = [Some(MessageType::Ack), Some(MessageType::Ack)];
+/// Left to its term's end, but refused when it is asked for anew.
+const ENDS: [Option<MessageType>; 2] = [None, Some(MessageType::Nak)];
+
+#[test]
+fn leases_are_kept_when_their_network_is_widened_or_split() {
+    let wider = vec![subnet("10.77.0.0/23", 100, 103)];
+    let halves = vec![subnet("10.77.0.0/25", 100, 103), subnet("10.77.0.128/25", 200, 203)];
+    for later in [wider, halves] {
+        let mut lab = Lab::new(full());
+        let address = lab.leases(1, NOBODY);
+        lab.server.replace_settings(Settings { subnets: later, ..full() });
+        lab.server.leases.check();
+        for mac in 2..=4 {
+            assert_ne!(lab.leases(mac, NOBODY), address, "it is in use");
+        }
+        let fifth = Client { mac: 5, ..uefi() }.bytes();
+        assert_eq!(lab.broadcast(&fifth), Verdict::Drop(DropReason::PoolExhausted));
+        assert_eq!(lab.renews(1, address), KEPT);
+    }
+}
+
+#[test]
+fn of_two_leases_of_a_machine_whose_networks_become_one_the_later_counts() {
+    let upper = Ipv4Addr::new(10, 77, 0, 129);
+    for order in [[NOBODY, upper], [upper, NOBODY]] {
+        let halves = vec![subnet("10.77.0.0/25", 100, 100), subnet("10.77.0.128/25", 200, 200)];
+        let mut lab = Lab::new(Settings { subnets: halves, ..full() });
+        let mut last = NOBODY;
+        for relay in order {
+            lab.now += Duration::from_secs(60);
+            last = lab.leases(1, relay);
+        }
+        assert_eq!(lab.server.leases.len(), 2);
+        lab.server.replace_settings(Settings { subnets: vec![subnet("10.77.0.0/24", 100, 200)], ..full() });
+        lab.server.leases.check();
+        assert_eq!(lab.server.leases.len(), 1);
+        assert_eq!(lab.renews(1, last), KEPT);
+    }
+}
+
+#[test]
+fn a_lease_that_is_now_outside_the_range_ends_with_its_term() {
+    let mut lab = journalling(full());
+    let address = lab.leases(1, NOBODY);
+    let later = || Settings { subnets: vec![subnet("10.77.0.0/24", 110, 113)], ..full() };
+    lab.server.replace_settings(later());
+    lab.server.leases.check();
+    assert_eq!(lab.renews(1, address), ENDS);
+    let (_, nak) = lab.reply(&request_for(address, US).bytes());
+    assert_eq!(nak.message_type(), Some(MessageType::Nak), "nor by a REQUEST that names us");
+    // A machine that starts again gets what is given now, and what it had is forgotten.
+    let next = lab.leases(1, NOBODY);
+    assert!((110..=113).contains(&next.octets()[3]), "{next}");
+    assert_eq!(lab.server.leases.len(), 1);
+    let (all, _) = changes(&mut lab);
+    let forgotten = |change: &Change| matches!(change, Change::Lease(LeaseRecord { ip, term: LeaseTerm::Forgotten, .. }) if *ip == address);
+    assert!(all.iter().any(forgotten), "{all:?}");
+    assert_eq!(lab.renews(1, next), KEPT);
+}
+
+#[test]
+fn the_address_a_machine_may_not_keep_takes_no_room_on_its_circuit() {
+    let settings = |first, last| {
+        let remote = Network::new(Ipv4Addr::new(10, 88, 0, 0), 24).unwrap();
+        let host = |last| Ipv4Addr::new(10, 88, 0, last);
+        let range = Some((host(first), host(last)));
+        Settings { circuit_max: 1, subnets: vec![Subnet { range, ..Subnet::new(remote) }], ..full() }
+    };
+    let discover = Client { giaddr: RELAY, ..uefi() }.with(code::RELAY_AGENT, b"\x01\x01a").bytes();
+    let mut lab = Lab::new(settings(100, 103));
+    for (first, last) in [(100, 103), (110, 113)] {
+        lab.server.replace_settings(settings(first, last));
+        let verdict = lab.hear(ServerPort::Dhcp, SocketAddrV4::new(RELAY, 67), US, &discover);
+        let Verdict::Reply(output, _) = verdict else { panic!("{verdict:?}") };
+        let [.., given] = Message::parse(&lab.out[..output.len]).unwrap().yiaddr().octets();
+        assert!((first..=last).contains(&given), "{given}");
+        lab.server.leases.check();
+    }
+}
+
+#[test]
+fn an_address_that_is_reserved_meanwhile_is_kept_unless_it_is_by_another_mac() {
+    let mut id = [0; 17];
+    (id[1], id[16]) = (7, 9);
+    let uuid = crate::wire::Uuid::from_smbios(<[u8; 16]>::try_from(&id[1..]).unwrap());
+    let mac = |last| ReservedFor::Mac(MacAddr([0x52, 0x54, 0, 0x77, 0, last]));
+    for (who, said) in [
+        (vec![mac(9)], ENDS),
+        (vec![mac(1)], KEPT),
+        (vec![ReservedFor::Uuid(uuid)], KEPT),
+        (vec![ReservedFor::ClientId(b"\x00desk 8".to_vec())], KEPT),
+        (vec![ReservedFor::Circuit(b"port17".to_vec())], KEPT),
+        (vec![mac(9), ReservedFor::Uuid(uuid)], KEPT),
+    ] {
+        let mut lab = Lab::new(full());
+        let ip = lab.leases(1, NOBODY);
+        let reservations = who.iter().map(|who| Reservation { who: who.clone(), ip }).collect();
+        lab.server.replace_settings(Settings { reservations, ..full() });
+        assert_eq!(lab.renews(1, ip), said, "{who:?}");
+        let offered = lab.reply(&uefi().bytes()).1.yiaddr();
+        assert_eq!(offered == ip, said == KEPT, "{who:?}");
+    }
+    // The machine it is now reserved for waits until the other's term is over.
+    let mut lab = Lab::new(full());
+    let ip = lab.leases(1, NOBODY);
+    let reservations = vec![Reservation { who: mac(9), ip }];
+    lab.server.replace_settings(Settings { reservations, ..full() });
+    assert_ne!(lab.leases(9, NOBODY), ip);
+    lab.now += Duration::from_secs(3601);
+    lab.server.handle_timeout(lab.now);
+    assert_eq!(lab.leases(9, NOBODY), ip);
 }
 
 #[test]
