@@ -7,7 +7,7 @@
 //!              │                   │ timer: OACK      │ timer: the window again
 //!              │                   └── ERROR: a size query, no failure
 //!              │                                      │ ACK of the last block
-//!              └──────────── 30 s of silence ────► Finished
+//!              └───────── 30 s without progress ──► Finished
 //! ```
 //!
 //! What it does on a bad network: it waits for the round trip it has measured before it believes a loss, and answers
@@ -44,14 +44,22 @@ const RESEND_MIN: Duration = Duration::from_millis(250);
 /// Longest pause between resends. Longer than clients' own timers (4 s in UEFI, 5 s in atftp and tftp-hpa): some leave
 /// repeated blocks unanswered and start their timer anew at each, so only a pause lets them repeat a lost ACK.
 const RESEND_MAX: Duration = Duration::from_secs(8);
-/// Silence after which the client is gone. UEFI retries for 24 s, iPXE for 16 s.
+/// Without progress for so long the client is gone. UEFI retries for 24 s, iPXE for 16 s.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// The same where the client wants resends far apart: five of the 12 s that no known client asks for, since whoever asks
+/// for 255 s would hold a place for twenty minutes.
+const SILENCE_AS_AGREED_MAX: Duration = Duration::from_secs(60);
 /// The same while nothing at all was heard, or as long as four answers take that a client wants up to 7 s apart: anybody can
 /// ask in another's name, so an answer is sent four times at most and its place given up soon. Clients repeat a request that was not answered themselves.
 const UNANSWERED_MAX: Duration = Duration::from_secs(10);
 /// A first block that answers a request without options is sent again so often while nothing was heard: it is more than
 /// thirty times as long as its request.
 const UNANSWERED_RESENDS: u8 = 1;
+/// An OACK is sent again so often while nothing was heard, however near together the client wants its answers.
+const OACK_RESENDS: u8 = 3;
+/// The first window after an OACK is sent again so often while no block is acknowledged: ACK 0 says nothing that whoever
+/// finds the transfer's port cannot say in another's name. A client that lost it asks for it by repeating its ACK.
+const FIRST_WINDOW_RESENDS: u8 = 2;
 /// A request repeated this soon after an ACK is an old copy that was overtaken, not a client that started again.
 const OVERTAKEN: Duration = Duration::from_secs(1);
 /// A duplicate ACK sooner than this after a send (or than the measured round trip) says nothing new. In lockstep it is
@@ -225,7 +233,7 @@ pub struct Transfer {
     sent_max: u64,
     /// When the oldest unacknowledged packet was last sent.
     sent_at: Instant,
-    /// Last sign of life.
+    /// When the client last moved on: it acknowledged something new, or asked anew.
     heard_at: Instant,
     deadline: Option<Instant>,
     timer: Timer,
@@ -235,6 +243,8 @@ pub struct Transfer {
     rtt_us: u32,
     /// Current pause before a resend, in milliseconds.
     resend_ms: u16,
+    /// How long after `heard_at` its last word came, if that only repeated an ACK, in milliseconds.
+    repeated_ms: u16,
     resends: u16,
     blksize: u16,
     windowsize: u16,
@@ -288,6 +298,7 @@ impl Transfer {
             unanswered: 0,
             rtt_us: 0,
             resend_ms: RESEND_FIRST.as_millis() as u16,
+            repeated_ms: 0,
             resends: 0,
             blksize: options
                 .blksize
@@ -393,7 +404,7 @@ impl Transfer {
             Phase::Ended => return Verdict::Ignored(DropReason::AfterEnd),
             Phase::Oack if block != 0 => return Verdict::Ignored(DropReason::AckBeforeOack),
             Phase::Oack => {
-                self.heard_at = now;
+                self.moved_on(now);
                 self.measure(now);
                 self.phase = Phase::Data;
                 self.oack_due = false;
@@ -411,13 +422,16 @@ impl Transfer {
                 DropReason::FutureAck
             });
         }
-        self.heard_at = now;
-        if ahead > 0 {
-            self.unanswered = 0;
-        }
         if ahead == 0 {
+            if self.next == self.acked || self.waits_for_release() {
+                // It waits for us.
+                self.heard_at = now;
+            }
+            let after = now.saturating_duration_since(self.heard_at);
+            self.repeated_ms = u16::try_from(after.as_millis()).unwrap_or(u16::MAX);
             return self.duplicate_ack(now);
         }
+        self.moved_on(now);
         self.acked += ahead;
         self.may_probe = true;
         self.probe_due = false;
@@ -452,6 +466,13 @@ impl Transfer {
         Verdict::Progress
     }
 
+    /// The client has moved on: what was counted since it last did is over.
+    fn moved_on(&mut self, now: Instant) {
+        self.heard_at = now;
+        self.repeated_ms = 0;
+        self.unanswered = 0;
+    }
+
     /// Back to the first unacknowledged block.
     fn lost(&mut self) {
         self.next = self.acked;
@@ -481,10 +502,11 @@ impl Transfer {
         if self.phase == Phase::Ended {
             return Verdict::Ignored(DropReason::AfterEnd);
         }
-        if !self.is_unanswered() && now.saturating_duration_since(self.heard_at) < OVERTAKEN {
+        let last_word = self.heard_at + Duration::from_millis(self.repeated_ms.into());
+        if !self.is_unanswered() && now.saturating_duration_since(last_word) < OVERTAKEN {
             return Verdict::Ignored(DropReason::OvertakenRequest);
         }
-        self.heard_at = now;
+        self.moved_on(now);
         self.acked = 0;
         self.next = 0;
         self.sent_max = 0;
@@ -523,7 +545,7 @@ impl Transfer {
             }
             Timer::Answer => {}
         }
-        if self.phase == Phase::Data && self.is_unanswered() && self.unanswered >= UNANSWERED_RESENDS {
+        if self.acked == 0 && self.unanswered >= self.resends_unproven() {
             self.deadline = Some(self.heard_at + patience);
             return Verdict::Progress;
         }
@@ -537,6 +559,7 @@ impl Transfer {
         }
         match self.phase {
             Phase::Oack => {
+                self.unanswered += 1;
                 self.oack_due = true;
                 self.resent = true;
                 self.resends = self.resends.saturating_add(1);
@@ -670,6 +693,15 @@ impl Transfer {
         }
     }
 
+    /// How often what was sent is sent again while no block is acknowledged.
+    fn resends_unproven(&self) -> u8 {
+        match self.phase {
+            Phase::Oack => OACK_RESENDS,
+            _ if self.is_unanswered() => UNANSWERED_RESENDS,
+            _ => FIRST_WINDOW_RESENDS,
+        }
+    }
+
     /// The silence after which it is over.
     fn patience(&self) -> Duration {
         if self.is_unanswered() {
@@ -677,7 +709,11 @@ impl Transfer {
             let four = Duration::from_secs(u64::from(self.timeout_secs) * 4);
             return if four <= SILENCE_MAX { four.max(UNANSWERED_MAX) } else { UNANSWERED_MAX };
         }
-        SILENCE_MAX.max(Duration::from_secs(u64::from(self.timeout_secs) * 5))
+        if self.acked == 0 {
+            return SILENCE_MAX;
+        }
+        let five = Duration::from_secs(u64::from(self.timeout_secs) * 5);
+        five.clamp(SILENCE_MAX, SILENCE_AS_AGREED_MAX)
     }
 
     /// A send was answered for the first time: that is a round trip.
@@ -727,6 +763,7 @@ pub fn fuzz_transfer(start: Instant, bytes: &[u8]) {
         assert!(sent <= u64::from(transfer.windowsize()));
         assert!(transfer.next - transfer.acked <= u64::from(transfer.windowsize()));
         assert!(transfer.acked <= transfer.sent_max && transfer.sent_max <= transfer.blocks());
+        assert!(transfer.acked > 0 || transfer.unanswered <= transfer.resends_unproven());
         let Some(operation) = input.u8() else { return };
         now += Duration::from_millis(u64::from(operation >> 4) * 40);
         let verdict = match operation & 7 {

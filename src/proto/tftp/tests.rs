@@ -298,9 +298,63 @@ fn schedule(options: Options, last: Option<u16>) -> (Vec<u64>, Outcome) {
 
 #[test]
 fn a_silent_client_is_asked_ever_less_often_and_given_up_after_half_a_minute() {
-    let (times, outcome) = schedule(lockstep(), Some(0));
-    assert_eq!(times, [0, 1000, 3000, 7000, 15_000, 23_000]);
+    let (times, outcome) = schedule(lockstep(), Some(1));
+    assert_eq!(times, [0, 250, 750, 1750, 3750, 7750, 15_750, 23_750]);
     assert_eq!(outcome, Outcome::TimedOut);
+}
+
+#[test]
+fn who_acknowledged_the_options_only_gets_the_first_window_three_times_at_most() {
+    assert_eq!(schedule(lockstep(), Some(0)), (vec![0, 1000, 3000], Outcome::TimedOut));
+    let timed = Options { timeout_secs: Some(1), ..windowed(64) };
+    assert_eq!(schedule(timed, Some(0)), (vec![0, 1000, 2000], Outcome::TimedOut));
+    // The block between is the window's last.
+    assert_eq!(schedule(windowed(64), Some(0)), (vec![0, 20, 1020, 3020], Outcome::TimedOut));
+}
+
+#[test]
+fn only_who_moves_on_keeps_its_place_unless_it_waits_for_us() {
+    let start = Instant::now();
+    // Of a file of three blocks the last is held back.
+    let mut held = running(start, lockstep(), 2500);
+    held.hold_last();
+    for block in 1..=2 {
+        drain(&mut held, start);
+        held.handle_ack(start, block);
+    }
+    assert!(held.waits_for_release());
+    // The same without, whose last block is lost again and again.
+    let mut lost = running(start, lockstep(), 2500);
+    for block in 1..=2 {
+        drain(&mut lost, start);
+        lost.handle_ack(start, block);
+    }
+    for transfer in [&mut held, &mut lost] {
+        let (mut now, mut again) = (start, start);
+        let outcome = loop {
+            drain(transfer, now);
+            now = transfer.poll_timeout().expect("a running transfer has a deadline").min(again);
+            if now >= again {
+                transfer.handle_ack(now, 2);
+                again = now + Duration::from_secs(5);
+            }
+            if let Verdict::Finished(outcome) = transfer.handle_timeout(now) {
+                break Some(outcome);
+            }
+            if now > start + Duration::from_secs(300) {
+                break None;
+            }
+        };
+        let waited = now - start;
+        match transfer.waits_for_release() {
+            true => assert_eq!(outcome, None, "it waits for us"),
+            false => assert_eq!((outcome, waited), (Some(Outcome::TimedOut), SILENCE_MAX)),
+        }
+    }
+    held.release();
+    let now = start + Duration::from_secs(301);
+    assert_eq!(drain(&mut held, now), [(3, 1)]);
+    assert_eq!(held.handle_ack(now, 3), Verdict::Finished(Outcome::Complete));
 }
 
 #[test]
@@ -308,6 +362,8 @@ fn who_never_acknowledged_anything_gets_its_options_four_times_at_most_and_a_blo
     for options in [lockstep(), windowed(64)] {
         assert_eq!(schedule(options, None), (vec![0, 1000, 3000, 7000], Outcome::TimedOut));
     }
+    let every_second = Options { timeout_secs: Some(1), ..lockstep() };
+    assert_eq!(schedule(every_second, None), (vec![0, 1000, 2000, 3000], Outcome::TimedOut));
     assert_eq!(schedule(Options::default(), None), (vec![0, 1000], Outcome::TimedOut));
     // The shortest request for a loader against all that is sent for it, headers left out on both sides.
     let request_len = b"\0\x01ipxe.0\0octet\0".len();
@@ -332,10 +388,11 @@ fn a_request_repeated_while_its_answer_is_lost_is_answered_each_time() {
 #[test]
 fn the_timeout_option_is_kept_to_the_second_and_holds_no_place_for_strangers() {
     let timeout = |secs| Options { timeout_secs: Some(secs), ..Options::default() };
-    let (times, _) = schedule(timeout(3), Some(0));
+    let (times, _) = schedule(timeout(3), Some(1));
     assert_eq!(times, (0..10).map(|n| n * 3000).collect::<Vec<_>>());
-    let (times, _) = schedule(timeout(60), Some(0));
-    assert_eq!(times, [0, 60_000, 120_000, 180_000, 240_000]);
+    let (times, _) = schedule(timeout(12), Some(1));
+    assert_eq!(times, [0, 12_000, 24_000, 36_000, 48_000]);
+    assert_eq!(schedule(timeout(255), Some(1)), (vec![0], Outcome::TimedOut));
     assert_eq!(schedule(timeout(3), None).0, [0, 3000, 6000, 9000]);
     assert_eq!(schedule(timeout(5), None).0, [0, 5000, 10_000, 15_000]);
     assert_eq!(schedule(timeout(8), None).0, [0, 8000]);
