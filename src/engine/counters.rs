@@ -49,7 +49,7 @@ counts! {
     DhcpForeignInterface => "dhcp_foreign_interface_total", "DHCP messages on interfaces this server does not answer on.";
     TftpRequests => "tftp_requests_total", "TFTP requests.";
     TftpRefused => "tftp_refused_total", "TFTP requests answered with an error.";
-    TftpShed => "tftp_shed_total", "TFTP requests dropped because the transfer table is full or the server stops.";
+    TftpShed => "tftp_shed_total", "TFTP requests dropped because the transfer table is full or the server stops, and transfers ended to make room or because their port was guessed at.";
     TftpComplete => "tftp_transfers_total" {"outcome" = "complete"}, "TFTP transfers ended, by outcome.";
     TftpProbed => "tftp_transfers_total" {"outcome" = "size-query"}, "TFTP transfers ended, by outcome.";
     TftpClientError => "tftp_transfers_total" {"outcome" = "client-error"}, "TFTP transfers ended, by outcome.";
@@ -62,7 +62,7 @@ counts! {
     TftpBySegments => "tftp_sent_total" {"way" = "segments"}, "DATA packets of files sent, by the way they left.";
     TftpByDatagram => "tftp_sent_total" {"way" = "datagram"}, "DATA packets of files sent, by the way they left.";
     HttpCold => "http_cold_waits_total", "Times a download began to wait because its next bytes were not in memory.";
-    TftpCold => "tftp_cold_waits_total", "Looks at transfers whose next blocks were not in memory.";
+    TftpCold => "tftp_cold_waits_total", "Looks at transfers whose next blocks were not in memory, and netascii requests dropped for that.";
     TftpQueued => "tftp_turns_total", "Times a transfer had more to send than its share of one turn.";
     TftpResends => "tftp_resends_total", "Windows, last blocks and OACKs sent again, counted when their transfer ends.";
     TftpFragmentsLost => "tftp_fragments_lost_total", "Machines given smaller blocks because fragments did not reach them.";

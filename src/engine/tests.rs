@@ -563,6 +563,98 @@ fn requests_in_other_machines_names_take_no_place_from_real_ones() {
 }
 
 #[test]
+fn texts_to_be_converted_have_a_bound_and_wait_for_no_disk() {
+    let lab = Lab::start_with(Driver::Mio, 1000, |images| {
+        fs::write(images.join("big/long.txt"), vec![b'x'; 1 << 20]).unwrap();
+    });
+    // After the scan, which looks into every file.
+    crate::files::served::test_file::make_cold(&lab.dir.join("images/big/long.txt"));
+    let server = lab.engine.as_ref().unwrap().bound.tftp[0];
+    let mut buffer = [0; 600];
+    let mut ask = |socket: &UdpSocket| {
+        socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        // What is not in memory is answered once it is asked for again.
+        let (len, from) = (0..50)
+            .find_map(|_| {
+                socket.send_to(b"\0\x01big/long.txt\0netascii\0tsize\x000\0", server).unwrap();
+                socket.recv_from(&mut buffer).ok()
+            })
+            .expect("an answer");
+        match buffer[..len].escape_ascii().to_string().as_str() {
+            "\\x00\\x06tsize\\x001048576\\x00" => Some(from),
+            "\\x00\\x05\\x00\\x00too many netascii transfers; ask for octet\\x00" => None,
+            other => panic!("{other}"),
+        }
+    };
+    let clients: Vec<_> = (0..40).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+    let given: Vec<_> = clients.iter().filter_map(|client| ask(client).map(|from| (client, from))).collect();
+    assert!(lab.metric("bootstorm_tftp_cold_waits_total") > 0, "it was on disk only");
+    // Two cores; eight mebibytes each, and one of them may double.
+    assert!((7..=14).contains(&given.len()), "{} of 40", given.len());
+    // Whoever gives up makes room for another.
+    for (client, from) in given {
+        client.send_to(b"\0\x05\0\0\0", from).unwrap();
+        assert!(ask(client).is_some());
+    }
+}
+
+#[test]
+fn who_guesses_the_port_of_a_transfer_ends_it() {
+    let lab = Lab::start(Driver::Mio, 100_000);
+    let server = lab.engine.as_ref().unwrap().bound.tftp[0];
+    let mut buffer = [0; 600];
+    let mut heard =
+        |socket: &UdpSocket| socket.recv(&mut buffer).ok().map(|len| buffer[..len.min(4)].to_vec());
+    let (ack, error) = (b"\0\x04\0\0".as_slice(), b"\0\x05\0\0\0".as_slice());
+    for (guesses, is_served) in [(vec![ack; 2], true), (vec![ack; 3], false), (vec![error; 9], true)] {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        socket.send_to(b"\0\x01big/payload.bin\0octet\0blksize\x00512\0", server).unwrap();
+        let (_, from) = socket.recv_from(&mut [0; 600]).unwrap();
+        let before = lab.metric("bootstorm_tftp_unknown_tid_total");
+        for guess in &guesses {
+            socket.send_to(guess, server).unwrap();
+        }
+        wait_for(&lab, "bootstorm_tftp_unknown_tid_total", before + guesses.len() as u64);
+        socket.set_read_timeout(Some(Duration::from_millis(if is_served { 5000 } else { 200 }))).unwrap();
+        socket.send_to(ack, from).unwrap();
+        assert_eq!(heard(&socket), is_served.then(|| vec![0, 3, 0, 1]), "{guesses:?}");
+        if is_served {
+            // Once a block is acknowledged, it goes on whatever comes to other ports.
+            socket.send_to(b"\0\x04\0\x01", from).unwrap();
+            assert_eq!(heard(&socket), Some(vec![0, 3, 0, 2]));
+            let before = lab.metric("bootstorm_tftp_unknown_tid_total");
+            for _ in 0..9 {
+                socket.send_to(ack, server).unwrap();
+            }
+            wait_for(&lab, "bootstorm_tftp_unknown_tid_total", before + 9);
+            socket.send_to(b"\0\x04\0\x02", from).unwrap();
+            assert_eq!(heard(&socket), Some(vec![0, 3, 0, 3]));
+        }
+    }
+    assert_eq!(lab.metric("bootstorm_tftp_shed_total"), 1);
+}
+
+#[test]
+fn the_port_a_transfer_is_served_from_cannot_be_foreseen() {
+    let lab = Lab::start(Driver::Mio, 1000);
+    let server = lab.engine.as_ref().unwrap().bound.tftp[0];
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let ports: Vec<_> = (512..560)
+        .map(|blksize| {
+            let request = format!("\0\x01big/payload.bin\0octet\0blksize\0{blksize}\0");
+            socket.send_to(request.as_bytes(), server).unwrap();
+            socket.recv_from(&mut [0; 600]).expect("an OACK").1.port()
+        })
+        .collect();
+    // Eight of this core, in no order that comes again.
+    let used: std::collections::BTreeSet<_> = ports.iter().collect();
+    assert!((2..=8).contains(&used.len()), "{ports:?}");
+    assert!((1..=8).all(|period| ports.windows(period + 1).any(|run| run[0] != run[period])), "{ports:?}");
+}
+
+#[test]
 fn the_recorder_hears_what_arrived() {
     let lab = Lab::start(Driver::Mio, 500_000);
     let mut stream = lab.http();

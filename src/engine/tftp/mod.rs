@@ -21,7 +21,9 @@
 //!
 //! What is shed, and when: requests wait in the sockets' and rings' own buffers, and what does not fit there the kernel
 //! drops, newest first. A request that is read is answered. When every place is taken, the oldest transfer that was
-//! never acknowledged goes; when there is none, the newest request is dropped in silence, and its firmware asks again.
+//! never acknowledged goes; when there is none, the newest request is dropped in silence, and its firmware asks again: a
+//! place without progress is free after half a minute to a minute. A transfer ends also when its port is being guessed
+//! ([`GUESSES_MAX`]). Texts converted to netascii have a bound of their own, and who comes beyond it is told so.
 
 mod ports;
 mod requests;
@@ -69,6 +71,9 @@ const COLD_PAUSE: Duration = Duration::from_millis(2);
 const FRAGMENT_TRIES: u16 = 2;
 /// Batches taken from one socket before the others have their turn.
 const BATCHES_PER_TURN: usize = 4;
+/// ACKs at other ports than its own after which a transfer ends that had no block acknowledged: a port is guessed. The machine
+/// itself knows it from the answer; of one that asked anew, an ACK of its last transfer may be under way.
+const GUESSES_MAX: u8 = 3;
 /// Transfers one core holds.
 pub(super) const TRANSFERS_MAX: usize = 32 * 1024;
 /// IPv4 and UDP headers.
@@ -131,6 +136,16 @@ enum Payload {
     Text(Arc<Vec<u8>>),
 }
 
+impl Payload {
+    /// Bytes held in memory for this transfer alone.
+    fn held(&self) -> usize {
+        match self {
+            Self::File(_) => 0,
+            Self::Text(text) => text.len(),
+        }
+    }
+}
+
 /// [`Live::armed_us`] of a transfer that nobody will look at.
 const UNARMED: u64 = u64::MAX;
 
@@ -146,6 +161,8 @@ struct Live {
     /// The request, to tell a retry from another one: a BIOS ROM asks for the size and then for the file from one port.
     request_hash: u32,
     way: Way,
+    /// ACKs that came to other ports while no block was acknowledged.
+    guesses: u8,
     /// When the request came, in milliseconds since the engine's start; wraps.
     began_ms: u32,
     /// On the list of those with more to send.
@@ -188,7 +205,11 @@ pub(super) struct TftpSide {
     readers: Arc<Readers>,
     /// Transfers in the order they came, those that have not been acknowledged yet among them.
     unanswered: VecDeque<Key>,
+    /// Bytes of texts that transfers hold.
+    text_bytes: usize,
+    /// The data port of this batch's requests, and the batches so far.
     next_port: usize,
+    batches: u64,
     single_port: bool,
     segmentation: bool,
     accepting: bool,
@@ -249,7 +270,9 @@ impl TftpSide {
             due: VecDeque::new(),
             readers: Arc::clone(readers),
             unanswered: VecDeque::new(),
+            text_bytes: 0,
             next_port: 0,
+            batches: 0,
             single_port,
             segmentation,
             accepting: true,
@@ -363,8 +386,7 @@ impl TftpSide {
                 };
                 self.taken += taken;
                 if (index as usize) < self.listeners && !self.single_port {
-                    // One data port per batch of requests: their answers then leave in one call.
-                    self.next_port = (self.next_port + 1) % DATA_PORTS;
+                    self.choose_port();
                 }
                 for i in 0..taken {
                     self.datagram(index, i, turn);
@@ -390,11 +412,17 @@ impl TftpSide {
         turn.tally.set(Count::TftpTransfers, self.transfers.len() as u64);
     }
 
+    /// One data port per batch of requests: their answers then leave in one call. Which one nobody can foresee, since whoever
+    /// finds the port of a request made in another's name can acknowledge what is sent to that.
+    fn choose_port(&mut self) {
+        self.batches = self.batches.wrapping_add(1);
+        self.next_port = (self.hasher.hash_one(self.batches) % DATA_PORTS as u64) as usize;
+    }
+
     /// Takes what is waiting in one ring, within the budget; true when there may be more.
     fn frames(&mut self, index: usize, turn: &mut Turn<'_>) -> bool {
         let Some(mut ring) = self.links[index].ring.take() else { return false };
-        // One data port per batch of requests, as for the sockets.
-        self.next_port = (self.next_port + 1) % DATA_PORTS;
+        self.choose_port();
         let taken = ring.receive(FRAMES_PER_TURN, |frame| match parse_udp_frame(frame.bytes) {
             Ok(datagram) => {
                 let hop = Hop { link: index as u8, from: datagram.src_mac };
@@ -427,7 +455,7 @@ impl TftpSide {
             return turn.tally.add(Count::TftpMalformed, 1);
         };
         if let Ok(Packet::Ack(block)) = Packet::parse(received) {
-            return self.on_transfer(socket, from, turn, |transfer, now| transfer.handle_ack(now, block));
+            return self.on_transfer(socket, from, &Packet::Ack(block), turn);
         }
         // Copied out: a request's bytes must not stay borrowed from the batch that the answer's code uses too.
         let (mut bytes, len) = ([0u8; 1024], received.len());
@@ -452,12 +480,7 @@ impl TftpSide {
             Ok(Packet::Request(request)) if (socket as usize) < self.listeners => {
                 self.request(socket, &request, bytes, from, source, hop, turn);
             }
-            Ok(Packet::Ack(block)) => {
-                self.on_transfer(socket, from, turn, |transfer, now| transfer.handle_ack(now, block))
-            }
-            Ok(Packet::Error(code, _)) => {
-                self.on_transfer(socket, from, turn, |transfer, now| transfer.handle_error(now, code))
-            }
+            Ok(word @ (Packet::Ack(_) | Packet::Error(..))) => self.on_transfer(socket, from, &word, turn),
             Ok(_) => turn.tally.add(Count::TftpUnexpected, 1),
             Err(error) => {
                 turn.tally.add(Count::TftpMalformed, 1);
@@ -476,21 +499,28 @@ impl TftpSide {
         self.transfers.key_at(*index)
     }
 
-    fn on_transfer(
-        &mut self,
-        socket: u32,
-        from: SocketAddrV4,
-        turn: &mut Turn<'_>,
-        input: impl FnOnce(&mut Transfer, Instant) -> Verdict,
-    ) {
+    /// An ACK or an ERROR.
+    fn on_transfer(&mut self, socket: u32, from: SocketAddrV4, word: &Packet<'_>, turn: &mut Turn<'_>) {
         let Some(key) = self.of_client(from) else {
             return turn.tally.add(Count::TftpUnknownTid, 1);
         };
         let Some(live) = self.transfers.get_mut(key) else { return };
         if u32::from(live.socket) != socket {
-            return turn.tally.add(Count::TftpUnknownTid, 1);
+            turn.tally.add(Count::TftpUnknownTid, 1);
+            if matches!(word, Packet::Ack(_)) && live.transfer.acked_bytes() == 0 {
+                live.guesses += 1;
+                if live.guesses == GUESSES_MAX {
+                    turn.tally.add(Count::TftpShed, 1);
+                    self.end(key, Some(Outcome::TimedOut), turn);
+                }
+            }
+            return;
         }
-        let verdict = input(&mut live.transfer, turn.now);
+        let verdict = match *word {
+            Packet::Ack(block) => live.transfer.handle_ack(turn.now, block),
+            Packet::Error(code, _) => live.transfer.handle_error(turn.now, code),
+            _ => return,
+        };
         self.follow(key, verdict, turn);
     }
 
@@ -627,6 +657,7 @@ impl TftpSide {
 
     fn end(&mut self, key: Key, outcome: Option<Outcome>, turn: &mut Turn<'_>) {
         let Some(live) = self.transfers.remove(key) else { return };
+        self.text_bytes -= live.payload.held();
         let hash = self.hasher.hash_one(live.client);
         if let Ok(entry) = self.by_client.find_entry(hash, |index| *index == key.index) {
             entry.remove();

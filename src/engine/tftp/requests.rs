@@ -3,15 +3,17 @@
 use std::hash::BuildHasher;
 use std::net::SocketAddrV4;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::told::note_request;
 use super::{HEADERS_LEN, Hop, Line, Link, Live, Payload, TRANSFERS_MAX, TftpSide, UNARMED, Way};
 use crate::engine::core::Turn;
 use crate::engine::counters::Count;
 use crate::engine::native::{self, End};
+use crate::engine::readers::{Unreadable, Want};
 use crate::engine::slab::Key;
 use crate::files::catalog::TftpTarget;
-use crate::files::served::Served;
+use crate::files::served::{CHUNK_LEN, Opened, Served};
 use crate::jobs::evidence::Seen;
 use crate::jobs::image::Access;
 use crate::jobs::script;
@@ -22,6 +24,8 @@ use crate::wire::tftp::{self, ErrorCode, Mode, Options, Request};
 
 /// Netascii exists for small texts; a conversion is held in memory.
 const NETASCII_LEN_MAX: u64 = 1 << 20;
+/// Bytes of texts that the transfers of one core hold in all, once another one is converted.
+const TEXTS_LEN_MAX: usize = 8 << 20;
 /// The port of the standard, for capture files.
 const TFTP_PORT: u16 = 69;
 /// Longest name kept of what was refused.
@@ -88,7 +92,9 @@ impl TftpSide {
         let listener = SocketAddrV4::new(source.addr, TFTP_PORT);
         let socket = if self.single_port { socket } else { (self.listeners + self.next_port) as u32 };
         let Found { payload, served, line } = match self.find(request, client, source, turn) {
-            Ok(found) => found,
+            Ok(Some(found)) => found,
+            // It is being read, and its client asks again.
+            Ok(None) => return turn.tally.add(Count::TftpCold, 1),
             Err((code, message)) => {
                 self.refuse(socket, client, source, code, message, turn);
                 tracing::debug!(%client, name = %String::from_utf8_lossy(request.name), message, "tftp refused");
@@ -131,6 +137,7 @@ impl TftpSide {
             socket: socket as u16,
             request_hash,
             way,
+            guesses: 0,
             began_ms: self.readers.elapsed_ms(turn.now),
             queued: false,
             armed_us: UNARMED,
@@ -139,8 +146,10 @@ impl TftpSide {
         if self.transfers.is_full() {
             self.evict(turn);
         }
+        let held = live.payload.held();
         match self.transfers.insert(live) {
             Ok(key) => {
+                self.text_bytes += held;
                 let (hasher, transfers) = (&self.hasher, &self.transfers);
                 self.by_client.insert_unique(hasher.hash_one(client), key.index, |index| {
                     transfers.at(*index).map_or(0, |live| hasher.hash_one(live.client))
@@ -212,14 +221,14 @@ impl TftpSide {
         }
     }
 
-    /// What a request names, opened.
+    /// What a request names, opened; `None` when it is a text to be converted that is not in memory yet.
     fn find(
         &self,
         request: &Request<'_>,
         client: SocketAddrV4,
         source: Source,
         turn: &Turn<'_>,
-    ) -> Result<Found, (ErrorCode, &'static str)> {
+    ) -> Result<Option<Found>, (ErrorCode, &'static str)> {
         if request.write {
             return Err((ErrorCode::AccessViolation, "this server is read-only"));
         }
@@ -231,7 +240,7 @@ impl TftpSide {
                 return Err((ErrorCode::AccessViolation, "this machine is refused here"));
             }
             Ok(TftpTarget::File(served) | TftpTarget::Loader(served)) => served,
-            Ok(TftpTarget::Autoexec) => return self.autoexec(source, turn),
+            Ok(TftpTarget::Autoexec) => return self.autoexec(source, turn).map(Some),
             Err(_) => return Err((ErrorCode::FileNotFound, "file not found")),
         };
         if served.access == Access::Boot {
@@ -255,14 +264,33 @@ impl TftpSide {
             Mode::Netascii if opened.len > NETASCII_LEN_MAX => {
                 return Err((ErrorCode::NotDefined, "netascii is served up to 1 MiB; ask for octet"));
             }
+            // Twice as long at most.
+            Mode::Netascii if self.text_bytes + 2 * opened.len as usize > TEXTS_LEN_MAX => {
+                return Err((ErrorCode::NotDefined, "too many netascii transfers; ask for octet"));
+            }
             Mode::Netascii => {
+                match self.is_in_memory(&opened, turn.now) {
+                    Ok(true) => {}
+                    Ok(false) => return Ok(None),
+                    Err(Unreadable) => return Err((ErrorCode::FileNotFound, "file not found")),
+                }
                 let mut raw = vec![0; opened.len as usize];
                 std::os::unix::fs::FileExt::read_exact_at(&opened.file, &mut raw, 0)
                     .map_err(|_| (ErrorCode::FileNotFound, "file not found"))?;
-                Payload::Text(Arc::new(tftp::to_netascii(&raw)))
+                let mut text = tftp::to_netascii(&raw);
+                text.shrink_to_fit();
+                Payload::Text(Arc::new(text))
             }
         };
-        Ok(Found { payload, served: Some(served), line })
+        Ok(Some(Found { payload, served: Some(served), line }))
+    }
+
+    /// Whether a whole file is in memory; what is not is being read.
+    fn is_in_memory(&self, opened: &Arc<Opened>, now: Instant) -> Result<bool, Unreadable> {
+        (0..opened.len).step_by(CHUNK_LEN as usize).try_fold(true, |all, offset| {
+            let len = CHUNK_LEN.min(opened.len - offset);
+            Ok(all & (self.readers.ready(now, opened, offset, len, Want::Window)? == len))
+        })
     }
 
     /// The constant script: the same bytes for the size query and the read after it.
