@@ -295,7 +295,8 @@ fn terms(job: &Value) -> Vec<String> {
     ];
     if let Some(expires) = job["expires"].as_str() {
         let lasts = duration(expires).map_or(0, |lasts| lasts.as_secs());
-        let at = job["created"].as_u64().unwrap_or(0).saturating_add(lasts);
+        let at = ["created", "step_since"].iter().filter_map(|key| job[*key].as_u64()).max();
+        let at = at.unwrap_or(0).saturating_add(lasts);
         lines.push(format!("expires {} unless a machine has taken it by then", output::moment(at)));
     }
     if let Some(boot) = job["boot"].as_str() {
@@ -348,7 +349,7 @@ fn give_again(client: &Client, id: JobId, machine: &str, as_json: bool) -> Resul
         client.delete(&path(id, &format!("/claims/{}", claim["id"].as_str().unwrap_or_default())))?;
     }
     if as_json {
-        output::json(&json!({ "job": id.to_string(), "forgotten": of_machine }));
+        output::json(&json!({ "job": id.to_string(), "rearmed": of_machine }));
     } else {
         output::line(output::plain(&format!("{machine} gets {id} once more")));
     }

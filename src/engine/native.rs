@@ -116,30 +116,40 @@ pub(super) fn end_of(served: &Served, client: Ipv4Addr, now: Instant, shared: &S
     let is_last = |native: &Native| native.last == file;
     let by_firmware = image.gss.as_ref().is_some_and(|gss| gss.native.iter().any(is_last));
     let wipes = image.destructive && (by_firmware || barrier(image) == Some(Barrier::File(file)));
-    let Some(seen) = shared.sightings.at(client) else {
+    // Which program starts which of its WIMs can have been switched since the machine has its program.
+    let is_payload = wipes || image.destructive && image.gss.is_some() && names::is_wim(file);
+    let seen = shared.sightings.at(client);
+    let has_passed = || seen.is_some_and(|seen| shared.passed.holds(now, seen, name));
+    if image.destructive && image.unbootable.is_some() && !has_passed() {
+        // A program may have been given before, or by others: nobody knows which of the files is the last to it.
+        return End::Shut("this image may wipe a disk, and cannot boot as it is now");
+    }
+    let Some(seen) = seen else {
         if wipes && by_firmware {
             return End::Shut("this image may wipe a disk, and this machine's DHCP was not seen here");
         }
         return End::Open;
     };
-    if shared.passed.holds(now, seen, name) {
-        return End::Open;
-    }
     let view = shared.keeper.table().view();
     let decision = view.decide(&identity_of(seen, client));
-    let its_own = |job: &Job| !job.always && job.action.image() == Some(name);
-    if image.unbootable.is_some()
-        && matches!(decision, Decision::Job(job) | Decision::Done(job) if its_own(job))
-    {
-        // The program may have been given before: nobody knows which of the files is the last to it.
+    let names_it = |job: &Job| job.action.image() == Some(name);
+    let its_own = |job: &Job| !job.always && names_it(job);
+    let its_job = match decision {
+        Decision::Job(job) | Decision::Done(job) => its_own(job),
+        Decision::Rejected | Decision::NoJob => false,
+    };
+    if image.unbootable.is_some() && its_job && !has_passed() {
         return End::Shut("this image cannot boot as it is now");
+    }
+    if image.destructive && decision.job().is_some_and(|job| names_it(job) && !job.may_wipe()) {
+        return End::Shut("this image may wipe a disk now, and the machine's job does not allow for that");
     }
     let job = decision.job().filter(|job| its_own(job));
     let is_the_line = match Family::of(seen.arch).and_then(|family| image.native_for(family)) {
         Some(native) => native.last == file,
         None => barrier(image) == Some(Barrier::File(file)),
     };
-    if let Some(job) = job.filter(|_| is_the_line || wipes) {
+    if let Some(job) = job.filter(|_| (is_the_line || is_payload) && !has_passed()) {
         let at = AtTheLine {
             // No script began this boot, so it is counted here.
             boot: shared.next_boot(),
@@ -153,7 +163,7 @@ pub(super) fn end_of(served: &Served, client: Ipv4Addr, now: Instant, shared: &S
         return End::Line(at, seen);
     }
     let had_it = matches!(decision, Decision::Done(job) if job.action.image() == Some(name));
-    if !wipes || !(by_firmware || had_it) {
+    if !(wipes && by_firmware || is_payload && had_it) || has_passed() {
         return End::Open;
     }
     End::Shut(match had_it {

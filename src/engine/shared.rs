@@ -59,8 +59,8 @@ pub struct Shared {
     pub presented: Presented,
     /// The interfaces, as last looked at.
     pub interfaces: ArcSwap<Vec<Interface>>,
-    /// Who may fetch an image now. The one lock between cores: taken for the script of a boot, for the beginning of a
-    /// file and for its end, where there are limits, and nowhere else.
+    /// Who may fetch an image now. A lock between cores: taken for the script of a boot, for the beginning of a file and for its
+    /// end, where there are limits, and nowhere else. The other one, of `passed`, is taken at points of no return by TFTP.
     admission: Mutex<Admission>,
     /// [`Admission::moves`], read without that lock.
     line_moves: Arc<AtomicU64>,

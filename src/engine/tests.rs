@@ -981,7 +981,7 @@ fn a_script_that_starts_something_leaves_once_its_boot_is_recorded() {
 
 #[test]
 fn a_boot_under_way_gets_no_end_of_an_image_that_was_changed_meanwhile() {
-    use crate::jobs::job::Stage;
+    use crate::jobs::job::{Action, JobSpec, Selector, Stage};
     let lab = Lab::with_jobs(Driver::Mio, 200_000);
     let manifest = lab.dir.join("images/linux/image.toml");
     let becomes = |text: &str| {
@@ -1006,6 +1006,13 @@ fn a_boot_under_way_gets_no_end_of_an_image_that_was_changed_meanwhile() {
         assert!(!matches!(lab.stage(id), Stage::Running), "{text:?}");
     }
     becomes("destructive = true\n");
+    // A boot of a rule that was added when the image could wipe nothing.
+    becomes("");
+    let rule = JobSpec { allow_rule: true, ..JobSpec::new(Action::Image("linux".into()), Selector::Any) };
+    lab.order(crate::keeper::Order::AddJobs(vec![rule]));
+    let of_rule = lab.script_of("02:00:00:00:00:02&uuid=4c4c4544-0042-3510-8052-b4c04f564231");
+    becomes("destructive = true\n");
+    assert!(is_cut(url_path(&of_rule, "initrd.img")));
     assert!(!is_cut(initrd));
     assert_eq!(lab.stage(id), Stage::Running);
     // What it boots goes on with its files, whatever becomes of them.

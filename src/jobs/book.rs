@@ -157,6 +157,8 @@ pub struct Book {
     claims_of: HashMap<Ident, BTreeSet<ClaimId>>,
     by_boot: HashMap<BootId, ClaimId>,
     by_ident: HashMap<Ident, MachineId>,
+    /// What machines on record have passed as.
+    passed_as: HashMap<Ident, BTreeSet<MachineId>>,
     /// What boots presented, in memory only.
     boots: Remembered<BootId, Vec<Ident>>,
     /// UUIDs that DHCP showed beside addresses of machines not on record, in memory only.
@@ -230,6 +232,9 @@ impl Book {
         self.numbers.machine = self.numbers.machine.max(last);
         for ident in machine.idents() {
             self.by_ident.insert(ident.clone(), machine.id);
+        }
+        for ident in &machine.passed_as {
+            self.passed_as.entry(ident.clone()).or_default().insert(machine.id);
         }
         self.machines.insert(machine.id, Arc::new(machine));
     }
@@ -363,7 +368,7 @@ impl Book {
     /// How much [`Book::publish_all`] publishes, at most.
     pub fn published_len(&self) -> usize {
         // An identity of a job and of a machine is published once; as a rule machines with a job are few or all.
-        self.jobs.len() + self.exact.len() + self.by_ident.len() + self.claims_of.len()
+        self.jobs.len() + self.exact.len() + self.by_ident.len() + self.claims_of.len() + self.passed_as.len()
     }
 
     /// Publishes everything, and what `before` had and this book has not.
@@ -402,6 +407,7 @@ impl Book {
         let machine = self.by_ident.get(ident).and_then(|id| self.machines.get(id));
         let mut over: Vec<Arc<Job>> = Vec::new();
         let mut denied: Vec<Arc<Job>> = Vec::new();
+        let mut has_passed = self.passed_as.contains_key(ident);
         let mut look = |ident: &Ident| {
             for job in self.exact_jobs(ident) {
                 if job.is_done() {
@@ -412,6 +418,7 @@ impl Book {
             }
             for claim in self.claims_of.get(ident).into_iter().flatten().filter_map(|id| self.claims.get(id))
             {
+                has_passed |= claim.passed.is_some();
                 let Some(job) = self.jobs.get(&claim.job).filter(|job| job.is_live()) else { continue };
                 if claim.denies(job) && !denied.iter().any(|other| other.id == job.id) {
                     // As it stands with this machine, which is what the machine's screen and `explain` are to say.
@@ -433,7 +440,7 @@ impl Book {
         let part = machine.and_then(|machine| machine.part_of(ident));
         // A machine that was only seen is still unknown to rules that ask for unknown machines.
         let said = |machine: &Arc<Machine>| machine.registered || machine.had_job || machine.is_rejected();
-        let known = machine.is_some_and(said) || !denied.is_empty();
+        let known = machine.is_some_and(said) || has_passed || !denied.is_empty();
         let leaves_otherwise = machine.is_some_and(|machine| machine.local_boot != 0);
         let standing = (known || leaves_otherwise).then(|| {
             Arc::new(Standing {
@@ -462,13 +469,19 @@ impl Book {
         let known = self.by_ident.keys();
         let known =
             known.filter(|ident| !self.exact.contains_key(*ident) && !self.claims_of.contains_key(*ident));
-        self.exact.keys().chain(claimed).chain(known)
+        let passed = self.passed_as.keys().filter(|ident| {
+            !self.exact.contains_key(*ident)
+                && !self.claims_of.contains_key(*ident)
+                && !self.by_ident.contains_key(*ident)
+        });
+        self.exact.keys().chain(claimed).chain(known).chain(passed)
     }
 
     fn has_ident(&self, ident: &Ident) -> bool {
         self.exact.contains_key(ident)
             || self.claims_of.contains_key(ident)
             || self.by_ident.contains_key(ident)
+            || self.passed_as.contains_key(ident)
     }
 
     fn exact_jobs(&self, ident: &Ident) -> impl Iterator<Item = &Arc<Job>> {
@@ -692,7 +705,7 @@ impl Book {
                 Some(_) => {}
                 None => {
                     let claims: Vec<ClaimId> = self.claims(id).map(|claim| claim.id).collect();
-                    claims.into_iter().for_each(|claim| self.change_claim(claim, None));
+                    claims.into_iter().for_each(|claim| self.forget_claim(claim, now));
                 }
             }
             self.change_job(id, None);
@@ -705,7 +718,7 @@ impl Book {
     }
 
     /// Forgets the oldest claims that deny nothing; false if there are none.
-    fn make_claims_room(&mut self) -> bool {
+    fn make_claims_room(&mut self, now: SystemTime) -> bool {
         let idle = |claim: &&Arc<Claim>| {
             let over = self.jobs.get(&claim.job).is_none_or(|job| !job.is_live());
             over || claim.stage == Stage::Armed || claim.stage == Stage::Offered
@@ -713,9 +726,17 @@ impl Book {
         let oldest: Vec<ClaimId> =
             self.claims.values().filter(idle).map(|claim| claim.id).take(CLAIMS_MAX / 1000).collect();
         for id in &oldest {
-            self.change_claim(*id, None);
+            self.forget_claim(*id, now);
         }
         !oldest.is_empty()
+    }
+
+    /// Makes room. Whoever passed under it is remembered.
+    fn forget_claim(&mut self, id: ClaimId, now: SystemTime) {
+        if let Some(claim) = self.claims.get(&id).filter(|claim| claim.passed.is_some()).cloned() {
+            self.remember_passed(&claim.idents, now);
+        }
+        self.change_claim(id, None);
     }
 
     fn change_job(&mut self, id: JobId, job: Option<Arc<Job>>) {
@@ -818,6 +839,19 @@ impl Book {
             self.by_ident.insert(ident.clone(), id);
             self.touched.insert(ident.clone());
         }
+        for ident in old.iter().flat_map(|machine| &machine.passed_as) {
+            if let Some(of) = self.passed_as.get_mut(ident) {
+                of.remove(&id);
+                if of.is_empty() {
+                    self.passed_as.remove(ident);
+                }
+            }
+            self.touched.insert(ident.clone());
+        }
+        for ident in machine.iter().flat_map(|machine| &machine.passed_as) {
+            self.passed_as.entry(ident.clone()).or_default().insert(id);
+            self.touched.insert(ident.clone());
+        }
     }
 
     /// What is published of an identity, and of every other one of its machine, may have changed.
@@ -834,7 +868,7 @@ impl Job {
         let waiting = matches!(self.stage, Stage::Armed | Stage::Offered)
             || self.always && matches!(self.stage, Stage::Running | Stage::Confirmed);
         // A later image of a sequence has its time from the boot before it on.
-        let from = if self.step == 0 { self.created } else { self.updated };
+        let from = self.created.max(self.step_since);
         waiting && self.expires.is_some_and(|expires| since(from, now) >= expires)
     }
 }

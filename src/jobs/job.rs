@@ -301,6 +301,9 @@ pub struct Job {
     /// The step of the sequence that `action` is, from 0.
     #[serde(default)]
     pub step: u32,
+    /// When that step was armed; of the first one it does not count.
+    #[serde(default = "epoch", with = "unix_seconds", skip_serializing_if = "is_epoch")]
+    pub step_since: SystemTime,
     /// For whom.
     pub selector: Selector,
     /// At every boot, instead of once.
@@ -310,7 +313,7 @@ pub struct Job {
     pub destructive: bool,
     /// Boots that may stop before `running`.
     pub attempts: u32,
-    /// How long after `created` (or the last re-arming) it stays armed.
+    /// How long it stays armed, after `created` or, of a later step, after `step_since`.
     #[serde(default, with = "span", skip_serializing_if = "Option::is_none")]
     pub expires: Option<Duration>,
     /// Between jobs equally specific the higher number wins.
@@ -365,6 +368,10 @@ fn epoch() -> SystemTime {
     SystemTime::UNIX_EPOCH
 }
 
+fn is_epoch(at: &SystemTime) -> bool {
+    *at == epoch()
+}
+
 fn usual_window() -> Duration {
     WINDOW
 }
@@ -383,6 +390,7 @@ impl Job {
             action: spec.action.clone(),
             sequence,
             step: 0,
+            step_since: epoch(),
             selector: spec.selector.clone(),
             always: spec.always,
             destructive,

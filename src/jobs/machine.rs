@@ -202,7 +202,7 @@ pub struct Machine {
     /// An operator registered it, rather than it was only seen.
     #[serde(default)]
     pub registered: bool,
-    /// It had a job that is forgotten since.
+    /// It had a job, which may be forgotten since.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub had_job: bool,
     /// What it is made of; never empty.
@@ -210,6 +210,10 @@ pub struct Machine {
     /// Identities that a script request showed beside these. A suggestion: nothing is granted or denied by it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub suggested: Vec<Ident>,
+    /// Identities that boots of it showed beside these when they passed the point of no return. Whoever shows one is unknown to
+    /// no rule, and nothing else hangs on it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub passed_as: Vec<Ident>,
     /// The loader its firmware is given, where it fits, instead of what everybody gets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loader: Option<String>,
@@ -235,6 +239,8 @@ pub struct Machine {
 
 /// Suggestions kept of one machine.
 const SUGGESTED_MAX: usize = 8;
+/// What boots of one machine that passed showed, as much as is kept.
+const PASSED_AS_MAX: usize = 8;
 
 impl Machine {
     /// A machine of one part.
@@ -247,6 +253,7 @@ impl Machine {
             had_job: false,
             parts: vec![part],
             suggested: Vec::new(),
+            passed_as: Vec::new(),
             loader: None,
             local_boot: 0,
             local_proven: false,
@@ -297,6 +304,7 @@ impl Machine {
         }
         self.registered |= other.registered;
         self.had_job |= other.had_job;
+        other.passed_as.iter().for_each(|ident| _ = self.passes_as(ident));
         self.given.absorb(&other.given);
         self.last_seen = self.last_seen.max(other.last_seen);
         self.suggested.retain(|ident| !other.idents().any(|own| own == ident));
@@ -310,6 +318,7 @@ impl Machine {
         other.parts = vec![Part { merged: None, ..part }];
         other.registered = self.registered;
         other.had_job = self.had_job;
+        other.passed_as.clone_from(&self.passed_as);
         other.given = self.given.clone();
         Some(other)
     }
@@ -322,6 +331,18 @@ impl Machine {
             && self.part_of(ident).is_none();
         if news {
             self.suggested.push(ident.clone());
+        }
+        news
+    }
+
+    /// Notes an identity that a boot showed which has passed; false when that is known or there are enough.
+    pub(super) fn passes_as(&mut self, ident: &Ident) -> bool {
+        let news = ident.is_identifying()
+            && self.passed_as.len() < PASSED_AS_MAX
+            && !self.passed_as.contains(ident)
+            && self.part_of(ident).is_none();
+        if news {
+            self.passed_as.push(ident.clone());
         }
         news
     }

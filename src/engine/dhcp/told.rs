@@ -61,8 +61,10 @@ pub(super) fn note(
     if let (true, Some(mac), Some(addr), Some(arch)) = (told_address, event.mac, event.ip, event.arch)
         && !addr.is_unspecified()
     {
-        // What goes past the relay, to port 4011 or to renew, names no circuit; some firmware names itself once.
-        let before = turn.shared.sightings.at(addr).filter(|before| before.mac == mac);
+        // What goes past the relay, to port 4011 or to renew, names no circuit; some firmware names itself once. Each exchange
+        // begins with what its own first message says.
+        let goes_on = matches!(event.what, DhcpStep::Acked | DhcpStep::BootServerAnswered);
+        let before = turn.shared.sightings.at(addr).filter(|before| goes_on && before.mac == mac);
         let uuid = event.uuid.or(before.and_then(|before| before.uuid));
         let circuit = event.circuit.or(before.and_then(|before| before.circuit));
         turn.shared.sightings.record(addr, Sighting { mac, arch, uuid, circuit, exchange: 0 });

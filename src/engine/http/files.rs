@@ -16,6 +16,7 @@ use crate::files::served::Served;
 use crate::jobs::Identity;
 use crate::jobs::evidence::{Over, Seen};
 use crate::jobs::image::Images;
+use crate::jobs::job::Job;
 use crate::jobs::reach::{self, Shut};
 use crate::jobs::script::{Barrier, barrier};
 use crate::jobs::token::{Token as BootToken, mark_of};
@@ -171,8 +172,13 @@ fn line_of(token: &BootToken, served: &Served, shared: &Shared) -> Option<AtTheL
     let (job, name) = (token.job?, served.image()?);
     let file = served.name.get(name.len() + 1..)?;
     let catalog = shared.library.load();
-    let last = catalog.image(name).and_then(barrier).and_then(Barrier::file);
-    let changed = token.last != 0 && last.map(mark_of) != Some(token.last);
+    let image = catalog.image(name);
+    let last = image.and_then(barrier).and_then(Barrier::file);
+    let is_other = token.last != 0 && last.map(mark_of) != Some(token.last);
+    // It became one that wipes since, and what allows for that was not asked then.
+    let view = shared.keeper.table().view();
+    let may = |job: &Job| job.always || !image.is_some_and(|image| image.destructive) || job.may_wipe();
+    let changed = is_other || !view.job(job).is_none_or(may);
     (changed || last == Some(file)).then(|| AtTheLine {
         boot: token.boot,
         job,

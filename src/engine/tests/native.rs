@@ -33,9 +33,11 @@ fn see(lab: &Lab) {
 }
 
 fn see_with(lab: &Lab, uuid: Option<Uuid>, circuit: Option<CircuitMark>) {
-    let mac = MacAddr([2, 0, 0, 0, 0, 1]);
-    let seen = Sighting { mac, arch: Arch::BIOS, uuid, circuit, exchange: 0 };
-    lab.shared.sightings.record(Ipv4Addr::LOCALHOST, seen);
+    lab.shared.sightings.record(Ipv4Addr::LOCALHOST, seen_as(1, uuid, circuit));
+}
+
+fn seen_as(last: u8, uuid: Option<Uuid>, circuit: Option<CircuitMark>) -> Sighting {
+    Sighting { mac: MacAddr([2, 0, 0, 0, 0, last]), arch: Arch::BIOS, uuid, circuit, exchange: 0 }
 }
 
 /// The content, or the code of the refusal.
@@ -159,8 +161,36 @@ fn an_image_that_cannot_boot_any_more_gives_a_machine_with_its_job_nothing() {
     assert!(ask(&lab, "wipe/X64/pxeboot.n12").is_ok());
     fs::write(lab.dir.join("images/wipe/image.toml"), "destructive = true\nno_such_key = 1\n").unwrap();
     lab.library.rescan().unwrap();
-    assert_eq!(ask(&lab, "wipe/X64/boot.wim"), Err(2));
-    assert_eq!(lab.stage(id), Stage::Armed);
+    let refused = || {
+        assert_eq!(ask(&lab, "wipe/X64/boot.wim"), Err(2));
+        assert_eq!(lab.stage(id), Stage::Armed);
+    };
+    refused();
+    // Nor anybody else, from a scope that names the program.
+    lab.shared.sightings.record(Ipv4Addr::LOCALHOST, seen_as(2, None, None));
+    refused();
+    // Nor who has a job for what wipes nothing, once nobody can say whether it does.
+    lab.add("MenuOption128");
+    see(&lab);
+    fs::write(lab.dir.join("images/MenuOption128/image.toml"), "no_such_key = 1\n").unwrap();
+    lab.library.rescan().unwrap();
+    assert_eq!(ask(&lab, "MenuOption128/X64/boot.wim"), Err(2));
+}
+
+#[test]
+fn a_rule_of_before_its_image_could_wipe_gives_nobody_its_wim() {
+    let lab = lab();
+    let spec =
+        JobSpec { allow_rule: true, ..JobSpec::new(Action::Image("MenuOption128".into()), Selector::Any) };
+    lab.order(crate::keeper::Order::AddJobs(vec![spec]));
+    let uuid = "4c4c4544-0042-3510-8052-b4c04f564231".parse().ok();
+    see_with(&lab, uuid, None);
+    fs::write(lab.dir.join("images/MenuOption128/image.toml"), "destructive = true\n").unwrap();
+    lab.library.rescan().unwrap();
+    assert_eq!(ask(&lab, "MenuOption128/X64/boot.wim"), Err(2));
+    fs::remove_file(lab.dir.join("images/MenuOption128/image.toml")).unwrap();
+    lab.library.rescan().unwrap();
+    assert!(ask(&lab, "MenuOption128/X64/boot.wim").is_ok());
 }
 
 #[test]

@@ -287,6 +287,7 @@ impl Book {
         }
         next.set_course(course);
         next.step += 1;
+        next.step_since = at.now;
         if let Some(action) = next.sequence.get(next.step as usize) {
             next.action = action.clone();
         }
@@ -337,7 +338,7 @@ impl Book {
         let chosen = over.or(all.first()).copied();
         let old = match chosen.and_then(|id| self.claims.get(&id).cloned()) {
             Some(claim) => claim,
-            None if self.claims.len() >= CLAIMS_MAX && !self.make_claims_room() => return false,
+            None if self.claims.len() >= CLAIMS_MAX && !self.make_claims_room(at.now) => return false,
             None => {
                 let id = ClaimId(self.number(|numbers| &mut numbers.claim));
                 Arc::new(Claim::new(id, job, Vec::new(), at.now))

@@ -1,5 +1,6 @@
 //! Machines: how they come on record, what merges, what takes a merge back.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -468,7 +469,7 @@ impl Book {
     /// machine that was installed for a new one. False when there is no room for the record.
     pub(super) fn remember_job(&mut self, ident: &Ident, now: SystemTime) -> bool {
         let Some(machine) = self.machine_with(ident).cloned() else {
-            if self.machines.len() >= MACHINES_MAX {
+            if self.machines.len() >= MACHINES_MAX && !self.make_machines_room() {
                 return false;
             }
             let id = MachineId(self.number(|numbers| &mut numbers.machine));
@@ -483,20 +484,45 @@ impl Book {
     }
 
     /// Whoever has passed is unknown to no rule any more, whatever becomes of the job: it may expire, be cancelled or be
-    /// given to the machine anew.
+    /// given to the machine anew. What it showed besides counts too: it may come by another card.
     pub(super) fn remember_passed(&mut self, idents: &[Ident], now: SystemTime) {
-        // What comes by another card shows this, also where only a script request has shown it and it is on no record.
-        let uuid = idents.iter().find(|ident| matches!(ident, Ident::Uuid(_)) && ident.is_identifying());
-        let own =
-            uuid.or(idents.iter().find(|ident| matches!(ident, Ident::Serial(_)) && ident.is_identifying()));
-        let known = idents.iter().filter(|ident| self.by_ident.contains_key(*ident));
-        let mut known: Vec<&Ident> = known.chain(own).collect();
+        let idents: Vec<&Ident> = idents.iter().filter(|ident| ident.is_identifying()).collect();
+        let of_its_own = |ident: &&&Ident| matches!(ident, Ident::Uuid(_) | Ident::Serial(_));
+        let known: BTreeSet<MachineId> =
+            idents.iter().filter_map(|ident| self.by_ident.get(*ident)).copied().collect();
         if known.is_empty() {
-            known.extend(idents.first());
+            // Strangers make records only so fast; the claim of a rule's job remembers it as well.
+            let first = idents.iter().find(of_its_own).or(idents.first());
+            if let Some(first) = first.filter(|_| self.bucket.take(now))
+                && self.remember_job(first, now)
+                && let Some(id) = self.by_ident.get(*first).copied()
+            {
+                self.note_passed(id, &idents);
+            }
         }
-        for ident in known {
-            self.remember_job(ident, now);
+        known.into_iter().for_each(|id| self.note_passed(id, &idents));
+    }
+
+    fn note_passed(&mut self, id: MachineId, idents: &[&Ident]) {
+        let Some(machine) = self.machines.get(&id) else { return };
+        let mut machine = Machine::clone(machine);
+        let news = idents.iter().filter(|ident| machine.passes_as(ident)).count() > 0;
+        if !std::mem::replace(&mut machine.had_job, true) || news {
+            self.put_changed(machine);
         }
+    }
+
+    /// Forgets the oldest machine that was only seen; false if there is none.
+    fn make_machines_room(&mut self) -> bool {
+        let only_seen = |machine: &&Arc<Machine>| {
+            !machine.registered
+                && !machine.had_job
+                && machine.state() == MachineState::Known
+                && machine.parts.len() == 1
+        };
+        let oldest = self.machines.values().find(only_seen).map(|machine| machine.id);
+        oldest.into_iter().for_each(|id| self.change_machine(id, None));
+        oldest.is_some()
     }
 
     fn make_machine(&mut self, idents: Vec<Ident>, now: SystemTime) -> MachineId {

@@ -221,6 +221,22 @@ fn a_machine_that_had_its_boot_is_unknown_to_no_rule_however_its_job_ended() {
         assert!(!book.job(id).unwrap().is_live());
         assert_eq!(second(&book, 62), [None, None]);
     }
+    // The same where nothing is left of the rule's claims, or of what came on record at the script: a record that is kept
+    // says what it showed.
+    let (book, id) = with_job(for_unknown_machines("wiping"));
+    book.note(&presents(1, id, 1, Some(UUID)), at(1));
+    assert_eq!(book.pass(&line(1, id, "wiping"), at(2)), Passage::Now);
+    book.change(|book| {
+        book.claims(id)
+            .map(|claim| claim.id)
+            .collect::<Vec<_>>()
+            .into_iter()
+            .for_each(|claim| book.forget_claim(claim, at(3)))
+    });
+    book.cancel(id, at(4)).unwrap();
+    assert_eq!(book.book().claims(id).count(), 0);
+    assert_eq!(book.book().machines().count(), 1, "no second record of it");
+    assert_eq!(second(&book, 5), [None, None]);
     // A job that was given to it anew, and taken back then.
     let (book, id) =
         with_job(JobSpec::new(Action::Image("wiping".into()), Selector::Uuid(UUID.parse().unwrap())));
@@ -238,10 +254,35 @@ fn a_later_image_of_a_sequence_has_its_time_from_the_boot_before_it_on() {
     let (book, id) = with_job(JobSpec { then, expires: Some(hour), ..boot("fine") });
     book.expire(at(3000));
     assert_eq!(book.pass(&line(1, id, "fine"), at(3000)), Passage::Now);
+    // Asking for it does not give it more.
+    book.note(&asked(1001, id), at(3500)).unwrap();
     book.expire(at(3600 + 60));
-    assert_eq!(stage(&book, id), Stage::Armed, "its second image has an hour too");
+    assert_eq!(stage(&book, id), Stage::Offered, "its second image has an hour too");
     book.expire(at(3000 + 3600));
     assert_eq!(stage(&book, id), Stage::Expired);
+}
+
+#[test]
+fn a_full_record_makes_room_for_who_has_passed() {
+    let (book, id) = with_job(for_unknown_machines("wiping"));
+    let named = MachineSpec { idents: vec![Ident::Mac(MAC)], ..MachineSpec::default() };
+    book.change(|book| book.register(named, "test", moment(0)).unwrap());
+    book.change(|book| {
+        for n in 1..MACHINES_MAX as u64 {
+            let [_, _, _, a, b, c, d, e] = n.to_be_bytes();
+            let machine =
+                Machine::new(MachineId(n + 1), vec![Ident::Mac(MacAddr([6, a, b, c, d, e]))], at(0));
+            book.change_machine(machine.id, Some(Arc::new(machine)));
+        }
+        book.numbers.machine = MACHINES_MAX as u64;
+    });
+    book.note(&presents(1, id, 255, Some(UUID)), at(1));
+    assert_eq!(book.pass(&line(1, id, "wiping"), at(2)), Passage::Now);
+    assert_eq!(book.book().machines().count(), MACHINES_MAX);
+    assert!(
+        book.book().machine_with(&Ident::Uuid(UUID.parse().unwrap())).is_some_and(|machine| machine.had_job)
+    );
+    assert!(book.book().machine_with(&Ident::Mac(MAC)).is_some(), "who is registered stays");
 }
 
 fn moment(seconds: u64) -> Moment {
