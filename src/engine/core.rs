@@ -413,8 +413,8 @@ impl Core {
                 self.tftp.stop_accepting();
                 self.dhcp = None;
             }
-            let idle = self.tftp.is_idle() && self.http.is_idle();
-            if drain_until.is_some_and(|until| idle || Instant::now() >= until) {
+            let idle = || self.tftp.is_idle() && self.http.is_idle() && !self.http.owes();
+            if drain_until.is_some_and(|until| idle() || Instant::now() >= until) {
                 break;
             }
         }

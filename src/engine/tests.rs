@@ -670,6 +670,41 @@ fn the_recorder_hears_what_arrived() {
     assert!(words[3].starts_with("FileDone") && words[3].contains("bytes: 10, part: true"), "{words:?}");
 }
 
+#[test]
+fn who_has_everything_and_resets_has_had_its_file() {
+    let lab = Lab::start(Driver::Mio, 300_000);
+    for _ in 0..20 {
+        let mut stream = lab.http();
+        get(&mut stream, "/images/big/payload.bin", "");
+        crate::sys::tcp::reset_on_close(std::os::fd::AsRawFd::as_raw_fd(&stream));
+        drop(stream);
+        let seen = || format!("{:?}", lab.evidence.recv_timeout(Duration::from_secs(5)).unwrap().seen);
+        let (started, ended) = (seen(), seen());
+        assert!(started.starts_with("FileStarted") && ended.starts_with("FileDone"), "{started} {ended}");
+    }
+}
+
+#[test]
+fn what_has_no_body_opens_no_file() {
+    let lab = Lab::start(Driver::Mio, 1_000);
+    let catalog = lab.library.load();
+    let served = catalog.http_image("big/payload.bin").unwrap();
+    let ask = |method: &str, extra: &str| {
+        let mut stream = lab.http();
+        let head = format!(
+            "{method} /images/big/payload.bin HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{extra}\r\n"
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.take(200).read_to_string(&mut answer).unwrap();
+        (answer[9..12].to_owned(), served.is_open())
+    };
+    assert_eq!(ask("HEAD", ""), ("200".into(), false));
+    assert_eq!(ask("GET", &format!("If-None-Match: {}\r\n", served.etag)), ("304".into(), false));
+    assert_eq!(ask("GET", "Range: bytes=5000-\r\n"), ("416".into(), false));
+    assert_eq!(ask("GET", "Range: bytes=0-9\r\n"), ("206".into(), true));
+}
+
 /// Waits for a counter.
 fn wait_for(lab: &Lab, metric: &str, at_least: u64) {
     let start = std::time::Instant::now();
@@ -1044,6 +1079,26 @@ fn a_circuit_that_dhcp_was_told_of_counts_when_the_script_is_asked_for() {
     assert!(!is_given(), "another machine");
     see(here, Some(mark));
     assert!(is_given());
+}
+
+#[test]
+fn a_boot_that_is_being_recorded_has_its_script_although_the_server_stops() {
+    let mut lab = Lab::with_jobs(Driver::Mio, 1_000);
+    let id = lab.add("custom");
+    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    assert!(lab.keeper.keeper().look(move |_, _| _ = wait.recv()), "the keeper is held up");
+    let mut stream = lab.http();
+    let path = "/ipxe?mac=02:00:00:00:00:01&platform=efi&buildarch=x86_64";
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nUser-Agent: iPXE/1.21\r\n\r\n").unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    let engine = lab.engine.take().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| engine.stop());
+        std::thread::sleep(Duration::from_millis(200));
+        go_on.send(()).unwrap();
+        assert!(String::from_utf8(response(&mut stream).1).unwrap().contains("custom.ipxe"));
+    });
+    assert_eq!(lab.stage(id), crate::jobs::job::Stage::Running);
 }
 
 #[test]

@@ -325,6 +325,11 @@ impl Served {
         })
     }
 
+    #[cfg(test)]
+    pub(crate) fn is_open(&self) -> bool {
+        self.opened.load().is_some()
+    }
+
     /// Where the file is; for messages to the operator only.
     pub fn path(&self) -> &Path {
         &self.path

@@ -8,7 +8,9 @@
 //! A place ends when the last file has left, when nothing was fetched for [`SILENCE`], or [`FIRST_SILENCE`] after the
 //! script if nothing was fetched at all. A machine in line that stops asking leaves it after [`LINE_SILENCE`].
 
+use std::borrow::Borrow;
 use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -120,11 +122,33 @@ struct Waiting {
 }
 
 /// What is taken of each thing that is limited.
-#[derive(Debug, Default)]
+#[derive(PartialEq, Eq, Debug, Default)]
 struct Taken {
     images: HashMap<Arc<str>, u32>,
     subnets: HashMap<Ipv4Addr, u32>,
     links: HashMap<Ipv4Addr, u32>,
+}
+
+impl Taken {
+    fn take(&mut self, share: &Share, subnet: Ipv4Addr) {
+        *self.images.entry(Arc::clone(&share.image)).or_default() += 1;
+        *self.subnets.entry(subnet).or_default() += 1;
+        *self.links.entry(share.link).or_default() += 1;
+    }
+
+    fn give_back(&mut self, share: &Share, subnet: Ipv4Addr) {
+        fn less<K: Eq + Hash + Borrow<Q>, Q: Eq + Hash + ?Sized>(counts: &mut HashMap<K, u32>, key: &Q) {
+            if let Some(count) = counts.get_mut(key) {
+                *count -= 1;
+                if *count == 0 {
+                    counts.remove(key);
+                }
+            }
+        }
+        less(&mut self.images, &share.image);
+        less(&mut self.subnets, &subnet);
+        less(&mut self.links, &share.link);
+    }
 }
 
 /// The line and those at its head.
@@ -133,6 +157,8 @@ pub struct Admission {
     limits: Limits,
     networks: Vec<(Ipv4Addr, u8)>,
     running: HashMap<Who, Running>,
+    /// What they have taken.
+    taken: Taken,
     line: VecDeque<Waiting>,
     /// The ticket of everybody in line.
     tickets: HashMap<Who, u64>,
@@ -153,6 +179,7 @@ impl Admission {
             limits,
             networks,
             running: HashMap::new(),
+            taken: Taken::default(),
             line: VecDeque::new(),
             tickets: HashMap::new(),
             next_ticket: 0,
@@ -165,6 +192,9 @@ impl Admission {
     /// Other limits from now on: who runs goes on, who waits is weighed by them when it asks again.
     pub fn limit(&mut self, limits: Limits, networks: Vec<(Ipv4Addr, u8)>) {
         (self.limits, self.networks) = (limits, networks);
+        let mut taken = Taken::default();
+        self.running.values().for_each(|running| taken.take(&running.share, self.subnet(running.share.from)));
+        self.taken = taken;
         self.moved();
     }
 
@@ -193,8 +223,8 @@ impl Admission {
             return Turn::Now;
         }
         // Another image than before: it begins anew, and its old place is free.
-        if self.running.remove(&who).is_some() {
-            self.moved();
+        if let Some(before) = self.running.remove(&who) {
+            self.leaves(&before);
         }
         let place = match self.place_of(who, now) {
             Some(place) if self.line[place].share == share => {
@@ -207,25 +237,24 @@ impl Admission {
             }
             None => self.line.len(),
         };
-        let mut taken = Taken::default();
-        for running in self.running.values() {
-            self.take(&mut taken, &running.share);
-        }
+        let mut kept = Taken::default();
         for earlier in self.line.iter().take(place) {
             // What is full gets no emptier by who else comes first, and most of the time all is full.
-            if !self.fits(&taken, &share) {
+            if !self.fits(&kept, &share) {
                 break;
             }
             // Room is kept for it until it asks again.
-            if earlier.seen + LINE_SILENCE > now && self.fits(&taken, &earlier.share) {
-                self.take(&mut taken, &earlier.share);
+            if earlier.seen + LINE_SILENCE > now && self.fits(&kept, &earlier.share) {
+                kept.take(&earlier.share, self.subnet(earlier.share.from));
             }
         }
         let in_line = place < self.line.len();
-        if self.fits(&taken, &share) {
+        if self.fits(&kept, &share) {
             if in_line {
                 self.leave(place);
             }
+            let subnet = self.subnet(share.from);
+            self.taken.take(&share, subnet);
             self.running.insert(who, Running { boot, share, since: now, until: now + FIRST_SILENCE });
             return Turn::Now;
         }
@@ -260,7 +289,7 @@ impl Admission {
         if self.running.get(&who).is_some_and(|running| running.boot == boot)
             && let Some(running) = self.running.remove(&who)
         {
-            self.moved();
+            self.leaves(&running);
             let took = now.saturating_duration_since(running.since);
             self.mean = Some(self.mean.map_or(took, |mean| (mean * 7 + took) / 8));
         }
@@ -291,11 +320,9 @@ impl Admission {
     }
 
     fn forget_the_silent(&mut self, now: Instant) {
-        let before = self.running.len();
-        self.running.retain(|_, running| running.until > now);
-        if self.running.len() < before {
-            self.moved();
-        }
+        let silent = self.running.extract_if(|_, running| running.until <= now);
+        let silent: Vec<Running> = silent.map(|(_, running)| running).collect();
+        silent.iter().for_each(|gone| self.leaves(gone));
         if self.look_at.is_some_and(|at| at > now) {
             return;
         }
@@ -313,17 +340,22 @@ impl Admission {
         }
     }
 
-    fn take(&self, taken: &mut Taken, share: &Share) {
-        *taken.images.entry(Arc::clone(&share.image)).or_default() += 1;
-        *taken.subnets.entry(self.subnet(share.from)).or_default() += 1;
-        *taken.links.entry(share.link).or_default() += 1;
+    /// A boot that had a place has it no longer.
+    fn leaves(&mut self, running: &Running) {
+        let subnet = self.subnet(running.share.from);
+        self.taken.give_back(&running.share, subnet);
+        self.moved();
     }
 
-    fn fits(&self, taken: &Taken, share: &Share) -> bool {
-        let below = |limit: u32, count: Option<&u32>| limit == 0 || count.is_none_or(|count| *count < limit);
-        below(self.limits.per_image, taken.images.get(&share.image))
-            && below(self.limits.per_subnet, taken.subnets.get(&self.subnet(share.from)))
-            && below(self.limits.per_link, taken.links.get(&share.link))
+    /// Whether there is room for one more beside who runs and those room is `kept` for.
+    fn fits(&self, kept: &Taken, share: &Share) -> bool {
+        let below = |limit: u32, count: &dyn Fn(&Taken) -> Option<u32>| {
+            limit == 0 || count(&self.taken).unwrap_or(0) + count(kept).unwrap_or(0) < limit
+        };
+        let subnet = self.subnet(share.from);
+        below(self.limits.per_image, &|taken| taken.images.get(&share.image).copied())
+            && below(self.limits.per_subnet, &|taken| taken.subnets.get(&subnet).copied())
+            && below(self.limits.per_link, &|taken| taken.links.get(&share.link).copied())
     }
 
     /// Whether of each thing that is limited fewer want the same before this place in line than may have it at once.
@@ -393,6 +425,38 @@ mod tests {
                 let other = admission.ask(now, who(1), BootId(boot + 10), share("linux", [10, 0, 0, 9]));
                 assert_eq!(other, Turn::Now);
             }
+        }
+    }
+
+    #[test]
+    fn what_is_taken_is_what_runs_whatever_happens() {
+        let limits = Limits { per_image: 3, per_subnet: 4, per_link: 5 };
+        let (mut admission, mut now) = (Admission::new(limits, Vec::new()), Instant::now());
+        let mut random = 1u32;
+        let mut below = |n: u32| {
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (random >> 16) % n
+        };
+        for step in 0..4000u64 {
+            now += Duration::from_millis(u64::from(below(4000)));
+            let number = below(12);
+            match below(8) {
+                0..5 => {
+                    let share = share(["a", "b"][below(2) as usize], [10, 0, below(3) as u8, 1]);
+                    admission.ask(now, who(number), BootId(step), share);
+                }
+                5..7 => {
+                    let boot = admission.running.get(&who(number)).map_or(BootId(0), |running| running.boot);
+                    admission.ended(now, who(number), boot);
+                }
+                _ => admission
+                    .limit(Limits { per_image: 1 + below(4), ..limits }, vec![([10, 0, 0, 0].into(), 23)]),
+            }
+            let mut taken = Taken::default();
+            for running in admission.running.values() {
+                taken.take(&running.share, admission.subnet(running.share.from));
+            }
+            assert_eq!(admission.taken, taken);
         }
     }
 

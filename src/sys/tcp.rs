@@ -115,6 +115,11 @@ pub fn set_cork(fd: &impl AsRawFd, on: bool) -> io::Result<()> {
     set_int(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_CORK, i32::from(on))
 }
 
+/// Whether there was no descriptor left for what was asked, in this process or on the host.
+pub fn is_out_of_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
 /// Bytes sent or queued that the peer has not acknowledged yet.
 pub fn unacknowledged(fd: &impl AsRawFd) -> io::Result<u64> {
     let mut queued: libc::c_int = 0;

@@ -37,22 +37,14 @@ impl HttpSide {
         now: SystemTime,
         turn: &mut Turn<'_>,
     ) {
-        let opened = match served.open() {
-            Ok(opened) => opened,
-            Err(error) => {
-                turn.tally.add(Count::OpenFailures, 1);
-                tracing::debug!(name = served.name, %error, "cannot open");
-                return self.answer_error(key, request, Status::NOT_FOUND, now, turn);
-            }
-        };
         let meta = FileMeta {
-            len: opened.len,
+            len: served.len,
             etag: &served.etag,
             modified: served.modified,
             content_type: served.content_type,
         };
         let line = token.and_then(|token| line_of(&token, served, turn.shared));
-        if opened.len == 0 && line.is_some() {
+        if served.len == 0 && line.is_some() {
             // Nothing of it could be held back.
             return self.answer_error(key, request, Status::NOT_FOUND, now, turn);
         }
@@ -61,6 +53,16 @@ impl HttpSide {
             Body::Range { offset, len } => (offset + len, *len),
             Body::Multi(_) => (0, answer.body_len),
             Body::None | Body::Inline => return self.respond(key, !answer.close, turn),
+        };
+        // What has no body needs no descriptor, of which there are fewer than files.
+        let opened = match served.open() {
+            Ok(opened) => opened,
+            Err(error) => {
+                turn.tally.add(Count::OpenFailures, 1);
+                tracing::debug!(name = served.name, %error, "cannot open");
+                self.head.clear();
+                return self.answer_error(key, request, Status::NOT_FOUND, now, turn);
+            }
         };
         let held_from = opened.len.saturating_sub(HELD_LEN);
         let held = line.is_some()

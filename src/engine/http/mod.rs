@@ -81,6 +81,8 @@ const STANDS_LOOK: Duration = Duration::from_millis(50);
 const STANDING_MAX: usize = 256;
 /// Checks before the last bytes count as lost: 30 s.
 const ACK_CHECKS_MAX: u32 = 600;
+/// So many bytes acknowledged meanwhile, and they begin anew: a quarter of what has to move in 120 s while it is sent.
+const ACK_STEP: u64 = 16 << 10;
 
 struct Connection {
     stream: TcpStream,
@@ -124,6 +126,8 @@ struct Connection {
     delivery: Option<Box<Delivery>>,
     /// Looks taken for the acknowledgement of the last response.
     ack_checks: u32,
+    /// What was not acknowledged when they began.
+    waiting: u64,
     /// Set while its boot waits at the point of no return.
     parked: Option<Box<Parked>>,
     /// The boot that a body with a held piece belongs to.
@@ -312,6 +316,13 @@ impl HttpSide {
         self.ready.is_empty() && self.sending.is_empty() && self.busy == 0 && self.standing == 0
     }
 
+    /// Somebody waits at the point of no return, and may be on the disk by now: what is recorded is owed.
+    pub(super) fn owes(&self) -> bool {
+        let parked =
+            |key: Key| self.connections.at(key.index).is_some_and(|connection| connection.parked.is_some());
+        self.connections.keys().into_iter().any(parked)
+    }
+
     pub(super) fn busy_connections(&self) -> usize {
         self.busy
     }
@@ -421,21 +432,27 @@ impl HttpSide {
 
     fn accept(&mut self, index: usize, turn: &mut Turn<'_>) {
         for _ in 0..ACCEPTS_PER_TURN {
-            let Some(Listener { socket, secure, acceptable }) = self.listeners.get_mut(index) else { return };
+            let Some(Listener { socket, secure, .. }) = self.listeners.get(index) else { return };
+            let secure = *secure;
             let (stream, peer, local) = match tcp::accept(socket) {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    *acceptable = false;
+                    if tcp::is_out_of_descriptors(&error) && self.evict(turn) {
+                        continue;
+                    }
                     if error.kind() != io::ErrorKind::WouldBlock {
-                        // Out of descriptors, or a connection that died in the queue: look again on the next one.
+                        // Nobody could make room, or a connection that died in the queue: look again on the next one.
                         turn.tally.add(Count::HttpShed, 1);
                         tracing::debug!(%error, "accept");
+                    }
+                    if let Some(listener) = self.listeners.get_mut(index) {
+                        listener.acceptable = false;
                     }
                     return;
                 }
             };
             turn.tally.add(Count::HttpConnections, 1);
-            let tls = match (*secure, &self.certificates) {
+            let tls = match (secure, &self.certificates) {
                 (false, _) => None,
                 (true, Some(certificates)) => match Session::new(&certificates.config()) {
                     Some(session) => Some(Box::new(session)),
@@ -468,6 +485,7 @@ impl HttpSide {
                 armed_at: None,
                 delivery: None,
                 ack_checks: 0,
+                waiting: 0,
                 parked: None,
                 line: None,
                 stands: None,
@@ -504,11 +522,13 @@ impl HttpSide {
     }
 
     /// Makes room by closing one of the oldest connections that nothing is being sent on, or else somebody who opens
-    /// connections and says nothing would lock every machine out.
-    fn evict(&mut self, turn: &mut Turn<'_>) {
-        for _ in 0..EVICTION_LOOKS {
-            let Some(key) = self.accepted.pop_front() else { return };
+    /// connections and says nothing would lock every machine out. False if there was none among those looked at.
+    fn evict(&mut self, turn: &mut Turn<'_>) -> bool {
+        let mut looks = 0;
+        while looks < EVICTION_LOOKS {
+            let Some(key) = self.accepted.pop_front() else { return false };
             let Some(connection) = self.connections.get_mut(key) else { continue };
+            looks += 1;
             // A boot at its point of no return may be on the disk already: its script is owed.
             if connection.out.is_empty()
                 && !connection.out.in_ring
@@ -517,10 +537,12 @@ impl HttpSide {
                 && connection.stands.is_none()
             {
                 turn.tally.add(Count::HttpShed, 1);
-                return self.close(key, None, turn);
+                self.close(key, None, turn);
+                return true;
             }
             self.accepted.push_back(key);
         }
+        false
     }
 
     /// Sees to it that the wheel looks at this connection not later than its deadline.
@@ -549,6 +571,18 @@ impl HttpSide {
         connection.deadline = turn.now + ACK_CHECK_SOON;
         self.arm(key, turn);
         true
+    }
+
+    /// The connection was reset. All of the file that was sent may have arrived before: there is firmware that ends so.
+    fn was_reset(&mut self, key: Key, turn: &mut Turn<'_>) {
+        turn.tally.add(Count::HttpAborted, 1);
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        if connection.out.is_empty()
+            && tcp::unacknowledged(&connection.stream).is_ok_and(|waiting| waiting == 0)
+        {
+            self.delivered(key, turn, false);
+        }
+        self.close(key, Some("the connection was reset"), turn);
     }
 
     /// If a response was out, finds out whether all of it has arrived, and says so. `ending` counts what is not
@@ -598,7 +632,8 @@ impl HttpSide {
         }
         if connection.out.is_empty() && connection.delivery.is_some() {
             // Everything is with the kernel: is it with the machine?
-            if tcp::unacknowledged(&connection.stream).is_ok_and(|waiting| waiting == 0) {
+            let waiting = tcp::unacknowledged(&connection.stream).unwrap_or(u64::MAX);
+            if waiting == 0 {
                 self.delivered(key, turn, false);
                 if let Some(connection) = self.connections.get_mut(key) {
                     connection.deadline = turn.now + IDLE_PATIENCE;
@@ -608,6 +643,10 @@ impl HttpSide {
                 }
             } else {
                 connection.deadline = turn.now + ACK_CHECK;
+                // A slow reader may have a mebibyte to go, as fast as while it was sent.
+                if connection.ack_checks == 0 || waiting.saturating_add(ACK_STEP) <= connection.waiting {
+                    (connection.ack_checks, connection.waiting) = (0, waiting);
+                }
                 connection.ack_checks += 1;
                 if connection.ack_checks > ACK_CHECKS_MAX {
                     turn.tally.add(Count::HttpTimedOut, 1);

@@ -83,8 +83,7 @@ impl HttpSide {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => None,
                 Err(_) => {
-                    turn.tally.add(Count::HttpAborted, 1);
-                    self.close(key, Some("the connection was reset"), turn);
+                    self.was_reset(key, turn);
                     Some(false)
                 }
             };
