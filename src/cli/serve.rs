@@ -258,8 +258,12 @@ fn own_files(common: &Common, plan: &Plan) -> sandbox::Files {
     let names = ["/etc/passwd", "/etc/nsswitch.conf"];
     let mut read: Vec<PathBuf> = vec!["/proc".into()];
     read.extend(names.map(PathBuf::from));
-    let config = config_file(common).and_then(|file| std::path::absolute(file).ok());
-    read.extend(config.and_then(|file| file.parent().map(PathBuf::from)));
+    // By its name and where that leads, as it is with certificates.
+    for at in [|file| std::path::absolute(file), |file| std::fs::canonicalize(file)] as [fn(PathBuf) -> _; 2]
+    {
+        let config = config_file(common).and_then(|file| at(file).ok());
+        read.extend(config.and_then(|file: PathBuf| file.parent().map(PathBuf::from)));
+    }
     for folder in &plan.loaders.dirs {
         read.push(folder.clone());
         read.extend(sandbox::link_targets(folder));

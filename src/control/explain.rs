@@ -15,8 +15,9 @@ use crate::wire::{MacAddr, Uuid};
 
 /// Machines looked at for one question: a rule's job can have thousands.
 const MACHINES_MAX: usize = 100;
-/// Stored machines a running server looks through for a UUID: others wait for the store meanwhile.
-const SEARCH_MAX: usize = 20_000;
+/// Bytes of stored machines a running server looks through for a UUID: boots at their point of no return wait for the store
+/// meanwhile.
+const SEARCH_MAX: usize = 8 << 20;
 
 /// What was found.
 #[derive(Debug)]
@@ -133,13 +134,13 @@ fn boots_of(named: Named, history: Option<&History>, store: &mut dyn Store) -> V
     merge(stored, fresh)
 }
 
-/// The addresses of stored machines, of so many that are looked at, that told this UUID in a boot.
-fn stored_with(uuid: Uuid, records_max: usize, store: &mut dyn Store) -> Vec<MacAddr> {
-    let (mut found, mut left) = (Vec::new(), records_max);
+/// The addresses of stored machines, of so many bytes that are looked at, that told this UUID in a boot.
+fn stored_with(uuid: Uuid, bytes_max: usize, store: &mut dyn Store) -> Vec<MacAddr> {
+    let (mut found, mut left) = (Vec::new(), bytes_max);
     let text = uuid.to_string();
     let each = store.each(Kind::Boot, &mut |_, body| {
         let enough = || StoreError::Io { path: PathBuf::new(), detail: "enough was looked at".into() };
-        left = left.checked_sub(1).ok_or_else(enough)?;
+        left = left.checked_sub(body.len()).ok_or_else(enough)?;
         // Most records are of other machines, and are not read for that.
         if body.contains(&text) {
             let boots = read_record(body).into_iter().filter(|boot| boot.uuid == Some(uuid));

@@ -14,9 +14,9 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::auth::Caller;
+use super::auth::{Caller, Role};
 use super::problem::Problem;
-use super::{Admin, body_max};
+use super::{Admin, body_max, in_time};
 
 /// How long an answer is kept.
 pub(super) const KEPT: Duration = Duration::from_secs(60 * 60);
@@ -90,6 +90,8 @@ impl Answers {
         let mut inner = self.lock();
         if !status.is_success() {
             inner.remove(key);
+            // It would count among the answers that are kept.
+            inner.order.retain(|other| other != key);
             return;
         }
         let kept_headers = [header::CONTENT_TYPE, header::LOCATION, header::ETAG];
@@ -118,7 +120,6 @@ impl Inner {
 
     fn forget_old(&mut self, now: Instant) {
         while let Some(key) = self.order.front() {
-            // A key whose order was refused has left the map already, and may have come back later in line.
             if self.by_key.get(key).is_some_and(|kept| now.duration_since(kept.since) < KEPT) {
                 break;
             }
@@ -129,9 +130,17 @@ impl Inner {
     }
 
     fn keep_within_bounds(&mut self) {
-        while self.order.len() > ANSWERS_MAX || self.bytes > BYTES_MAX {
-            let Some(key) = self.order.pop_front() else { break };
-            self.remove(&key);
+        for _ in 0..self.order.len() {
+            if self.order.len() <= ANSWERS_MAX && self.bytes <= BYTES_MAX {
+                return;
+            }
+            let Some(key) = self.order.pop_front() else { return };
+            // One that is being carried out must not be carried out again; there are no more of them than connections.
+            if self.by_key.get(&key).is_some_and(|kept| matches!(kept.phase, Phase::UnderWay)) {
+                self.order.push_back(key);
+            } else {
+                self.remove(&key);
+            }
         }
     }
 }
@@ -154,11 +163,17 @@ pub(super) async fn repeat(State(admin): State<Arc<Admin>>, request: Request, ne
         let detail = "a token is shown once, so its answer is not kept: leave the Idempotency-Key out";
         return Problem::bad("no-key-here", detail).into_response();
     }
-    let who = request.extensions().get::<Caller>().map(|caller| caller.name.clone()).unwrap_or_default();
+    // Nothing is kept for who may order nothing: that is refused, or needs no key, before its body is read.
+    let Some(who) = request.extensions().get::<Caller>().filter(|caller| caller.role >= Role::Operate) else {
+        return next.run(request).await;
+    };
+    let who = who.name.clone();
     let key = format!("{who}\n{path}\n{key}");
     let (parts, body) = request.into_parts();
-    let Ok(bytes) = to_bytes(body, body_max(&path)).await else {
-        return Problem::too_large().into_response();
+    let bytes = match in_time(to_bytes(body, body_max(&path))).await {
+        Ok(Ok(bytes)) => bytes,
+        Ok(Err(_)) => return Problem::too_large().into_response(),
+        Err(late) => return late.into_response(),
     };
     let mut print = blake3::Hasher::new();
     print.update(parts.uri.query().unwrap_or_default().as_bytes()).update(b"\n").update(&bytes);
@@ -232,10 +247,20 @@ mod tests {
     fn answers_are_bounded_in_number_and_bytes() {
         let answers = Answers::default();
         let now = Instant::now();
+        answers.begin("under way", print("a"), now);
         for n in 0..ANSWERS_MAX + 100 {
             answers.begin(&n.to_string(), print("a"), now);
+            answers.end(&n.to_string(), StatusCode::OK, &HeaderMap::new(), &Bytes::new());
         }
         assert!(answers.lock().by_key.len() <= ANSWERS_MAX);
+        assert!(matches!(answers.begin("under way", print("a"), now), Found::UnderWay));
+        // What is refused takes nobody's place.
+        for n in 0..ANSWERS_MAX + 100 {
+            let key = format!("refused {n}");
+            answers.begin(&key, print("a"), now);
+            answers.end(&key, StatusCode::METHOD_NOT_ALLOWED, &HeaderMap::new(), &Bytes::new());
+        }
+        assert!(matches!(answers.begin("4195", print("a"), now), Found::Same(_)));
         for n in 0..40 {
             let key = format!("big{n}");
             answers.begin(&key, print("a"), now);

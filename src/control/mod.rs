@@ -100,6 +100,20 @@ fn body_max(path: &str) -> usize {
     if path == "/v1/jobs/bulk" { BULK_BODY_MAX } else { BODY_MAX }
 }
 
+/// How long a request's body may take. A client that lost its power in the middle of one would keep its place for ever.
+const BODY_PATIENCE: Duration = Duration::from_secs(60);
+
+async fn in_time<T>(read: impl Future<Output = T>) -> Result<T, Problem> {
+    let late = |_| {
+        Problem::new(
+            axum::http::StatusCode::REQUEST_TIMEOUT,
+            "body-timeout",
+            "the body did not come within a minute",
+        )
+    };
+    tokio::time::timeout(BODY_PATIENCE, read).await.map_err(late)
+}
+
 /// What every request shares.
 struct Admin {
     state: Arc<State>,

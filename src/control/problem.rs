@@ -107,6 +107,7 @@ impl From<Refusal> for Problem {
             Refusal::HasJob { .. }
             | Refusal::Ended { .. }
             | Refusal::NotEnded { .. }
+            | Refusal::KnownNow { .. }
             | Refusal::RearmsAll { .. }
             | Refusal::NotRunning { .. }
             | Refusal::IdentTaken { .. }

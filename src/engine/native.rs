@@ -124,8 +124,10 @@ pub(super) fn end_of(served: &Served, client: Ipv4Addr, now: Instant, shared: &S
         // A program may have been given before, or by others: nobody knows which of the files is the last to it.
         return End::Shut("this image may wipe a disk, and cannot boot as it is now");
     }
+    let starts_by_firmware =
+        wipes && by_firmware || is_payload && image.gss.as_ref().is_some_and(|gss| !gss.native.is_empty());
     let Some(seen) = seen else {
-        if wipes && by_firmware {
+        if starts_by_firmware {
             return End::Shut("this image may wipe a disk, and this machine's DHCP was not seen here");
         }
         return End::Open;
@@ -163,7 +165,8 @@ pub(super) fn end_of(served: &Served, client: Ipv4Addr, now: Instant, shared: &S
         return End::Line(at, seen);
     }
     let had_it = matches!(decision, Decision::Done(job) if job.action.image() == Some(name));
-    if !(wipes && by_firmware || is_payload && had_it) || has_passed() {
+    let is_shut = if had_it { wipes } else { starts_by_firmware };
+    if !is_shut || has_passed() {
         return End::Open;
     }
     End::Shut(match had_it {
@@ -176,10 +179,8 @@ pub(super) fn end_of(served: &Served, client: Ipv4Addr, now: Instant, shared: &S
 /// fetches the rest from here, and is let through as the boot that had it.
 pub(super) fn passed_by_script(image: &str, who: &Identity, peer: Ipv4Addr, turn: &Turn<'_>) {
     let catalog = turn.shared.library.load();
-    let native = catalog.image(image).zip(who.family()).and_then(|(image, family)| image.native_for(family));
-    if let Some(seen) =
-        turn.shared.sightings.at(peer).filter(|seen| native.is_some() && who.mac == Some(seen.mac))
-    {
+    let is_gss = catalog.image(image).is_some_and(|image| image.gss.is_some());
+    if let Some(seen) = turn.shared.sightings.at(peer).filter(|seen| is_gss && who.mac == Some(seen.mac)) {
         turn.shared.passed.note(turn.now, seen, image);
     }
 }

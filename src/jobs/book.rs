@@ -159,6 +159,8 @@ pub struct Book {
     by_ident: HashMap<Ident, MachineId>,
     /// What machines on record have passed as.
     passed_as: HashMap<Ident, BTreeSet<MachineId>>,
+    /// Machines that make room for others: they were seen, and nothing else.
+    only_seen: BTreeSet<MachineId>,
     /// What boots presented, in memory only.
     boots: Remembered<BootId, Vec<Ident>>,
     /// UUIDs that DHCP showed beside addresses of machines not on record, in memory only.
@@ -235,6 +237,9 @@ impl Book {
         }
         for ident in &machine.passed_as {
             self.passed_as.entry(ident.clone()).or_default().insert(machine.id);
+        }
+        if machine.is_only_seen() {
+            self.only_seen.insert(machine.id);
         }
         self.machines.insert(machine.id, Arc::new(machine));
     }
@@ -569,7 +574,7 @@ impl Book {
     /// # Errors
     ///
     /// [`Refusal::NotFound`], [`Refusal::NotEnded`], [`Refusal::HasJob`], [`Refusal::Stale`],
-    /// [`Refusal::RearmsAll`], and what `add` says about images.
+    /// [`Refusal::RearmsAll`], [`Refusal::KnownNow`] of a live rule for unknown machines, and what `add` says about images.
     pub fn rearm(
         &mut self,
         id: JobId,
@@ -580,6 +585,9 @@ impl Book {
         at: Moment,
     ) -> Result<Arc<Job>, Refusal> {
         let old = self.expect_job(id, expected)?;
+        if old.is_live() && is_for_unknown(&old) {
+            return Err(Refusal::KnownNow { id });
+        }
         let claimed: Vec<ClaimId> = self.claims(id).map(|claim| claim.id).collect();
         let is_over = !old.is_live() || !old.selector.is_exact() && !claimed.is_empty();
         if !is_over {
@@ -595,6 +603,7 @@ impl Book {
             job.action = first.clone();
         }
         job.step = 0;
+        job.step_since = SystemTime::UNIX_EPOCH;
         let mut destructive = false;
         for action in std::iter::once(&job.action).chain(&job.sequence) {
             destructive |= check_action(action, job.always, &job.selector, job.allow_rule, images)?;
@@ -602,7 +611,7 @@ impl Book {
         job.destructive = destructive;
         // A boot that passed has had the image; one that did not has lost nothing to the disk yet.
         let machines = self.claims(id).filter(|claim| claim.passed.is_some()).count();
-        if destructive && machines > 1 && !all {
+        if destructive && machines > 1 && !all && !is_for_unknown(&old) {
             return Err(Refusal::RearmsAll { id, machines });
         }
         let mut course = job.course();
@@ -616,10 +625,13 @@ impl Book {
         job.created = at.now;
         job.generation += 1;
         let job = Arc::new(job);
-        self.change_job(id, Some(job));
-        for claim in claimed {
-            self.change_claim(claim, None);
+        if let (Some(_), Some(ident)) = (old.passed, Ident::of_selector(&old.selector)) {
+            self.remember_passed(&[ident], at.now);
         }
+        for claim in claimed {
+            self.forget_claim(claim, at.now);
+        }
+        self.change_job(id, Some(job));
         self.say_changed(by, "job-rearmed", &old)
     }
 
@@ -648,9 +660,13 @@ impl Book {
     ///
     /// # Errors
     ///
-    /// [`Refusal::NoClaim`].
+    /// [`Refusal::NoClaim`], [`Refusal::KnownNow`].
     pub fn rearm_claim(&mut self, id: ClaimId, by: &str, at: Moment) -> Result<(), Refusal> {
         let old = self.claims.get(&id).cloned().ok_or(Refusal::NoClaim { id })?;
+        if self.jobs.get(&old.job).is_some_and(|job| is_for_unknown(job)) {
+            return Err(Refusal::KnownNow { id: old.job });
+        }
+        self.remember_passed(&old.idents, at.now);
         let mut claim = Claim::clone(&old);
         let again = "re-armed by an operator".to_owned();
         claim.set_course(Course { floor: at.next_boot, reason: again, ..Course::begin(at.now) });
@@ -705,7 +721,9 @@ impl Book {
                 Some(_) => {}
                 None => {
                     let claims: Vec<ClaimId> = self.claims(id).map(|claim| claim.id).collect();
-                    claims.into_iter().for_each(|claim| self.forget_claim(claim, now));
+                    if !claims.into_iter().all(|claim| self.forget_claim(claim, now)) {
+                        continue;
+                    }
                 }
             }
             self.change_job(id, None);
@@ -725,18 +743,18 @@ impl Book {
         };
         let oldest: Vec<ClaimId> =
             self.claims.values().filter(idle).map(|claim| claim.id).take(CLAIMS_MAX / 1000).collect();
-        for id in &oldest {
-            self.forget_claim(*id, now);
-        }
-        !oldest.is_empty()
+        oldest.into_iter().filter(|id| self.forget_claim(*id, now)).count() > 0
     }
 
-    /// Makes room. Whoever passed under it is remembered.
-    fn forget_claim(&mut self, id: ClaimId, now: SystemTime) {
-        if let Some(claim) = self.claims.get(&id).filter(|claim| claim.passed.is_some()).cloned() {
-            self.remember_passed(&claim.idents, now);
+    /// Whoever passed under it is remembered; false, and nothing is forgotten, where there is no room for that.
+    fn forget_claim(&mut self, id: ClaimId, now: SystemTime) -> bool {
+        if let Some(claim) = self.claims.get(&id).filter(|claim| claim.passed.is_some()).cloned()
+            && !self.remember_passed(&claim.idents, now)
+        {
+            return false;
         }
         self.change_claim(id, None);
+        true
     }
 
     fn change_job(&mut self, id: JobId, job: Option<Arc<Job>>) {
@@ -829,6 +847,10 @@ impl Book {
             Some(machine) => self.machines.insert(id, Arc::clone(machine)),
             None => self.machines.remove(&id),
         };
+        match machine.as_ref().is_some_and(|machine| machine.is_only_seen()) {
+            true => self.only_seen.insert(id),
+            false => self.only_seen.remove(&id),
+        };
         for ident in old.iter().flat_map(|machine| machine.idents()) {
             if self.by_ident.get(ident) == Some(&id) {
                 self.by_ident.remove(ident);
@@ -861,6 +883,11 @@ impl Book {
             self.touched.extend(machine.idents().cloned());
         }
     }
+}
+
+/// A rule for unknown machines: who had its job is known from then on.
+fn is_for_unknown(job: &Job) -> bool {
+    job.selector.rule().is_some_and(|rule| rule.any_unknown)
 }
 
 impl Job {

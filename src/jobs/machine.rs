@@ -274,6 +274,12 @@ impl Machine {
         self.parts.iter().find(|part| part.idents.contains(ident))
     }
 
+    /// It was seen, and nothing else is known or said of it.
+    pub(super) fn is_only_seen(&self) -> bool {
+        let [part] = self.parts.as_slice() else { return false };
+        !self.registered && !self.had_job && part.state == MachineState::Known
+    }
+
     /// Rejected in any part: that holds for all of it.
     pub fn is_rejected(&self) -> bool {
         self.parts.iter().any(|part| part.state == MachineState::Rejected)

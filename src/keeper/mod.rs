@@ -23,6 +23,7 @@ mod records;
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -437,6 +438,8 @@ impl Drop for Running {
     }
 }
 
+/// How long looks take of a turn, but for the last of them.
+const LOOKS_PER_TURN: Duration = Duration::from_millis(20);
 /// Jobs in one order from which on it has a turn of its own.
 const LONG_ORDER: usize = 64;
 
@@ -455,9 +458,11 @@ fn keep(
     let mut next_tick = Instant::now() + TICK;
     let mut next_trim = Instant::now() + TRIM;
     let (mut troubled, mut rested) = (false, true);
+    let mut looks = VecDeque::new();
     loop {
         let pause = next_tick.saturating_duration_since(Instant::now());
         let pause = if rested { pause } else { pause.min(REST) };
+        let pause = if looks.is_empty() { pause } else { Duration::ZERO };
         let mut first: Option<Urgent> = None;
         let mut inputs: Vec<Input> = Vec::new();
         let mut seen: Vec<Evidence> = Vec::new();
@@ -470,7 +475,7 @@ fn keep(
             }
             default(pause) => {}
         }
-        if first.is_none() && seen.is_empty() && !rested {
+        if first.is_none() && seen.is_empty() && !rested && looks.is_empty() {
             ledger.store().rest();
             rested = true;
         }
@@ -484,7 +489,7 @@ fn keep(
             ledger.try_again(SystemTime::now());
             inputs.push(Input::Tick);
         }
-        let (mut desks, mut replies, mut looks, mut stop) = (Vec::new(), Vec::new(), Vec::new(), false);
+        let (mut desks, mut replies, mut stop) = (Vec::new(), Vec::new(), false);
         let mut bulk: Vec<Input> = Vec::new();
         for message in waiting {
             match message {
@@ -498,7 +503,7 @@ fn keep(
                     inputs.push(Input::Order { order, by, ticket: replies.len() as u64 });
                     replies.push(Some(reply));
                 }
-                Urgent::Look(look) => looks.push(look),
+                Urgent::Look(look) => looks.push_back(look),
                 Urgent::Stop => stop = true,
             }
         }
@@ -527,7 +532,11 @@ fn keep(
                 }
             }
         }
-        for look in looks {
+        // Who only looks does not hold up who orders and boots: the rest of them is looked at in the next turn.
+        let since = Instant::now();
+        while since.elapsed() < LOOKS_PER_TURN
+            && let Some(look) = looks.pop_front()
+        {
             let (book, store) = ledger.parts();
             look(book, store);
         }

@@ -16,7 +16,7 @@
 //! `secs`, send options 13, 52, 43.8, 43.9 or 43.10, or more than the client takes.
 
 use std::net::Ipv4Addr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::jobs::Identity;
 use crate::jobs::rule::CircuitMark;
@@ -52,6 +52,8 @@ use probe::{Claims, Probes};
 
 /// Records ended in passing by a datagram; the rest waits for [`Server::handle_timeout`].
 const EXPIRED_PER_DATAGRAM_MAX: usize = 16;
+/// Stored leases are believed for so long at the least, or twice their subnet's term: that can have been longer before the restart.
+const STORED_LEASE_MIN: Duration = Duration::from_secs(24 * 60 * 60);
 /// Records ended by one timeout, so that a hall switched off at once does not hold up the loop.
 const EXPIRED_PER_TIMEOUT_MAX: usize = 256;
 
@@ -116,8 +118,12 @@ impl Server {
     /// datagram.
     pub fn restore(&mut self, now: Instant, changes: impl Iterator<Item = Change>) {
         let memory = &mut self.memory;
+        let subnets = &self.settings.subnets;
         let leases = changes.filter_map(|change| match change {
-            Change::Lease(record) => Some(record),
+            Change::Lease(record) => {
+                let subnet = subnets.iter().find(|subnet| subnet.network.contains_host(record.ip));
+                Some(subnet.map_or(record, |subnet| believable(record, now, subnet.lease)))
+            }
             Change::Loader { mac, pass_over } => {
                 memory.restore_loader(mac, pass_over);
                 None
@@ -325,6 +331,17 @@ impl Server {
     }
 }
 
+/// What was stored, for no longer than it can have been given for: a clock that is behind at the start would keep every address
+/// that ever was for whoever had it, for as long as it is behind.
+fn believable(mut record: LeaseRecord, now: Instant, lease: Duration) -> LeaseRecord {
+    match &mut record.term {
+        LeaseTerm::Held { until, .. } => *until = (*until).min(now + (lease * 2).max(STORED_LEASE_MIN)),
+        LeaseTerm::Quarantined { until } => *until = (*until).min(now + leases::QUARANTINE),
+        LeaseTerm::Forgotten => {}
+    }
+    record
+}
+
 /// Subnets with the longest prefixes first, as [`Asker::read`] wants them.
 fn ordered(mut settings: Settings) -> Settings {
     asker::sort_narrowest_first(&mut settings.subnets);
@@ -335,7 +352,6 @@ fn ordered(mut settings: Settings) -> Settings {
 /// must keep to: for fuzz targets and the mutation tests. Panics only when an invariant of this module is broken.
 pub fn fuzz_server(now: Instant, bytes: &[u8]) {
     use std::net::SocketAddrV4;
-    use std::time::Duration;
 
     struct Everything;
     impl BootPolicy for Everything {

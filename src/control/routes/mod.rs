@@ -23,7 +23,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::problem::Problem;
-use super::{Admin, BODY_MAX, auth, idempotency};
+use super::{Admin, BODY_MAX, auth, idempotency, in_time};
 
 /// An answer that is a JSON document.
 type Answer = Result<Json<Value>, Problem>;
@@ -133,9 +133,11 @@ impl<S: Send + Sync> FromRequest<S> for Text {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        String::from_request(request, state).await.map(Self).map_err(|rejection| match rejection.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => Problem::too_large(),
-            _ => Problem::bad("not-text", rejection.body_text()),
+        in_time(String::from_request(request, state)).await?.map(Self).map_err(|rejection| {
+            match rejection.status() {
+                StatusCode::PAYLOAD_TOO_LARGE => Problem::too_large(),
+                _ => Problem::bad("not-text", rejection.body_text()),
+            }
         })
     }
 }

@@ -132,10 +132,10 @@ impl DhcpSide {
         journal: Option<Scribe>,
     ) -> Self {
         let now = Instant::now();
-        let epoch = (now, SystemTime::now());
+        let both = (now, SystemTime::now());
         let mut server = Server::new(settings, seed);
         if let Some(scribe) = &journal {
-            server.restore(now, scribe.stored().iter().filter_map(|entry| decode(entry, epoch)));
+            server.restore(now, scribe.stored().iter().filter_map(|entry| decode(entry, both)));
         }
         Self {
             server,
@@ -153,7 +153,7 @@ impl DhcpSide {
             ways: Ways::default(),
             discovers: 0,
             gathered: None,
-            journal: journal.map(|scribe| Journal::new(scribe, epoch)),
+            journal: journal.map(|scribe| Journal::new(scribe, now)),
             prober: None,
             recorded: Budget::new(RECORDED_BURST, RECORDED_PER_SECOND),
             noticed: Budget::new(NOTICED_BURST, NOTICED_PER_SECOND),

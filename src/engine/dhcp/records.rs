@@ -19,7 +19,8 @@ const LEASE_LEN: usize = 28;
 /// 1, address -> state u8, stranger u8, htype u8, hlen u8, hardware (16), until u64 (seconds since 1970)
 /// 2, MAC     -> loaders passed over u8
 /// ```
-pub(super) fn encode(change: &Change, epoch: (Instant, SystemTime)) -> Option<Entry> {
+/// `both` is one moment on both clocks.
+pub(super) fn encode(change: &Change, both: (Instant, SystemTime)) -> Option<Entry> {
     let mut value = [0; LEASE_LEN];
     match change {
         Change::Lease(record) => {
@@ -31,7 +32,7 @@ pub(super) fn encode(change: &Change, epoch: (Instant, SystemTime)) -> Option<En
             };
             value[..4].copy_from_slice(&[state, u8::from(stranger), record.htype, record.hlen]);
             value[4..20].copy_from_slice(&record.hardware);
-            let at = epoch.1 + until.saturating_duration_since(epoch.0);
+            let at = both.1 + until.saturating_duration_since(both.0);
             let secs = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
             value[20..].copy_from_slice(&secs.to_le_bytes());
             Entry::new(key, &value)
@@ -46,8 +47,8 @@ pub(super) fn encode(change: &Change, epoch: (Instant, SystemTime)) -> Option<En
     }
 }
 
-/// Back from the journal; what is none of ours is left out.
-pub(super) fn decode(entry: &Entry, epoch: (Instant, SystemTime)) -> Option<Change> {
+/// Back from the journal; what is none of ours is left out. `both` is one moment on both clocks.
+pub(super) fn decode(entry: &Entry, both: (Instant, SystemTime)) -> Option<Change> {
     if entry.key() & !((1 << 48) - 1) == KEY_LOADER {
         let bytes = entry.key().to_be_bytes();
         let mac = MacAddr([bytes[2], bytes[3], bytes[4], bytes[5], bytes[6], bytes[7]]);
@@ -60,11 +61,11 @@ pub(super) fn decode(entry: &Entry, epoch: (Instant, SystemTime)) -> Option<Chan
     let mut hardware = [0; 16];
     hardware.copy_from_slice(&rest[..16]);
     let secs = u64::from_le_bytes(*rest.last_chunk()?);
-    let now = epoch.1.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = both.1.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     // Until the end of that second, whatever part of it was cut off.
     let until = match secs.checked_sub(now) {
-        Some(left) if left > 0 => epoch.0.checked_add(Duration::from_secs(left + 1))?,
-        _ => epoch.0.checked_sub(Duration::from_secs(now.saturating_sub(secs))).unwrap_or(epoch.0),
+        Some(left) if left > 0 => both.0.checked_add(Duration::from_secs(left + 1))?,
+        _ => both.0.checked_sub(Duration::from_secs(now.saturating_sub(secs))).unwrap_or(both.0),
     };
     let term = match state {
         HELD => LeaseTerm::Held { until, stranger: stranger != 0 },

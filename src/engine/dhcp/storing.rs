@@ -83,8 +83,6 @@ impl Pace {
 #[derive(Debug)]
 pub(super) struct Journal {
     scribe: Scribe,
-    /// One moment on both clocks: what is stored counts in seconds since 1970.
-    epoch: (Instant, SystemTime),
     /// Everything up to this change is stored.
     stored: u64,
     /// The last change of the batch under way.
@@ -95,13 +93,12 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    pub(super) fn new(scribe: Scribe, epoch: (Instant, SystemTime)) -> Self {
+    pub(super) fn new(scribe: Scribe, now: Instant) -> Self {
         Self {
             scribe,
-            epoch,
             stored: 0,
             under_way: None,
-            pace: Pace::new(epoch.0),
+            pace: Pace::new(now),
             sent_when_stored: Held::default(),
             gathering: Held::default(),
         }
@@ -137,8 +134,9 @@ impl DhcpSide {
             Begin::Later => return,
         }
         let mut entries = Vec::with_capacity(self.server.change_count());
-        let epoch = journal.epoch;
-        let number = self.server.changes(|change| entries.extend(encode(&change, epoch)));
+        // What is stored counts in seconds since 1970, by the clock as it is now: it may have been set since the start.
+        let both = (Instant::now(), SystemTime::now());
+        let number = self.server.changes(|change| entries.extend(encode(&change, both)));
         std::mem::swap(&mut journal.gathering, &mut journal.sent_when_stored);
         journal.under_way = Some(number);
         if !journal.scribe.write(entries, Owner::DhcpJournal.pack(), turn.desk) {

@@ -644,7 +644,7 @@ impl HttpSide {
             } else {
                 connection.deadline = turn.now + ACK_CHECK;
                 // A slow reader may have a mebibyte to go, as fast as while it was sent.
-                if connection.ack_checks == 0 || waiting.saturating_add(ACK_STEP) <= connection.waiting {
+                if connection.ack_checks == 0 || connection.waiting.saturating_sub(waiting) >= ACK_STEP {
                     (connection.ack_checks, connection.waiting) = (0, waiting);
                 }
                 connection.ack_checks += 1;

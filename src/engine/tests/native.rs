@@ -19,6 +19,7 @@ fn lab() -> Lab {
             ("MenuOption144/X64/vmlinuz", b"kernel"),
             ("wipe/X64/pxeboot.n12", b"another program"),
             ("wipe/X64/boot.wim", SMALL_WIM),
+            ("wipe/X64/other.wim", SMALL_WIM),
             ("wipe/image.toml", b"destructive = true"),
         ] {
             let path = images.join(name);
@@ -107,6 +108,7 @@ fn what_may_wipe_leaves_for_a_live_job_and_for_the_boot_that_passed_alone() {
     assert!(ask(&lab, "wipe/X64/pxeboot.n12").is_ok(), "without the WIM it does nothing");
     see(&lab);
     assert_eq!(wim(), Err(2), "no job");
+    assert_eq!(ask(&lab, "wipe/X64/other.wim"), Err(2), "its program may start this one");
     let id = lab.add("wipe");
     assert_eq!(wim().unwrap(), SMALL_WIM);
     assert_eq!(lab.stage(id), Stage::Running);
@@ -115,6 +117,7 @@ fn what_may_wipe_leaves_for_a_live_job_and_for_the_boot_that_passed_alone() {
     see(&lab);
     assert_eq!(wim(), Err(2), "it had its job");
     assert_eq!(ask(&lab, "\\boot.wim"), Err(2), "by whatever name");
+    assert!(ask(&lab, "wipe/X64/other.wim").is_ok(), "what it booted may want more");
     lab.order(crate::keeper::Order::Rearm { id, expected: None, all: false });
     assert_eq!(wim().unwrap(), SMALL_WIM);
 }

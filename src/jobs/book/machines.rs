@@ -484,23 +484,24 @@ impl Book {
     }
 
     /// Whoever has passed is unknown to no rule any more, whatever becomes of the job: it may expire, be cancelled or be
-    /// given to the machine anew. What it showed besides counts too: it may come by another card.
-    pub(super) fn remember_passed(&mut self, idents: &[Ident], now: SystemTime) {
+    /// given to the machine anew. What it showed besides counts too: it may come by another card. False where there is no room for
+    /// that; what names no machine of its own is not remembered.
+    pub(super) fn remember_passed(&mut self, idents: &[Ident], now: SystemTime) -> bool {
         let idents: Vec<&Ident> = idents.iter().filter(|ident| ident.is_identifying()).collect();
-        let of_its_own = |ident: &&&Ident| matches!(ident, Ident::Uuid(_) | Ident::Serial(_));
         let known: BTreeSet<MachineId> =
             idents.iter().filter_map(|ident| self.by_ident.get(*ident)).copied().collect();
-        if known.is_empty() {
-            // Strangers make records only so fast; the claim of a rule's job remembers it as well.
-            let first = idents.iter().find(of_its_own).or(idents.first());
-            if let Some(first) = first.filter(|_| self.bucket.take(now))
-                && self.remember_job(first, now)
-                && let Some(id) = self.by_ident.get(*first).copied()
-            {
-                self.note_passed(id, &idents);
-            }
+        known.iter().for_each(|id| self.note_passed(*id, &idents));
+        let own = idents.iter().find(|ident| matches!(ident, Ident::Uuid(_) | Ident::Serial(_)));
+        let Some(own) = own.or(idents.first()) else { return true };
+        if self.by_ident.contains_key(*own) || self.passed_as.contains_key(*own) {
+            return true;
         }
-        known.into_iter().for_each(|id| self.note_passed(id, &idents));
+        // On no record, or the one that there is has no room for it: an adapter that many machines came by.
+        let is_remembered = self.remember_job(own, now);
+        if let Some(id) = self.by_ident.get(*own).copied() {
+            self.note_passed(id, &idents);
+        }
+        is_remembered
     }
 
     fn note_passed(&mut self, id: MachineId, idents: &[&Ident]) {
@@ -514,13 +515,7 @@ impl Book {
 
     /// Forgets the oldest machine that was only seen; false if there is none.
     fn make_machines_room(&mut self) -> bool {
-        let only_seen = |machine: &&Arc<Machine>| {
-            !machine.registered
-                && !machine.had_job
-                && machine.state() == MachineState::Known
-                && machine.parts.len() == 1
-        };
-        let oldest = self.machines.values().find(only_seen).map(|machine| machine.id);
+        let oldest = self.only_seen.first().copied();
         oldest.into_iter().for_each(|id| self.change_machine(id, None));
         oldest.is_some()
     }

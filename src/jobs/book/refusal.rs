@@ -82,6 +82,11 @@ pub enum Refusal {
         /// Its stage.
         stage: Stage,
     },
+    /// The job is a rule's for unknown machines, and who had it is known.
+    KnownNow {
+        /// The job.
+        id: JobId,
+    },
     /// The job is a rule's and may wipe a disk, and re-arming it would give it to several machines once more.
     RearmsAll {
         /// The job.
@@ -161,6 +166,7 @@ impl Refusal {
             Self::NoClaim { .. } => "claim-not-found",
             Self::Ended { .. } => "job-ended",
             Self::NotEnded { .. } => "job-not-ended",
+            Self::KnownNow { .. } => "rule-for-unknown-machines",
             Self::RearmsAll { .. } => "rearm-needs-all",
             Self::NotRunning { .. } => "job-not-running",
             Self::TooMany => "too-many-jobs",
@@ -238,6 +244,10 @@ impl fmt::Display for Refusal {
             Self::NotEnded { id, stage } => {
                 write!(f, "job {id} has not ended ({stage}); `bootstorm job cancel {id}` ends it")
             }
+            Self::KnownNow { id } => write!(
+                f,
+                "job {id} is for unknown machines, and one that had it is known: add a job that names the machine"
+            ),
             Self::RearmsAll { id, machines } => write!(
                 f,
                 "{machines} machines had {id}, which may wipe a disk, and each would get it again: name one with \

@@ -231,7 +231,7 @@ fn a_machine_that_had_its_boot_is_unknown_to_no_rule_however_its_job_ended() {
             .map(|claim| claim.id)
             .collect::<Vec<_>>()
             .into_iter()
-            .for_each(|claim| book.forget_claim(claim, at(3)))
+            .for_each(|claim| assert!(book.forget_claim(claim, at(3))))
     });
     book.cancel(id, at(4)).unwrap();
     assert_eq!(book.book().claims(id).count(), 0);
@@ -260,6 +260,51 @@ fn a_later_image_of_a_sequence_has_its_time_from_the_boot_before_it_on() {
     assert_eq!(stage(&book, id), Stage::Offered, "its second image has an hour too");
     book.expire(at(3000 + 3600));
     assert_eq!(stage(&book, id), Stage::Expired);
+}
+
+#[test]
+fn a_rule_for_unknown_machines_is_given_to_nobody_again() {
+    let (book, id) = with_job(for_unknown_machines("wiping"));
+    book.note(&presents(1, id, 1, Some(UUID)), at(1));
+    assert_eq!(book.pass(&line(1, id, "wiping"), at(2)), Passage::Now);
+    let claim = book.book().claims(id).next().unwrap().id;
+    let one = book.change(|book| book.rearm_claim(claim, "test", moment(3))).unwrap_err();
+    let all = book.rearm(id, &library(), at(3), 3).unwrap_err();
+    assert_eq!((&one, &all), (&Refusal::KnownNow { id }, &Refusal::KnownNow { id }));
+    assert!(one.to_string().contains("names the machine"));
+    // One that is over begins again, for machines that are unknown then.
+    book.cancel(id, at(4)).unwrap();
+    book.rearm(id, &library(), at(5), 3).unwrap();
+    assert_eq!(book.load().decide(&machine(1, Some(UUID))), Decision::NoJob);
+    let new = machine(7, Some("4c4c4544-0042-3510-8052-b4c04f564299"));
+    assert!(matches!(book.load().decide(&new), Decision::Job(_)));
+}
+
+#[test]
+fn what_passed_takes_no_registered_machine_its_name_and_an_adapter_hides_nobody() {
+    let serial = || Ident::Serial("S-1".into());
+    let (book, id) = with_job(JobSpec::new(Action::Image("wiping".into()), Selector::Serial("S-1".into())));
+    let named = MachineSpec { idents: vec![serial()], name: Some("host1".into()), ..MachineSpec::default() };
+    book.change(|book| book.register(named, "test", moment(0)).unwrap());
+    book.note(&Evidence { serial: Some("S-1".into()), ..presents(1, id, 1, Some(UUID)) }, at(1));
+    assert_eq!(book.pass(&line(1, id, "wiping"), at(2)), Passage::Now);
+    let who = Identity { serial: Some("S-1".into()), ..machine(1, Some(UUID)) };
+    assert_eq!(book.load().standing(&who).and_then(|standing| standing.name.as_deref()), Some("host1"));
+    // Machine after machine behind one adapter, as far as anybody knows an address like any other.
+    let (book, _) = with_job(boot("fine"));
+    let uuid = |n: u64| format!("4c4c4544-0042-3510-8052-b4c04f5642{n:02x}");
+    for n in 1..=12 {
+        let by_uuid = JobSpec::new(Action::Image("wiping".into()), Selector::Uuid(uuid(n).parse().unwrap()));
+        let id = book.add(by_uuid, &library(), at(n)).unwrap().id;
+        book.note(&presents(n, id, 9, Some(&uuid(n))), at(n));
+        assert_eq!(book.pass(&line(n, id, "wiping"), at(n)), Passage::Now);
+        book.rearm(id, &library(), at(n), n + 1).unwrap();
+        book.cancel(id, at(n)).unwrap();
+    }
+    book.add(for_unknown_machines("wiping"), &library(), at(20)).unwrap();
+    for n in 1..=12 {
+        assert_eq!(book.load().decide(&machine(10 + n as u8, Some(&uuid(n)))), Decision::NoJob, "{n}");
+    }
 }
 
 #[test]

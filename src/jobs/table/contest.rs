@@ -11,6 +11,7 @@ use super::sync::Atomics;
 use super::{Decision, Key, Standing};
 use crate::jobs::Identity;
 use crate::jobs::job::{Job, JobId};
+use crate::jobs::machine::MachineId;
 use crate::jobs::rule::Specificity;
 use crate::wire::Uuid;
 
@@ -58,7 +59,15 @@ impl<S: Atomics> Shared<S> {
     }
 
     pub(super) fn standing<'g>(&self, who: &Identity, held: Held<'g>) -> Option<&'g Standing> {
-        self.presented(who, held).iter().flatten().find_map(Found::standing)
+        let found = self.presented(who, held);
+        let mut all = found.iter().flatten().filter_map(Found::standing);
+        let first = all.next()?;
+        // Of what is only known to have passed there is no record that could say more.
+        Some(if first.machine == MachineId(0) {
+            all.find(|other| other.machine != MachineId(0)).unwrap_or(first)
+        } else {
+            first
+        })
     }
 
     pub(super) fn job<'g>(&self, id: JobId, held: Held<'g>) -> Option<&'g Job> {

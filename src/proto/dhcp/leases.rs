@@ -465,15 +465,20 @@ impl Leases {
         self.networks.iter().position(|network| network.contains_host(ip))
     }
 
-    /// Takes over a record of before. Of two addresses of one machine the one it had last counts.
-    fn take_over(&mut self, ip: Ipv4Addr, lease: Lease) {
+    /// Takes over a record of before. Of two addresses of one machine the one it has for longer counts; the other one is nobody's
+    /// until its own term is over, since it may be the one that is in use.
+    fn take_over(&mut self, ip: Ipv4Addr, mut lease: Lease) {
         if lease.state != State::Quarantined
             && let Some(held) = self.by_owner.get(&lease.owner).copied()
         {
             if self.by_ip.get(&held).is_some_and(|other| other.at >= lease.at) {
-                return;
+                if !lease.state.is_live() {
+                    return;
+                }
+                lease.state = State::Quarantined;
+            } else if let Some(other) = self.remove(held).filter(|other| other.state.is_live()) {
+                self.insert(held, Lease { state: State::Quarantined, saved: None, ..other });
             }
-            self.remove(held);
         }
         match lease.state {
             State::Remembered => self.remember(ip, lease, lease.at),
