@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -856,6 +856,12 @@ fn the_recorder_hears_how_a_transfer_by_tftp_went() {
     assert!(facts.rtt_us.is_some_and(|rtt| rtt > 0));
 }
 
+/// Makes a file look as if it had been left alone for a minute.
+fn age(path: &Path) {
+    let aged = std::time::SystemTime::now() - Duration::from_secs(60);
+    fs::File::options().write(true).open(path).unwrap().set_modified(aged).unwrap();
+}
+
 /// A server with images that a job can boot, and a store that can be full.
 impl Lab {
     fn with_jobs(driver: Driver, len: usize) -> Self {
@@ -879,9 +885,11 @@ impl Lab {
         fs::write(images.join("closed/private/ks.cfg"), "host {{hostname}} serial {{serial}} {{product}}\n")
             .unwrap();
         fs::write(images.join("closed/private/unattend.xml"), "<Key>SECRET {{mac}}</Key>").unwrap();
-        let aged = std::time::SystemTime::now() - Duration::from_secs(60);
-        for file in ["linux/vmlinuz", "linux/initrd.img", "custom/custom.ipxe", "closed/vmlinuz"] {
-            fs::File::options().write(true).open(images.join(file)).unwrap().set_modified(aged).unwrap();
+        for file in ["linux/vmlinuz", "linux/initrd.img", "linux/image.toml", "custom/custom.ipxe"] {
+            age(&images.join(file));
+        }
+        for file in ["vmlinuz", "image.toml", "private/ks.cfg", "private/unattend.xml"] {
+            age(&images.join("closed").join(file));
         }
         lab.library.rescan().unwrap();
         lab
@@ -1021,6 +1029,7 @@ fn a_boot_under_way_gets_no_end_of_an_image_that_was_changed_meanwhile() {
     let manifest = lab.dir.join("images/linux/image.toml");
     let becomes = |text: &str| {
         fs::write(&manifest, text).unwrap();
+        age(&manifest);
         lab.library.rescan().unwrap();
     };
     let id = lab.add("linux");

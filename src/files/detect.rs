@@ -5,6 +5,7 @@ mod tests;
 mod winpe;
 
 use std::fs;
+use std::io::Read;
 use std::path::Path;
 
 use crate::files::gss;
@@ -12,16 +13,20 @@ use crate::files::loaders::{self, LoaderTable};
 use crate::files::manifest::{BadManifest, MANIFEST_NAME, Manifest};
 use crate::files::names::{self, base, folded};
 use crate::files::scan::{Found, Walk};
+use crate::files::served::FileIdentity;
 use crate::files::sniff::{self, Sniff};
 use crate::files::tree::{self, Tree};
 use crate::jobs::answers::{self, Answer};
 use crate::jobs::image::{Access, BootFiles, Image, ImageFile, ImageKind};
 use crate::jobs::script;
 use crate::jobs::template::Template;
+use crate::sys::open_plain;
 use crate::wire::arch::Platform;
 
 /// The script with variables.
 pub const TEMPLATE_NAME: &str = "boot.ipxe.tmpl";
+/// The arguments of a Linux image.
+pub const CMDLINE_NAME: &str = "cmdline";
 /// Largest `image.toml` or `cmdline` read.
 const TEXT_LEN_MAX: u64 = 256 * 1024;
 /// Most files of a folder opened to see what they are.
@@ -51,7 +56,7 @@ pub fn detect(name: &str, path: &Path, walk: &Walk, loaders: &LoaderTable) -> Im
         url_args: Vec::new(),
         gss: None,
     };
-    let manifest = match read_manifest(path) {
+    let manifest = match read_manifest(path, walk) {
         Ok(manifest) => manifest,
         Err(bad) => {
             image.access = bad.access;
@@ -91,28 +96,58 @@ pub fn detect(name: &str, path: &Path, walk: &Walk, loaders: &LoaderTable) -> Im
     image
 }
 
-fn read_manifest(path: &Path) -> Result<Manifest, BadManifest> {
-    match read_text(&path.join(MANIFEST_NAME)) {
-        Ok(Some(text)) => Manifest::parse(&text),
-        Ok(None) => Ok(Manifest::default()),
-        // One that cannot be read may have closed the payload or called the image destructive.
-        Err(why) => Err(BadManifest {
-            reason: format!("{MANIFEST_NAME}: {why}"),
-            access: Access::Boot,
-            destructive: true,
-        }),
+fn read_manifest(folder: &Path, walk: &Walk) -> Result<Manifest, BadManifest> {
+    let why = match own_text(folder, MANIFEST_NAME, walk) {
+        // What is left where the disk was full, or where somebody is about to write.
+        Ok(Some(text)) if text.is_empty() => "is empty".to_owned(),
+        Ok(Some(text)) => return Manifest::parse(&text),
+        Ok(None) => return Ok(Manifest::default()),
+        Err(why) => why,
+    };
+    // One that cannot be read may have closed the payload or called the image destructive.
+    Err(BadManifest { reason: format!("{MANIFEST_NAME} {why}"), access: Access::Boot, destructive: true })
+}
+
+/// A text that the image brings for us or its machines; `None` when there is none. Not by a link that leaves the folder:
+/// who may drop images here could have the server read out what only it can read. Not one that is still being written
+/// either: half of it may be a text as well.
+fn own_text(folder: &Path, name: &str, walk: &Walk) -> Result<Option<String>, String> {
+    let path = folder.join(name);
+    match fs::symlink_metadata(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(unreadable(&error)),
+        Ok(_) => {}
+    }
+    let real = fs::canonicalize(&path).map_err(|error| unreadable(&error))?;
+    let folder = fs::canonicalize(folder).map_err(|error| unreadable(&error))?;
+    if !real.starts_with(&folder) {
+        return Err("is a link that leaves the folder".to_owned());
+    }
+    let (text, identity) = read_text(&real)?;
+    match walk.texts.get(name) {
+        Some(Some(whole)) if whole.same_bytes(&identity) => Ok(Some(text)),
+        _ => Err("is still being written".to_owned()),
     }
 }
 
-/// A small text file beside the payload; `None` when there is none.
-fn read_text(path: &Path) -> Result<Option<String>, String> {
-    match fs::metadata(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error.to_string()),
-        Ok(meta) if !meta.is_file() => Err("not a file".to_owned()),
-        Ok(meta) if meta.len() > TEXT_LEN_MAX => Err(format!("longer than {TEXT_LEN_MAX} bytes")),
-        Ok(_) => fs::read_to_string(path).map(Some).map_err(|error| error.to_string()),
+/// A small text file beside the payload, and which file it was when it had been read.
+fn read_text(path: &Path) -> Result<(String, FileIdentity), String> {
+    let file = open_plain(path).map_err(|error| unreadable(&error))?;
+    let meta = file.metadata().map_err(|error| unreadable(&error))?;
+    if !meta.is_file() {
+        return Err("is not a file".to_owned());
     }
+    if meta.len() > TEXT_LEN_MAX {
+        return Err(format!("is longer than {TEXT_LEN_MAX} bytes"));
+    }
+    let mut text = String::new();
+    (&file).take(TEXT_LEN_MAX).read_to_string(&mut text).map_err(|error| unreadable(&error))?;
+    let meta = file.metadata().map_err(|error| unreadable(&error))?;
+    Ok((text, FileIdentity::of(&meta)))
+}
+
+fn unreadable(error: &std::io::Error) -> String {
+    format!("cannot be read: {error}")
 }
 
 struct Folder<'a> {
@@ -306,13 +341,13 @@ impl Folder<'_> {
             }
         };
         if image.args.is_empty() {
-            match read_text(&self.path.join("cmdline")) {
+            match own_text(self.path, CMDLINE_NAME, self.walk) {
                 // One line for the kernel, however many the file has.
                 Ok(text) => {
                     let words: Vec<_> = text.iter().flat_map(|text| text.split_whitespace()).collect();
                     image.args = words.join(" ");
                 }
-                Err(why) => return Err(format!("cmdline: {why}")),
+                Err(why) => return Err(format!("{CMDLINE_NAME} {why}")),
             }
         }
         if let Some(tree) = &tree {
@@ -392,8 +427,8 @@ impl Folder<'_> {
         };
         if let Some(tree) = &tree {
             self.told(tree, image);
-            let config = self.find("boot.cfg").and_then(|file| read_text(&file.path).ok().flatten());
-            image.warnings.extend(config.and_then(|text| tree::boot_cfg_warning(&text)));
+            let config = self.find("boot.cfg").and_then(|file| read_text(&file.path).ok());
+            image.warnings.extend(config.and_then(|(text, _)| tree::boot_cfg_warning(&text)));
         }
         let Some(cpu) = Sniff::of_file(&program.path).efi else {
             return Err(format!("{} is no EFI program", program.name));
@@ -426,21 +461,11 @@ impl Folder<'_> {
             return Ok(None);
         }
         let of_file = |what: String| format!("{TEMPLATE_NAME} {what}");
-        let Some(text) = self.own_text(TEMPLATE_NAME).map_err(of_file)? else { return Ok(None) };
+        let Some(text) = own_text(self.path, TEMPLATE_NAME, self.walk).map_err(of_file)? else {
+            return Ok(None);
+        };
         image.template = Some(script::script_template(&text).map_err(|bad| of_file(bad.to_string()))?);
         Ok(Some(BootFiles::Script { script: TEMPLATE_NAME.to_owned() }))
-    }
-
-    /// A text of the image that machines get to see. Not by a link that leaves the folder: who may drop images here
-    /// could have the server read out what only it can read.
-    fn own_text(&self, name: &str) -> Result<Option<String>, String> {
-        let path = self.path.join(name);
-        match (fs::canonicalize(&path), fs::canonicalize(self.path)) {
-            (Ok(real), Ok(folder)) if !real.starts_with(&folder) => {
-                Err("is a link that leaves the folder".to_owned())
-            }
-            _ => read_text(&path),
-        }
     }
 
     /// The answer files named in image.toml, out of `private`.
@@ -461,7 +486,7 @@ impl Folder<'_> {
             if found.iter().any(|answer| answer.name == name) {
                 return Err(format!("{MANIFEST_NAME}: the answer file {name} is named twice"));
             }
-            let text = self.own_text(&format!("private/{name}")).map_err(of_file)?;
+            let text = own_text(self.path, &format!("private/{name}"), self.walk).map_err(of_file)?;
             let text = text.ok_or_else(|| of_file("is not in the folder".to_owned()))?;
             let template = Template::parse(&text).map_err(|bad| of_file(bad.to_string()))?;
             found.push(Answer { name, once, template });

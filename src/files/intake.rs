@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use crate::files::detect;
+use crate::files::detect::{self, CMDLINE_NAME};
 use crate::files::gss;
 use crate::files::make;
 use crate::files::manifest::{MANIFEST_NAME, Manifest};
@@ -257,7 +257,7 @@ pub fn add(versions: &Versions, wish: &Wish, progress: &mut dyn FnMut(Step<'_>))
 
     let staged = versions.stage(&wish.name)?;
     progress(Step::Total(sources.values().map(|source| source.len).sum()));
-    let (mut files, mut private) = (Vec::new(), Vec::new());
+    let (mut files, mut private, mut texts) = (Vec::new(), Vec::new(), Vec::new());
     let mut folders = vec![staged.path().to_owned()];
     for (name, source) in &sources {
         let to = staged.path().join(name);
@@ -273,17 +273,21 @@ pub fn add(versions: &Versions, wish: &Wish, progress: &mut dyn FnMut(Step<'_>))
         progress(Step::File(name));
         let hash = source.take_in(name, &to, progress)?;
         let meta = fs::metadata(&to).map_err(Refused::io(to.display().to_string()))?;
-        let record = FileRecord { blake3: hash, ..FileRecord::unread(name, &FileIdentity::of(&meta)) };
-        if !names::is_hidden(name) && name != "cmdline" {
-            files.push(record);
+        let record = FileRecord::unread(name, &FileIdentity::of(&meta));
+        if !names::is_hidden(name) && name != CMDLINE_NAME {
+            files.push(FileRecord { blake3: hash, ..record });
         } else {
             private.push(name.clone());
+            texts.push(record);
         }
     }
     if let Some(text) = &manifest {
         let to = staged.path().join(MANIFEST_NAME);
-        make::written(&to, text.as_bytes()).map_err(Refused::io(to.display().to_string()))?;
+        let written = make::written(&to, text.as_bytes()).and_then(|()| fs::metadata(&to));
+        let meta = written.map_err(Refused::io(to.display().to_string()))?;
+        texts.push(FileRecord::unread(MANIFEST_NAME, &FileIdentity::of(&meta)));
     }
+    texts.sort_by(|a, b| a.name.cmp(&b.name));
     for (name, source) in sources.iter().filter(|(_, source)| !source.kept) {
         if reports.contains_key(name) {
             progress(Step::Check(name));
@@ -312,8 +316,8 @@ pub fn add(versions: &Versions, wish: &Wish, progress: &mut dyn FnMut(Step<'_>))
     for folder in folders.iter().rev() {
         versions::sync(folder).map_err(Refused::io(folder.display().to_string()))?;
     }
-    let record =
-        Record { version: 0, added_unix: versions::unix(SystemTime::now()), by: wish.by.clone(), files };
+    let added_unix = versions::unix(SystemTime::now());
+    let record = Record { version: 0, added_unix, by: wish.by.clone(), files, texts };
     let files = record.files.clone();
     let published = versions.publish(&wish.name, staged, record, wish.keep)?;
     Ok(Taken {
@@ -515,7 +519,7 @@ fn carry(
     let mut carried = Vec::new();
     for (name, source) in before.files {
         let off = gss::set_aside(&name);
-        let is_setting = off.is_none() && (names::is_hidden(&name) || name == "cmdline");
+        let is_setting = off.is_none() && (names::is_hidden(&name) || name == CMDLINE_NAME);
         let both = [Some(&name), off.as_ref()].into_iter().flatten();
         let has_successor =
             both.map(|name| names::folded(name)).any(|name| sources.folded.contains_key(&name));
@@ -544,6 +548,9 @@ fn manifest(
         if let Some(text) = &there {
             Manifest::parse(text).map_err(|bad| Refused::Settings(bad.reason))?;
         }
+        if there.as_ref().is_some_and(String::is_empty) {
+            return Err(Refused::Settings(format!("{MANIFEST_NAME} is empty")));
+        }
         return Ok(there);
     }
     // Comments stay where they are.
@@ -566,7 +573,7 @@ fn manifest(
     }
     let text = document.to_string();
     Manifest::parse(&text).map_err(|bad| Refused::Settings(bad.reason))?;
-    Ok(Some(text))
+    Ok((!text.is_empty()).then_some(text))
 }
 
 fn one_line(text: &str) -> String {
@@ -806,6 +813,43 @@ mod tests {
         assert!(folder.join("boot.wim").exists() && folder.join("BCD").exists());
         let only_new = Wish { only_new: true, ..update };
         assert!(take(&site, &only_new).unwrap_err().to_string().contains("pe already"));
+    }
+
+    #[test]
+    fn settings_that_were_taken_in_count_at_once() {
+        let site = Site::new();
+        let library = site.library();
+        site.write("incoming/linux", &samples::bzimage());
+        site.write("incoming/cmdline", b"quiet");
+        site.write("incoming/private/ks.cfg", b"rootpw x");
+        let mut lab = wish("lab", &[site.path().join("incoming")]);
+        lab.settings =
+            vec![("destructive", Setting::Flag(true)), ("answers", Setting::List(vec!["ks.cfg".into()]))];
+        take(&site, &lab).unwrap();
+        assert_eq!(library.rescan().unwrap().settling, 0);
+        let catalog = library.load();
+        let image = catalog.image("lab").unwrap();
+        assert_eq!((image.unbootable.as_deref(), image.destructive, image.answers.len()), (None, true, 1));
+        // What is changed by hand later, nobody vouches for.
+        site.write("images/lab/image.toml", b"title = \"x\"\n");
+        assert_eq!(library.rescan().unwrap().settling, 1);
+        assert!(library.load().image("lab").unwrap().unbootable.is_some());
+    }
+
+    #[test]
+    fn an_empty_manifest_is_refused_and_one_without_keys_is_not_written() {
+        let site = Site::new();
+        let script = site.write("incoming/boot.ipxe", b"#!ipxe\n");
+        let empty = site.write("incoming/image.toml", b"");
+        let refused = take(&site, &wish("lab", &[script.clone(), empty])).unwrap_err().to_string();
+        assert!(refused.contains("image.toml is empty"), "{refused}");
+        let mut titled = wish("lab", &[script]);
+        titled.settings = vec![("title", "Lab".into())];
+        take(&site, &titled).unwrap();
+        titled.settings = vec![("title", "".into())];
+        take(&site, &titled).unwrap();
+        assert!(!site.path().join("images/lab/image.toml").exists());
+        assert_eq!(site.image("lab").unbootable, None);
     }
 
     #[test]

@@ -183,7 +183,8 @@ impl Scanned {
                 walk.notes.push("a folder of the same name in [images] trees is left out".to_owned());
             }
             memory.extend(std::mem::take(&mut walk.memory));
-            report.settling += walk.settling.len();
+            report.settling +=
+                walk.settling.len() + walk.texts.values().filter(|text| text.is_none()).count();
             let image = detect::detect(&name, &path, &walk, &loaders);
             details.push(Details::of(&root, &name, &walk));
             let Walk { files, .. } = walk;
@@ -429,7 +430,75 @@ mod tests {
         let library = site.library();
         assert_eq!(library.load().http_image("pe/boot.wim").unwrap().access, Access::Open);
         site.write("images/pe/image.toml", b"access = \"boot\"");
+        site.age("images/pe/image.toml", 60);
         library.rescan().unwrap();
         assert_eq!(library.load().http_image("pe/boot.wim").unwrap().access, Access::Boot);
+        assert!(!library.load().image("pe").unwrap().destructive);
+    }
+
+    #[test]
+    fn a_manifest_that_is_being_written_closes_the_image_until_it_is_whole() {
+        let site = Site::new();
+        site.write("images/own/start.ipxe", b"#!ipxe\n");
+        let manifest = "images/own/image.toml";
+        site.write(manifest, b"destructive = true\naccess = \"boot\"\n");
+        for name in ["images/own/start.ipxe", manifest] {
+            site.age(name, 60);
+        }
+        let library = site.library();
+        let now = SystemTime::now();
+        let is_closed = |at: SystemTime, reason: Option<&str>, settling: usize| {
+            assert_eq!(library.rescan_at(at).unwrap().settling, settling);
+            let catalog = library.snapshot();
+            let image = catalog.image("own").unwrap();
+            assert_eq!(image.unbootable.as_deref(), reason);
+            image.destructive && image.access == Access::Boot
+        };
+        assert!(is_closed(now, None, 0));
+        // An editor empties the file and writes line by line; each of these is a manifest by itself.
+        let settling = Some("image.toml is still being written");
+        site.write(manifest, b"");
+        assert!(is_closed(now, settling, 1));
+        site.write(manifest, b"title = \"x\"\n");
+        assert!(is_closed(now, settling, 1));
+        // It rests as payload does, and whoever has it open for writing is not done.
+        let writer = std::fs::File::options().append(true).open(site.path().join(manifest)).unwrap();
+        assert!(is_closed(now + scan::SETTLE, settling, 1));
+        drop(writer);
+        assert!(!is_closed(now + scan::SETTLE, None, 0));
+        // The disk was full: empty it stays, and closed.
+        site.write(manifest, b"");
+        assert!(is_closed(now, settling, 1));
+        let empty = Some("image.toml is empty");
+        assert!(is_closed(now + scan::SETTLE, empty, 0));
+        assert_eq!(site.image("own").unbootable.as_deref(), empty);
+        // Renamed into place it counts at once.
+        site.write("images/own/.new", b"title = \"x\"\n");
+        std::thread::sleep(Duration::from_millis(20));
+        std::fs::rename(site.path().join("images/own/.new"), site.path().join(manifest)).unwrap();
+        assert!(!is_closed(now, None, 0));
+    }
+
+    #[test]
+    fn texts_for_machines_wait_until_they_are_whole() {
+        let site = Site::new();
+        site.write("images/lab/linux", &crate::files::sniff::samples::bzimage());
+        site.write("images/lab/image.toml", b"answers = [\"ks.cfg\"]");
+        for name in ["images/lab/linux", "images/lab/image.toml"] {
+            site.age(name, 60);
+        }
+        let library = site.library();
+        let now = SystemTime::now();
+        for (name, reason) in [
+            ("private/ks.cfg", "answer file private/ks.cfg: is still being written"),
+            ("cmdline", "cmdline is still being written"),
+            ("boot.ipxe.tmpl", "boot.ipxe.tmpl is still being written"),
+        ] {
+            site.write(&format!("images/lab/{name}"), b"#!ipxe\n");
+            assert_eq!(library.rescan_at(now).unwrap().settling, 1, "{name}");
+            assert_eq!(library.load().image("lab").unwrap().unbootable.as_deref(), Some(reason));
+            assert_eq!(library.rescan_at(now + scan::SETTLE).unwrap().settling, 0, "{name}");
+            assert_eq!(library.load().image("lab").unwrap().unbootable, None);
+        }
     }
 }

@@ -31,9 +31,13 @@ pub struct Record {
     pub by: String,
     /// Its payload files in name order.
     pub files: Vec<FileRecord>,
+    /// What is read here and served to nobody (`image.toml`, templates, answer files) as it was taken in, in name order: the
+    /// scan needs not wait to see that it is whole.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub texts: Vec<FileRecord>,
 }
 
-/// A payload file as it was taken in.
+/// A file as it was taken in.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct FileRecord {
     /// Name below the image's folder.
@@ -71,16 +75,24 @@ fn nanoseconds(identity: &FileIdentity) -> i64 {
     i64::try_from(identity.modified_ns).unwrap_or(i64::MAX)
 }
 
+fn named<'r>(files: &'r [FileRecord], name: &str) -> Option<&'r FileRecord> {
+    let at = files.binary_search_by(|file| file.name.as_str().cmp(name)).ok()?;
+    files.get(at)
+}
+
 impl Record {
     /// Of a folder as it is now, none of its files read; its number is still to be given.
     pub fn of_folder(folder: &Path, by: &str) -> Self {
         let walk = scan::walk_version(folder);
         let files = walk.files.iter().map(|found| FileRecord::unread(&found.name, &found.identity));
+        let texts =
+            walk.texts.iter().filter_map(|(name, whole)| Some(FileRecord::unread(name, whole.as_ref()?)));
         Self {
             version: 0,
             added_unix: versions::unix(SystemTime::now()),
             by: by.to_owned(),
             files: files.collect(),
+            texts: texts.collect(),
         }
     }
 
@@ -104,6 +116,7 @@ impl Record {
         open_plain(&path)?.take(RECORD_LEN_MAX).read_to_end(&mut text)?;
         let mut record: Self = serde_json::from_slice(&text).map_err(|error| bad(error.to_string()))?;
         record.files.sort_by(|a, b| a.name.cmp(&b.name));
+        record.texts.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(Some(record))
     }
 
@@ -125,15 +138,15 @@ impl Record {
         written
     }
 
-    /// A file by its name.
+    /// A payload file by its name.
     pub fn file(&self, name: &str) -> Option<&FileRecord> {
-        let at = self.files.binary_search_by(|file| file.name.as_str().cmp(name)).ok()?;
-        self.files.get(at)
+        named(&self.files, name)
     }
 
-    /// True when the record has this file, as it is.
+    /// True when the record has this file, payload or text, as it is.
     pub fn describes(&self, name: &str, identity: &FileIdentity) -> bool {
-        self.file(name).is_some_and(|file| file.describes(identity))
+        let file = self.file(name).or_else(|| named(&self.texts, name));
+        file.is_some_and(|file| file.describes(identity))
     }
 
     /// When the last of its files was verified that was verified longest ago; `None` while there is one that never was.
@@ -161,6 +174,7 @@ mod tests {
             added_unix: 9,
             by: "uid 0 (root)".into(),
             files: vec![file("a", Some(5)), file("b", Some(4))],
+            texts: vec![file("image.toml", None)],
         };
         record.write(folder.path()).unwrap();
         assert_eq!(Record::read(folder.path()).unwrap().as_ref(), Some(&record));

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use crate::files::detect::{CMDLINE_NAME, TEMPLATE_NAME};
+use crate::files::manifest::MANIFEST_NAME;
 use crate::files::names;
 use crate::files::record::{RECORD_NAME, Record};
 use crate::files::served::FileIdentity;
@@ -52,6 +54,9 @@ pub struct Walk {
     pub settling: Vec<String>,
     /// Things the operator should know (links that leave, names nobody can ask for).
     pub notes: Vec<String>,
+    /// What is read here and served to nobody, by name: `image.toml`, `cmdline`, the template, answer files. What it was
+    /// when it was seen to be whole; nothing while it is still being written.
+    pub texts: BTreeMap<String, Option<FileIdentity>>,
     /// What is in those of `files` that are WIMs by their name.
     pub wims: BTreeMap<String, WimLook>,
     /// Which version this is, if its record says so.
@@ -200,6 +205,7 @@ pub fn walk_image(root: &Path, folder: &Path, before: &Before) -> Walk {
         walk.record = Some(Arc::clone(&record));
         walk.memory.records.insert(real.clone(), (identity, record));
     }
+    look_at_texts(&real, before, &mut walk);
     let mut open = vec![real];
     walk_images_in(root, "", &mut open, before, &mut walk);
     walk.files.sort_by(|a, b| a.name.cmp(&b.name));
@@ -215,9 +221,30 @@ pub fn walk_image(root: &Path, folder: &Path, before: &Before) -> Walk {
 pub(crate) fn walk_version(folder: &Path) -> Walk {
     let mut walk = Walk::default();
     let Ok(real) = fs::canonicalize(folder) else { return walk };
-    walk_images_in(&real, "", &mut vec![real.clone()], &Before::first(SystemTime::now()), &mut walk);
+    let before = Before::first(SystemTime::now());
+    look_at_texts(&real, &before, &mut walk);
+    walk_images_in(&real, "", &mut vec![real.clone()], &before, &mut walk);
     walk.files.sort_by(|a, b| a.name.cmp(&b.name));
     walk
+}
+
+/// Judges what is read here and served to nobody as payload is judged: half of an `image.toml` may say less than all of it.
+fn look_at_texts(folder: &Path, before: &Before, walk: &mut Walk) {
+    let private = fs::read_dir(folder.join("private")).into_iter().flatten().flatten().take(FILES_MAX);
+    let answers = private.filter_map(|entry| Some(format!("private/{}", entry.file_name().to_str()?)));
+    for name in [MANIFEST_NAME, CMDLINE_NAME, TEMPLATE_NAME].map(String::from).into_iter().chain(answers) {
+        let Ok(path) = fs::canonicalize(folder.join(&name)) else { continue };
+        let Ok(meta) = fs::symlink_metadata(&path) else { continue };
+        // Whoever reads it refuses a link that leaves the folder, too.
+        if !path.starts_with(folder) || !meta.is_file() {
+            continue;
+        }
+        let identity = FileIdentity::of(&meta);
+        let vouched = walk.record.as_ref().is_some_and(|record| record.describes(&name, &identity));
+        let sighting = before.judge(&path, &identity, vouched);
+        walk.memory.files.insert(path, sighting);
+        walk.texts.insert(name, sighting.published.then_some(identity));
+    }
 }
 
 fn walk_images_in(root: &Path, prefix: &str, open: &mut Vec<PathBuf>, before: &Before, walk: &mut Walk) {
@@ -235,7 +262,7 @@ fn walk_images_in(root: &Path, prefix: &str, open: &mut Vec<PathBuf>, before: &B
         };
         let name = if prefix.is_empty() { step.clone() } else { format!("{prefix}/{step}") };
         // The arguments of a Linux image are read by the scan and fetched by nobody.
-        if names::is_hidden(&name) || (prefix.is_empty() && step == "cmdline") {
+        if names::is_hidden(&name) || (prefix.is_empty() && step == CMDLINE_NAME) {
             continue;
         }
         if !names::is_nameable(&name) {

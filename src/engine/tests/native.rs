@@ -162,7 +162,9 @@ fn an_image_that_cannot_boot_any_more_gives_a_machine_with_its_job_nothing() {
     see(&lab);
     let id = lab.add("wipe");
     assert!(ask(&lab, "wipe/X64/pxeboot.n12").is_ok());
-    fs::write(lab.dir.join("images/wipe/image.toml"), "destructive = true\nno_such_key = 1\n").unwrap();
+    let manifest = lab.dir.join("images/wipe/image.toml");
+    fs::write(&manifest, "destructive = true\nno_such_key = 1\n").unwrap();
+    age(&manifest);
     lab.library.rescan().unwrap();
     let refused = || {
         assert_eq!(ask(&lab, "wipe/X64/boot.wim"), Err(2));

@@ -260,6 +260,30 @@ fn mistakes_in_image_toml_are_the_reason() {
 }
 
 #[test]
+fn no_text_is_read_through_a_link_that_leaves_the_folder() {
+    use std::os::unix::fs::symlink;
+    let site = Site::new();
+    let images = site.path().join("images");
+    site.write("secret", b"title = \"secret\"");
+    for name in ["args", "toml", "gone", "own"] {
+        site.write(&format!("images/{name}/linux"), &samples::bzimage());
+    }
+    symlink("../../secret", images.join("args/cmdline")).unwrap();
+    symlink("../../secret", images.join("toml/image.toml")).unwrap();
+    symlink("nowhere", images.join("gone/image.toml")).unwrap();
+    site.write("images/own/shared/settings", b"title = \"ours\"");
+    symlink("shared/settings", images.join("own/image.toml")).unwrap();
+    let image = site.image("args");
+    assert_eq!((reason(&image), image.args.as_str()), ("cmdline is a link that leaves the folder", ""));
+    let image = site.image("toml");
+    assert_eq!(reason(&image), "image.toml is a link that leaves the folder");
+    assert!(image.title == "toml" && image.destructive && image.access == Access::Boot);
+    let image = site.image("gone");
+    assert!(reason(&image).starts_with("image.toml cannot be read") && image.destructive);
+    assert_eq!(site.image("own").title, "ours");
+}
+
+#[test]
 fn folders_with_nothing_to_boot_say_so() {
     let site = Site::new();
     std::fs::create_dir_all(site.path().join("images/empty")).unwrap();
