@@ -68,9 +68,11 @@ impl FileIdentity {
     ///
     /// Losing a name (a newer version was renamed over this one, or it was removed) or gaining one (the next version
     /// keeps this file) moves the change time but not the content, and a transfer under way is to end with its own
-    /// version; every other move of it counts as a change.
+    /// version. One lost and one gained leave as many as there were, so of a file with several names that move says
+    /// nothing; every other move of it counts as a change.
     pub fn same_content(&self, now: &Self) -> bool {
-        self.same_bytes(now) && (self.changed_ns == now.changed_ns || now.links != self.links)
+        let is_shared = self.links > 1 || now.links > 1;
+        self.same_bytes(now) && (self.changed_ns == now.changed_ns || now.links != self.links || is_shared)
     }
 }
 
@@ -447,6 +449,24 @@ mod tests {
         let opened = served(&path).open().unwrap();
         std::thread::sleep(Duration::from_millis(20));
         std::fs::hard_link(&path, folder.path().join("kept")).unwrap();
+        assert!(opened.still_same());
+        std::thread::sleep(Duration::from_millis(20));
+        std::fs::write(&path, b"9876543210").unwrap();
+        assert!(!opened.still_same());
+    }
+
+    #[test]
+    fn a_file_whose_names_come_and_go_with_versions_goes_on_being_sent() {
+        let folder = TestFolder::new("served-link-turn");
+        let path = folder.write("boot.wim", b"0123456789");
+        let (first, second) = (folder.path().join("1"), folder.path().join("2"));
+        std::fs::hard_link(&path, &first).unwrap();
+        let opened = served(&path).open().unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        std::fs::hard_link(&path, second).unwrap();
+        std::fs::remove_file(first).unwrap();
+        let now = FileIdentity::of(&std::fs::metadata(&path).unwrap());
+        assert!(now.links == opened.identity.links && now.changed_ns != opened.identity.changed_ns);
         assert!(opened.still_same());
         std::thread::sleep(Duration::from_millis(20));
         std::fs::write(&path, b"9876543210").unwrap();
