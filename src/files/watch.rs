@@ -4,12 +4,12 @@
 use std::path::{Component, Path, PathBuf};
 
 use notify::event::{AccessKind, AccessMode, EventKind};
-use notify::{Event, RecursiveMode, Watcher};
+use notify::{Config, Event, RecommendedWatcher, RecursiveMode, Watcher};
 
 /// Watches for as long as it lives.
 #[derive(Debug)]
 pub struct Watch {
-    _watcher: notify::RecommendedWatcher,
+    _watcher: RecommendedWatcher,
 }
 
 /// Calls `changed` whenever a file below `images_dir` was made, written, closed after writing, renamed or removed; from a
@@ -26,7 +26,9 @@ pub fn watch(images_dir: &Path, changed: impl Fn() + Send + 'static) -> Result<W
         Ok(event) if event.need_rescan() || matters(&below, &event) => changed(),
         Ok(_) => {}
     };
-    let mut watcher = notify::recommended_watcher(heard).map_err(|error| error.to_string())?;
+    // A link could lead anywhere, and watches are counted. Where one is served through, the look every two seconds finds it.
+    let plain = Config::default().with_follow_symlinks(false);
+    let mut watcher = RecommendedWatcher::new(heard, plain).map_err(|error| error.to_string())?;
     watcher.watch(&root, RecursiveMode::Recursive).map_err(|error| error.to_string())?;
     Ok(Watch { _watcher: watcher })
 }
@@ -77,5 +79,18 @@ mod tests {
         assert!(hears());
         std::fs::write(folder.path().join("new/x"), b"x").unwrap();
         assert!(hears());
+    }
+
+    #[test]
+    fn what_links_lead_to_is_not_watched() {
+        let (folder, elsewhere) = (TestFolder::new("watch-link"), TestFolder::new("watch-elsewhere"));
+        std::os::unix::fs::symlink(elsewhere.path(), folder.path().join("link")).unwrap();
+        folder.write("pe/boot.wim", b"x");
+        let (told, heard) = mpsc::channel();
+        let _watch = watch(folder.path(), move || _ = told.send(())).unwrap();
+        elsewhere.write("x", b"x");
+        assert!(heard.recv_timeout(Duration::from_millis(200)).is_err());
+        folder.write("pe/boot.wim", b"y");
+        assert!(heard.recv_timeout(Duration::from_secs(10)).is_ok());
     }
 }

@@ -11,6 +11,10 @@ use crate::wire::arch::Cpu;
 pub const XML_LEN_MAX: usize = 4 * 1024 * 1024;
 /// Most nodes taken in, since each costs far more memory than its text.
 const NODES_MAX: u32 = 200_000;
+/// Longest tag taken in, bytes: the parser compares every attribute of an element with all before it.
+const TAG_LEN_MAX: usize = 4 * 1024;
+/// Most mentions of namespaces taken in (no WIM has one): the parser hands all of an element on to those inside it.
+const NAMESPACES_MAX: usize = 64;
 
 /// Why the XML of a WIM cannot be used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,7 +23,7 @@ pub enum XmlError {
     TooLong(u64),
     /// An odd number of bytes, or text that is not UTF-16.
     NotUtf16,
-    /// Not well-formed, with too many nodes, or with a document type (no WIM has one).
+    /// Not well-formed, with too many nodes, tags or namespaces beyond all measure, or with a document type (no WIM has one).
     NotXml,
     /// Well-formed, but its root is not `WIM`.
     NoWim,
@@ -149,6 +153,9 @@ impl WimXml {
     /// # Errors
     /// [`XmlError`].
     pub fn parse(text: &str) -> Result<Self, XmlError> {
+        if has_long_tag(text) || text.matches("xmlns").nth(NAMESPACES_MAX).is_some() {
+            return Err(XmlError::NotXml);
+        }
         let options =
             ParsingOptions { allow_dtd: false, nodes_limit: NODES_MAX, ..ParsingOptions::default() };
         let document = Document::parse_with_options(text, options).map_err(|_| XmlError::NotXml)?;
@@ -166,6 +173,38 @@ impl WimXml {
     pub fn image(&self, index: u32) -> Option<&ImageXml> {
         self.images.iter().find(|image| image.index == index)
     }
+}
+
+/// True where a tag has more than [`TAG_LEN_MAX`] bytes. One pass; where the text is not well-formed the parser stops too.
+fn has_long_tag(text: &str) -> bool {
+    let mut rest = text;
+    while let Some((_, tag)) = rest.split_once('<') {
+        // What these hold is text to the parser.
+        let end = [("!--", "-->"), ("![CDATA[", "]]>"), ("?", "?>")];
+        if let Some((begin, end)) = end.iter().find(|(begin, _)| tag.starts_with(begin)) {
+            let held = tag.get(begin.len()..).and_then(|held| held.split_once(end));
+            let Some((_, behind)) = held else { return false };
+            rest = behind;
+            continue;
+        }
+        let mut quote = None;
+        let end = tag.bytes().position(|byte| match quote {
+            Some(open) => {
+                quote = quote.filter(|_| byte != open);
+                false
+            }
+            None => {
+                quote = Some(byte).filter(|byte| matches!(byte, b'"' | b'\''));
+                byte == b'>'
+            }
+        });
+        let len = end.unwrap_or(tag.len());
+        if len > TAG_LEN_MAX {
+            return true;
+        }
+        rest = tag.get(len..).unwrap_or_default();
+    }
+    false
 }
 
 fn image(node: Node<'_, '_>) -> Option<ImageXml> {
@@ -273,6 +312,24 @@ mod tests {
         assert_eq!(WimXml::parse(&deep), Err(XmlError::NotXml));
         let deep = format!("{}{}", "<WIM>".repeat(100_000), "</WIM>".repeat(100_000));
         assert_eq!(WimXml::parse(&deep), Ok(WimXml::default()));
+        // Each of these would keep the parser busy for hours.
+        let many: String = (0..100_000).map(|n| format!(" a{n}=''")).collect();
+        for (begin, end) in [
+            ("<WIM", "/>"),
+            ("<WIM a='>'", "/>"),
+            ("<!-- ' --><WIM", "/>"),
+            ("<WIM><![CDATA[']]><a", "/></WIM>"),
+        ] {
+            assert_eq!(WimXml::parse(&format!("{begin}{many}{end}")), Err(XmlError::NotXml), "{begin}");
+        }
+        let nested: String = (0..30_000).map(|n| format!("<a xmlns:a{n}='{n}'>")).collect();
+        let closed = "</a>".repeat(30_000);
+        assert_eq!(WimXml::parse(&format!("<WIM>{nested}{closed}</WIM>")), Err(XmlError::NotXml));
+        // Long text is none of their business.
+        let long = "it's > ".repeat(10_000);
+        for text in [long.replace('>', ""), format!("<!--{long}-->"), format!("<![CDATA[<{long}]]>")] {
+            assert_eq!(WimXml::parse(&format!("<WIM>{text}<a/></WIM>")), Ok(WimXml::default()));
+        }
         assert!(
             WimXml::parse("<WIM><IMAGE INDEX=\"-1\"/><IMAGE INDEX=\"99999999999\"/></WIM>")
                 .unwrap()
