@@ -18,7 +18,7 @@ use crate::files::library::{Library, Settings};
 use crate::files::loader_facts;
 use crate::files::make;
 use crate::files::record::{RECORD_NAME, Record};
-use crate::files::versions::Versions;
+use crate::files::versions::{VersionError, Versions};
 use crate::jobs::Image;
 use crate::jobs::image::Images;
 use crate::sys::acting::as_myself;
@@ -170,7 +170,8 @@ fn copy_all(plan: &Plan, root: &Path, images: &[&Image]) -> Result<Vec<Value>, F
     let mut copied = Vec::new();
     for image in images {
         let (from, to) = (root.join(&image.name), plan.images_dir.join(&image.name));
-        if to.exists() {
+        let nothing = versions.base(&image.name)?;
+        if !nothing.is_nothing() || to.exists() {
             copied.push(json!({ "name": image.name, "done": "there already" }));
             continue;
         }
@@ -178,7 +179,13 @@ fn copy_all(plan: &Plan, root: &Path, images: &[&Image]) -> Result<Vec<Value>, F
         let staged = versions.stage(&image.name)?;
         let bytes = copy_folder(&from, staged.path(), "").map_err(failed(&to))?;
         let record = Record::of_folder(staged.path(), &me());
-        let published = versions.publish(&image.name, staged, record, KEPT)?;
+        let published = match versions.publish(&image.name, staged, record, KEPT, &nothing, || true) {
+            Err(VersionError::Meanwhile { .. }) => {
+                copied.push(json!({ "name": image.name, "done": "there already" }));
+                continue;
+            }
+            published => published?,
+        };
         copied.push(json!({
             "name": image.name, "done": "copied", "bytes": bytes, "version": published.version
         }));

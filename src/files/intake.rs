@@ -175,10 +175,12 @@ pub enum Step<'a> {
 }
 
 /// A file on its way in.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Source {
     path: PathBuf,
     len: u64,
+    /// Which file it was when it was found.
+    identity: FileIdentity,
     /// Bytes it takes on the disk: a sparse file takes less than its length.
     on_disk: u64,
     /// Kept from the version before.
@@ -220,9 +222,10 @@ impl Before {
 pub fn add(versions: &Versions, wish: &Wish, progress: &mut dyn FnMut(Step<'_>)) -> Result<Taken, Refused> {
     versions.check_name(&wish.name)?;
     versions.recover()?;
-    let exists = versions.exists(&wish.name)?;
-    if exists && wish.only_new {
-        return Err(VersionError::Exists { name: wish.name.clone() }.into());
+    let base = versions.base(&wish.name)?;
+    let exists_already = || VersionError::Exists { name: wish.name.clone() };
+    if wish.only_new && !base.is_nothing() {
+        return Err(exists_already().into());
     }
     let mut warnings = Vec::new();
     let mut sources = Sources::default();
@@ -242,11 +245,17 @@ pub fn add(versions: &Versions, wish: &Wish, progress: &mut dyn FnMut(Step<'_>))
         }
         Ok(())
     })?;
-    let mut carried = Vec::new();
-    if exists {
-        carried = carry(versions.root(), &wish.name, wish.update, &mut sources, &mut warnings)?;
-    }
-    let sources = sources.files;
+    let Sources { files: mut sources, folded, .. } = sources;
+    let carry = |left_out: &mut Vec<String>| match base.is_nothing() {
+        true => Ok(BTreeMap::new()),
+        false => carried(versions.root(), wish, &folded, left_out),
+    };
+    let mut left_out = Vec::new();
+    let carried = carry(&mut left_out)?;
+    // The rest would not have been served either.
+    let is_to_tell = |warning: &String| wish.update && warning.contains("it is a link that leaves");
+    warnings.extend(left_out.into_iter().filter(is_to_tell));
+    sources.extend(carried.clone());
     let manifest = manifest(&sources, &wish.settings)?;
     let need: u64 = sources.values().filter(|source| !source.is_linked()).map(|source| source.on_disk).sum();
     let have = disk::free_bytes(versions.root())
@@ -319,13 +328,21 @@ pub fn add(versions: &Versions, wish: &Wish, progress: &mut dyn FnMut(Step<'_>))
     let added_unix = versions::unix(SystemTime::now());
     let record = Record { version: 0, added_unix, by: wish.by.clone(), files, texts };
     let files = record.files.clone();
-    let published = versions.publish(&wish.name, staged, record, wish.keep)?;
+    // What was carried over was read while others could put another version in its place, or write to this one.
+    let is_base_same = || carry(&mut Vec::new()).is_ok_and(|now| are_same(&carried, &now));
+    let published =
+        versions.publish(&wish.name, staged, record, wish.keep, &base, is_base_same).map_err(|error| {
+            match error {
+                VersionError::Meanwhile { .. } if wish.only_new => exists_already(),
+                other => other,
+            }
+        })?;
     Ok(Taken {
         version: published.version,
         replaced: published.replaced,
         dropped: published.dropped,
         files,
-        carried,
+        carried: carried.into_keys().collect(),
         private,
         warnings,
     })
@@ -366,7 +383,8 @@ fn put(name: &str, path: &Path, meta: &fs::Metadata, sources: &mut Sources) -> R
         )));
     }
     let on_disk = meta.len().min(meta.blocks().saturating_mul(512));
-    let source = Source { path: path.to_owned(), len: meta.len(), on_disk, kept: false };
+    let identity = FileIdentity::of(meta);
+    let source = Source { path: path.to_owned(), len: meta.len(), identity, on_disk, kept: false };
     sources.files.insert(name.to_owned(), source);
     Ok(())
 }
@@ -500,35 +518,37 @@ fn iso_doubt(path: &Path, len: u64) -> Option<String> {
     (need > len).then(|| format!("an ISO of {need} bytes by its own words, cut short at {len}"))
 }
 
-/// Adds the files of the version before that stay: settings and answer files, and with `all` every other one that has
-/// no successor, loaders that are off among them. Their names.
-fn carry(
+/// The files of the version before that stay: settings and answer files, and with an update every other one that has no
+/// successor, loaders that are off among them.
+fn carried(
     root: &Path,
-    name: &str,
-    all: bool,
-    sources: &mut Sources,
-    warnings: &mut Vec<String>,
-) -> Result<Vec<String>, Refused> {
-    let folder = root.join(name);
+    wish: &Wish,
+    successors: &HashMap<String, String>,
+    left_out: &mut Vec<String>,
+) -> Result<BTreeMap<String, Source>, Refused> {
+    let folder = root.join(&wish.name);
     let before = Before { root: root.to_owned(), folder: folder.clone() };
-    let (mut before, mut left_out) = (Sources { before: Some(before), ..Sources::default() }, Vec::new());
-    gather_folder(&folder, "", 0, &mut before, &mut left_out)?;
-    // The rest would not have been served either.
-    warnings
-        .extend(left_out.into_iter().filter(|warning| all && warning.contains("it is a link that leaves")));
-    let mut carried = Vec::new();
+    let mut before = Sources { before: Some(before), ..Sources::default() };
+    gather_folder(&folder, "", 0, &mut before, left_out)?;
+    let mut carried = BTreeMap::new();
     for (name, source) in before.files {
         let off = gss::set_aside(&name);
         let is_setting = off.is_none() && (names::is_hidden(&name) || name == CMDLINE_NAME);
         let both = [Some(&name), off.as_ref()].into_iter().flatten();
-        let has_successor =
-            both.map(|name| names::folded(name)).any(|name| sources.folded.contains_key(&name));
-        if !has_successor && (all || is_setting) {
-            sources.files.insert(name.clone(), Source { kept: true, ..source });
-            carried.push(name);
+        let has_successor = both.map(|name| names::folded(name)).any(|name| successors.contains_key(&name));
+        if !has_successor && (wish.update || is_setting) {
+            carried.insert(name, Source { kept: true, ..source });
         }
     }
     Ok(carried)
+}
+
+/// True while files are the ones that they were, and no other has come.
+fn are_same(then: &BTreeMap<String, Source>, now: &BTreeMap<String, Source>) -> bool {
+    let is_same = |(then, now): ((&String, &Source), (&String, &Source))| {
+        then.0 == now.0 && then.1.path == now.1.path && then.1.identity.same_bytes(&now.1.identity)
+    };
+    then.len() == now.len() && then.iter().zip(now).all(is_same)
 }
 
 /// The text of `image.toml`: what there is, with the settings put in; `None` when there is nothing to say.
@@ -850,6 +870,49 @@ mod tests {
         take(&site, &titled).unwrap();
         assert!(!site.path().join("images/lab/image.toml").exists());
         assert_eq!(site.image("lab").unbootable, None);
+    }
+
+    #[test]
+    fn what_another_does_meanwhile_is_not_mixed_in_or_lost() {
+        let site = Site::new();
+        let versions = versions(&site);
+        let script = |text: &str| site.write("incoming/boot.ipxe", text.as_bytes());
+        let mut first = wish("lab", &[script("#!ipxe\n# one\n"), site.write("incoming/other", b"one")]);
+        first.settings = vec![("destructive", Setting::Flag(true))];
+        take(&site, &first).unwrap();
+        take(&site, &wish("lab", &[script("#!ipxe\n# two\n")])).unwrap();
+        let update = Wish { update: true, ..wish("lab", &[site.write("incoming/more", b"more")]) };
+        // Once it has been seen what is to be carried over.
+        let add_while = |wish: &Wish, meanwhile: &dyn Fn()| {
+            let mut begun = false;
+            let taken = add(&versions, wish, &mut |_| {
+                if !std::mem::replace(&mut begun, true) {
+                    meanwhile();
+                }
+            });
+            taken.unwrap_err().to_string()
+        };
+        let late = "lab changed meanwhile: nothing was done, run it again";
+        assert_eq!(add_while(&update, &|| _ = versions.roll_back("lab", None, false).unwrap()), late);
+        assert_eq!(add_while(&update, &|| _ = take(&site, &first).unwrap()), late);
+        // By hand, to what was carried over, and a setting that was not there.
+        let manifest = || _ = site.write("images/lab/image.toml", b"access = \"boot\"\n");
+        assert_eq!(add_while(&update, &manifest), late);
+        assert_eq!(add_while(&update, &|| _ = site.write("images/lab/private/key", b"secret")), late);
+        let numbers: Vec<_> =
+            versions.list("lab").unwrap().iter().map(|version| version.record.version).collect();
+        assert_eq!(numbers, [3, 2, 1]);
+        assert_eq!(
+            take(&site, &update).unwrap().carried,
+            ["boot.ipxe", "image.toml", "other", "private/key"]
+        );
+        // Nothing was there, and another was quicker.
+        let new = wish("new", &[script("#!ipxe\n")]);
+        let only_new = Wish { only_new: true, ..new.clone() };
+        let refused = add_while(&only_new, &|| _ = take(&site, &only_new).unwrap());
+        assert!(refused.contains("there is an image new already"), "{refused}");
+        versions.remove("new").unwrap();
+        assert!(add_while(&new, &|| _ = take(&site, &new).unwrap()).contains("new changed meanwhile"));
     }
 
     #[test]

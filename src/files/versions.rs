@@ -16,6 +16,7 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -75,6 +76,11 @@ pub enum VersionError {
         /// The image.
         name: String,
     },
+    /// Something else was put in its place, or written to it, while the next version was made.
+    Meanwhile {
+        /// The image.
+        name: String,
+    },
     /// Files of the version are not what they were when it was taken in.
     Changed {
         /// The image.
@@ -118,6 +124,7 @@ impl VersionError {
             Self::Current { .. } => "version-in-use",
             Self::Link { .. } => "image-is-a-link",
             Self::Exists { .. } => "image-exists",
+            Self::Meanwhile { .. } => "image-changed",
             Self::Changed { .. } => "version-changed",
             Self::Io { .. } => "images-folder",
         }
@@ -152,6 +159,9 @@ impl fmt::Display for VersionError {
             }
             Self::Exists { name } => {
                 write!(f, "there is an image {name} already; without --new this becomes its next version")
+            }
+            Self::Meanwhile { name } => {
+                write!(f, "{name} changed meanwhile: nothing was done, run it again")
             }
             Self::Changed { name, version, file } => write!(
                 f,
@@ -207,6 +217,33 @@ impl Drop for Staged {
         if !self.published {
             // If it stays, the next command removes it.
             let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+/// What was served under a name when a next version was begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Base(Option<BaseFolder>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct BaseFolder {
+    device: u64,
+    inode: u64,
+    /// Its record's number and time: the inode of a folder that is removed is soon another's.
+    record: Option<(u32, u64)>,
+}
+
+impl Base {
+    /// True where nothing was served.
+    pub fn is_nothing(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// True while `now` is what was served then. It may have got a record since.
+    fn is(&self, now: &Self) -> bool {
+        match (self.0, now.0) {
+            (Some(then), Some(now)) => then == now || BaseFolder { record: None, ..now } == then,
+            (then, now) => then == now,
         }
     }
 }
@@ -300,6 +337,22 @@ impl Versions {
         Ok(self.current(name)?.is_some())
     }
 
+    /// What is served under a name now.
+    ///
+    /// # Errors
+    /// As [`Versions::exists`].
+    pub fn base(&self, name: &str) -> Result<Base, VersionError> {
+        let Some(path) = self.current(name)? else { return Ok(Base(None)) };
+        let failed = || VersionError::io(format!("read {}", path.display()));
+        let meta = fs::symlink_metadata(&path).map_err(failed())?;
+        let record = Record::read(&path).map_err(failed())?;
+        Ok(Base(Some(BaseFolder {
+            device: meta.dev(),
+            inode: meta.ino(),
+            record: record.map(|record| (record.version, record.added_unix)),
+        })))
+    }
+
     fn kept_dir(&self, name: &str) -> PathBuf {
         self.root.join(VERSIONS_DIR).join(name)
     }
@@ -320,16 +373,18 @@ impl Versions {
     /// [`VersionError::NoImage`] when there is none; what reading says.
     pub fn list(&self, name: &str) -> Result<Vec<Version>, VersionError> {
         self.inside(name)?;
-        let kept = kept_numbers(&self.root, name);
         let mut versions = Vec::new();
-        if let Some(path) = self.current(name)? {
-            let record = self.record_of(&path, kept.first().map_or(1, |newest| newest + 1))?;
-            versions.push(Version { record, current: true, path });
-        }
-        for number in kept {
+        for number in kept_numbers(&self.root, name) {
             let path = self.kept_dir(name).join(number.to_string());
+            // After a command that died, a folder may still have the number of what it made room for.
             let record = self.record_of(&path, number)?;
             versions.push(Version { record, current: false, path });
+        }
+        versions.sort_by_key(|version| std::cmp::Reverse(version.record.version));
+        if let Some(path) = self.current(name)? {
+            let newest = versions.first().map_or(0, |newest| newest.record.version);
+            let record = self.record_of(&path, newest + 1)?;
+            versions.insert(0, Version { record, current: true, path });
         }
         if versions.is_empty() {
             return Err(VersionError::NoImage { name: name.to_owned() });
@@ -374,7 +429,8 @@ impl Versions {
     }
 
     /// Puts a filled folder in place as the image's next version. Its files must be on the disk already. `keep` is how
-    /// many earlier versions stay.
+    /// many earlier versions stay. It is made for `base` to be served before it, and `is_base_same` says, while nobody else
+    /// publishes, whether what was taken over from there still is as it was.
     ///
     /// # Errors
     /// [`VersionError`]; then what was served is served as before.
@@ -384,9 +440,15 @@ impl Versions {
         mut staged: Staged,
         mut record: Record,
         keep: usize,
+        base: &Base,
+        is_base_same: impl FnOnce() -> bool,
     ) -> Result<Published, VersionError> {
         self.inside(name)?;
         let _held = self.lock()?;
+        self.put_in_order(name)?;
+        if !base.is(&self.base(name)?) || !is_base_same() {
+            return Err(VersionError::Meanwhile { name: name.to_owned() });
+        }
         let failed = || VersionError::io(format!("publish {name}"));
         let current = self.current(name)?;
         let kept = kept_numbers(&self.root, name);
@@ -410,8 +472,11 @@ impl Versions {
         staged.published = true;
         sync(&shelf).map_err(failed())?;
         self.take_turns(&waiting, &current).map_err(failed())?;
-        self.file_away(&shelf, &waiting).map_err(failed())?;
-        let older = kept_numbers(&self.root, name).into_iter().skip(keep);
+        let replaced = self.file_away(&shelf, &waiting).map_err(failed())?.unwrap_or(replaced);
+        // What was served until now is what somebody goes back to first, whatever its number.
+        let mut kept = kept_numbers(&self.root, name);
+        kept.sort_by_key(|number| *number != replaced);
+        let older = kept.into_iter().skip(keep);
         let dropped: Vec<u32> =
             older.filter(|number| self.discard(name, &shelf.join(number.to_string())).is_ok()).collect();
         // Only when it is empty.
@@ -432,12 +497,12 @@ impl Versions {
         waiting.parent().map_or(Ok(()), sync)
     }
 
-    /// Gives a kept folder the name of the version it holds.
-    fn file_away(&self, shelf: &Path, folder: &Path) -> io::Result<()> {
-        let Some(mut record) = Record::read(folder)? else { return Ok(()) };
+    /// Gives a kept folder the name of the version it holds; its number, if it has one.
+    fn file_away(&self, shelf: &Path, folder: &Path) -> io::Result<Option<u32>> {
+        let Some(mut record) = Record::read(folder)? else { return Ok(None) };
         let mut place = shelf.join(record.version.to_string());
         if place == folder {
-            return Ok(());
+            return Ok(Some(record.version));
         }
         if place.exists() {
             // Two folders with one number: somebody copied one by hand.
@@ -446,7 +511,20 @@ impl Versions {
             place = shelf.join(record.version.to_string());
         }
         move_new(folder, &place)?;
-        sync(shelf)
+        sync(shelf)?;
+        Ok(Some(record.version))
+    }
+
+    /// Ends what a command that died had begun with an image's versions: what was served is put back, and kept versions are
+    /// filed under their own numbers. The lock is held.
+    fn put_in_order(&self, name: &str) -> Result<(), VersionError> {
+        let shelf = self.kept_dir(name);
+        self.put_back(name, &shelf).map_err(VersionError::io(format!("put back {}", shelf.display())))?;
+        for folder in fs::read_dir(&shelf).into_iter().flatten().flatten() {
+            self.file_away(&shelf, &folder.path())
+                .map_err(VersionError::io(format!("file {}", folder.path().display())))?;
+        }
+        Ok(())
     }
 
     /// The number of the served folder, which gets a record if it has none.
@@ -472,6 +550,7 @@ impl Versions {
     ) -> Result<(u32, Option<u32>), VersionError> {
         self.inside(name)?;
         let _held = self.lock()?;
+        self.put_in_order(name)?;
         let failed = || VersionError::io(format!("roll back {name}"));
         let kept = kept_numbers(&self.root, name);
         let current = self.current(name)?;
@@ -547,6 +626,7 @@ impl Versions {
     pub fn remove_version(&self, name: &str, version: u32) -> Result<(), VersionError> {
         self.inside(name)?;
         let _held = self.lock()?;
+        self.put_in_order(name)?;
         let kept = kept_numbers(&self.root, name);
         if !kept.contains(&version) {
             let current = self.current(name)?;
@@ -592,11 +672,8 @@ impl Versions {
             }
         }
         for shelf in fs::read_dir(self.root.join(VERSIONS_DIR)).into_iter().flatten().flatten() {
-            self.put_back(&shelf)
-                .map_err(VersionError::io(format!("put back {}", shelf.path().display())))?;
-            for folder in fs::read_dir(shelf.path()).into_iter().flatten().flatten() {
-                self.file_away(&shelf.path(), &folder.path())
-                    .map_err(VersionError::io(format!("file {}", folder.path().display())))?;
+            if let Ok(name) = shelf.file_name().into_string() {
+                self.put_in_order(&name)?;
             }
         }
         Ok(removed)
@@ -604,20 +681,19 @@ impl Versions {
 
     /// An image of which nothing is left under its name, because a command died between two renames, gets back what was
     /// served.
-    fn put_back(&self, shelf: &fs::DirEntry) -> io::Result<()> {
-        let Ok(name) = shelf.file_name().into_string() else { return Ok(()) };
-        let place = self.root.join(&name);
-        if self.inside(&name).is_err() || fs::symlink_metadata(&place).is_ok() {
+    fn put_back(&self, name: &str, shelf: &Path) -> io::Result<()> {
+        let place = self.root.join(name);
+        if self.inside(name).is_err() || fs::symlink_metadata(&place).is_ok() {
             return Ok(());
         }
-        let entries = fs::read_dir(shelf.path()).into_iter().flatten().flatten().map(|entry| entry.path());
+        let entries = fs::read_dir(shelf).into_iter().flatten().flatten().map(|entry| entry.path());
         let Some(aside) = entries.into_iter().find(|path| path.extension().is_some_and(|end| end == ASIDE))
         else {
             return Ok(());
         };
         move_new(&aside, &place)?;
         sync(&self.root)?;
-        sync(&shelf.path())
+        sync(shelf)
     }
 
     /// Writes the record of a version that was read meanwhile, if the folder still holds that version.
@@ -700,7 +776,8 @@ mod tests {
         let staged = versions.stage(name).unwrap();
         fs::write(staged.path().join("boot.wim"), content).unwrap();
         let record = versions.record_of(staged.path(), 0).unwrap();
-        versions.publish(name, staged, record, keep).unwrap()
+        let base = versions.base(name).unwrap();
+        versions.publish(name, staged, record, keep, &base, || true).unwrap()
     }
 
     fn served(versions: &Versions, name: &str) -> String {
@@ -735,6 +812,52 @@ mod tests {
         assert_eq!(fourth, Published { version: 4, replaced: Some(3), dropped: vec![2, 1] });
         assert_eq!(numbers(&versions, "pe"), [4, 3]);
         assert!(fs::read_dir(versions.staging_dir()).unwrap().count() <= 1, "only the lock is left");
+    }
+
+    #[test]
+    fn what_was_served_until_now_is_kept_first() {
+        let folder = TestFolder::new("versions-keep");
+        let versions = versions(&folder);
+        for content in ["one", "two", "three"] {
+            add(&versions, "pe", content, 9);
+        }
+        versions.roll_back("pe", Some(1), false).unwrap();
+        assert_eq!(add(&versions, "pe", "four", 1).dropped, [3, 2]);
+        assert_eq!(numbers(&versions, "pe"), [4, 1]);
+        versions.roll_back("pe", None, false).unwrap();
+        assert_eq!(add(&versions, "pe", "five", 2).dropped, [] as [u32; 0]);
+        versions.roll_back("pe", Some(1), false).unwrap();
+        assert_eq!(add(&versions, "pe", "six", 2).dropped, [4]);
+        assert_eq!(numbers(&versions, "pe"), [6, 5, 1]);
+    }
+
+    #[test]
+    fn a_version_is_not_put_over_another_than_it_was_made_for() {
+        let folder = TestFolder::new("versions-meanwhile");
+        let versions = versions(&folder);
+        let publish = |base: &Base, is_same: bool| {
+            let staged = versions.stage("pe").unwrap();
+            fs::write(staged.path().join("boot.wim"), "late").unwrap();
+            let record = versions.record_of(staged.path(), 0).unwrap();
+            versions.publish("pe", staged, record, 9, base, || is_same)
+        };
+        let is_late = |published| matches!(published, Err(VersionError::Meanwhile { .. }));
+        let nothing = versions.base("pe").unwrap();
+        add(&versions, "pe", "one", 9);
+        assert!(nothing.is_nothing() && is_late(publish(&nothing, true)));
+        let first = versions.base("pe").unwrap();
+        add(&versions, "pe", "two", 9);
+        assert!(is_late(publish(&first, true)));
+        versions.roll_back("pe", None, false).unwrap();
+        assert!(is_late(publish(&first, false)));
+        assert_eq!((served(&versions, "pe").as_str(), numbers(&versions, "pe")), ("one", vec![1, 2]));
+        assert_eq!(publish(&first, true).unwrap().version, 3);
+        // That a folder gets its record is no change.
+        folder.write("images/hand/boot.wim", b"by hand");
+        let hand = versions.base("hand").unwrap();
+        assert!(hand.is(&versions.base("hand").unwrap()));
+        Record { version: 7, ..Record::default() }.write(&versions.root().join("hand")).unwrap();
+        assert!(hand.is(&versions.base("hand").unwrap()) && !versions.base("hand").unwrap().is(&hand));
     }
 
     #[test]
@@ -779,6 +902,31 @@ mod tests {
         assert_eq!(numbers(&versions, "pe"), [2, 1]);
         drop(working);
         assert_eq!(versions.recover().unwrap(), 0);
+    }
+
+    #[test]
+    fn after_a_crash_every_command_has_the_numbers_right() {
+        let folder = TestFolder::new("versions-numbers");
+        let versions = versions(&folder);
+        for content in ["one", "two", "three"] {
+            add(&versions, "pe", content, 9);
+        }
+        // Died between the exchange and the filing: 3 was served, and lies under the number of 1, which is.
+        let (place, shelf) = (folder.path().join("images/pe"), folder.path().join("images/.versions/pe"));
+        let die = || disk::exchange(&shelf.join("1"), &place).unwrap();
+        die();
+        assert_eq!(numbers(&versions, "pe"), [1, 3, 2]);
+        assert!(matches!(versions.remove_version("pe", 1), Err(VersionError::Current { version: 1, .. })));
+        assert!(shelf.join("3").is_dir() && !shelf.join("1").exists());
+        versions.roll_back("pe", Some(3), false).unwrap();
+        die();
+        assert_eq!(versions.roll_back("pe", Some(3), false).unwrap(), (3, Some(1)));
+        assert_eq!((served(&versions, "pe").as_str(), numbers(&versions, "pe")), ("three", vec![3, 2, 1]));
+        die();
+        assert_eq!(
+            add(&versions, "pe", "four", 1),
+            Published { version: 4, replaced: Some(1), dropped: vec![3, 2] }
+        );
     }
 
     #[test]

@@ -69,6 +69,7 @@ impl From<VersionError> for Problem {
             VersionError::Current { .. }
             | VersionError::Link { .. }
             | VersionError::Exists { .. }
+            | VersionError::Meanwhile { .. }
             | VersionError::Changed { .. } => StatusCode::CONFLICT,
         };
         // What the system said holds local paths, and whoever asks is an administrator.
