@@ -1,6 +1,7 @@
 //! `import gss`: what an existing tree of GSS or DS holds, which machines could boot what from it, and two ways to serve
 //! it: where it lies, or copied.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use super::{Done, Exit, Failure, load_config, output};
 use crate::config::{DEFAULT_FILE, Plan};
 use crate::control::ways;
 use crate::files::gss;
+use crate::files::intake::{self, Refused};
 use crate::files::library::{Library, Settings};
 use crate::files::loader_facts;
 use crate::files::make;
@@ -22,7 +24,6 @@ use crate::files::versions::{VersionError, Versions};
 use crate::jobs::Image;
 use crate::jobs::image::Images;
 use crate::sys::acting::as_myself;
-use crate::sys::open_plain;
 
 /// Versions of before that an import leaves in place: there are none where it may copy to.
 const KEPT: usize = 2;
@@ -62,7 +63,10 @@ pub(super) fn run(common: &Common, verb: &ImportVerb) -> Done {
     } else {
         draw(&document, import, &plan);
     }
-    Ok(Exit::Fine)
+    let is_left = document["copied"]
+        .as_array()
+        .is_some_and(|copied| copied.iter().any(|one| one["reason"].is_string()));
+    Ok(if is_left { Exit::Wrong } else { Exit::Fine })
 }
 
 /// The images folder that `dir` means.
@@ -149,7 +153,8 @@ fn beside(root: &Path) -> Vec<String> {
 }
 
 /// Copies every image into the images folder, each whole and on the disk before it is seen there, with a record that says
-/// so: a server takes it at once. Those whose name is taken are left as they are.
+/// so: a server takes it at once. Those whose name is taken, and those with a file that `image add` would refuse, are left as
+/// they are.
 fn copy_all(plan: &Plan, root: &Path, images: &[&Image]) -> Result<Vec<Value>, Failure> {
     let failed = |path: &Path| {
         let path = path.display().to_string();
@@ -177,8 +182,15 @@ fn copy_all(plan: &Plan, root: &Path, images: &[&Image]) -> Result<Vec<Value>, F
         }
         // Hidden from the scan until it is whole, and removed if it never is.
         let staged = versions.stage(&image.name)?;
-        let bytes = copy_folder(&from, staged.path(), "").map_err(failed(&to))?;
-        let record = Record::of_folder(staged.path(), &me());
+        let (bytes, record) = match copy_folder(&from, staged.path()) {
+            // The others can be copied all the same.
+            Err(refused @ Refused::File { .. }) => {
+                copied
+                    .push(json!({ "name": image.name, "done": "not copied", "reason": refused.to_string() }));
+                continue;
+            }
+            copied => copied?,
+        };
         let published = match versions.publish(&image.name, staged, record, KEPT, &nothing, || true) {
             Err(VersionError::Meanwhile { .. }) => {
                 copied.push(json!({ "name": image.name, "done": "there already" }));
@@ -193,25 +205,57 @@ fn copy_all(plan: &Plan, root: &Path, images: &[&Image]) -> Result<Vec<Value>, F
     Ok(copied)
 }
 
-/// Copies a folder, called `name` below its image's, with all its files, on disk when it returns; its bytes. Links are left
-/// out, as the scan would not follow those that leave the folder, and a record, which is the other place's.
-fn copy_folder(from: &Path, to: &Path, name: &str) -> io::Result<u64> {
-    make::folder(to, name)?;
-    let mut bytes = 0;
-    for entry in as_myself(|| fs::read_dir(from)?.collect::<io::Result<Vec<_>>>())? {
-        let (kind, target) = (as_myself(|| entry.file_type())?, to.join(entry.file_name()));
-        let name = format!("{name}/{}", entry.file_name().to_string_lossy());
-        if kind.is_dir() {
-            bytes += copy_folder(&entry.path(), &target, &name)?;
-        } else if kind.is_file() && entry.file_name() != RECORD_NAME {
-            let (mut source, mut copy) =
-                (as_myself(|| open_plain(&entry.path()))?, make::file(&target, &name)?);
-            bytes += io::copy(&mut source, &mut copy)?;
-            copy.sync_all()?;
+/// Copies an image's folder with all its files, checked as `image add` checks them, on disk when it returns; its bytes and its
+/// record. A folder of which a file is still being written is left.
+fn copy_folder(from: &Path, to: &Path) -> Result<(u64, Record), Refused> {
+    let failed = |path: &Path| {
+        let what = path.display().to_string();
+        move |error| Refused::Io { what, error }
+    };
+    let mut found = Vec::new();
+    as_myself(|| files_of(from, "", &mut found)).map_err(failed(from))?;
+    let files: Vec<PathBuf> =
+        found.iter().filter(|(_, is_dir)| !is_dir).map(|(name, _)| from.join(name)).collect();
+    intake::check_rest(&files)?;
+    let (mut bytes, mut hashes) = (0, HashMap::new());
+    for (name, is_dir) in &found {
+        let target = to.join(name);
+        if *is_dir {
+            make::folder(&target, name).map_err(failed(&target))?;
+        } else {
+            let (len, hash) = intake::take_over(&from.join(name), &target, name)?;
+            bytes += len;
+            hashes.insert(name.as_str(), hash);
         }
     }
-    fs::File::open(to)?.sync_all()?;
-    Ok(bytes)
+    let folders = found.iter().filter(|(_, is_dir)| *is_dir).map(|(name, _)| to.join(name));
+    for folder in folders.chain([to.to_owned()]) {
+        fs::File::open(&folder).and_then(|folder| folder.sync_all()).map_err(failed(&folder))?;
+    }
+    let mut record = Record::of_folder(to, &me());
+    for file in &mut record.files {
+        file.blake3 = hashes.remove(file.name.as_str());
+    }
+    Ok((bytes, record))
+}
+
+/// Every folder and file below a folder, each folder before what is in it; true for folders. Links are left out, as the scan
+/// would not follow those that leave the folder, and a record, which is the other place's.
+fn files_of(top: &Path, below: &str, found: &mut Vec<(String, bool)>) -> io::Result<()> {
+    for entry in fs::read_dir(top.join(below))? {
+        let entry = entry?;
+        let (kind, step) = (entry.file_type()?, entry.file_name());
+        // Nobody could ask for it.
+        let Some(step) = step.to_str() else { continue };
+        let name = if below.is_empty() { step.to_owned() } else { format!("{below}/{step}") };
+        if kind.is_dir() {
+            found.push((name.clone(), true));
+            files_of(top, &name, found)?;
+        } else if kind.is_file() && step != RECORD_NAME {
+            found.push((name, false));
+        }
+    }
+    Ok(())
 }
 
 /// Adds the tree to `[images] trees` of the configuration file; the file.
@@ -312,7 +356,9 @@ fn draw(document: &Value, import: &ImportGss, plan: &Plan) {
         output::line(format!("not served, because they lie beside the folders: {}", beside.join(", ")));
     }
     for copied in document["copied"].as_array().into_iter().flatten() {
-        output::line(format!("{}: {}", text(&copied["name"]), text(&copied["done"])));
+        let reason = copied["reason"].as_str().map(|reason| format!(": {}", output::plain(reason)));
+        let done = text(&copied["done"]);
+        output::line(format!("{}: {done}{}", text(&copied["name"]), reason.unwrap_or_default()));
     }
     match (document["configured"].as_str(), document["served"].as_bool()) {
         (Some(file), _) => output::line(format!(
@@ -325,5 +371,55 @@ fn draw(document: &Value, import: &ImportGss, plan: &Plan) {
             "nothing was changed; --serve serves it where it lies ([images] trees = [\"{root}\"]), --copy copies it to {}",
             plan.images_dir.display()
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+    use crate::files::scan::test_folder::TestFolder;
+
+    #[test]
+    fn a_folder_is_copied_whole_and_checked_or_not_at_all() {
+        let folder = TestFolder::new("import-copy");
+        let tree = folder.path().join("tree");
+        let wim = include_bytes!("../../tests/data/wim/two-images-lzx.wim");
+        for (name, bytes) in [
+            ("X64/boot.wim", &wim[..]),
+            ("X64/.ipxe64.efi.off", b"off"),
+            ("image.toml", b"title = \"x\""),
+            (RECORD_NAME, b"{}"),
+        ] {
+            folder.write(&format!("tree/{name}"), bytes);
+            folder.age(&format!("tree/{name}"), 60);
+        }
+        std::os::unix::fs::symlink("/etc/passwd", tree.join("X64/link")).unwrap();
+        let copy = |to: &str| {
+            let to = folder.path().join(to);
+            fs::create_dir(&to).unwrap();
+            copy_folder(&tree, &to)
+        };
+        let (bytes, record) = copy("whole").unwrap();
+        assert_eq!(bytes, wim.len() as u64 + 3 + 11);
+        let hash = blake3::hash(wim).to_hex().to_string();
+        assert_eq!(record.file("X64/boot.wim").and_then(|file| file.blake3.clone()), Some(hash));
+        assert_eq!((record.files.len(), record.texts.len()), (1, 1));
+        let copied = folder.path().join("whole");
+        assert!(copied.join("X64/.ipxe64.efi.off").is_file() && !copied.join("X64/link").exists());
+
+        let refused = |to: &str| copy(to).unwrap_err().to_string();
+        let mut writer = fs::File::options().append(true).open(tree.join("image.toml")).unwrap();
+        assert!(refused("open").contains("image.toml: refused: it is still being written"));
+        writer.write_all(b"#").unwrap();
+        drop(writer);
+        assert!(refused("young").contains("it is still being written"));
+        let aged = SystemTime::now() - Duration::from_secs(60);
+        fs::File::options().write(true).open(tree.join("image.toml")).unwrap().set_modified(aged).unwrap();
+        folder.write("tree/X64/boot.wim", &wim[..900]);
+        folder.age("tree/X64/boot.wim", 60);
+        assert!(refused("cut").contains("boot.wim: refused: truncated"));
     }
 }

@@ -239,7 +239,8 @@ pub fn add(versions: &Versions, wish: &Wish, progress: &mut dyn FnMut(Step<'_>))
             return Err(Refused::Files("there are no files in what was named".to_owned()));
         }
         for (name, source) in &sources.files {
-            if let Some(report) = first_look(name, source)? {
+            let file = File::open(&source.path).map_err(Refused::io(source.path.display().to_string()))?;
+            if let Some(report) = first_look(name, &source.path, &file)? {
                 reports.insert(name.clone(), report);
             }
         }
@@ -300,7 +301,7 @@ pub fn add(versions: &Versions, wish: &Wish, progress: &mut dyn FnMut(Step<'_>))
     for (name, source) in sources.iter().filter(|(_, source)| !source.kept) {
         if reports.contains_key(name) {
             progress(Step::Check(name));
-            check_wim(source, &staged.path().join(name))?;
+            check_wim(&source.path, &staged.path().join(name))?;
         }
     }
     let parsed = manifest.as_deref().map(Manifest::parse).and_then(Result::ok).unwrap_or_default();
@@ -449,24 +450,23 @@ fn gather_folder(
 }
 
 /// Refuses what is damaged before anything is copied. A report of what is a WIM.
-fn first_look(name: &str, source: &Source) -> Result<Option<WimReport>, Refused> {
+fn first_look(name: &str, path: &Path, file: &File) -> Result<Option<WimReport>, Refused> {
     let mut magic = [0; 5];
-    let file = File::open(&source.path).map_err(Refused::io(source.path.display().to_string()))?;
     let is_wim = file.read_exact_at(&mut magic, 0).is_ok() && matches!(&magic, b"MSWIM" | b"WLPWM");
     if !is_wim && !names::may_be_wim(name) {
         return Ok(None);
     }
-    let report = wim::inspect(&file).map_err(Refused::io(source.path.display().to_string()))?;
+    let report = wim::inspect(file).map_err(Refused::io(path.display().to_string()))?;
     match report.worst(Severity::Damaged) {
-        Some(finding) => Err(Refused::File { file: source.path.clone(), reason: finding.to_string() }),
+        Some(finding) => Err(Refused::File { file: path.to_owned(), reason: finding.to_string() }),
         None => Ok(Some(report)),
     }
 }
 
 /// Looks at the copy, which is what will be served: whole, and as its integrity table says if it has one.
-fn check_wim(source: &Source, copy: &Path) -> Result<(), Refused> {
+fn check_wim(path: &Path, copy: &Path) -> Result<(), Refused> {
     let failed = |error| Refused::Io { what: copy.display().to_string(), error };
-    let refused = |finding: Finding| Refused::File { file: source.path.clone(), reason: finding.to_string() };
+    let refused = |finding: Finding| Refused::File { file: path.to_owned(), reason: finding.to_string() };
     let file = open_plain(copy).map_err(failed)?;
     let report = wim::inspect(&file).map_err(failed)?;
     if let Some(finding) = report.worst(Severity::Damaged) {
@@ -630,17 +630,7 @@ impl Source {
                 .and_then(|file| file.blake3.clone()));
         }
         let from = self.open().map_err(Refused::io(self.path.display().to_string()))?;
-        let identity = |file: &File| file.metadata().map(|meta| FileIdentity::of(&meta));
-        let before = identity(&from).map_err(Refused::io(self.path.display().to_string()))?;
-        let copied =
-            copy(&from, to, name, progress).map_err(Refused::io(format!("copy {}", self.path.display())))?;
-        let after = identity(&from).map_err(Refused::io(self.path.display().to_string()))?;
-        if !before.same_bytes(&after) || copied.1 != after.len {
-            return Err(Refused::File {
-                file: self.path.clone(),
-                reason: "it changed while it was copied".to_owned(),
-            });
-        }
+        let hash = copy_whole(&from, &self.path, to, name, progress)?;
         if self.kept && names::is_private(name) {
             // Whoever could read it can.
             let rights = from.metadata().map(|meta| meta.permissions());
@@ -648,8 +638,63 @@ impl Source {
                 .and_then(|rights| fs::set_permissions(to, rights))
                 .map_err(Refused::io(to.display().to_string()))?;
         }
-        Ok(Some(copied.0.to_hex().to_string()))
+        Ok(Some(hash))
     }
+}
+
+/// Files of another tree for an image of their names, before any of them is copied: none of them is still being written.
+///
+/// # Errors
+/// [`Refused`].
+pub(crate) fn check_rest(paths: &[PathBuf]) -> Result<(), Refused> {
+    for path in paths {
+        let failed = || Refused::io(path.display().to_string());
+        let look = || {
+            let file = open_plain(path)?;
+            let identity = FileIdentity::of(&file.metadata()?);
+            Ok(scan::is_being_written(&file, &identity, SystemTime::now()))
+        };
+        if as_myself(look).map_err(failed())? {
+            return Err(Refused::File { file: path.clone(), reason: "it is still being written".to_owned() });
+        }
+    }
+    Ok(())
+}
+
+/// Copies a file of another tree as [`add`] does one that is named: whole and checked, on the disk when this returns. Its
+/// bytes, and their hash. No link is followed.
+///
+/// # Errors
+/// [`Refused`].
+pub(crate) fn take_over(path: &Path, to: &Path, name: &str) -> Result<(u64, String), Refused> {
+    let failed = || Refused::io(path.display().to_string());
+    let from = as_myself(|| open_plain(path)).map_err(failed())?;
+    let report = first_look(name, path, &from)?;
+    let hash = copy_whole(&from, path, to, name, &mut |_| ())?;
+    if report.is_some() {
+        check_wim(path, to)?;
+    }
+    Ok((from.metadata().map_err(failed())?.len(), hash))
+}
+
+/// Copies a file, which is at `path`, and refuses one that changes meanwhile. The hash of what was read.
+fn copy_whole(
+    from: &File,
+    path: &Path,
+    to: &Path,
+    name: &str,
+    progress: &mut dyn FnMut(Step<'_>),
+) -> Result<String, Refused> {
+    let identity = || from.metadata().map(|meta| FileIdentity::of(&meta));
+    let before = identity().map_err(Refused::io(path.display().to_string()))?;
+    let (hash, len) =
+        copy(from, to, name, progress).map_err(Refused::io(format!("copy {}", path.display())))?;
+    let after = identity().map_err(Refused::io(path.display().to_string()))?;
+    if !before.same_bytes(&after) || len != after.len {
+        let reason = "it changed while it was copied".to_owned();
+        return Err(Refused::File { file: path.to_owned(), reason });
+    }
+    Ok(hash.to_hex().to_string())
 }
 
 /// Copies to a new file, which is called `name`, and brings it to the disk; runs of zeros become holes. Hash and length.

@@ -100,6 +100,22 @@ impl Memory {
     }
 }
 
+/// By a file's own time of content: whether nobody wrote to it for so long.
+fn is_left_alone(identity: &FileIdentity, enough: Duration, now: SystemTime) -> bool {
+    let now_ns = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i128);
+    (now_ns - identity.modified_ns).abs() >= enough.as_nanos() as i128
+}
+
+/// The judgement on a file that is looked at only once, before it is copied: its own times have to do for what scans saw.
+pub(crate) fn is_being_written(file: &fs::File, identity: &FileIdentity, now: SystemTime) -> bool {
+    let enough = match disk::writers(file) {
+        Writers::Some => return true,
+        Writers::None => SETTLE,
+        Writers::Unknown => SETTLE_UNTOLD,
+    };
+    identity.modified_ns == identity.changed_ns && !is_left_alone(identity, enough, now)
+}
+
 /// What the previous scan saw, to tell a file that is being written from one that is merely new.
 #[derive(Debug)]
 pub struct Before {
@@ -145,9 +161,7 @@ impl Before {
             && before.is_none_or(|before| before.identity.inode != identity.inode);
         let enough = if writers == Writers::None { SETTLE } else { SETTLE_UNTOLD };
         let rests = self.now.duration_since(since).is_ok_and(|rest| rest >= enough);
-        let now_ns =
-            self.now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i128);
-        let is_old = (now_ns - identity.modified_ns).abs() >= SETTLE.as_nanos() as i128;
+        let is_old = is_left_alone(identity, SETTLE, self.now);
         sighting(self.first || renamed || rests || (is_old && writers == Writers::None))
     }
 

@@ -146,6 +146,19 @@ fn import_copies_a_tree_into_the_images_folder() {
     let tree = site.dir.join("tree");
     estate(&tree, &site.dir.0);
     let dir = tree.display().to_string();
+    let young = site.command(&["import", "gss", &dir, "--copy"]);
+    let said = String::from_utf8_lossy(&young.stdout).into_owned();
+    assert!(young.status.code() == Some(1) && said.contains("it is still being written"), "{young:?}");
+    run(Command::new("find").arg(&tree).args([
+        "-type",
+        "f",
+        "-exec",
+        "touch",
+        "-d",
+        "1 minute ago",
+        "{}",
+        "+",
+    ]));
     let said = site.ask(&["import", "gss", &dir, "--copy"]);
     let shown = site.ask(&["image", "show", "MenuOption144", "--json"]);
     let shown: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
