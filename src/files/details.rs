@@ -114,7 +114,11 @@ impl Details {
         let wims = walk.wims.iter().filter_map(|(file, look)| Some(WimShown::of(file, look.as_ref().ok()?)));
         let mut details = Self {
             wims: wims.collect(),
-            versions_kept: versions::kept_numbers(root, name),
+            versions_kept: versions::kept_beside(
+                root,
+                name,
+                walk.record.as_ref().map(|record| record.version),
+            ),
             ..Self::default()
         };
         if let Some(record) = &walk.record {

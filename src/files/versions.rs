@@ -720,8 +720,21 @@ impl Versions {
 }
 
 /// Numbers of the versions kept of an image, newest first.
-pub(crate) fn kept_numbers(root: &Path, name: &str) -> Vec<u32> {
+fn kept_numbers(root: &Path, name: &str) -> Vec<u32> {
     numbers_in(&root.join(VERSIONS_DIR).join(name))
+}
+
+/// The same beside the version that is served, for lists. After a command that died, the folder with that one's number holds
+/// what was served before it.
+pub(crate) fn kept_beside(root: &Path, name: &str, served: Option<u32>) -> Vec<u32> {
+    let shelf = root.join(VERSIONS_DIR).join(name);
+    let mut numbers = numbers_in(&shelf);
+    for number in numbers.iter_mut().filter(|number| Some(**number) == served) {
+        let record = Record::read(&shelf.join(number.to_string())).ok().flatten();
+        *number = record.map_or(*number, |record| record.version);
+    }
+    numbers.sort_unstable_by(|a, b| b.cmp(a));
+    numbers
 }
 
 fn numbers_in(shelf: &Path) -> Vec<u32> {
@@ -916,6 +929,7 @@ mod tests {
         let die = || disk::exchange(&shelf.join("1"), &place).unwrap();
         die();
         assert_eq!(numbers(&versions, "pe"), [1, 3, 2]);
+        assert_eq!(kept_beside(versions.root(), "pe", Some(1)), [3, 2]);
         assert!(matches!(versions.remove_version("pe", 1), Err(VersionError::Current { version: 1, .. })));
         assert!(shelf.join("3").is_dir() && !shelf.join("1").exists());
         versions.roll_back("pe", Some(3), false).unwrap();
