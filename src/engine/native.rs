@@ -165,7 +165,7 @@ pub(super) fn end_of(served: &Served, client: Ipv4Addr, now: Instant, shared: &S
         return End::Line(at, seen);
     }
     let had_it = matches!(decision, Decision::Done(job) if job.action.image() == Some(name));
-    let is_shut = if had_it { wipes } else { starts_by_firmware };
+    let is_shut = if had_it { is_payload } else { starts_by_firmware };
     if !is_shut || has_passed() {
         return End::Open;
     }

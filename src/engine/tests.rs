@@ -1051,7 +1051,7 @@ fn a_boot_under_way_gets_no_end_of_an_image_that_was_changed_meanwhile() {
     }
     becomes("destructive = true\n");
     // A boot of a rule that was added when the image could wipe nothing.
-    becomes("");
+    becomes("title = \"x\"\n");
     let rule = JobSpec { allow_rule: true, ..JobSpec::new(Action::Image("linux".into()), Selector::Any) };
     lab.order(crate::keeper::Order::AddJobs(vec![rule]));
     let of_rule = lab.script_of("02:00:00:00:00:02&uuid=4c4c4544-0042-3510-8052-b4c04f564231");

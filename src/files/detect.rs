@@ -101,6 +101,8 @@ fn read_manifest(folder: &Path, walk: &Walk) -> Result<Manifest, BadManifest> {
         // What is left where the disk was full, or where somebody is about to write.
         Ok(Some(text)) if text.is_empty() => "is empty".to_owned(),
         Ok(Some(text)) => return Manifest::parse(&text),
+        // Where there was one, another one may be on its way.
+        Ok(None) if walk.texts.contains_key(MANIFEST_NAME) => "is still being written".to_owned(),
         Ok(None) => return Ok(Manifest::default()),
         Err(why) => why,
     };

@@ -472,6 +472,10 @@ mod tests {
         let empty = Some("image.toml is empty");
         assert!(is_closed(now + scan::SETTLE, empty, 0));
         assert_eq!(site.image("own").unbootable.as_deref(), empty);
+        // There are editors that rename it away first.
+        std::fs::remove_file(site.path().join(manifest)).unwrap();
+        assert!(is_closed(now, settling, 1));
+        assert!(!is_closed(now + scan::SETTLE, None, 0), "there is none");
         // Renamed into place it counts at once.
         site.write("images/own/.new", b"title = \"x\"\n");
         std::thread::sleep(Duration::from_millis(20));

@@ -81,6 +81,11 @@ fn named<'r>(files: &'r [FileRecord], name: &str) -> Option<&'r FileRecord> {
 }
 
 impl Record {
+    /// Whether it was taken in with such a text.
+    pub fn has_text(&self, name: &str) -> bool {
+        named(&self.texts, name).is_some()
+    }
+
     /// Of a folder as it is now, none of its files read; its number is still to be given.
     pub fn of_folder(folder: &Path, by: &str) -> Self {
         let walk = scan::walk_version(folder);

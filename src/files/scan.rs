@@ -140,6 +140,15 @@ impl Before {
         self.memory
     }
 
+    /// A file that was there and is not: there are editors that rename it away before they write the new one. After
+    /// [`SETTLE`] it is taken to be gone.
+    fn has_just_gone(&self, path: &Path) -> Option<Sighting> {
+        let before = self.memory.files.get(path)?;
+        let since = if before.published { self.now } else { before.since };
+        let just = self.now.duration_since(since).is_ok_and(|gone| gone < SETTLE);
+        just.then_some(Sighting { since, published: false, ..*before })
+    }
+
     /// Judges a file that is there now. `vouched` says that its record describes it as it is.
     ///
     /// It is whole once it has been left alone for [`SETTLE`], as this process saw it or by its own times, where it is
@@ -247,7 +256,17 @@ fn look_at_texts(folder: &Path, before: &Before, walk: &mut Walk) {
     let private = fs::read_dir(folder.join("private")).into_iter().flatten().flatten().take(FILES_MAX);
     let answers = private.filter_map(|entry| Some(format!("private/{}", entry.file_name().to_str()?)));
     for name in [MANIFEST_NAME, CMDLINE_NAME, TEMPLATE_NAME].map(String::from).into_iter().chain(answers) {
-        let Ok(path) = fs::canonicalize(folder.join(&name)) else { continue };
+        let Ok(path) = fs::canonicalize(folder.join(&name)) else {
+            let by_record = walk.record.as_ref().is_some_and(|record| !record.has_text(&name));
+            if name == MANIFEST_NAME
+                && !by_record
+                && let Some(gone) = before.has_just_gone(&folder.join(&name))
+            {
+                walk.memory.files.insert(folder.join(&name), gone);
+                walk.texts.insert(name, None);
+            }
+            continue;
+        };
         let Ok(meta) = fs::symlink_metadata(&path) else { continue };
         // Whoever reads it refuses a link that leaves the folder, too.
         if !path.starts_with(folder) || !meta.is_file() {

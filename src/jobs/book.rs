@@ -585,13 +585,13 @@ impl Book {
         at: Moment,
     ) -> Result<Arc<Job>, Refusal> {
         let old = self.expect_job(id, expected)?;
-        if old.is_live() && is_for_unknown(&old) {
-            return Err(Refusal::KnownNow { id });
-        }
         let claimed: Vec<ClaimId> = self.claims(id).map(|claim| claim.id).collect();
         let is_over = !old.is_live() || !old.selector.is_exact() && !claimed.is_empty();
         if !is_over {
             return Err(Refusal::NotEnded { id, stage: old.stage });
+        }
+        if old.is_live() && is_for_unknown(&old) && self.claims(id).all(|claim| claim.passed.is_some()) {
+            return Err(Refusal::KnownNow { id });
         }
         if let Some(ident) = Ident::of_selector(&old.selector)
             && let Some(live) = self.live_jobs(&ident).first()
@@ -625,11 +625,13 @@ impl Book {
         job.created = at.now;
         job.generation += 1;
         let job = Arc::new(job);
-        if let (Some(_), Some(ident)) = (old.passed, Ident::of_selector(&old.selector)) {
-            self.remember_passed(&[ident], at.now);
-        }
-        for claim in claimed {
-            self.forget_claim(claim, at.now);
+        let exact = Ident::of_selector(&old.selector).filter(|_| old.passed.is_some());
+        let exact: Vec<Ident> = exact.into_iter().collect();
+        // Who had it must stay known also when this order is taken back.
+        if !self.remember_passed(&exact, at.now)
+            || !claimed.into_iter().all(|claim| self.forget_claim(claim, at.now))
+        {
+            return Err(Refusal::TooManyMachines);
         }
         self.change_job(id, Some(job));
         self.say_changed(by, "job-rearmed", &old)
@@ -663,10 +665,14 @@ impl Book {
     /// [`Refusal::NoClaim`], [`Refusal::KnownNow`].
     pub fn rearm_claim(&mut self, id: ClaimId, by: &str, at: Moment) -> Result<(), Refusal> {
         let old = self.claims.get(&id).cloned().ok_or(Refusal::NoClaim { id })?;
-        if self.jobs.get(&old.job).is_some_and(|job| is_for_unknown(job)) {
-            return Err(Refusal::KnownNow { id: old.job });
+        if old.passed.is_some() {
+            if self.jobs.get(&old.job).is_some_and(|job| is_for_unknown(job)) {
+                return Err(Refusal::KnownNow { id: old.job });
+            }
+            if !self.remember_passed(&old.idents, at.now) {
+                return Err(Refusal::TooManyMachines);
+            }
         }
-        self.remember_passed(&old.idents, at.now);
         let mut claim = Claim::clone(&old);
         let again = "re-armed by an operator".to_owned();
         claim.set_course(Course { floor: at.next_boot, reason: again, ..Course::begin(at.now) });
@@ -741,9 +747,9 @@ impl Book {
             let over = self.jobs.get(&claim.job).is_none_or(|job| !job.is_live());
             over || claim.stage == Stage::Armed || claim.stage == Stage::Offered
         };
-        let oldest: Vec<ClaimId> =
-            self.claims.values().filter(idle).map(|claim| claim.id).take(CLAIMS_MAX / 1000).collect();
-        oldest.into_iter().filter(|id| self.forget_claim(*id, now)).count() > 0
+        let oldest: Vec<ClaimId> = self.claims.values().filter(idle).map(|claim| claim.id).collect();
+        let forgotten = oldest.into_iter().filter(|id| self.forget_claim(*id, now));
+        forgotten.take(CLAIMS_MAX / 1000).count() > 0
     }
 
     /// Whoever passed under it is remembered; false, and nothing is forgotten, where there is no room for that.

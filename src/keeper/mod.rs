@@ -89,6 +89,8 @@ struct Counts {
     /// In microseconds.
     committing: AtomicU64,
     longest: AtomicU64,
+    /// Looks taken from the queue that wait for a turn.
+    looks: AtomicU64,
     moves: [AtomicU64; Stage::ALL.len()],
     /// The last attempt to store something failed.
     troubled: AtomicBool,
@@ -246,7 +248,10 @@ impl Keeper {
     /// Looks at the book and the store as they are after everything that was sent before; `look` runs on the keeper's
     /// thread, so it takes what it needs and leaves. False when the keeper is too busy or gone.
     pub fn look(&self, look: impl FnOnce(&Book, &mut dyn Store) + Send + 'static) -> bool {
-        self.has_room() && self.urgent.send(Urgent::Look(Box::new(look))).is_ok()
+        let waiting = self.counts.looks.load(Ordering::Relaxed);
+        waiting < URGENT_MAX as u64
+            && self.has_room()
+            && self.urgent.send(Urgent::Look(Box::new(look))).is_ok()
     }
 
     /// [`Keeper::look`] for a thread that may wait.
@@ -289,7 +294,7 @@ impl Keeper {
             "# HELP bootstorm_keeper_waiting Inputs waiting for the one writer, by queue.\n# TYPE \
              bootstorm_keeper_waiting gauge\nbootstorm_keeper_waiting{{queue=\"urgent\"}} \
              {}\nbootstorm_keeper_waiting{{queue=\"evidence\"}} {}\n",
-            self.urgent.len(),
+            self.urgent.len() as u64 + self.counts.looks.load(Ordering::Relaxed),
             self.evidence.len()
         );
         let seconds = |count: &AtomicU64| Duration::from_micros(count.load(Ordering::Relaxed)).as_secs_f64();
@@ -532,14 +537,16 @@ fn keep(
                 }
             }
         }
-        // Who only looks does not hold up who orders and boots: the rest of them is looked at in the next turn.
+        // Who only looks does not hold up who orders and boots: the rest of them is looked at in the next turn. Some of them
+        // write, so none is left at the end.
         let since = Instant::now();
-        while since.elapsed() < LOOKS_PER_TURN
+        while (stop || since.elapsed() < LOOKS_PER_TURN)
             && let Some(look) = looks.pop_front()
         {
             let (book, store) = ledger.parts();
             look(book, store);
         }
+        counts.looks.store(looks.len() as u64, Ordering::Relaxed);
         counts.commits.store(ledger.commits, Ordering::Relaxed);
         counts.transitions.store(ledger.transitions, Ordering::Relaxed);
         counts.failures.store(ledger.failures, Ordering::Relaxed);

@@ -52,8 +52,8 @@ use probe::{Claims, Probes};
 
 /// Records ended in passing by a datagram; the rest waits for [`Server::handle_timeout`].
 const EXPIRED_PER_DATAGRAM_MAX: usize = 16;
-/// Stored leases are believed for so long at the least, or twice their subnet's term: that can have been longer before the restart.
-const STORED_LEASE_MIN: Duration = Duration::from_secs(24 * 60 * 60);
+/// Stored leases are believed for so long at the least, or twice their subnet's term, which can have been longer before the restart.
+const STORED_LEASE_MIN: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Records ended by one timeout, so that a hall switched off at once does not hold up the loop.
 const EXPIRED_PER_TIMEOUT_MAX: usize = 256;
 

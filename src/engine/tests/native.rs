@@ -113,11 +113,12 @@ fn what_may_wipe_leaves_for_a_live_job_and_for_the_boot_that_passed_alone() {
     assert_eq!(wim().unwrap(), SMALL_WIM);
     assert_eq!(lab.stage(id), Stage::Running);
     assert_eq!(wim().unwrap(), SMALL_WIM, "the same boot may fetch it again");
+    assert!(ask(&lab, "wipe/X64/other.wim").is_ok(), "and what else it wants");
     // The machine boots again, from a scope that names the program itself.
     see(&lab);
     assert_eq!(wim(), Err(2), "it had its job");
     assert_eq!(ask(&lab, "\\boot.wim"), Err(2), "by whatever name");
-    assert!(ask(&lab, "wipe/X64/other.wim").is_ok(), "what it booted may want more");
+    assert_eq!(ask(&lab, "wipe/X64/other.wim"), Err(2), "its program may start this one");
     lab.order(crate::keeper::Order::Rearm { id, expected: None, all: false });
     assert_eq!(wim().unwrap(), SMALL_WIM);
 }
@@ -178,6 +179,7 @@ fn an_image_that_cannot_boot_any_more_gives_a_machine_with_its_job_nothing() {
     lab.add("MenuOption128");
     see(&lab);
     fs::write(lab.dir.join("images/MenuOption128/image.toml"), "no_such_key = 1\n").unwrap();
+    age(&lab.dir.join("images/MenuOption128/image.toml"));
     lab.library.rescan().unwrap();
     assert_eq!(ask(&lab, "MenuOption128/X64/boot.wim"), Err(2));
 }
@@ -191,9 +193,11 @@ fn a_rule_of_before_its_image_could_wipe_gives_nobody_its_wim() {
     let uuid = "4c4c4544-0042-3510-8052-b4c04f564231".parse().ok();
     see_with(&lab, uuid, None);
     fs::write(lab.dir.join("images/MenuOption128/image.toml"), "destructive = true\n").unwrap();
+    age(&lab.dir.join("images/MenuOption128/image.toml"));
     lab.library.rescan().unwrap();
     assert_eq!(ask(&lab, "MenuOption128/X64/boot.wim"), Err(2));
-    fs::remove_file(lab.dir.join("images/MenuOption128/image.toml")).unwrap();
+    fs::write(lab.dir.join("images/MenuOption128/image.toml"), "title = \"x\"\n").unwrap();
+    age(&lab.dir.join("images/MenuOption128/image.toml"));
     lab.library.rescan().unwrap();
     assert!(ask(&lab, "MenuOption128/X64/boot.wim").is_ok());
 }

@@ -272,6 +272,18 @@ fn a_rule_for_unknown_machines_is_given_to_nobody_again() {
     let all = book.rearm(id, &library(), at(3), 3).unwrap_err();
     assert_eq!((&one, &all), (&Refusal::KnownNow { id }, &Refusal::KnownNow { id }));
     assert!(one.to_string().contains("names the machine"));
+    // Who lost all attempts has had nothing, and gets it again.
+    let (lost, other) = (presents(2, id, 2, Some("4c4c4544-0042-3510-8052-b4c04f564277")), 2..=4);
+    for boot in other {
+        book.note(&Evidence { boot: Some(BootId(boot)), ..lost.clone() }, at(boot));
+        let (image, file) = ("wiping".into(), "a.efi".into());
+        book.note(&seen(boot, Seen::FileStarted { job: Some(id), image, file, over: Over::Http }), at(boot));
+    }
+    let second = machine(2, Some("4c4c4544-0042-3510-8052-b4c04f564277"));
+    assert!(matches!(book.load().decide(&second), Decision::Done(_)));
+    let claim = book.book().claims(id).find(|claim| claim.passed.is_none()).unwrap().id;
+    book.change(|book| book.rearm_claim(claim, "test", moment(5))).unwrap();
+    assert!(matches!(book.load().decide(&second), Decision::Job(_)));
     // One that is over begins again, for machines that are unknown then.
     book.cancel(id, at(4)).unwrap();
     book.rearm(id, &library(), at(5), 3).unwrap();

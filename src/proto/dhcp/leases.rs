@@ -471,12 +471,18 @@ impl Leases {
         if lease.state != State::Quarantined
             && let Some(held) = self.by_owner.get(&lease.owner).copied()
         {
+            // Nobody else is given one that is reserved.
+            let may_be_in_use = |ip: Ipv4Addr, lease: &Lease, reservations: &Reservations| {
+                lease.state.is_live() && !reservations.taken.contains_key(&ip)
+            };
             if self.by_ip.get(&held).is_some_and(|other| other.at >= lease.at) {
-                if !lease.state.is_live() {
+                if !may_be_in_use(ip, &lease, &self.reservations) {
                     return;
                 }
                 lease.state = State::Quarantined;
-            } else if let Some(other) = self.remove(held).filter(|other| other.state.is_live()) {
+            } else if let Some(other) = self.remove(held)
+                && may_be_in_use(held, &other, &self.reservations)
+            {
                 self.insert(held, Lease { state: State::Quarantined, saved: None, ..other });
             }
         }
