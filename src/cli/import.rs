@@ -175,11 +175,13 @@ fn copy_all(plan: &Plan, root: &Path, images: &[&Image]) -> Result<Vec<Value>, F
     let mut copied = Vec::new();
     for image in images {
         let (from, to) = (root.join(&image.name), plan.images_dir.join(&image.name));
-        let nothing = versions.base(&image.name)?;
-        if !nothing.is_nothing() || to.exists() {
+        // Whatever it is: a link, or a file in the way.
+        let taken = std::fs::symlink_metadata(&to).is_ok();
+        let nothing = if taken { None } else { Some(versions.base(&image.name)?) };
+        let Some(nothing) = nothing.filter(|nothing| nothing.is_nothing()) else {
             copied.push(json!({ "name": image.name, "done": "there already" }));
             continue;
-        }
+        };
         // Hidden from the scan until it is whole, and removed if it never is.
         let staged = versions.stage(&image.name)?;
         let (bytes, record) = match copy_folder(&from, staged.path()) {

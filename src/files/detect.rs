@@ -110,6 +110,13 @@ fn read_manifest(folder: &Path, walk: &Walk) -> Result<Manifest, BadManifest> {
     Err(BadManifest { reason: format!("{MANIFEST_NAME} {why}"), access: Access::Boot, destructive: true })
 }
 
+/// The answer files that the manifest of a folder names, if it is whole.
+pub(crate) fn answers_named(folder: &Path, walk: &Walk) -> Vec<String> {
+    let Ok(manifest) = read_manifest(folder, walk) else { return Vec::new() };
+    let named = [manifest.answers, manifest.answers_once].into_iter().flatten().flatten();
+    named.filter(|name| !name.contains('/')).take(answers::ANSWERS_MAX).collect()
+}
+
 /// A text that the image brings for us or its machines; `None` when there is none. Not by a link that leaves the folder:
 /// who may drop images here could have the server read out what only it can read. Not one that is still being written
 /// either: half of it may be a text as well.
@@ -128,7 +135,8 @@ fn own_text(folder: &Path, name: &str, walk: &Walk) -> Result<Option<String>, St
     let (text, identity) = read_text(&real)?;
     match walk.texts.get(name) {
         Some(Some(whole)) if whole.same_bytes(&identity) => Ok(Some(text)),
-        _ => Err("is still being written".to_owned()),
+        None => Err("was not looked at with its folder".to_owned()),
+        Some(_) => Err("is still being written".to_owned()),
     }
 }
 

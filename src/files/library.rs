@@ -472,10 +472,18 @@ mod tests {
         let empty = Some("image.toml is empty");
         assert!(is_closed(now + scan::SETTLE, empty, 0));
         assert_eq!(site.image("own").unbootable.as_deref(), empty);
-        // There are editors that rename it away first.
-        std::fs::remove_file(site.path().join(manifest)).unwrap();
-        assert!(is_closed(now, settling, 1));
-        assert!(!is_closed(now + scan::SETTLE, None, 0), "there is none");
+        // There are editors that rename it away first, whether it was whole or not.
+        for published in [true, false] {
+            if !published {
+                site.write(manifest, b"destructive = true\n");
+                assert!(is_closed(now, settling, 1));
+            }
+            let later = now + scan::SETTLE / 2;
+            std::fs::remove_file(site.path().join(manifest)).unwrap();
+            assert!(is_closed(later, settling, 1));
+            assert!(is_closed(later + scan::SETTLE / 2, settling, 1));
+            assert!(!is_closed(later + scan::SETTLE, None, 0), "there is none");
+        }
         // Renamed into place it counts at once.
         site.write("images/own/.new", b"title = \"x\"\n");
         std::thread::sleep(Duration::from_millis(20));

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::files::detect::{CMDLINE_NAME, TEMPLATE_NAME};
+use crate::files::detect::{self, CMDLINE_NAME, TEMPLATE_NAME};
 use crate::files::manifest::MANIFEST_NAME;
 use crate::files::names;
 use crate::files::record::{RECORD_NAME, Record};
@@ -81,6 +81,8 @@ struct Sighting {
     /// When it was first seen as it is.
     since: SystemTime,
     published: bool,
+    /// Since when it is not there.
+    gone: Option<SystemTime>,
 }
 
 /// What a scan hands to the next one.
@@ -144,9 +146,9 @@ impl Before {
     /// [`SETTLE`] it is taken to be gone.
     fn has_just_gone(&self, path: &Path) -> Option<Sighting> {
         let before = self.memory.files.get(path)?;
-        let since = if before.published { self.now } else { before.since };
-        let just = self.now.duration_since(since).is_ok_and(|gone| gone < SETTLE);
-        just.then_some(Sighting { since, published: false, ..*before })
+        let gone = before.gone.map_or(self.now, |gone| gone.min(self.now));
+        let just = self.now.duration_since(gone).is_ok_and(|gone| gone < SETTLE);
+        just.then_some(Sighting { published: false, gone: Some(gone), ..*before })
     }
 
     /// Judges a file that is there now. `vouched` says that its record describes it as it is.
@@ -157,8 +159,9 @@ impl Before {
     fn judge(&self, path: &Path, identity: &FileIdentity, vouched: bool) -> Sighting {
         let before = self.memory.files.get(path);
         let same = before.filter(|before| before.identity.same_bytes(identity));
-        let since = same.map_or(self.now, |before| before.since);
-        let sighting = |published| Sighting { identity: *identity, since, published };
+        // A clock that was set back makes nothing younger.
+        let since = same.map_or(self.now, |before| before.since.min(self.now));
+        let sighting = |published| Sighting { identity: *identity, since, published, gone: None };
         if vouched || same.is_some_and(|before| before.published) {
             return sighting(true);
         }
@@ -253,31 +256,44 @@ pub(crate) fn walk_version(folder: &Path) -> Walk {
 
 /// Judges what is read here and served to nobody as payload is judged: half of an `image.toml` may say less than all of it.
 fn look_at_texts(folder: &Path, before: &Before, walk: &mut Walk) {
-    let private = fs::read_dir(folder.join("private")).into_iter().flatten().flatten().take(FILES_MAX);
-    let answers = private.filter_map(|entry| Some(format!("private/{}", entry.file_name().to_str()?)));
-    for name in [MANIFEST_NAME, CMDLINE_NAME, TEMPLATE_NAME].map(String::from).into_iter().chain(answers) {
-        let Ok(path) = fs::canonicalize(folder.join(&name)) else {
-            let by_record = walk.record.as_ref().is_some_and(|record| !record.has_text(&name));
-            if name == MANIFEST_NAME
-                && !by_record
-                && let Some(gone) = before.has_just_gone(&folder.join(&name))
-            {
-                walk.memory.files.insert(folder.join(&name), gone);
-                walk.texts.insert(name, None);
-            }
-            continue;
-        };
-        let Ok(meta) = fs::symlink_metadata(&path) else { continue };
-        // Whoever reads it refuses a link that leaves the folder, too.
-        if !path.starts_with(folder) || !meta.is_file() {
-            continue;
-        }
-        let identity = FileIdentity::of(&meta);
-        let vouched = walk.record.as_ref().is_some_and(|record| record.describes(&name, &identity));
-        let sighting = before.judge(&path, &identity, vouched);
-        walk.memory.files.insert(path, sighting);
-        walk.texts.insert(name, sighting.published.then_some(identity));
+    for name in [MANIFEST_NAME, CMDLINE_NAME, TEMPLATE_NAME] {
+        look_at_text(folder, name, before, walk);
     }
+    // Those that the manifest names: who may enter `private` may not always list it.
+    for name in detect::answers_named(folder, walk) {
+        look_at_text(folder, &format!("private/{name}"), before, walk);
+    }
+}
+
+fn look_at_text(folder: &Path, name: &str, before: &Before, walk: &mut Walk) {
+    let named = folder.join(name);
+    let Ok(path) = fs::canonicalize(&named) else {
+        // Another version was put in place that has none.
+        let is_other = |record: &Record| {
+            let known = before.memory.records.get(folder);
+            !record.has_text(name) && known.is_none_or(|(_, known)| known.version != record.version)
+        };
+        if name == MANIFEST_NAME
+            && !walk.record.as_deref().is_some_and(is_other)
+            && let Some(gone) = before.has_just_gone(&named)
+        {
+            walk.memory.files.insert(named, gone);
+            walk.texts.insert(name.to_owned(), None);
+        }
+        return;
+    };
+    let Ok(meta) = fs::symlink_metadata(&path) else { return };
+    // Whoever reads it refuses a link that leaves the folder, too.
+    if !path.starts_with(folder) || !meta.is_file() {
+        return;
+    }
+    let identity = FileIdentity::of(&meta);
+    let vouched = walk.record.as_ref().is_some_and(|record| record.describes(name, &identity));
+    let sighting = before.judge(&path, &identity, vouched);
+    walk.memory.files.insert(path, sighting);
+    // By the name that it may go from, which can be a link's.
+    walk.memory.files.insert(named, sighting);
+    walk.texts.insert(name.to_owned(), sighting.published.then_some(identity));
 }
 
 fn walk_images_in(root: &Path, prefix: &str, open: &mut Vec<PathBuf>, before: &Before, walk: &mut Walk) {

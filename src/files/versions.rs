@@ -521,6 +521,10 @@ impl Versions {
         let shelf = self.kept_dir(name);
         self.put_back(name, &shelf).map_err(VersionError::io(format!("put back {}", shelf.display())))?;
         for folder in fs::read_dir(&shelf).into_iter().flatten().flatten() {
+            // What is none, or damaged, stays where it is: it is in nobody's way who asks for another one.
+            if !folder.path().is_dir() || Record::read(&folder.path()).is_err() {
+                continue;
+            }
             self.file_away(&shelf, &folder.path())
                 .map_err(VersionError::io(format!("file {}", folder.path().display())))?;
         }

@@ -78,13 +78,28 @@ pub fn writers(file: &File) -> Writers {
     // SAFETY: no pointers.
     if unsafe { libc::fcntl(fd, libc::F_SETLEASE, libc::F_RDLCK) } < 0 {
         return match io::Error::last_os_error().kind() {
-            io::ErrorKind::WouldBlock => Writers::Some,
+            io::ErrorKind::WouldBlock if !is_of_a_server(file) => Writers::Some,
             _ => Writers::Unknown,
         };
     }
     // SAFETY: no pointers.
     unsafe { libc::fcntl(fd, libc::F_SETLEASE, libc::F_UNLCK) };
     Writers::None
+}
+
+/// Whether a file lies on another host, or with a program: such file systems say that somebody writes when they only do not know.
+fn is_of_a_server(file: &File) -> bool {
+    /// `statfs(2)`, `f_type`: NFS, SMB, SMB2, CIFS, 9p, FUSE, Ceph.
+    const OF_SERVERS: [u32; 7] =
+        [0x6969, 0x517b, 0xfe53_4d42, 0xff53_4d42, 0x0102_1997, 0x6573_5546, 0x00c3_6400];
+    let mut stat = std::mem::MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: `stat` has room for the answer and lives across the call.
+    if unsafe { libc::fstatfs(file.as_raw_fd(), stat.as_mut_ptr()) } < 0 {
+        return false;
+    }
+    // SAFETY: the call succeeded, so the kernel has filled it in.
+    let stat = unsafe { stat.assume_init() };
+    OF_SERVERS.contains(&(stat.f_type as u32))
 }
 
 #[cfg(test)]
