@@ -258,11 +258,11 @@ fn own_files(common: &Common, plan: &Plan) -> sandbox::Files {
     let names = ["/etc/passwd", "/etc/nsswitch.conf"];
     let mut read: Vec<PathBuf> = vec!["/proc".into()];
     read.extend(names.map(PathBuf::from));
-    // By its name and where that leads, as it is with certificates.
-    for at in [|file| std::path::absolute(file), |file| std::fs::canonicalize(file)] as [fn(PathBuf) -> _; 2]
-    {
-        let config = config_file(common).and_then(|file| at(file).ok());
-        read.extend(config.and_then(|file: PathBuf| file.parent().map(PathBuf::from)));
+    let folder = |file: std::io::Result<PathBuf>| file.ok()?.parent().map(PathBuf::from);
+    // By its name and by where that leads: it can be a link that is changed.
+    if let Some(config) = config_file(common) {
+        read.extend(folder(std::path::absolute(&config)));
+        read.extend(folder(std::fs::canonicalize(&config)));
     }
     for folder in &plan.loaders.dirs {
         read.push(folder.clone());
@@ -271,8 +271,8 @@ fn own_files(common: &Common, plan: &Plan) -> sandbox::Files {
     // Certificates are renewed in place, or by a link that is changed.
     if let Some((certificate, key)) = &plan.https.files {
         for file in [certificate, key] {
-            read.extend(std::path::absolute(file).ok().and_then(|file| file.parent().map(PathBuf::from)));
-            read.extend(std::fs::canonicalize(file).ok().and_then(|file| file.parent().map(PathBuf::from)));
+            read.extend(folder(std::path::absolute(file)));
+            read.extend(folder(std::fs::canonicalize(file)));
         }
     }
     // Loaders are switched in the folders of images, wherever those lie.

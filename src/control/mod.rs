@@ -108,7 +108,7 @@ async fn in_time<T>(read: impl Future<Output = T>) -> Result<T, Problem> {
         Problem::new(
             axum::http::StatusCode::REQUEST_TIMEOUT,
             "body-timeout",
-            "the body did not come within a minute",
+            "the body did not come within a minute: send the order again",
         )
     };
     tokio::time::timeout(BODY_PATIENCE, read).await.map_err(late)

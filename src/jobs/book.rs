@@ -743,13 +743,17 @@ impl Book {
 
     /// Forgets the oldest claims that deny nothing; false if there are none.
     fn make_claims_room(&mut self, now: SystemTime) -> bool {
-        let idle = |claim: &&Arc<Claim>| {
-            let over = self.jobs.get(&claim.job).is_none_or(|job| !job.is_live());
-            over || claim.stage == Stage::Armed || claim.stage == Stage::Offered
-        };
-        let oldest: Vec<ClaimId> = self.claims.values().filter(idle).map(|claim| claim.id).collect();
-        let forgotten = oldest.into_iter().filter(|id| self.forget_claim(*id, now));
-        forgotten.take(CLAIMS_MAX / 1000).count() > 0
+        // Those under which nobody passed need no room elsewhere.
+        [false, true].into_iter().any(|passed| {
+            let of_kind = |claim: &&Arc<Claim>| {
+                let over = self.jobs.get(&claim.job).is_none_or(|job| !job.is_live());
+                let idle = over || claim.stage == Stage::Armed || claim.stage == Stage::Offered;
+                claim.passed.is_some() == passed && idle
+            };
+            let oldest = self.claims.values().filter(of_kind).map(|claim| claim.id).take(CLAIMS_MAX / 1000);
+            let oldest: Vec<ClaimId> = oldest.collect();
+            oldest.into_iter().filter(|id| self.forget_claim(*id, now)).count() > 0
+        })
     }
 
     /// Whoever passed under it is remembered; false, and nothing is forgotten, where there is no room for that.

@@ -329,12 +329,15 @@ impl Machine {
         Some(other)
     }
 
+    /// Whether an identity is worth a place in a list beside this machine's own.
+    fn is_news(&self, list: &[Ident], max: usize, ident: &Ident) -> bool {
+        let is_known = || list.contains(ident) || self.part_of(ident).is_some();
+        ident.is_identifying() && list.len() < max && !is_known()
+    }
+
     /// Notes an identity that was shown beside this machine's own; false when that is known or there are enough.
     pub(super) fn suggest(&mut self, ident: &Ident) -> bool {
-        let news = ident.is_identifying()
-            && self.suggested.len() < SUGGESTED_MAX
-            && !self.suggested.contains(ident)
-            && self.part_of(ident).is_none();
+        let news = self.is_news(&self.suggested, SUGGESTED_MAX, ident);
         if news {
             self.suggested.push(ident.clone());
         }
@@ -343,10 +346,7 @@ impl Machine {
 
     /// Notes an identity that a boot showed which has passed; false when that is known or there are enough.
     pub(super) fn passes_as(&mut self, ident: &Ident) -> bool {
-        let news = ident.is_identifying()
-            && self.passed_as.len() < PASSED_AS_MAX
-            && !self.passed_as.contains(ident)
-            && self.part_of(ident).is_none();
+        let news = self.is_news(&self.passed_as, PASSED_AS_MAX, ident);
         if news {
             self.passed_as.push(ident.clone());
         }

@@ -19,7 +19,6 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use crate::jobs::Identity;
-use crate::jobs::rule::CircuitMark;
 use crate::proto::firmware::Firmware;
 use crate::wire::dhcp::{Message, MessageType, OP_REPLY, SubOptions, code, relay};
 use crate::wire::{Arch, MacAddr};
@@ -327,7 +326,7 @@ impl Server {
         self.who.platform = asker.arch().map(Arch::platform);
         self.who.address = asker.ciaddr().or(direct);
         self.who.relay = asker.relay();
-        self.who.circuit = asker.circuit.map(CircuitMark::of);
+        self.who.circuit = asker.circuit_mark;
     }
 }
 

@@ -64,7 +64,8 @@ pub(super) fn note(
         // What goes past the relay, to port 4011 or to renew, names no circuit; some firmware names itself once. Each exchange
         // begins with what its own first message says.
         let goes_on = matches!(event.what, DhcpStep::Acked | DhcpStep::BootServerAnswered);
-        let before = turn.shared.sightings.at(addr).filter(|before| goes_on && before.mac == mac);
+        let before = if goes_on { turn.shared.sightings.at(addr) } else { None };
+        let before = before.filter(|before| before.mac == mac);
         let uuid = event.uuid.or(before.and_then(|before| before.uuid));
         let circuit = event.circuit.or(before.and_then(|before| before.circuit));
         turn.shared.sightings.record(addr, Sighting { mac, arch, uuid, circuit, exchange: 0 });

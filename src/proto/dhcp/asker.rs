@@ -29,6 +29,8 @@ pub(super) struct Asker<'a> {
     pub(super) server_id: Ipv4Addr,
     /// Body of option 82's circuit id.
     pub(super) circuit: Option<&'a [u8]>,
+    /// The same for whoever must remember it.
+    pub(super) circuit_mark: Option<CircuitMark>,
     /// Option 82's relay source port was sent.
     own_port: bool,
     /// Where this client's boot files come from: siaddr.
@@ -80,6 +82,7 @@ impl<'a> Asker<'a> {
             // RFC 5107 §4: then renewals go to the relay, which passes them on.
             server_id: agent.server_id.filter(|ip| relayed && is_host(*ip)).unwrap_or(local),
             circuit: agent.circuit,
+            circuit_mark: agent.circuit.map(CircuitMark::of),
             own_port: agent.own_port,
             server: next_server.unwrap_or(local),
         })
@@ -143,7 +146,7 @@ impl<'a> Asker<'a> {
             arch: self.arch(),
             kind: self.firmware.map(|firmware| firmware.kind),
             relay: self.relay(),
-            circuit: self.circuit.map(CircuitMark::of),
+            circuit: self.circuit_mark,
             ip,
             file,
         }
