@@ -140,6 +140,19 @@ pub enum Verb {
     /// Look at what HTTPS shows
     #[command(subcommand, after_help = "Example: bootstorm https ca > bootstorm-ca.pem")]
     Https(HttpsVerb),
+    /// Copy everything the running server has stored: jobs, machines, boots, tokens, logs
+    #[command(
+        long_about = "Copy everything the running server has stored into a new file: jobs, machines, boots, tokens and both \
+                      logs. Images, leases, certificates and the configuration are files of their own. To put it back: stop \
+                      the server, move bootstorm.db and bootstorm.db-wal away, put the file in place of bootstorm.db, owned by \
+                      the server's user, and start. What happened since is not in it, so that start cancels the jobs in it that may \
+                      wipe a disk: add again what is still wanted.",
+        after_help = "Example: bootstorm backup /srv/backup/bootstorm-$(date +%F).db"
+    )]
+    Backup {
+        /// A file that is not there yet; - for standard output
+        file: PathBuf,
+    },
     /// Print shell completions
     #[command(after_help = "Example: bootstorm completions bash > /etc/bash_completion.d/bootstorm")]
     Completions {

@@ -3,6 +3,7 @@
 
 mod args;
 mod audit;
+mod backup;
 mod bench;
 mod bench_compare;
 mod config;
@@ -113,6 +114,7 @@ pub fn main() -> ExitCode {
         Verb::Machine(verb) => machine::run(&args.common, &verb),
         Verb::Token(verb) => token::run(&args.common, &verb),
         Verb::Audit(verb) => audit::run(&args.common, &verb),
+        Verb::Backup { file } => backup::run(&args.common, &file),
         Verb::Image(verb) => image::run(&args.common, &verb),
         Verb::Import(verb) => import::run(&args.common, &verb),
         Verb::Loader(verb) => loader::run(&args.common, &verb),

@@ -353,6 +353,7 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
         )
     );
     let state = State {
+        folder: plan.server.state_dir.clone(),
         keeper: handle.clone(),
         library: Arc::clone(&library),
         history,
@@ -611,6 +612,17 @@ fn keep_house(library: &Library, stopping: &AtomicBool, certificates: impl Fn())
 }
 
 impl Running {
+    /// The thread that has ended although the server runs, by a fault: what nobody else does. A core's work is done by the
+    /// other cores.
+    fn lost(&self) -> Option<&str> {
+        let keeper = self.keeper.as_ref().is_some_and(|running| running.keeper().has_ended());
+        let journal = self.leases.as_ref().is_some_and(Writing::has_ended);
+        let helper = self.helpers.iter().find(|helper| helper.is_finished());
+        (keeper.then_some("keeper"))
+            .or(journal.then_some("journal"))
+            .or(helper.map(|helper| helper.thread().name().unwrap_or("helper")))
+    }
+
     /// Drains and ends.
     pub(super) fn stop(&mut self) {
         if let Some(engine) = self.engine.take() {
@@ -704,9 +716,12 @@ pub(super) fn run(common: &Common, serve: &Serve) -> Done {
     let mut watch = config_file(&outer).filter(|_| plan.server.watch_config).map(Watch::new);
     let pulse = Arc::clone(&running.pulse);
     let reloader = Arc::clone(&running.reloader);
-    signals.wait(
+    let lost = signals.wait(
         || reload(&manager, &reloader, "signal"),
         || {
+            if let Some(lost) = running.lost() {
+                return Err(lost.to_owned());
+            }
             if let Some(engine) = &mut running.engine {
                 engine.look_at_interfaces();
             }
@@ -716,12 +731,25 @@ pub(super) fn run(common: &Common, serve: &Serve) -> Done {
             if watch.as_mut().is_some_and(Watch::changed) {
                 reload(&manager, &reloader, "file watch");
             }
+            Ok(())
         },
     );
     manager.tell(&[NotifyState::Stopping]);
+    if let Err(lost) = &lost {
+        // What a boot waits for would never come: whoever keeps this server running is to start it again.
+        tracing::error!(thread = lost, "a thread ended by a fault, and the server with it");
+    }
     tracing::info!("stopping: running transfers have {} s to end", DRAIN.as_secs());
     running.stop();
-    Ok(Exit::Fine)
+    match lost {
+        Ok(()) => Ok(Exit::Fine),
+        Err(lost) => Err(Failure::new(
+            Exit::Runtime,
+            format!(
+                "the thread {lost} ended by a fault, which is one of bootstorm's own: the lines before this one say where"
+            ),
+        )),
+    }
 }
 
 /// A reload that the service manager sees.
@@ -785,20 +813,20 @@ impl Signals {
         Ok(Self { runtime, terminate, interrupt, hangup, links })
     }
 
-    /// Until the first SIGTERM or SIGINT.
+    /// Until the first SIGTERM or SIGINT, or what `tick` refuses to go on with.
     /// `tick` is called every few seconds until then, and soon after an interface has changed.
-    fn wait(mut self, mut hup: impl FnMut(), mut tick: impl FnMut()) {
+    fn wait<E>(mut self, mut hup: impl FnMut(), mut tick: impl FnMut() -> Result<(), E>) -> Result<(), E> {
         self.runtime.block_on(async {
             loop {
                 tokio::select! {
-                    _ = self.terminate.recv() => return,
-                    _ = self.interrupt.recv() => return,
+                    _ = self.terminate.recv() => return Ok(()),
+                    _ = self.interrupt.recv() => return Ok(()),
                     _ = self.hangup.recv() => hup(),
-                    () = changed(&self.links) => tick(),
-                    () = tokio::time::sleep(HOUSEKEEPING) => tick(),
+                    () = changed(&self.links) => tick()?,
+                    () = tokio::time::sleep(HOUSEKEEPING) => tick()?,
                 }
             }
-        });
+        })
     }
 }
 
@@ -847,5 +875,35 @@ impl Ends {
                 _ = hangup.recv() => {}
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Sources, load};
+
+    #[test]
+    fn a_thread_that_nobody_can_do_without_is_missed_when_it_ends() {
+        let folder = std::env::temp_dir().join(format!("bootstorm-lost-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(&folder).unwrap();
+        let text = format!(
+            "[server]\nstate_dir = \"{}\"\ncores = 1\n[dhcp]\nmode = \"off\"\n[tftp]\nlisten = []\n[http]\nlisten = \
+             [\"127.0.0.1:0\"]\n[admin]\nlisten = \"\"\n",
+            folder.display()
+        );
+        let plan = load(&Sources { file: Some(("f".into(), text)), ..Sources::default() }).unwrap().plan;
+        let unchanged = plan.clone();
+        let mut running = start(&plan, Box::new(move || Ok(unchanged.clone()))).unwrap();
+        assert_eq!(running.lost(), None);
+        running.shared.keeper.look(|_, _| panic!("a fault"));
+        let begun = Instant::now();
+        while running.lost() != Some("keeper") {
+            assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", running.lost());
+            std::thread::yield_now();
+        }
+        running.stop();
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -113,6 +113,8 @@ pub enum ClientError {
     },
     /// The conversation broke off.
     Broken(String),
+    /// What was downloaded could not be written.
+    Sink(io::Error),
 }
 
 impl fmt::Display for ClientError {
@@ -147,6 +149,7 @@ impl fmt::Display for ClientError {
                 }
             }
             Self::Broken(why) => write!(f, "the server broke off: {why}"),
+            Self::Sink(error) => write!(f, "write what comes: {error}"),
         }
     }
 }
@@ -159,7 +162,7 @@ impl ClientError {
         match self {
             Self::NoServer { source, .. } => source.kind() == io::ErrorKind::PermissionDenied,
             Self::Refused { status, .. } => matches!(status, 401 | 403),
-            Self::Unreachable { .. } | Self::Broken(_) => false,
+            Self::Unreachable { .. } | Self::Broken(_) | Self::Sink(_) => false,
         }
     }
 }
@@ -195,11 +198,26 @@ impl Client {
     ///
     /// [`ClientError`]; every status but 2xx is a refusal.
     pub fn bytes(&self, path: &str) -> Result<Vec<u8>, ClientError> {
-        let raw = self.ask_raw("GET", path, &[], String::new())?;
+        let raw = self.ask_raw("GET", path, &[], String::new(), None)?;
         if !raw.status.is_success() {
             return Err(raw.refused());
         }
         Ok(raw.bytes.to_vec())
+    }
+
+    /// GET of what may be long, handed over piece by piece as it comes; how many bytes that were.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`]; what was handed over before is then not all.
+    pub fn download(&self, path: &str, mut sink: impl io::Write) -> Result<u64, ClientError> {
+        let mut taken = 0;
+        let mut take = |bytes: &[u8]| {
+            taken += bytes.len() as u64;
+            sink.write_all(bytes)
+        };
+        let raw = self.ask_raw("GET", path, &[], String::new(), Some(&mut take))?;
+        if raw.status.is_success() { Ok(taken) } else { Err(raw.refused()) }
     }
 
     /// GET of a text, such as `/metrics`.
@@ -208,7 +226,7 @@ impl Client {
     ///
     /// [`ClientError`]; every status but 2xx is a refusal.
     pub fn text(&self, path: &str) -> Result<String, ClientError> {
-        let raw = self.ask_raw("GET", path, &[], String::new())?;
+        let raw = self.ask_raw("GET", path, &[], String::new(), None)?;
         if !raw.status.is_success() {
             return Err(raw.refused());
         }
@@ -242,7 +260,7 @@ impl Client {
         headers: &[(&str, &str)],
         body: String,
     ) -> Result<Answer, ClientError> {
-        let raw = self.ask_raw(method, path, headers, body)?;
+        let raw = self.ask_raw(method, path, headers, body, None)?;
         if !raw.status.is_success() {
             return Err(raw.refused());
         }
@@ -261,6 +279,7 @@ impl Client {
         path: &str,
         headers: &[(&str, &str)],
         body: String,
+        sink: Option<Sink<'_>>,
     ) -> Result<Raw, ClientError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -279,7 +298,7 @@ impl Client {
                 Endpoint::Socket(socket) => {
                     let no_server = |source| ClientError::NoServer { socket: socket.clone(), source };
                     let stream = tokio::net::UnixStream::connect(socket).await.map_err(no_server)?;
-                    converse(stream, request.header("Host", "localhost"), body).await
+                    converse(stream, request.header("Host", "localhost"), body, sink).await
                 }
                 Endpoint::Remote { server, token } => {
                     let unreachable = |source| ClientError::Unreachable { server: server.clone(), source };
@@ -294,7 +313,7 @@ impl Client {
                     if let Some(token) = token {
                         request = request.header("Authorization", format!("Bearer {token}"));
                     }
-                    converse(stream, request, body).await
+                    converse(stream, request, body, sink).await
                 }
             }
         })
@@ -325,31 +344,48 @@ impl Raw {
     }
 }
 
+/// Takes a body piece by piece.
+type Sink<'a> = &'a mut dyn FnMut(&[u8]) -> io::Result<()>;
+
 async fn converse<S>(
     stream: S,
     request: hyper::http::request::Builder,
     body: String,
+    sink: Option<Sink<'_>>,
 ) -> Result<Raw, ClientError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let broken = |error: &dyn fmt::Display| ClientError::Broken(error.to_string());
-    let talk = async {
+    let late = |_| ClientError::Broken(format!("no answer within {} s", ANSWER_PATIENCE.as_secs()));
+    let ask = async {
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| broken(&e))?;
         // Ends by itself with the last answer.
         tokio::spawn(connection);
         let request = request.body(Full::new(Bytes::from(body))).map_err(|e| broken(&e))?;
-        let response = sender.send_request(request).await.map_err(|e| broken(&e))?;
-        let status = response.status();
-        let etag = response.headers().get("etag").and_then(|tag| tag.to_str().ok()).map(str::to_owned);
-        let bytes = response.into_body().collect().await.map_err(|e| broken(&e))?.to_bytes();
-        Ok(Raw { status, etag, bytes })
+        sender.send_request(request).await.map_err(|e| broken(&e))
     };
-    match tokio::time::timeout(ANSWER_PATIENCE, talk).await {
-        Ok(answer) => answer,
-        Err(_) => Err(ClientError::Broken(format!("no answer within {} s", ANSWER_PATIENCE.as_secs()))),
-    }
+    let response = tokio::time::timeout(ANSWER_PATIENCE, ask).await.map_err(late)??;
+    let status = response.status();
+    let etag = response.headers().get("etag").and_then(|tag| tag.to_str().ok()).map(str::to_owned);
+    let mut body = response.into_body();
+    let bytes = match sink.filter(|_| status.is_success()) {
+        None => {
+            let all = tokio::time::timeout(ANSWER_PATIENCE, body.collect()).await.map_err(late)?;
+            all.map_err(|e| broken(&e))?.to_bytes()
+        }
+        Some(sink) => {
+            while let Some(frame) = tokio::time::timeout(ANSWER_PATIENCE, body.frame()).await.map_err(late)? {
+                let frame = frame.map_err(|e| broken(&e))?;
+                if let Some(bytes) = frame.data_ref() {
+                    sink(bytes).map_err(ClientError::Sink)?;
+                }
+            }
+            Bytes::new()
+        }
+    };
+    Ok(Raw { status, etag, bytes })
 }
 
 /// A text as one part of a path or query: everything but letters, digits and `-._~` percent-encoded.

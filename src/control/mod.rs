@@ -72,6 +72,8 @@ pub struct State {
     pub ready: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
     /// The metrics text.
     pub metrics: Box<dyn Fn() -> String + Send + Sync>,
+    /// A folder of this server's own, with room for a second copy of the store.
+    pub folder: PathBuf,
 }
 
 impl fmt::Debug for State {
@@ -122,6 +124,8 @@ struct Admin {
     refused: Refused,
     answers: Answers,
     streams: Arc<tokio::sync::Semaphore>,
+    /// A backup is made, or on its way.
+    backups: Arc<tokio::sync::Semaphore>,
     /// An image is being read again.
     verifying: Arc<AtomicBool>,
     /// The admin side ends: whatever takes long breaks off.
@@ -142,6 +146,7 @@ impl Admin {
             refused: Refused::default(),
             answers: Answers::default(),
             streams: Arc::new(tokio::sync::Semaphore::new(routes::events::STREAMS_MAX)),
+            backups: Arc::new(tokio::sync::Semaphore::new(1)),
             verifying: Arc::default(),
             stopping: AtomicBool::new(false),
         })

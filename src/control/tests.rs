@@ -21,7 +21,7 @@ use crate::jobs::machine::Ident;
 use crate::jobs::script::{Context, Hints, Policy, compose_explained};
 use crate::jobs::token::BootId;
 use crate::keeper::{Answer as Passed, Desk, Running};
-use crate::store::{Log, MemoryStore, SharedStore, Transition, Write};
+use crate::store::{Kind, Log, MemoryStore, SharedStore, Transition, Write};
 
 /// A server without listeners.
 struct Lab {
@@ -136,6 +136,7 @@ impl Lab {
                 }
             }),
             metrics: Box::new(|| "bootstorm_x 1\n".into()),
+            folder: dir.clone(),
         });
         let admin = Arc::new(Admin::new(Arc::clone(&state)).unwrap());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -605,6 +606,36 @@ fn changes_are_in_the_audit_log_with_who_made_them_and_its_chain_is_whole() {
     assert_eq!(page["next"], 3);
     assert_eq!(lab.local("GET", "/v1/audit?limit=1&before=1", Value::Null).must(200)["next"], Value::Null);
     assert_eq!(lab.local("GET", &format!("/v1/audit?before={}", u64::MAX), Value::Null).status, 200);
+}
+
+#[test]
+fn a_backup_is_whole_one_at_a_time_and_leaves_nothing_but_its_entry() {
+    let lab = Lab::start();
+    lab.local("POST", "/v1/jobs", hello(1)).must(201);
+    let operate = lab.token(Role::Operate, "ci");
+    lab.with_token(&operate, "GET", "/v1/backup", Value::Null).refused(403, "role-too-low");
+    // What a kill left is in nobody's way.
+    std::fs::write(lab.dir.join("backup.db"), "half").unwrap();
+    let first = lab.send(root(), "GET", "/v1/backup", &[], String::new());
+    assert_eq!(first.status(), 200);
+    let header = |name: &str| first.headers()[name].to_str().unwrap().to_owned();
+    assert_eq!(header("content-type"), "application/vnd.sqlite3");
+    assert!(header("content-disposition").starts_with("attachment; filename=\"bootstorm-1"));
+    let len: usize = header("content-length").parse().unwrap();
+    assert!(!lab.dir.join("backup.db").exists(), "its file has no name any more");
+    lab.local("GET", "/v1/backup", Value::Null).refused(409, "backup-under-way");
+    let body = lab.runtime.block_on(to_bytes(first.into_body(), usize::MAX)).unwrap();
+    assert_eq!(body.len(), len);
+    let copy = lab.dir.join("copy");
+    std::fs::write(&copy, &body).unwrap();
+    let mut copy = MemoryStore::open(&copy).unwrap();
+    assert_eq!(copy.list(Kind::Job).unwrap().1.len(), 1);
+    // One that is given up makes room too.
+    drop(lab.send(root(), "GET", "/v1/backup", &[], String::new()));
+    lab.runtime.block_on(tokio::task::yield_now());
+    assert_eq!(lab.send(root(), "GET", "/v1/backup", &[], String::new()).status(), 200);
+    let audit = lab.local("GET", "/v1/audit", Value::Null).must(200).to_string();
+    assert_eq!(audit.matches("store-backed-up").count(), 3, "{audit}");
 }
 
 #[test]

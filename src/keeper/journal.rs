@@ -122,6 +122,13 @@ impl fmt::Debug for Writing {
     }
 }
 
+impl Writing {
+    /// True when the thread has ended: no lease is stored any more.
+    pub fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+}
+
 impl Drop for Writing {
     fn drop(&mut self) {
         self.queue.close();

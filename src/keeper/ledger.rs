@@ -180,7 +180,9 @@ impl Ledger {
     ) -> Result<Self, StoreError> {
         let book = records::load(store.as_mut())?;
         let identity = Identity::begin(store.as_mut(), secret, now)?;
-        Ok(Self::of(store, &identity, Published::of(book), identity.boots(), images))
+        let mut ledger = Self::of(store, &identity, Published::of(book), identity.boots(), images);
+        ledger.put_back(now)?;
+        Ok(ledger)
     }
 
     /// A ledger over a store and the book that was loaded from it.
@@ -208,6 +210,33 @@ impl Ledger {
             longest: Duration::ZERO,
             moves: [0; Stage::ALL.len()],
         }
+    }
+
+    /// Looks whether the store was put back from a backup, before anybody is answered. What that says of jobs that may
+    /// wipe a disk was true when it was made: a machine that was installed since would be installed again. So those that
+    /// were live then are cancelled, and how many these are is returned.
+    ///
+    /// # Errors
+    ///
+    /// The store's own: what cannot be stored must not be believed.
+    pub(super) fn put_back(&mut self, now: SystemTime) -> Result<Option<(SystemTime, usize)>, StoreError> {
+        let Some(taken) = records::put_back(self.store.as_mut())? else { return Ok(None) };
+        let may_wipe = |job: &&Arc<Job>| job.is_live() && job.may_wipe();
+        let live: Vec<JobId> = self.book.jobs().filter(may_wipe).map(|job| job.id).collect();
+        let by = format!("the start on a backup of {}", httpdate::fmt_http_date(taken));
+        let cancel = |id: &JobId| Input::Order {
+            order: Order::Cancel { id: *id, expected: None },
+            by: by.clone(),
+            ticket: 0,
+        };
+        for output in self.turn(live.iter().map(cancel).collect(), now) {
+            if let Output::Done { result: Err(refusal), .. } = output {
+                let detail = format!("cancel what a backup says: {refusal}");
+                return Err(StoreError::Io { path: "the store".into(), detail });
+            }
+        }
+        self.store.commit(&[records::no_more_a_backup()])?;
+        Ok(Some((taken, live.len())))
     }
 
     /// The table the cores decide with.

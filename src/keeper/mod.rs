@@ -34,8 +34,8 @@ use crossbeam_channel::{Receiver, SendError, Sender, bounded, select, unbounded}
 
 use self::ledger::Published;
 pub use self::ledger::{Answer, Done, ImagesNow, Input, Ledger, Order, Output};
-pub use self::records::load as stored_book;
 use self::records::{Identity, Piece};
+pub use self::records::{back_up, load as stored_book};
 pub use crate::jobs::book::AtTheLine;
 use crate::jobs::book::{Book, Refusal};
 use crate::jobs::evidence::Evidence;
@@ -94,6 +94,17 @@ struct Counts {
     moves: [AtomicU64; Stage::ALL.len()],
     /// The last attempt to store something failed.
     troubled: AtomicBool,
+    /// The thread has ended.
+    ended: AtomicBool,
+}
+
+/// Held by the thread: however it ends, also by a panic, that is known.
+struct Alive(Arc<Counts>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.ended.store(true, Ordering::Release);
+    }
 }
 
 /// The handle that everyone has.
@@ -155,6 +166,7 @@ impl Keeper {
         let thread = std::thread::Builder::new().name("keeper".into()).spawn({
             let counts = Arc::clone(&counts);
             move || {
+                let _alive = Alive(Arc::clone(&counts));
                 // Whoever began it and has given up hears nothing, and hands nothing over.
                 let read = read_all(open, secret, |news| _ = tell.send(news));
                 let (store, identity) = match read {
@@ -165,7 +177,21 @@ impl Keeper {
                     }
                 };
                 let Ok(Handed { published, boots, images, observer }) = handed.recv() else { return };
-                let ledger = Ledger::of(store, &identity, published, boots, images);
+                let mut ledger = Ledger::of(store, &identity, published, boots, images);
+                match ledger.put_back(SystemTime::now()) {
+                    Ok(None) => {}
+                    Ok(Some((taken, cancelled))) => tracing::warn!(
+                        cancelled,
+                        taken = %httpdate::fmt_http_date(taken),
+                        "this store was put back from a backup: what happened since is not known, so the jobs of it that may \
+                         wipe a disk are cancelled; add again what is still wanted"
+                    ),
+                    Err(error) => {
+                        let _ = tell.send(News::Failed(error));
+                        return;
+                    }
+                }
+                let _ = tell.send(News::Begun);
                 keep(ledger, &urgent_in, &evidence_in, &counts, observer);
             }
         });
@@ -192,6 +218,11 @@ impl Keeper {
     /// False while the store refuses what it is given; looked into again every few seconds.
     pub fn can_store(&self) -> bool {
         !self.counts.troubled.load(Ordering::Relaxed)
+    }
+
+    /// True when the thread has ended: nothing is judged, stored or allowed any more.
+    pub fn has_ended(&self) -> bool {
+        self.counts.ended.load(Ordering::Acquire)
     }
 
     /// Tells what was seen. Never waits: a full queue loses it and counts it.
@@ -337,6 +368,8 @@ enum News {
     Read,
     /// There is no damage, and the start is stored.
     Sound(Identity),
+    /// What it was given is published as it is to be.
+    Begun,
     /// It ends.
     Failed(StoreError),
 }
@@ -379,6 +412,8 @@ impl Beginning {
         let found = loop {
             match told.recv() {
                 Ok(News::Piece(piece)) => piece.put_in(&mut book),
+                // Not before it was handed anything.
+                Ok(News::Begun) => {}
                 // Nobody decides by it before this returns.
                 Ok(News::Read) => published = Some(Published::of(std::mem::take(&mut book))),
                 Ok(News::Sound(identity)) => break published.map(|published| (identity, published)),
@@ -403,7 +438,14 @@ impl Beginning {
         };
         let boots = Arc::clone(&keeper.boots);
         hand.send(Handed { published, boots, images, observer }).map_err(|_| gone())?;
-        Ok(Running { keeper, thread: Some(thread) })
+        match told.recv() {
+            Ok(News::Begun) => Ok(Running { keeper, thread: Some(thread) }),
+            Ok(News::Failed(error)) => {
+                let _ = thread.join();
+                Err(error)
+            }
+            Ok(_) | Err(_) => Err(gone()),
+        }
     }
 }
 

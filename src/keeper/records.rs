@@ -1,6 +1,6 @@
 //! The book's records as the store keeps them: JSON bodies under numbered keys.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -17,6 +17,9 @@ use crate::store::{Guard, Kind, Log, Record, Store, StoreError, Transition, Writ
 /// Keys of what there is one of.
 const NUMBERS: &str = "numbers";
 const IDENTITY: &str = "server";
+const BACKUP: &str = "backup";
+/// The end of the year 9999.
+const DATE_MAX_MS: u64 = 253_402_300_799_000;
 
 /// Numbers as keys, so that lists are in their order.
 fn key(number: u64) -> String {
@@ -144,6 +147,38 @@ pub fn load(store: &mut dyn Store) -> Result<Book, StoreError> {
     show(store, |piece| piece.put_in(&mut book))?;
     store.check()?;
     Ok(book)
+}
+
+/// What a backup is known by when it has been put in the store's place: when it was made.
+#[derive(Serialize, Deserialize)]
+struct Taken {
+    at_unix_ms: u64,
+}
+
+/// Copies the store to a new file that is known for a backup: whoever starts on it knows that what happened since is not
+/// in it.
+///
+/// # Errors
+///
+/// The store's own; the file is there only if it is whole.
+pub fn back_up(store: &mut dyn Store, to: &Path, now: SystemTime) -> Result<(), StoreError> {
+    let at_unix_ms = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_millis() as u64;
+    let mark =
+        Record { kind: Kind::Meta, key: BACKUP.into(), generation: 1, body: body(&Taken { at_unix_ms }) };
+    store.backup(to, &mark)
+}
+
+/// When the backup was made that this store was put back from, if nobody has looked at that yet.
+pub(super) fn put_back(store: &mut dyn Store) -> Result<Option<SystemTime>, StoreError> {
+    let Some(record) = store.get(Kind::Meta, BACKUP)? else { return Ok(None) };
+    let taken: Taken = parse(record.kind, &record.key, &record.body)?;
+    // A date that can be written.
+    Ok(Some(UNIX_EPOCH + Duration::from_millis(taken.at_unix_ms.min(DATE_MAX_MS))))
+}
+
+/// The transition after which a store that was put back is one like any other.
+pub(super) fn no_more_a_backup() -> Transition {
+    Transition { writes: vec![Write::Delete { kind: Kind::Meta, key: BACKUP.into(), guard: Guard::Any }] }
 }
 
 /// What makes this server's tokens its own across restarts.

@@ -131,6 +131,84 @@ fn a_restart_keeps_jobs_stages_and_the_key_and_repeats_no_boot() {
 }
 
 #[test]
+fn what_may_wipe_is_cancelled_by_the_start_on_a_backup_and_by_no_other() {
+    let folder = std::env::temp_dir().join(format!("bootstorm-put-back-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    let store = SharedStore::default();
+    let mut ledger = open(&store, 1);
+    let rule = |always: bool, allow_rule: bool| {
+        let spec = JobSpec { always, allow_rule, ..JobSpec::new(Action::Image("pe".into()), Selector::Any) };
+        Order::AddJobs(vec![spec])
+    };
+    for n in 1..=3 {
+        order(&mut ledger, add(n)).unwrap();
+    }
+    order(&mut ledger, rule(false, true)).unwrap();
+    let local = JobSpec { always: true, ..JobSpec::new(Action::Local, Selector::Mac(mac(9))) };
+    order(&mut ledger, Order::AddJobs(vec![local])).unwrap();
+    let boot = ledger.boots().begin();
+    assert_eq!(ask(&mut ledger, boot, 1), Answer::Go);
+    back_up(ledger.store(), &folder.join("copy"), NOW + Duration::from_secs(60)).unwrap();
+    // Machine 2 is installed after the backup.
+    assert_eq!(ask(&mut ledger, boot, 2), Answer::Go);
+    drop(ledger);
+    let stages = |ledger: &Ledger| -> Vec<(u64, Stage)> {
+        ledger.book().jobs().map(|job| (job.id.0, job.stage)).collect()
+    };
+    let untouched = stages(&open(&store, 1));
+    assert_eq!(untouched.iter().filter(|(_, stage)| *stage == Stage::Cancelled).count(), 0, "no backup");
+
+    let copy = SharedStore::new(MemoryStore::open(&folder.join("copy")).unwrap());
+    // What cannot be stored is not believed: there is no start.
+    let mut unstored: Box<dyn Store> = Box::new(copy.clone());
+    let book = stored_book(unstored.as_mut()).unwrap();
+    let identity = records::Identity::begin(unstored.as_mut(), [1; 32], NOW).unwrap();
+    let mut ledger = Ledger::of(unstored, &identity, Published::of(book), identity.boots(), images());
+    copy.inner().fail_next_commit(Fault::Full);
+    ledger.put_back(NOW).unwrap_err();
+    drop(ledger);
+    let mut ledger = open(&copy, 1);
+    let after = stages(&ledger);
+    let of = |id: u64| after.iter().find(|(job, _)| *job == id).unwrap().1;
+    assert_eq!([2, 3, 4].map(of), [Stage::Cancelled; 3]);
+    assert_eq!(
+        (of(1), of(5)),
+        (untouched[0].1, Stage::Armed),
+        "what was over, and what boots the disk, stays"
+    );
+    let second = ledger.boots().begin();
+    assert_eq!(ask(&mut ledger, second, 2), Answer::Refused(Denial::Over(Stage::Cancelled)));
+    let said = ledger.store().read_log(Log::Audit, None, None, 3).unwrap();
+    let by = "the start on a backup of Thu, 01 Jan 1970 00:01:00 GMT";
+    assert!(
+        said.iter().all(|entry| entry.body.contains("job-cancelled") && entry.body.contains(by)),
+        "{said:?}"
+    );
+    // From then on it is a store like any other.
+    order(&mut ledger, add(2)).unwrap();
+    drop(ledger);
+    let ledger = open(&copy, 1);
+    assert_eq!(stages(&ledger).last(), Some(&(6, Stage::Armed)));
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn that_the_keepers_thread_has_ended_is_known() {
+    let running = Keeper::start(Box::new(MemoryStore::new()), images(), [1; 32], Box::new(|_| {})).unwrap();
+    let keeper = running.keeper();
+    keeper.look_and_wait(|_, _| ()).unwrap();
+    assert!(!keeper.has_ended());
+    assert_eq!(keeper.look_and_wait(|_, _| panic!("a fault")), Err::<(), _>(Refusal::Busy));
+    let start = Instant::now();
+    while !keeper.has_ended() {
+        assert!(start.elapsed() < Duration::from_secs(20), "nobody knows");
+        std::thread::yield_now();
+    }
+    assert_eq!(keeper.order_and_wait(add(1), "test"), Err(Refusal::Busy));
+}
+
+#[test]
 fn jobs_are_counted_by_the_stages_they_come_to_once_that_is_stored() {
     let store = SharedStore::default();
     let mut ledger = open(&store, 1);

@@ -370,12 +370,17 @@ fn a_backup_is_equal_opens_and_is_written_over_nothing<T: Subject>() {
         one(&mut store, writes).expect("stored");
     }
     let to = folder.join("copy");
-    store.backup(&to).expect("a backup");
-    assert_eq!(everything(&mut T::open(&to)), everything(&mut store));
-    assert!(matches!(store.backup(&to), Err(StoreError::Io { .. })));
+    let mark = Record { kind: Kind::Meta, key: "copy".into(), generation: 7, body: "{\"of\":1}".into() };
+    store.backup(&to, &mark).expect("a backup");
+    let mut equal = everything(&mut store);
+    let meta = Kind::ALL.iter().position(|kind| *kind == Kind::Meta).expect("a kind");
+    assert_eq!(equal.lists[meta].1, [], "the store itself is not marked");
+    equal.lists[meta].1.push(mark.clone());
+    assert_eq!(everything(&mut T::open(&to)), equal);
+    assert!(matches!(store.backup(&to, &mark), Err(StoreError::Io { .. })));
     one(&mut store, vec![put(Kind::Job, "after", 1, "{}", Guard::Absent)]).expect("stored");
     assert_eq!(T::open(&to).get(Kind::Job, "after"), Ok(None));
-    assert!(matches!(store.backup(&folder.join("nowhere/copy")), Err(StoreError::Io { .. })));
+    assert!(matches!(store.backup(&folder.join("nowhere/copy"), &mark), Err(StoreError::Io { .. })));
     let left: Vec<_> = fs::read_dir(&*folder)
         .expect("the folder")
         .map(|entry| entry.expect("an entry").file_name())

@@ -49,6 +49,11 @@ fn numbered(n: u64) -> Transition {
     ])
 }
 
+/// What a copy is known by.
+fn mark() -> Record {
+    Record { kind: Kind::Meta, key: "copy".into(), generation: 1, body: "{}".into() }
+}
+
 /// Checks that the store holds exactly the numbered history up to some transition, and says which.
 fn check_numbered(store: &mut SqliteStore) -> u64 {
     let (Revision(last), jobs) = store.list(Kind::Job).expect("the jobs");
@@ -249,7 +254,7 @@ fn on_a_full_disk(disk: &Path) {
         assert_eq!(write(&mut store, last), full, "still full");
         assert_eq!(check_numbered(&mut store), last, "reads go on, and nothing of the batch is there");
         assert!(
-            store.backup(&disk.join("backup")).is_err_and(|error| error.is_full()),
+            store.backup(&disk.join("backup"), &mark()).is_err_and(|error| error.is_full()),
             "no room for a backup"
         );
         if round % 2 == 1 {
@@ -316,7 +321,7 @@ fn the_file_is_private_durable_and_leaves_no_shared_memory() {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("a careless copy");
     let mut store = SqliteStore::open(&path).expect("opens");
     store.commit(&[numbered(1)]).expect("a commit");
-    store.backup(&folder.join("backup")).expect("a backup");
+    store.backup(&folder.join("backup"), &mark()).expect("a backup");
     let mut seen: Vec<_> = fs::read_dir(&*folder)
         .expect("the folder")
         .map(|entry| {

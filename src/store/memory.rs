@@ -252,8 +252,11 @@ impl Store for MemoryStore {
         Ok(Trimmed { events: events_gone, boots: boots_gone, more })
     }
 
-    fn backup(&mut self, to: &Path) -> Result<(), StoreError> {
-        let text = serde_json::to_vec(&self.now).expect("a snapshot is plain data with text for keys");
+    fn backup(&mut self, to: &Path, mark: &Record) -> Result<(), StoreError> {
+        let mut copy = self.now.clone();
+        let stored = Stored { generation: mark.generation, body: mark.body.clone(), revision: copy.revision };
+        copy.records.entry(mark.kind).or_default().insert(mark.key.clone(), stored);
+        let text = serde_json::to_vec(&copy).expect("a snapshot is plain data with text for keys");
         let mut file = fs::File::create_new(to).map_err(|error| io(to, "create", &error))?;
         std::io::Write::write_all(&mut file, &text).map_err(|error| io(to, "write", &error))
     }
@@ -316,8 +319,8 @@ impl Store for SharedStore {
         self.inner().trim(events_before, events_max, boots_max)
     }
 
-    fn backup(&mut self, to: &Path) -> Result<(), StoreError> {
-        self.inner().backup(to)
+    fn backup(&mut self, to: &Path, mark: &Record) -> Result<(), StoreError> {
+        self.inner().backup(to, mark)
     }
 }
 

@@ -379,6 +379,7 @@ pub trait Store: Send {
         boots_max: u64,
     ) -> Result<Trimmed, StoreError>;
 
-    /// A consistent copy in a new file, complete and checked when this returns. It refuses to write over a file.
-    fn backup(&mut self, to: &Path) -> Result<(), StoreError>;
+    /// A consistent copy in a new file, complete and checked when this returns, with one record that the store itself has
+    /// not: by `mark` the copy is known for one. It refuses to write over a file.
+    fn backup(&mut self, to: &Path, mark: &Record) -> Result<(), StoreError>;
 }

@@ -434,7 +434,7 @@ impl Store for SqliteStore {
         })
     }
 
-    fn backup(&mut self, to: &Path) -> Result<(), StoreError> {
+    fn backup(&mut self, to: &Path, mark: &Record) -> Result<(), StoreError> {
         let io = |verb: &str, error: &io::Error| match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 StoreError::Full { path: to.to_owned() }
@@ -464,7 +464,7 @@ impl Store for SqliteStore {
         let copy = || {
             let created = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
             drop(created.map_err(|error| io("create", &error))?);
-            copy_into(&self.connection, &path).map_err(|failure| match failure {
+            copy_into(&self.connection, &path, mark).map_err(|failure| match failure {
                 Failure::Sqlite(error) => explain(to, "write a backup", &error),
                 Failure::Corrupt(detail) => StoreError::Corrupt { path: self.path.clone(), detail },
                 Failure::NewerSchema(found) => {
@@ -479,8 +479,8 @@ impl Store for SqliteStore {
     }
 }
 
-/// Copies by SQLite's backup interface and looks at the copy, which ends as a single file without a log.
-fn copy_into(from: &Connection, path: &Path) -> Result<(), Failure> {
+/// Copies by SQLite's backup interface, marks the copy and looks at it; it ends as a single file without a log.
+fn copy_into(from: &Connection, path: &Path, mark: &Record) -> Result<(), Failure> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut copy = Connection::open_with_flags(path, flags)?;
     copy.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
@@ -490,6 +490,8 @@ fn copy_into(from: &Connection, path: &Path) -> Result<(), Failure> {
     while backup.step(BACKUP_PAGES)? != StepResult::Done {}
     drop(backup);
     let _: String = copy.pragma_update_and_check(None, "journal_mode", "DELETE", |row| row.get(0))?;
+    let revision = as_stored(Counters::read(&copy)?.revision);
+    copy.execute(sql(mark.kind).put, params![mark.key, as_stored(mark.generation), mark.body, revision])?;
     check_structure(&copy)?;
     copy.close().map_err(|(_, error)| error.into())
 }

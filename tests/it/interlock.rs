@@ -1,6 +1,7 @@
 //! The wipe interlock and what survives, on the real binary: `kill -9`, a full disk, re-arming.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -48,6 +49,55 @@ fn kill(mut server: Server<'_>) {
 
 fn is_local(script: &str) -> bool {
     script.contains("had its job") && !script.contains("/images/")
+}
+
+#[test]
+fn a_backup_that_is_put_back_gives_nobody_a_job_again() {
+    let net = Net::flat();
+    let site = site(&net);
+    let server = site.serve(&net);
+    site.ask(&["job", "add", "tiny", "--mac", MAC]);
+    let file = site.dir.join("backup.db");
+    let name = file.to_str().expect("a path of plain text");
+    let said = site.ask(&["backup", name]);
+    assert!(said.contains("wrote ") && said.contains("files of their own"), "{said}");
+    assert_eq!(fs::metadata(&file).expect("the backup").permissions().mode() & 0o777, 0o600);
+    let again = site.command(&["backup", name]);
+    assert_eq!(again.status.code(), Some(2), "nothing is written over");
+    let nowhere = site.command(&["backup", "/nowhere/backup.db"]);
+    assert_eq!(nowhere.status.code(), Some(5));
+    let piped = site.command(&["backup", "-"]);
+    assert!(piped.status.success() && piped.stdout.starts_with(b"SQLite format 3\0"));
+    let left: Vec<_> = fs::read_dir(site.dir.join("state")).expect("the state").flatten().collect();
+    assert!(!left.iter().any(|entry| entry.file_name().to_string_lossy().contains("backup")), "{left:?}");
+    assert_eq!(site.ask(&["audit", "list"]).matches("store-backed-up").count(), 2);
+
+    // The machine is installed after it.
+    let first = script(&net);
+    for end in ["/vmlinuz", "/initrd.gz"] {
+        assert!(fetches(&net, &url(&first, end)), "{first}");
+    }
+    assert!(is_local(&script(&net)));
+    kill(server);
+    for part in ["bootstorm.db", "bootstorm.db-wal"] {
+        let _ = fs::remove_file(site.dir.join("state").join(part));
+    }
+    fs::copy(&file, site.dir.join("state/bootstorm.db")).expect("put back");
+    let mut server = site.serve(&net);
+    server.process.wait_for("put back from a backup", SOON);
+    let second = script(&net);
+    assert!(second.contains("# bootstorm job none") && second.contains("set default local"), "{second}");
+    assert!(!fetches(&net, &url(&first, "/initrd.gz")), "nor is there anything left under the old token");
+    assert!(site.ask(&["job", "list"]).contains("cancelled"));
+    assert!(site.ask(&["audit", "list"]).contains("the start on a backup of "));
+    assert!(site.ask(&["audit", "verify"]).contains("is whole"));
+    kill(server);
+    // Said once; then it is a store like any other.
+    let server = site.serve(&net);
+    assert!(!server.process.output().contains("put back"), "{}", server.process.output());
+    site.ask(&["job", "add", "tiny", "--mac", MAC]);
+    assert!(script(&net).contains("# bootstorm job j2"));
+    server.stop();
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The routes, a file for each resource, and what they share: pages, documents, generations.
 
+mod backup;
 mod boots;
 pub(super) mod events;
 mod images;
@@ -70,6 +71,7 @@ fn documented() -> OpenApiRouter<Arc<Admin>> {
         .routes(routes!(tokens::revoke))
         .routes(routes!(system::document))
         .routes(routes!(system::reload))
+        .routes(routes!(backup::download))
         .routes(routes!(system::healthz))
         .routes(routes!(system::readyz))
         .routes(routes!(system::metrics))

@@ -19,6 +19,8 @@ pub(super) const READ_LEN: usize = 4096;
 /// Requests of one connection kept for a capture file, and bytes of each.
 const KEPT_PER_CONNECTION: u8 = 24;
 const KEPT_LEN: usize = 2048;
+/// What a client waits for that asks before it sends a body.
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 impl HttpSide {
     /// Reads until a request is whole and answers it; false when there is nothing to do until the next event.
@@ -126,7 +128,7 @@ impl HttpSide {
         connection.input.extend_from_slice(received);
         if expects_continue(&connection.input) {
             // One small send on a socket that owes nothing else; a client that misses it sends its body anyway.
-            let _ = tcp::send(&connection.stream, b"HTTP/1.1 100 Continue\r\n\r\n", false);
+            let _ = tcp::send(&connection.stream, CONTINUE, false);
         }
         None
     }
@@ -143,6 +145,10 @@ impl HttpSide {
         if shook_hands && !tls.is_handshaking() {
             let old = tls.version() == Some("1.2");
             turn.tally.add(if old { Count::HttpsHandshakes12 } else { Count::HttpsHandshakes13 }, 1);
+        }
+        // Nothing else is owed here either: what is read is read between two responses.
+        if refused.is_ok() && connection.keep_alive && expects_continue(&connection.input) {
+            tls.seal(CONTINUE);
         }
         let flushed = match tls.wants_write() {
             true => tls.flush(&mut connection.stream).map(|_| tls.wants_write()),
@@ -164,7 +170,7 @@ impl HttpSide {
         }
         match flushed {
             Ok(false) => None,
-            // A handshake that the socket does not take: it goes out like a response.
+            // What the socket does not take goes out like a response.
             Ok(true) => {
                 connection.out.owes_records();
                 self.busy += 1;

@@ -63,6 +63,35 @@ fn a_file_arrives_whole_and_by_ranges_through_tls() {
 }
 
 #[test]
+fn who_asks_before_a_body_is_told_to_go_on_and_ipxe_is_not() {
+    let lab = Lab::with_jobs(Driver::Mio, 1_000);
+    let ask = |agent: &str| {
+        format!(
+            "POST /ipxe HTTP/1.1\r\nHost: x\r\nUser-Agent: {agent}\r\nExpect: 100-continue\r\nContent-Length: 21\r\n\r\n"
+        )
+    };
+    let body = "mac=02:00:00:00:00:01";
+    for version in 0..VERSIONS.len() {
+        let mut stream = lab.https(version);
+        // Asked for twice: it stands between two responses, not in one.
+        for _ in 0..2 {
+            stream.write_all(ask("curl/8").as_bytes()).unwrap();
+            let mut told = [0; 25];
+            stream.read_exact(&mut told).unwrap();
+            assert_eq!(&told, b"HTTP/1.1 100 Continue\r\n\r\n");
+            stream.write_all(body.as_bytes()).unwrap();
+            let (head, script) = response(&mut stream);
+            assert!(head.starts_with("HTTP/1.1 200 ") && script.starts_with(b"#!ipxe"), "{head}");
+        }
+        stream.write_all(ask("iPXE/1.21.1").as_bytes()).unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+        stream.write_all(body.as_bytes()).unwrap();
+        let (head, _) = response(&mut stream);
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    }
+}
+
+#[test]
 fn a_script_asked_for_by_https_names_https_urls() {
     let lab = Lab::with_jobs(Driver::Mio, 1_000);
     lab.add("linux");
