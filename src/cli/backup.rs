@@ -11,7 +11,7 @@ use super::{Done, Exit, Failure, client, output};
 /// What is asked for.
 const PATH: &str = "/v1/backup";
 
-/// A name that goes in any case.
+/// A name that goes, however this ends but by a signal.
 struct Partial(PathBuf);
 
 impl Drop for Partial {
@@ -64,7 +64,10 @@ pub(super) fn run(common: &Common, file: &Path) -> Done {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| failed("write", &error))?;
+    // It is whole and there; only a crash of this host in the next seconds could lose its name.
+    if let Err(error) = File::open(folder).and_then(|folder| folder.sync_all()) {
+        output::remark(&format!("{} cannot be synced: {error}", folder.display()));
+    }
     output::line(format!("wrote {} ({})", file.display(), output::bytes(len)));
     output::line("images, leases, certificates and the configuration are files of their own");
     Ok(Exit::Fine)

@@ -696,7 +696,7 @@ fn in_use(name: &str, jobs: &[String]) -> String {
 }
 
 /// Where jobs and the audit log are.
-enum Site {
+pub(super) enum Site {
     /// With a server that runs.
     Server(Client),
     /// In its store, while none runs.
@@ -708,7 +708,7 @@ enum Site {
 }
 
 impl Site {
-    fn find(plan: &Plan) -> Self {
+    pub(super) fn find(plan: &Plan) -> Self {
         let client = Client::new(plan.admin.socket.clone());
         match client.get("/v1/jobs?limit=1") {
             Ok(_) => return Self::Server(client),
@@ -759,7 +759,7 @@ impl Site {
 
     /// Has it written to the audit log, and the server look at the folder now. What was done is done: that it cannot be
     /// told is only said.
-    fn tell(&mut self, name: &str, what: &str, about: Value) {
+    pub(super) fn tell(&mut self, name: &str, what: &str, about: Value) {
         let told = match self {
             Self::Server(client) => {
                 let body = json!({ "what": what, "about": about });

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::args::{Common, ImportGss, ImportVerb};
-use super::image::{acting, make_images, me};
+use super::image::{Site, acting, make_images, me};
 use super::serve::library_settings;
 use super::{Done, Exit, Failure, load_config, output};
 use crate::config::{DEFAULT_FILE, Plan};
@@ -53,7 +53,13 @@ pub(super) fn run(common: &Common, verb: &ImportVerb) -> Done {
         "beside": beside(&root),
     });
     if import.copy {
-        document["copied"] = Value::Array(copy_all(&plan, &root, &images)?);
+        let copied = copy_all(&plan, &root, &images)?;
+        let mut site = Site::find(&plan);
+        for one in copied.iter().filter(|one| one["done"] == "copied") {
+            let about = json!({ "version": one["version"], "bytes": one["bytes"], "from": root });
+            site.tell(one["name"].as_str().unwrap_or_default(), "image-imported", about);
+        }
+        document["copied"] = Value::Array(copied);
     }
     if import.serve && !served {
         document["configured"] = json!(configure(common, &root)?);

@@ -233,9 +233,24 @@ fn look_for_alarms(recorder: &Recorder) {
     let Ok(expected) = waiting else { return };
     let now = SystemTime::now();
     let new = lock(&recorder.alarms).look(now, &recorder.history, &expected);
-    if !new.is_empty() {
-        recorder.keeper.look(move |_, store| raise(&new, now, store));
+    let view = recorder.keeper.table().view();
+    let has_job = |mac: &MacAddr| {
+        let who = Identity { mac: Some(*mac), ..Identity::default() };
+        !matches!(view.decide(&who), Decision::NoJob)
+    };
+    let (loud, quiet): (Vec<_>, Vec<_>) = new.into_iter().partition(|alarm| is_loud(alarm, has_job));
+    for alarm in quiet {
+        tracing::debug!(alarm = alarm.kind.word(), subject = alarm.subject, "{alarm}");
     }
+    if !loud.is_empty() {
+        recorder.keeper.look(move |_, store| raise(&loud, now, store));
+    }
+}
+
+/// Whether an alarm is for the log and the events. Anybody can start over and over: of a machine that is to boot nothing it is only
+/// listed.
+fn is_loud(alarm: &Alarm, has_job: impl Fn(&MacAddr) -> bool) -> bool {
+    alarm.kind != alarms::Kind::Loop || alarm.machines.iter().any(has_job)
 }
 
 fn raise(alarms: &[Alarm], now: SystemTime, store: &mut dyn Store) {
@@ -333,6 +348,20 @@ impl Budget {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stranger_that_starts_over_and_over_is_listed_and_not_said() {
+        let alarm = |kind| Alarm {
+            kind,
+            subject: String::new(),
+            since_unix: 0,
+            sentence: String::new(),
+            machines: vec![MacAddr([2, 0, 0, 0, 0, 1])],
+        };
+        assert!(!is_loud(&alarm(alarms::Kind::Loop), |_| false));
+        assert!(is_loud(&alarm(alarms::Kind::Loop), |_| true));
+        assert!(is_loud(&alarm(alarms::Kind::NeverSeen), |_| false));
+    }
 
     #[test]
     fn of_many_alarms_at_once_some_are_said_and_the_rest_counted() {

@@ -1,6 +1,6 @@
 //! A reload of a running server's configuration: whole or not at all.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -232,25 +232,40 @@ fn fixed_keys(plan: &Plan) -> Vec<(&'static str, Value)> {
 #[derive(Debug)]
 pub(super) struct Watch {
     path: PathBuf,
-    seen: Option<SystemTime>,
+    seen: Option<FileState>,
+    /// As it was at the last look, if that was new.
+    coming: Option<FileState>,
 }
+
+/// When it was written last, and its length.
+type FileState = (SystemTime, u64);
 
 impl Watch {
     pub(super) fn new(path: PathBuf) -> Self {
-        let seen = modified(&path);
-        Self { path, seen }
+        let seen = state_of(&path);
+        Self { path, seen, coming: None }
     }
 
-    /// True once after each change.
+    /// True once after each change, when the file is the same at two looks: one that is copied here from afar is empty, or cut
+    /// short, for a moment, and that too is a configuration.
     pub(super) fn changed(&mut self) -> bool {
-        let now = modified(&self.path);
-        // A file that is being replaced is not there for a moment.
-        now.is_some() && std::mem::replace(&mut self.seen, now) != now
+        let now = state_of(&self.path).filter(|(_, len)| *len > 0);
+        if now.is_none() || now == self.seen {
+            self.coming = None;
+            return false;
+        }
+        if self.coming != now {
+            self.coming = now;
+            return false;
+        }
+        (self.seen, self.coming) = (now, None);
+        true
     }
 }
 
-fn modified(path: &PathBuf) -> Option<SystemTime> {
-    std::fs::metadata(path).and_then(|meta| meta.modified()).ok()
+fn state_of(path: &Path) -> Option<FileState> {
+    let meta = std::fs::metadata(path).ok()?;
+    Some((meta.modified().ok()?, meta.len()))
 }
 
 #[cfg(test)]
@@ -308,6 +323,26 @@ mod tests {
         assert_eq!(named(&asking, full), Vec::<String>::new());
         let others = "authoritative = false\nper_circuit = 3\ndhcp_option = [\"42=10.0.0.1\"]\n";
         assert_eq!(named(full, &format!("{full}{others}")), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_file_that_is_still_being_written_is_no_change_yet() {
+        let path = std::env::temp_dir().join(format!("bootstorm-watched-{}", std::process::id()));
+        let write = |text: &str| std::fs::write(&path, text).unwrap();
+        write("old");
+        let mut watch = Watch::new(path.clone());
+        assert!(!watch.changed() && !watch.changed());
+        write("");
+        assert!(!watch.changed() && !watch.changed(), "nothing in it");
+        write("half of");
+        assert!(!watch.changed());
+        write("half of it, and the rest");
+        assert!(!watch.changed() && watch.changed() && !watch.changed());
+        std::fs::remove_file(&path).unwrap();
+        assert!(!watch.changed() && !watch.changed());
+        write("it is there again");
+        assert!(!watch.changed() && watch.changed());
+        std::fs::remove_file(&path).unwrap();
     }
 
     #[test]

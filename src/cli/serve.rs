@@ -1,8 +1,10 @@
 //! `serve`: from a plan to a running server, and its end.
 
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -219,7 +221,11 @@ fn confine(common: &Common, plan: &Plan) -> Result<(), Failure> {
     host::memory();
     let account = match plan.server.user.as_str() {
         "" => None,
-        name => Some(Account::find(name).map_err(system)?),
+        name => Some(Account::find(name).map_err(|error| match error.source.kind() {
+            // A name that nobody has goes with an edit, and not by trying again.
+            io::ErrorKind::NotFound => Failure::new(Exit::Config, error),
+            _ => system(error),
+        })?),
     };
     if let Some(account) = &account
         && !account.is_current()
@@ -331,6 +337,8 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
     };
     let cells = engine.cells();
     let served = Served { dhcp: engine.bound.interfaces.clone(), shared: Arc::clone(&shared) };
+    let trouble = Arc::<Mutex<Option<String>>>::default();
+    let unreadable = Arc::clone(&trouble);
     let (pulse, answering) = (Arc::clone(&running.pulse), Arc::clone(&shared));
     let recording = Recorder {
         history: Arc::clone(&history),
@@ -374,7 +382,13 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
             let told = reloader.reload_and_tell(by).map_err(|refused| refused.to_string())?;
             Ok(told.wait())
         }),
-        ready: Box::new(move || look_at_cores(&answering, &pulse)),
+        ready: Box::new(move || {
+            look_at_cores(&answering, &pulse)?;
+            match &*unreadable.lock().unwrap_or_else(PoisonError::into_inner) {
+                None => Ok(()),
+                Some(why) => Err(format!("the images cannot be looked at: {why}")),
+            }
+        }),
         metrics: Box::new(move || {
             let mut text = Engine::metrics(&cells);
             render_process(started, env!("CARGO_PKG_VERSION"), &mut text);
@@ -412,7 +426,11 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
     running.helpers.push(spawn("housekeeping", {
         let stopping = Arc::clone(&running.stopping);
         let interfaces = Arc::clone(&shared);
-        move || keep_house(&library, &stopping, || look_at_certificates(certificates.as_deref(), &interfaces))
+        move || {
+            keep_house(&library, &trouble, &stopping, || {
+                look_at_certificates(certificates.as_deref(), &interfaces)
+            })
+        }
     })?);
     Ok(running)
 }
@@ -455,8 +473,10 @@ fn open_certificates(plan: &Plan) -> Result<Option<Arc<Certificates>>, Failure> 
     };
     let listed = interfaces::list().unwrap_or_default();
     let addresses: Vec<_> = listed.iter().filter_map(|i| i.addr).collect();
+    // Files that the configuration names and that are none go with an edit, and not by trying again.
+    let exit = if plan.https.files.is_some() { Exit::Config } else { Exit::Runtime };
     let certificates = Certificates::open(source, &addresses)
-        .map_err(|error| Failure::new(Exit::Runtime, format!("[https]: {error}")))?;
+        .map_err(|error| Failure::new(exit, format!("[https]: {error}")))?;
     Ok(Some(Arc::new(certificates)))
 }
 
@@ -573,7 +593,12 @@ fn finish_keeper(keeper: Beginning, library: &Arc<Library>) -> Result<KeeperRunn
 
 /// New images appear: soon after the kernel tells that something moved, and every two seconds in any case;
 /// certificates are renewed.
-fn keep_house(library: &Library, stopping: &AtomicBool, certificates: impl Fn()) {
+fn keep_house(
+    library: &Library,
+    trouble: &Mutex<Option<String>>,
+    stopping: &AtomicBool,
+    certificates: impl Fn(),
+) {
     match Versions::open(&library.settings().images_dir).and_then(|versions| versions.recover()) {
         Ok(0) => {}
         Ok(left) => tracing::info!(left, "removed what an interrupted command left in the images folder"),
@@ -591,7 +616,14 @@ fn keep_house(library: &Library, stopping: &AtomicBool, certificates: impl Fn())
         std::thread::park_timeout(wait);
         wait = HOUSEKEEPING;
         certificates();
-        match library.rescan() {
+        // A fault in what reads other people's files is no reason to serve nothing: the images stay as they were.
+        let looked = catch_unwind(AssertUnwindSafe(|| library.rescan()));
+        let looked = match looked {
+            Ok(looked) => looked.map_err(|error| error.to_string()),
+            Err(_) => Err("a fault, which is one of bootstorm's own".to_owned()),
+        };
+        *trouble.lock().unwrap_or_else(PoisonError::into_inner) = looked.as_ref().err().cloned();
+        match looked {
             Ok(report) => {
                 failed = false;
                 if report.settling > 0 {
@@ -600,7 +632,11 @@ fn keep_house(library: &Library, stopping: &AtomicBool, certificates: impl Fn())
             }
             // Said once, not every two seconds.
             Err(error) if !std::mem::replace(&mut failed, true) => {
-                tracing::warn!(%error, "cannot look for new images")
+                tracing::warn!(
+                    error,
+                    "cannot look for images; one of their folders that came, or was mounted, after the start is out of \
+                     reach until a restart"
+                )
             }
             Err(_) => {}
         }

@@ -18,6 +18,9 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 /// How long an answer may take: ten thousand jobs are stored in well under a second, a slow disk may need more.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long the making of what is downloaded may take.
+const MAKING_PATIENCE: Duration = Duration::from_secs(10 * 60);
+
 /// A server over TCP, as `--api` names it: `http://10.77.0.1:8081`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ServerUrl {
@@ -217,6 +220,7 @@ impl Client {
             sink.write_all(bytes)
         };
         let raw = self.ask_raw("GET", path, &[], String::new(), Some(&mut take))?;
+        sink.flush().map_err(ClientError::Sink)?;
         if raw.status.is_success() { Ok(taken) } else { Err(raw.refused()) }
     }
 
@@ -366,7 +370,9 @@ where
         let request = request.body(Full::new(Bytes::from(body))).map_err(|e| broken(&e))?;
         sender.send_request(request).await.map_err(|e| broken(&e))
     };
-    let response = tokio::time::timeout(ANSWER_PATIENCE, ask).await.map_err(late)??;
+    let patience = if sink.is_some() { MAKING_PATIENCE } else { ANSWER_PATIENCE };
+    let late_at = |_| ClientError::Broken(format!("no answer within {} s", patience.as_secs()));
+    let response = tokio::time::timeout(patience, ask).await.map_err(late_at)??;
     let status = response.status();
     let etag = response.headers().get("etag").and_then(|tag| tag.to_str().ok()).map(str::to_owned);
     let mut body = response.into_body();

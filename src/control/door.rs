@@ -35,6 +35,8 @@ const STRANGERS_MAX: usize = 32;
 const HEAD_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a receiver over TCP may take nothing of what is sent to it.
 const WRITE_PATIENCE: Duration = Duration::from_secs(60);
+/// The same on this host, where a pager may stand still.
+const LOCAL_PATIENCE: Duration = Duration::from_secs(10 * 60);
 /// After an accept that failed for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -53,6 +55,7 @@ pub(super) async fn local(listener: UnixListener, router: Router, rule: SocketRu
                 let router = router.clone();
                 tokio::spawn(async move {
                     let _permit = permit;
+                    let stream = Patient { stream, patience: LOCAL_PATIENCE, stalled: None };
                     talk(stream, router, origin, None).await;
                 });
             }

@@ -139,6 +139,7 @@ impl Admin {
             Ok(Err(error)) => return Err(ControlError::Tokens(error.to_string())),
             Err(refusal) => return Err(ControlError::Tokens(refusal.to_string())),
         };
+        routes::backup::clear(&state.folder);
         Ok(Self {
             state,
             tokens,

@@ -615,14 +615,14 @@ fn a_backup_is_whole_one_at_a_time_and_leaves_nothing_but_its_entry() {
     let operate = lab.token(Role::Operate, "ci");
     lab.with_token(&operate, "GET", "/v1/backup", Value::Null).refused(403, "role-too-low");
     // What a kill left is in nobody's way.
-    std::fs::write(lab.dir.join("backup.db"), "half").unwrap();
+    std::fs::write(lab.dir.join(".copy-for-backup"), "half").unwrap();
     let first = lab.send(root(), "GET", "/v1/backup", &[], String::new());
     assert_eq!(first.status(), 200);
     let header = |name: &str| first.headers()[name].to_str().unwrap().to_owned();
     assert_eq!(header("content-type"), "application/vnd.sqlite3");
     assert!(header("content-disposition").starts_with("attachment; filename=\"bootstorm-1"));
     let len: usize = header("content-length").parse().unwrap();
-    assert!(!lab.dir.join("backup.db").exists(), "its file has no name any more");
+    assert!(!lab.dir.join(".copy-for-backup").exists(), "its file has no name any more");
     lab.local("GET", "/v1/backup", Value::Null).refused(409, "backup-under-way");
     let body = lab.runtime.block_on(to_bytes(first.into_body(), usize::MAX)).unwrap();
     assert_eq!(body.len(), len);

@@ -508,19 +508,22 @@ impl Engine {
     }
 }
 
-/// Which interfaces to answer on: the named ones, or every physical one with an address.
+/// Which interfaces to answer on: the named ones, or every physical one. Those without an address are waited for: the
+/// switch of machines that are to boot may come up after this server.
 fn choose_interfaces(
     names: &[String],
     all: &[interfaces::Interface],
 ) -> Result<Vec<interfaces::Interface>, StartError> {
     if names.is_empty() {
-        let with = |device: Device| -> Vec<_> {
-            all.iter().filter(|i| i.device == device && i.addr.is_some()).cloned().collect()
-        };
-        let physical = with(Device::Physical);
-        // In a container the only link there is, is one end of a veth pair.
-        let chosen = if physical.is_empty() { with(Device::Veth) } else { physical };
+        let with =
+            |device: Device| -> Vec<_> { all.iter().filter(|i| i.device == device).cloned().collect() };
+        let mut chosen = with(Device::Physical);
         if chosen.is_empty() {
+            // In a container the only link there is, is one end of a veth pair.
+            chosen = with(Device::Veth);
+            chosen.retain(|link| link.addr.is_some());
+        }
+        if chosen.iter().all(|link| link.addr.is_none()) {
             tracing::warn!("no interface with an IPv4 address to answer DHCP on: name one with --interface");
         }
         return Ok(chosen);
@@ -703,7 +706,8 @@ fn open_dhcp(
 ) -> Result<Opened, StartError> {
     let chosen = choose_interfaces(&settings.interfaces, all)?;
     if settings.interfaces.is_empty() && !chosen.is_empty() {
-        let names: Vec<&str> = chosen.iter().map(|interface| interface.name.as_str()).collect();
+        let with_address = chosen.iter().filter(|interface| interface.addr.is_some());
+        let names: Vec<&str> = with_address.map(|interface| interface.name.as_str()).collect();
         tracing::info!(interfaces = names.join(","), "none is named, so DHCP is answered on these");
     }
     let (port, boot_server_port) = settings.dhcp_ports;
@@ -716,7 +720,11 @@ fn open_dhcp(
         match described(link) {
             Some(interface) => interfaces.push(interface),
             None => {
-                tracing::warn!(interface = link.name, "has no IPv4 address yet: waited for");
+                // A port without a cable is nothing to warn of, but for who named it.
+                match settings.interfaces.is_empty() {
+                    true => tracing::info!(interface = link.name, "has no IPv4 address yet: waited for"),
+                    false => tracing::warn!(interface = link.name, "has no IPv4 address yet: waited for"),
+                }
                 waiting.push(link.name.clone());
             }
         }

@@ -41,7 +41,7 @@ impl Default for Terms {
 
 /// A machine that is silent for so long has stopped where it is.
 const STOPPED_AFTER: Duration = Duration::from_secs(2 * 60);
-/// Alarms at the same time; more say nothing new.
+/// Alarms of one kind at the same time; more say nothing new. Strangers can make some kinds, and crowd no other out.
 const ACTIVE_MAX: usize = 1_000;
 /// Machines named by one alarm.
 const NAMED_MAX: usize = 20;
@@ -137,11 +137,14 @@ impl Alarms {
         self.look_for_loops_and_places(now, history, &mut found);
         self.active.retain(|key, _| found.contains_key(key));
         let mut new = Vec::new();
+        let mut counts = [0; Kind::ALL.len()];
+        self.active.keys().for_each(|(kind, _)| counts[*kind as usize] += 1);
         for ((kind, subject), (sentence, machines)) in found {
             let key = (kind, subject.clone());
             if let Some(alarm) = self.active.get_mut(&key) {
                 (alarm.sentence, alarm.machines) = (sentence, machines);
-            } else if self.active.len() < ACTIVE_MAX {
+            } else if counts[kind as usize] < ACTIVE_MAX {
+                counts[kind as usize] += 1;
                 let since_unix = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
                 let alarm = Alarm { kind, subject, since_unix, sentence, machines };
                 self.raised[kind as usize] += 1;

@@ -699,6 +699,32 @@ impl Book {
     }
 
     /// Says what an order changed of a job, and returns it as it is now.
+    /// Jobs that would wipe a disk again if what is known of them were an old copy: those that are live, and those that wait
+    /// for a word to go on to their next image.
+    pub fn may_wipe_yet(&self) -> Vec<JobId> {
+        let goes_on =
+            |job: &Job| matches!(job.stage, Stage::Running | Stage::Confirmed) && job.has_next_step();
+        let wanted = |job: &&Arc<Job>| job.may_wipe() && (job.is_live() || goes_on(job));
+        self.jobs.values().filter(wanted).map(|job| job.id).collect()
+    }
+
+    /// Ends one of them: it is cancelled, or its next images are left out.
+    ///
+    /// # Errors
+    ///
+    /// As [`Book::cancel`].
+    pub fn put_back(&mut self, id: JobId, by: &str, at: Moment) -> Result<Arc<Job>, Refusal> {
+        let job = self.expect_job(id, None)?;
+        if job.is_live() {
+            return self.cancel(id, None, by, at);
+        }
+        let mut shorter = Job::clone(&job);
+        shorter.sequence.truncate(job.step as usize + 1);
+        shorter.generation += 1;
+        self.change_job(id, Some(Arc::new(shorter)));
+        self.say_changed(by, "job-cut-short", &job)
+    }
+
     fn say_changed(&mut self, by: &str, what: &str, before: &Job) -> Result<Arc<Job>, Refusal> {
         let now = self.expect_job(before.id, None)?;
         let told = |job: &Job| json!({ "stage": job.stage, "step": job.step, "generation": job.generation });

@@ -141,6 +141,9 @@ impl fmt::Debug for Ledger {
     }
 }
 
+/// Jobs of a backup that are ended in one commit: it must not need the room of all of them.
+const ENDED_AT_ONCE: usize = 1_000;
+
 /// A book, and the table that shows it.
 pub(super) struct Published {
     book: Book,
@@ -213,30 +216,35 @@ impl Ledger {
     }
 
     /// Looks whether the store was put back from a backup, before anybody is answered. What that says of jobs that may
-    /// wipe a disk was true when it was made: a machine that was installed since would be installed again. So those that
-    /// were live then are cancelled, and how many these are is returned.
+    /// wipe a disk was true when it was made: a machine that was installed since would be installed again. So those are
+    /// ended. When the backup was made, and how many jobs these were.
     ///
     /// # Errors
     ///
     /// The store's own: what cannot be stored must not be believed.
     pub(super) fn put_back(&mut self, now: SystemTime) -> Result<Option<(SystemTime, usize)>, StoreError> {
         let Some(taken) = records::put_back(self.store.as_mut())? else { return Ok(None) };
-        let may_wipe = |job: &&Arc<Job>| job.is_live() && job.may_wipe();
-        let live: Vec<JobId> = self.book.jobs().filter(may_wipe).map(|job| job.id).collect();
         let by = format!("the start on a backup of {}", httpdate::fmt_http_date(taken));
-        let cancel = |id: &JobId| Input::Order {
-            order: Order::Cancel { id: *id, expected: None },
-            by: by.clone(),
-            ticket: 0,
+        let at = Moment { now, next_boot: self.boots.peek() };
+        let failed = |why: &dyn fmt::Display| StoreError::Io {
+            path: "the store".into(),
+            detail: format!("end a job of a backup: {why}"),
         };
-        for output in self.turn(live.iter().map(cancel).collect(), now) {
-            if let Output::Done { result: Err(refusal), .. } = output {
-                let detail = format!("cancel what a backup says: {refusal}");
-                return Err(StoreError::Io { path: "the store".into(), detail });
+        let all = self.book.may_wipe_yet();
+        // The mark goes last: whoever dies in between begins again.
+        for some in all.chunks(ENDED_AT_ONCE) {
+            let mark = self.book.mark();
+            for id in some {
+                self.book.put_back(*id, &by, at).map_err(|refusal| failed(&refusal))?;
             }
+            let changes = self.book.changes(mark);
+            for result in self.store.commit(&[records::transition(changes, now)])? {
+                result.map_err(|conflict| failed(&conflict))?;
+            }
+            self.book.publish(&mut self.writer);
         }
-        self.store.commit(&[records::no_more_a_backup()])?;
-        Ok(Some((taken, live.len())))
+        self.store.commit(&[records::no_more_a_backup(&by, all.len(), now)])?;
+        Ok(Some((taken, all.len())))
     }
 
     /// The table the cores decide with.

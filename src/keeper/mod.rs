@@ -184,7 +184,7 @@ impl Keeper {
                         cancelled,
                         taken = %httpdate::fmt_http_date(taken),
                         "this store was put back from a backup: what happened since is not known, so the jobs of it that may \
-                         wipe a disk are cancelled; add again what is still wanted"
+                         wipe a disk are cancelled; add again what is still wanted, for machines that have not had it"
                     ),
                     Err(error) => {
                         let _ = tell.send(News::Failed(error));

@@ -176,9 +176,16 @@ pub(super) fn put_back(store: &mut dyn Store) -> Result<Option<SystemTime>, Stor
     Ok(Some(UNIX_EPOCH + Duration::from_millis(taken.at_unix_ms.min(DATE_MAX_MS))))
 }
 
-/// The transition after which a store that was put back is one like any other.
-pub(super) fn no_more_a_backup() -> Transition {
-    Transition { writes: vec![Write::Delete { kind: Kind::Meta, key: BACKUP.into(), guard: Guard::Any }] }
+/// The transition after which a store that was put back is one like any other, and which says that it was.
+pub(super) fn no_more_a_backup(by: &str, ended: usize, now: SystemTime) -> Transition {
+    let at_unix_ms = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_millis() as u64;
+    let said = serde_json::json!({ "by": by, "what": "store-put-back", "jobs_ended": ended }).to_string();
+    Transition {
+        writes: vec![
+            Write::Delete { kind: Kind::Meta, key: BACKUP.into(), guard: Guard::Any },
+            Write::Append { log: Log::Audit, at_unix_ms, subject: "store".into(), body: said },
+        ],
+    }
 }
 
 /// What makes this server's tokens its own across restarts.
@@ -197,7 +204,8 @@ const EPOCH_BASE: Duration = Duration::from_secs(1_700_000_000);
 const EPOCH_CLOCK_MAX: u64 = 1 << 23;
 
 impl Identity {
-    /// The identity that is stored, for one more start; a first start takes `secret`.
+    /// The identity that is stored, for one more start; a first start takes `secret`, and so does one on a backup: the
+    /// numbers of jobs are given out a second time there, and a token of before must not open another job.
     pub(super) fn begin(
         store: &mut dyn Store,
         secret: [u8; 32],
@@ -206,10 +214,12 @@ impl Identity {
         let since = now.duration_since(UNIX_EPOCH + EPOCH_BASE).unwrap_or_default();
         let clock = (since.as_secs() / 60).min(EPOCH_CLOCK_MAX);
         let found = store.get(Kind::Meta, IDENTITY)?;
+        let is_copy = put_back(store)?.is_some();
         let next = match &found {
             Some(record) => {
                 let old: Self = parse(record.kind, &record.key, &record.body)?;
-                Self { epoch: (old.epoch + 1).max(clock), ..old }
+                let secret = if is_copy { secret } else { old.secret };
+                Self { epoch: (old.epoch + 1).max(clock), secret }
             }
             None => Self { secret, epoch: clock.max(1) },
         };

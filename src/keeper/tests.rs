@@ -8,13 +8,13 @@ use super::*;
 use crate::jobs::Identity;
 use crate::jobs::evidence::Seen;
 use crate::jobs::image::{Access, BootFiles, Image, ImageKind, Images};
-use crate::jobs::job::{Action, JobId, JobSpec, Selector, Stage};
+use crate::jobs::job::{Action, Confirm, JobId, JobSpec, Selector, Stage};
 use crate::jobs::lifecycle::Denial;
 use crate::jobs::machine::Ident;
 use crate::jobs::table::Decision;
 use crate::jobs::token::BootId;
 use crate::store::{
-    Fault, Guard, Kind, Log, MemoryStore, Record, SharedStore, SqliteStore, Transition, Write,
+    Fault, Guard, Kind, Log, LogEntry, MemoryStore, Record, SharedStore, SqliteStore, Transition, Write,
 };
 use crate::wire::MacAddr;
 
@@ -145,10 +145,19 @@ fn what_may_wipe_is_cancelled_by_the_start_on_a_backup_and_by_no_other() {
         order(&mut ledger, add(n)).unwrap();
     }
     order(&mut ledger, rule(false, true)).unwrap();
+    // One that goes on to what may wipe once its first image has called back.
+    let two = JobSpec {
+        then: vec![Action::Image("pe".into())],
+        confirm: Confirm::Callback,
+        ..JobSpec::new(Action::Image("pe".into()), Selector::Mac(mac(8)))
+    };
+    order(&mut ledger, Order::AddJobs(vec![two])).unwrap();
     let local = JobSpec { always: true, ..JobSpec::new(Action::Local, Selector::Mac(mac(9))) };
     order(&mut ledger, Order::AddJobs(vec![local])).unwrap();
     let boot = ledger.boots().begin();
     assert_eq!(ask(&mut ledger, boot, 1), Answer::Go);
+    assert_eq!(ask(&mut ledger, boot, 5), Answer::Go);
+    let key = ledger.key().clone();
     back_up(ledger.store(), &folder.join("copy"), NOW + Duration::from_secs(60)).unwrap();
     // Machine 2 is installed after the backup.
     assert_eq!(ask(&mut ledger, boot, 2), Answer::Go);
@@ -168,28 +177,39 @@ fn what_may_wipe_is_cancelled_by_the_start_on_a_backup_and_by_no_other() {
     copy.inner().fail_next_commit(Fault::Full);
     ledger.put_back(NOW).unwrap_err();
     drop(ledger);
-    let mut ledger = open(&copy, 1);
+    // Nor does a server begin to answer then.
+    copy.inner().fail_commit_after(1, Fault::Full);
+    let started = Keeper::start(Box::new(copy.clone()), images(), [1; 32], Box::new(|_| {}));
+    assert!(started.is_err_and(|error| error.is_full()));
+    let mut ledger = open(&copy, 2);
     let after = stages(&ledger);
     let of = |id: u64| after.iter().find(|(job, _)| *job == id).unwrap().1;
     assert_eq!([2, 3, 4].map(of), [Stage::Cancelled; 3]);
     assert_eq!(
-        (of(1), of(5)),
+        (of(1), of(6)),
         (untouched[0].1, Stage::Armed),
         "what was over, and what boots the disk, stays"
     );
+    assert_eq!((of(5), ledger.book().job(JobId(5)).unwrap().has_next_step()), (Stage::Running, false));
+    order(&mut ledger, Order::Confirm { id: JobId(5), expected: None }).unwrap();
+    assert_eq!(ledger.book().job(JobId(5)).unwrap().stage, Stage::Confirmed, "and nothing comes after it");
+    // A number that is given out again is another job's, so no token of before opens anything.
+    let token =
+        crate::jobs::token::Token { boot, mac: None, job: None, menu: false, last: 0, expires_unix: 9 };
+    assert_eq!(ledger.key().verify(key.sign(&token).as_str(), 1), None);
     let second = ledger.boots().begin();
     assert_eq!(ask(&mut ledger, second, 2), Answer::Refused(Denial::Over(Stage::Cancelled)));
-    let said = ledger.store().read_log(Log::Audit, None, None, 3).unwrap();
+    let said = ledger.store().read_log(Log::Audit, None, None, 6).unwrap();
     let by = "the start on a backup of Thu, 01 Jan 1970 00:01:00 GMT";
-    assert!(
-        said.iter().all(|entry| entry.body.contains("job-cancelled") && entry.body.contains(by)),
-        "{said:?}"
-    );
+    for what in ["job-cut-short", "job-cancelled", "store-put-back"] {
+        let is_it = |entry: &&LogEntry| entry.body.contains(what) && entry.body.contains(by);
+        assert!(said.iter().any(|entry| is_it(&entry)), "no {what} in {said:?}");
+    }
     // From then on it is a store like any other.
     order(&mut ledger, add(2)).unwrap();
     drop(ledger);
     let ledger = open(&copy, 1);
-    assert_eq!(stages(&ledger).last(), Some(&(6, Stage::Armed)));
+    assert_eq!(stages(&ledger).last(), Some(&(7, Stage::Armed)));
     std::fs::remove_dir_all(&folder).unwrap();
 }
 

@@ -47,7 +47,8 @@ pub enum Fault {
 #[derive(Default, Debug)]
 pub struct MemoryStore {
     now: Snapshot,
-    fault: Option<Fault>,
+    /// After so many commits that succeed.
+    fault: Option<(u32, Fault)>,
     full: bool,
     /// What a restart would find instead of `now`.
     in_doubt: Option<Snapshot>,
@@ -82,7 +83,12 @@ impl MemoryStore {
 
     /// Makes the next commit fail, once.
     pub fn fail_next_commit(&mut self, fault: Fault) {
-        self.fault = Some(fault);
+        self.fail_commit_after(0, fault);
+    }
+
+    /// Makes a commit fail, once: the one after so many that succeed.
+    pub fn fail_commit_after(&mut self, commits: u32, fault: Fault) {
+        self.fault = Some((commits, fault));
     }
 
     /// Makes every commit fail for want of space, until told otherwise.
@@ -174,7 +180,12 @@ impl Store for MemoryStore {
         if self.full {
             return Err(StoreError::Full { path });
         }
-        match self.fault.take() {
+        if let Some((commits @ 1.., _)) = &mut self.fault {
+            *commits -= 1;
+            self.in_doubt = None;
+            return Ok(self.now.commit(batch));
+        }
+        match self.fault.take().map(|(_, fault)| fault) {
             Some(Fault::Full) => return Err(StoreError::Full { path }),
             Some(fault) => {
                 if fault == Fault::InDoubt {

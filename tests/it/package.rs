@@ -182,6 +182,16 @@ fn the_package_installs_serves_as_its_own_user_and_goes_again() {
     manager.hears("STOPPING=1");
     assert!(process.wait(SOON).success(), "{}", process.output());
 
+    // What a taken-over server could leave in its folder is nothing for the next upgrade to follow.
+    let (loaders, elsewhere) = (Path::new("/var/lib/bootstorm/loaders"), scratch.join("elsewhere"));
+    fs::remove_dir(loaders).expect("empty");
+    fs::create_dir(&elsewhere).expect("a folder of root's");
+    fs::set_permissions(&elsewhere, fs::Permissions::from_mode(0o700)).expect("its own");
+    std::os::unix::fs::symlink(&elsewhere, loaders).expect("root may");
+    run(Command::new("sh").arg("/var/lib/dpkg/info/bootstorm.postinst").args(["configure", "0.1.0"]));
+    let about = fs::metadata(&elsewhere).expect("it is there");
+    assert_eq!((about.uid(), about.mode() & 0o777), (0, 0o700), "still root's");
+
     run(Command::new("dpkg").args(["--remove", "bootstorm"]));
     assert!(!Path::new("/usr/bin/bootstorm").exists());
     assert!(folder.join("vmlinuz").exists(), "images stay");

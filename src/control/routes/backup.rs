@@ -18,9 +18,14 @@ use super::super::auth::Administrator;
 use super::super::problem::Problem;
 use crate::keeper::back_up;
 use crate::store::{Log, Store, StoreError, Transition, Write};
+use crate::sys::disk::free_bytes;
 
-/// The copy's name in the state folder, for as long as it has one.
-const COPY: &str = "backup.db";
+/// The copy's name in the state folder, for as long as it has one: nobody else's.
+const COPY: &str = ".copy-for-backup";
+/// What the store calls it before it is whole.
+const UNFINISHED: &str = "..copy-for-backup.partial";
+/// Room that stays for the store and the leases while a copy waits to be taken.
+const ROOM_LEFT: u64 = 64 << 20;
 /// Read and sent at once.
 const PIECE: usize = 256 << 10;
 
@@ -44,7 +49,9 @@ pub(super) async fn download(
         return Err(Problem::new(StatusCode::CONFLICT, "backup-under-way", detail).retry_after(10));
     };
     let place = admin.state.folder.join(COPY);
-    let (copy, len) = admin.look(move |_, store| copy_of(store, &place)).await??;
+    // The permit goes along: whoever gives up lets nobody begin before this one is done.
+    let (copy, len, permit) =
+        admin.look(move |_, store| copy_of(store, &place).map(|(copy, len)| (copy, len, permit))).await??;
     let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let body = json!({ "by": by.name, "what": "store-backed-up", "bytes": len }).to_string();
     let entry =
@@ -64,15 +71,24 @@ pub(super) async fn download(
 /// The copy, without a name already: whatever happens, nothing of it stays.
 fn copy_of(store: &mut dyn Store, place: &Path) -> Result<(File, u64), StoreError> {
     let io = |error: io::Error| StoreError::Io { path: place.to_owned(), detail: error.to_string() };
-    // What a kill left.
-    match fs::remove_file(place) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
-        _ => {}
-    }
+    clear(place.parent().unwrap_or(Path::new(".")));
     back_up(store, place, SystemTime::now())?;
     let opened = File::open(place).and_then(|copy| copy.metadata().map(|about| (copy, about.len())));
     fs::remove_file(place).map_err(io)?;
-    opened.map_err(io)
+    let opened = opened.map_err(io)?;
+    // What keeps others from being stored is not kept for who may be slow to take it.
+    if free_bytes(place.parent().unwrap_or(Path::new("."))).is_ok_and(|left| left < ROOM_LEFT) {
+        return Err(StoreError::Full { path: place.to_owned() });
+    }
+    Ok(opened)
+}
+
+/// Removes what a server that was killed at its backup left.
+pub(in crate::control) fn clear(folder: &Path) {
+    for left in [COPY, UNFINISHED] {
+        // It is not there, as a rule.
+        let _ = fs::remove_file(folder.join(left));
+    }
 }
 
 /// A file as a body. The permit is held until the last of it is taken, or nobody takes it any more.

@@ -1,6 +1,6 @@
 //! The routes, a file for each resource, and what they share: pages, documents, generations.
 
-mod backup;
+pub(super) mod backup;
 mod boots;
 pub(super) mod events;
 mod images;

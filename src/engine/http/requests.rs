@@ -138,6 +138,7 @@ impl HttpSide {
         let Some(connection) = self.connections.get_mut(key) else { return Some(false) };
         let Some(tls) = &mut connection.tls else { return None };
         let (first, shook_hands) = (connection.input.is_empty(), tls.is_handshaking());
+        let before = connection.input.len();
         let refused = tls.receive(received, &mut connection.input);
         if first && !connection.input.is_empty() {
             connection.deadline = turn.now + HEAD_PATIENCE;
@@ -147,7 +148,8 @@ impl HttpSide {
             turn.tally.add(if old { Count::HttpsHandshakes12 } else { Count::HttpsHandshakes13 }, 1);
         }
         // Nothing else is owed here either: what is read is read between two responses.
-        if refused.is_ok() && connection.keep_alive && expects_continue(&connection.input) {
+        let came = connection.input.len() > before;
+        if came && refused.is_ok() && connection.keep_alive && expects_continue(&connection.input) {
             tls.seal(CONTINUE);
         }
         let flushed = match tls.wants_write() {
