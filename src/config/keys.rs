@@ -184,7 +184,7 @@ pub const EXAMPLE: &str = r#"# bootstorm configuration: every key, at its defaul
 # `bootstorm config check FILE` finds every mistake; `bootstorm config show --effective` says where a value came from.
 
 [server]
-interfaces = []              # where DHCP is answered; empty = every physical interface with an IPv4 address
+interfaces = []              # where DHCP is answered; empty = every physical interface, once it has an IPv4 address
 state_dir = "/var/lib/bootstorm"
 driver = "auto"              # auto | uring | mio: whether io_uring is used as a sender
 cores = 0                    # loops; 0 = one per available core

@@ -119,7 +119,11 @@ pub(super) fn end_of(served: &Served, client: Ipv4Addr, now: Instant, shared: &S
     // Which program starts which of its WIMs can have been switched since the machine has its program.
     let is_payload = wipes || image.destructive && image.gss.is_some() && names::is_wim(file);
     let seen = shared.sightings.at(client);
-    let has_passed = || seen.is_some_and(|seen| shared.passed.holds(now, seen, name));
+    let has_passed = || seen.is_some_and(|seen| shared.passed.goes_on(now, seen, name, is_payload));
+    if image.destructive {
+        // Whatever it asks for, it is one step nearer to what it boots by.
+        has_passed();
+    }
     if image.destructive && image.unbootable.is_some() && !has_passed() {
         // A program may have been given before, or by others: nobody knows which of the files is the last to it.
         return End::Shut("this image may wipe a disk, and cannot boot as it is now");
@@ -179,9 +183,9 @@ pub(super) fn end_of(served: &Served, client: Ipv4Addr, now: Instant, shared: &S
 /// fetches the rest from here, and is let through as the boot that had it.
 pub(super) fn passed_by_script(image: &str, who: &Identity, peer: Ipv4Addr, turn: &Turn<'_>) {
     let catalog = turn.shared.library.load();
-    let is_gss = catalog.image(image).is_some_and(|image| image.gss.is_some());
+    let is_gss = catalog.image(image).is_some_and(|image| image.gss.is_some() && image.destructive);
     if let Some(seen) = turn.shared.sightings.at(peer).filter(|seen| is_gss && who.mac == Some(seen.mac)) {
-        turn.shared.passed.note(turn.now, seen, image);
+        turn.shared.passed.note(turn.now, seen, image, true);
     }
 }
 
@@ -196,31 +200,47 @@ struct PastTheLine {
     seen: Sighting,
     image: String,
     at: Instant,
+    /// Its program has not asked for what it boots yet: each file before that is one step nearer, however slow the way.
+    is_coming: bool,
 }
 
-const PASSED_MAX: usize = 4096;
+const PASSED_MAX: usize = 16 * 1024;
 /// A boot that lost its last file fetches it again at once. Later the exchange that nobody heard may be the next boot's.
 const AGAIN_WITHIN: Duration = Duration::from_secs(120);
 
 impl Passed {
     /// The machine's boot has passed.
-    pub(super) fn note(&self, now: Instant, seen: Sighting, image: &str) {
+    pub(super) fn note(&self, now: Instant, seen: Sighting, image: &str, is_coming: bool) {
         let mut passed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if passed.len() >= PASSED_MAX {
             passed.retain(|_, past| now.saturating_duration_since(past.at) < AGAIN_WITHIN);
         }
         // Who finds no room may not fetch again, which is the safe side.
         if passed.len() < PASSED_MAX || passed.contains_key(&seen.mac) {
-            passed.insert(seen.mac, PastTheLine { seen, image: image.to_owned(), at: now });
+            passed.insert(seen.mac, PastTheLine { seen, image: image.to_owned(), at: now, is_coming });
         }
     }
 
     /// Whether this is that boot, and its image.
     pub(super) fn holds(&self, now: Instant, seen: Sighting, image: &str) -> bool {
-        let passed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        passed.get(&seen.mac).is_some_and(|past| {
-            past.seen == seen && past.image == image && now.saturating_duration_since(past.at) < AGAIN_WITHIN
+        self.find(now, seen, image, |_| ())
+    }
+
+    /// The same, of a boot that asks for a file: until the one that it boots by, its time begins anew with each.
+    fn goes_on(&self, now: Instant, seen: Sighting, image: &str, is_payload: bool) -> bool {
+        self.find(now, seen, image, |past| {
+            if past.is_coming {
+                (past.at, past.is_coming) = (now, !is_payload);
+            }
         })
+    }
+
+    fn find(&self, now: Instant, seen: Sighting, image: &str, then: impl FnOnce(&mut PastTheLine)) -> bool {
+        let mut passed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let past = passed.get_mut(&seen.mac).filter(|past| {
+            past.seen == seen && past.image == image && now.saturating_duration_since(past.at) < AGAIN_WITHIN
+        });
+        past.map(then).is_some()
     }
 }
 
@@ -242,15 +262,35 @@ mod tests {
                 exchange,
             }
         };
-        passed.note(now, of(1, 7), "a");
+        passed.note(now, of(1, 7), "a", false);
         assert!(passed.holds(now + Duration::from_secs(60), of(1, 7), "a"));
         assert!(!passed.holds(now, of(1, 8), "a"), "it spoke DHCP again");
         assert!(!passed.holds(now, of(1, 7), "b"), "another image");
         assert!(!passed.holds(now + AGAIN_WITHIN, of(1, 7), "a"), "its next boot may not have been heard");
         // However many pass at once: bounded, and those without room are not let through.
-        (2..6000).for_each(|n| passed.note(now, of(n, 1), "a"));
-        assert!(passed.holds(now, of(2, 1), "a") && !passed.holds(now, of(5999, 1), "a"));
-        passed.note(now + AGAIN_WITHIN, of(5999, 1), "a");
-        assert!(passed.holds(now + AGAIN_WITHIN, of(5999, 1), "a"));
+        const LAST: u32 = PASSED_MAX as u32 + 10;
+        (2..=LAST).for_each(|n| passed.note(now, of(n, 1), "a", false));
+        assert!(passed.holds(now, of(2, 1), "a") && !passed.holds(now, of(LAST, 1), "a"));
+        passed.note(now + AGAIN_WITHIN, of(LAST, 1), "a", false);
+        assert!(passed.holds(now + AGAIN_WITHIN, of(LAST, 1), "a"));
+    }
+
+    #[test]
+    fn a_boot_whose_script_passed_has_its_time_anew_with_each_file_until_the_one_it_boots_by() {
+        let (passed, now) = (Passed::default(), Instant::now());
+        let seen =
+            Sighting { mac: MacAddr([2; 6]), arch: Arch::BIOS, uuid: None, circuit: None, exchange: 1 };
+        passed.note(now, seen, "a", true);
+        let after = |seconds| now + Duration::from_secs(seconds);
+        for seconds in [100, 200, 300] {
+            assert!(passed.goes_on(after(seconds), seen, "a", false));
+        }
+        assert!(passed.goes_on(after(400), seen, "a", true), "what it boots by");
+        assert!(passed.goes_on(after(500), seen, "a", true), "again, since it was lost");
+        assert!(!passed.goes_on(after(521), seen, "a", true), "that is its next boot");
+        passed.note(now, seen, "a", false);
+        assert!(
+            passed.goes_on(after(100), seen, "a", false) && !passed.goes_on(after(121), seen, "a", false)
+        );
     }
 }

@@ -898,7 +898,8 @@ mod tests {
         // What is changed by hand later, nobody vouches for.
         site.write("images/lab/image.toml", b"title = \"x\"\n");
         assert_eq!(library.rescan().unwrap().settling, 1);
-        assert!(library.load().image("lab").unwrap().unbootable.is_some());
+        let image = library.load().image("lab").unwrap().clone();
+        assert!(image.destructive && image.warnings.iter().any(|text| text.contains("still being written")));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::files::loaders::{Loader, LoaderTable, Preferences};
 use crate::files::scan::{self, Before, Found, Memory, Walk};
 use crate::files::served::{Place, Served};
 use crate::files::sniff::Sniff;
-use crate::jobs::image::Access;
+use crate::jobs::image::{Access, Image, Images};
 
 /// Where the library is and which loaders are preferred.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -185,7 +185,14 @@ impl Scanned {
             memory.extend(std::mem::take(&mut walk.memory));
             report.settling +=
                 walk.settling.len() + walk.texts.values().filter(|text| text.is_none()).count();
-            let image = detect::detect(&name, &path, &walk, &loaders);
+            let mut image = detect::detect(&name, &path, &walk, &loaders);
+            // Boots under way go by what it said until the new text is whole.
+            if let Some(was) = old.and_then(|old| as_it_was(&image, &walk, old))
+                && let Some(since) = before.held_since(&path)
+            {
+                memory.hold(path.clone(), since);
+                image = was;
+            }
             details.push(Details::of(&root, &name, &walk));
             let Walk { files, .. } = walk;
             payload.extend(files.into_iter().map(|found| {
@@ -199,6 +206,29 @@ impl Scanned {
         report.files = payload.len();
         Ok(Self { catalog: Catalog::new(images, details, payload, loaders), memory, report })
     }
+}
+
+/// The image as it was before somebody began to write one of the texts that say what it is and does, if that is all that has
+/// changed. An answer file is read when a machine asks for it, and is none of these.
+fn as_it_was(image: &Image, walk: &Walk, old: &Catalog) -> Option<Image> {
+    let mut unsettled = walk.texts.iter().filter(|(_, whole)| whole.is_none()).map(|(name, _)| name.as_str());
+    if image.unbootable.is_none() || !unsettled.clone().all(detect::is_of_the_image) {
+        return None;
+    }
+    let (written, was) = (unsettled.next()?, old.image(&image.name)?);
+    let same = |found: &Found| {
+        let served = old.http_image(&format!("{}/{}", image.name, found.name));
+        served.is_ok_and(|served| served.describes(&found.path, &found.identity, was.access))
+    };
+    if was.unbootable.is_some() || was.files.len() != walk.files.len() || !walk.files.iter().all(same) {
+        return None;
+    }
+    let mut was = was.clone();
+    let note = format!("{written} is still being written: until it is whole, what it said before counts");
+    if !was.warnings.contains(&note) {
+        was.warnings.push(note);
+    }
+    Some(was)
 }
 
 /// The loaders of the loader folders; with a catalogue of before, their entries are kept where they are unchanged. Needs no
@@ -437,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn a_manifest_that_is_being_written_closes_the_image_until_it_is_whole() {
+    fn a_manifest_that_is_being_written_counts_once_it_is_whole_and_until_then_what_it_said_before() {
         let site = Site::new();
         site.write("images/own/start.ipxe", b"#!ipxe\n");
         let manifest = "images/own/image.toml";
@@ -452,37 +482,57 @@ mod tests {
             let catalog = library.snapshot();
             let image = catalog.image("own").unwrap();
             assert_eq!(image.unbootable.as_deref(), reason);
+            let doubted =
+                image.warnings.iter().filter(|text| text.contains("is still being written")).count();
+            assert_eq!(doubted, usize::from(settling > 0 && reason.is_none()));
             image.destructive && image.access == Access::Boot
         };
         assert!(is_closed(now, None, 0));
         // An editor empties the file and writes line by line; each of these is a manifest by itself.
-        let settling = Some("image.toml is still being written");
         site.write(manifest, b"");
-        assert!(is_closed(now, settling, 1));
+        assert!(is_closed(now, None, 1));
         site.write(manifest, b"title = \"x\"\n");
-        assert!(is_closed(now, settling, 1));
+        assert!(is_closed(now, None, 1));
         // It rests as payload does, and whoever has it open for writing is not done.
         let writer = std::fs::File::options().append(true).open(site.path().join(manifest)).unwrap();
-        assert!(is_closed(now + scan::SETTLE, settling, 1));
+        assert!(is_closed(now + scan::SETTLE, None, 1));
+        drop(writer);
+        assert!(!is_closed(now + scan::SETTLE, None, 0));
+        // What was open before stays so until then, and no longer than that: then nobody knows what it is.
+        let settling = Some("image.toml is still being written");
+        let writer = std::fs::File::options().append(true).open(site.path().join(manifest)).unwrap();
+        site.write(manifest, b"title = \"xy\"\n");
+        assert!(!is_closed(now, None, 1));
+        assert!(!is_closed(now + scan::HELD_MAX / 2, None, 1));
+        assert!(is_closed(now + scan::HELD_MAX, settling, 1));
+        assert!(is_closed(now + scan::HELD_MAX + scan::SETTLE, settling, 1), "nor is it again what it was");
         drop(writer);
         assert!(!is_closed(now + scan::SETTLE, None, 0));
         // The disk was full: empty it stays, and closed.
         site.write(manifest, b"");
-        assert!(is_closed(now, settling, 1));
+        assert!(!is_closed(now, None, 1));
         let empty = Some("image.toml is empty");
         assert!(is_closed(now + scan::SETTLE, empty, 0));
         assert_eq!(site.image("own").unbootable.as_deref(), empty);
+        // From there nothing is known to go on with.
+        site.write(manifest, b"destructive = true\n");
+        assert!(is_closed(now, settling, 1));
+        assert!(!is_closed(now + scan::SETTLE, None, 0), "it wipes, and its files are open");
         // There are editors that rename it away first, whether it was whole or not.
         for published in [true, false] {
             if !published {
-                site.write(manifest, b"destructive = true\n");
-                assert!(is_closed(now, settling, 1));
+                site.write(manifest, b"destructive = true\naccess = \"boot\"\n");
+                is_closed(now, None, 1);
             }
             let later = now + scan::SETTLE / 2;
             std::fs::remove_file(site.path().join(manifest)).unwrap();
-            assert!(is_closed(later, settling, 1));
-            assert!(is_closed(later + scan::SETTLE / 2, settling, 1));
-            assert!(!is_closed(later + scan::SETTLE, None, 0), "there is none");
+            let held = |at| {
+                library.rescan_at(at).unwrap();
+                library.snapshot().image("own").unwrap().destructive
+            };
+            let stays = [later, later + scan::SETTLE / 2].map(held);
+            assert!(!published || stays == [true; 2], "{stays:?}");
+            assert!(!held(later + scan::SETTLE), "there is none");
         }
         // Renamed into place it counts at once.
         site.write("images/own/.new", b"title = \"x\"\n");
@@ -502,13 +552,15 @@ mod tests {
         let library = site.library();
         let now = SystemTime::now();
         for (name, reason) in [
-            ("private/ks.cfg", "answer file private/ks.cfg: is still being written"),
-            ("cmdline", "cmdline is still being written"),
-            ("boot.ipxe.tmpl", "boot.ipxe.tmpl is still being written"),
+            // It is read when a machine asks for it.
+            ("private/ks.cfg", Some("answer file private/ks.cfg: is still being written")),
+            // What these said before is known.
+            ("cmdline", None),
+            ("boot.ipxe.tmpl", None),
         ] {
             site.write(&format!("images/lab/{name}"), b"#!ipxe\n");
             assert_eq!(library.rescan_at(now).unwrap().settling, 1, "{name}");
-            assert_eq!(library.load().image("lab").unwrap().unbootable.as_deref(), Some(reason));
+            assert_eq!(library.load().image("lab").unwrap().unbootable.as_deref(), reason, "{name}");
             assert_eq!(library.rescan_at(now + scan::SETTLE).unwrap().settling, 0, "{name}");
             assert_eq!(library.load().image("lab").unwrap().unbootable, None);
         }

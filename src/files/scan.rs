@@ -28,6 +28,8 @@ const WIMS_MAX: usize = 1_000;
 pub const SETTLE: Duration = Duration::from_secs(2);
 /// The same where it cannot be told whether somebody has it open for writing: a copy over a slow network pauses.
 pub const SETTLE_UNTOLD: Duration = Duration::from_secs(10);
+/// What an image said of itself stays in force for so long at most while that is being written anew.
+pub(super) const HELD_MAX: Duration = Duration::from_secs(30);
 /// Links inside a loader folder are followed this often; one of them may leave it.
 const LOADER_LINKS_MAX: usize = 8;
 
@@ -91,6 +93,8 @@ pub struct Memory {
     files: HashMap<PathBuf, Sighting>,
     wims: HashMap<PathBuf, (FileIdentity, WimLook)>,
     records: HashMap<PathBuf, (FileIdentity, Arc<Record>)>,
+    /// Images that stay as they were while a text of theirs is being written, and since when.
+    held: HashMap<PathBuf, SystemTime>,
 }
 
 impl Memory {
@@ -99,6 +103,12 @@ impl Memory {
         self.files.extend(other.files);
         self.wims.extend(other.wims);
         self.records.extend(other.records);
+        self.held.extend(other.held);
+    }
+
+    /// An image stays as it was, since then.
+    pub(super) fn hold(&mut self, folder: PathBuf, since: SystemTime) {
+        self.held.insert(folder, since);
     }
 }
 
@@ -140,6 +150,13 @@ impl Before {
     /// What the last scan saw, to try again with.
     pub fn into_memory(self) -> Memory {
         self.memory
+    }
+
+    /// Since when an image has stayed as it was; `None` when that is too long ago. What it says of itself is then not known.
+    pub(super) fn held_since(&self, folder: &Path) -> Option<SystemTime> {
+        // A clock that was set back makes nothing younger.
+        let since = self.memory.held.get(folder).map_or(self.now, |since| (*since).min(self.now));
+        self.now.duration_since(since).is_ok_and(|held| held < HELD_MAX).then_some(since)
     }
 
     /// A file that was there and is not: there are editors that rename it away before they write the new one. After

@@ -31,7 +31,7 @@ use super::lifecycle::{Course, since};
 use super::machine::{Ident, Machine, MachineId};
 use super::table::{Entry, Key, Standing, Writer};
 use super::token::BootId;
-use crate::wire::MacAddr;
+use crate::wire::{MacAddr, Uuid};
 
 /// Jobs in the book, ended ones included. At the bound the oldest ended jobs make room.
 pub const JOBS_MAX: usize = 100_000;
@@ -495,12 +495,19 @@ impl Book {
 
     /// Live jobs for the machine that has this identity, by whatever of it they name, oldest first.
     fn live_jobs(&self, ident: &Ident) -> Vec<JobId> {
-        let others = self.machine_with(ident).into_iter().flat_map(|machine| machine.idents());
-        let all = std::iter::once(ident).chain(others.filter(|other| *other != ident));
-        let live = all.flat_map(|ident| self.exact_jobs(ident)).filter(|job| job.is_live());
-        let mut live: Vec<JobId> = live.map(|job| job.id).collect();
-        live.sort_unstable();
-        live
+        // A UUID names the machine in either byte order.
+        let both = |ident: &Ident| match ident {
+            Ident::Uuid(uuid) => vec![ident.clone(), Ident::Uuid(Uuid::from_smbios(uuid.0))],
+            _ => vec![ident.clone()],
+        };
+        let of_machine = |ident: &Ident| -> Vec<Ident> {
+            self.machine_with(ident).into_iter().flat_map(|machine| machine.idents()).flat_map(both).collect()
+        };
+        let named = both(ident);
+        let all: BTreeSet<Ident> = named.iter().flat_map(of_machine).chain(named.iter().cloned()).collect();
+        let live = all.iter().flat_map(|ident| self.exact_jobs(ident)).filter(|job| job.is_live());
+        let live: BTreeSet<JobId> = live.map(|job| job.id).collect();
+        live.into_iter().collect()
     }
 
     /// Adds a job.

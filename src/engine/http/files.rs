@@ -16,7 +16,6 @@ use crate::files::served::Served;
 use crate::jobs::Identity;
 use crate::jobs::evidence::{Over, Seen};
 use crate::jobs::image::Images;
-use crate::jobs::job::Job;
 use crate::jobs::reach::{self, Shut};
 use crate::jobs::script::{Barrier, barrier};
 use crate::jobs::token::{Token as BootToken, mark_of};
@@ -179,8 +178,15 @@ fn line_of(token: &BootToken, served: &Served, shared: &Shared) -> Option<AtTheL
     let is_other = token.last != 0 && last.map(mark_of) != Some(token.last);
     // It became one that wipes since, and what allows for that was not asked then.
     let view = shared.keeper.table().view();
-    let may = |job: &Job| job.always || !image.is_some_and(|image| image.destructive) || job.may_wipe();
-    let changed = is_other || !view.job(job).is_none_or(may);
+    let wipes = image.is_some_and(|image| image.destructive);
+    let changed = match view.job(job) {
+        None => is_other,
+        // What a person picks from a menu is the person's doing.
+        Some(job) if job.action.image().is_none() => false,
+        // What boots every time holds nothing back, whichever file is its last, and wipes nothing.
+        Some(job) if job.always => wipes,
+        Some(job) => is_other || wipes && !job.may_wipe(),
+    };
     (changed || last == Some(file)).then(|| AtTheLine {
         boot: token.boot,
         job,

@@ -51,6 +51,7 @@ use super::sightings::Sighting;
 use super::slab::{Key, Slab};
 use super::start::readdress;
 use crate::files::served::{Handle, Served};
+use crate::jobs::lifecycle::Denial;
 use crate::keeper::{Answer, AtTheLine};
 use crate::proto::dhcp::Interface;
 use crate::proto::tftp::{Outcome, Transfer, Transmit, Verdict};
@@ -80,6 +81,8 @@ pub(super) const TRANSFERS_MAX: usize = 32 * 1024;
 const HEADERS_LEN: u32 = 28;
 /// A boot that cannot be recorded asks again this often.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// Whose client has said nothing for so long is asked for no more: firmware says its last word again every few seconds.
+const HEARD_WITHIN: Duration = Duration::from_secs(10);
 
 /// A transfer whose last block is a point of no return.
 struct Line {
@@ -88,6 +91,8 @@ struct Line {
     seen: Sighting,
     /// The keeper was asked, and has not answered.
     asked: bool,
+    /// When the client spoke last: nobody passes who has gone.
+    heard: Instant,
     /// Not before this is it asked again.
     again: Option<Instant>,
 }
@@ -517,7 +522,12 @@ impl TftpSide {
             return;
         }
         let verdict = match *word {
-            Packet::Ack(block) => live.transfer.handle_ack(turn.now, block),
+            Packet::Ack(block) => {
+                if let Some(line) = &mut live.line {
+                    line.heard = turn.now;
+                }
+                live.transfer.handle_ack(turn.now, block)
+            }
             Packet::Error(code, _) => live.transfer.handle_error(turn.now, code),
             _ => return,
         };
@@ -593,6 +603,7 @@ impl TftpSide {
         if live.transfer.waits_for_release()
             && let Some(line) = &mut live.line
             && !line.asked
+            && turn.now.saturating_duration_since(line.heard) < HEARD_WITHIN
             && line.again.is_none_or(|again| again <= turn.now)
         {
             line.asked = true;
@@ -615,12 +626,19 @@ impl TftpSide {
         match answer {
             Answer::Go => {
                 // The line is kept: whose the file was is told when it is delivered.
-                turn.shared.passed.note(turn.now, line.seen, &line.at.image);
+                turn.shared.passed.note(turn.now, line.seen, &line.at.image, false);
                 live.transfer.release();
                 self.follow(key, Verdict::Progress, turn);
             }
             // Its own deadlines look at it again.
             Answer::NotNow => line.again = Some(turn.now + ASK_AGAIN),
+            // The same boot asked for the file twice, and passed with the other transfer.
+            Answer::Refused(Denial::Spent)
+                if turn.shared.passed.holds(turn.now, line.seen, &line.at.image) =>
+            {
+                live.transfer.release();
+                self.follow(key, Verdict::Progress, turn);
+            }
             Answer::Refused(denial) => {
                 tracing::debug!(client = %live.client, %denial, "transfer cut at the point of no return");
                 let (socket, client, source) = (live.socket.into(), live.client, live.source());

@@ -251,7 +251,9 @@ impl TftpSide {
         }
         let line = match native::end_of(&served, *client.ip(), turn.now, turn.shared) {
             End::Open => None,
-            End::Line(at, seen) => Some(Box::new(Line { at, seen, asked: false, again: None })),
+            End::Line(at, seen) => {
+                Some(Box::new(Line { at, seen, asked: false, heard: turn.now, again: None }))
+            }
             End::Shut(why) => return Err((ErrorCode::AccessViolation, why)),
         };
         let opened = served.open().map_err(|error| {

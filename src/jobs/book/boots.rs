@@ -30,7 +30,8 @@ impl Book {
         }
         // What boots every time wipes nothing, and what a person picked from a menu is the person's doing.
         if job.always || job.action.image().is_none() {
-            return Passage::Before;
+            // But for an image that has become one that wipes.
+            return if line.changed { Passage::Denied(Denial::ImageChanged) } else { Passage::Before };
         }
         let presented = self.boots.get(line.boot).cloned().unwrap_or_else(|| line.idents.clone());
         let own = Ident::of_selector(&job.selector);

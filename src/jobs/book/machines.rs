@@ -127,7 +127,9 @@ impl Book {
             None if spec.idents.is_empty() => {
                 return Err(Refusal::NoMachine { named: "without an identity".into() });
             }
-            None if self.machines.len() >= MACHINES_MAX => return Err(Refusal::TooManyMachines),
+            None if self.machines.len() >= MACHINES_MAX && !self.make_machines_room() => {
+                return Err(Refusal::TooManyMachines);
+            }
             None => {
                 if let Some(ident) = spec.idents.iter().find(|ident| !ident.is_identifying()) {
                     return Err(Refusal::SharedIdent { ident: ident.clone() });
@@ -245,6 +247,9 @@ impl Book {
                 ),
             });
         }
+        if one.parts.len() + two.parts.len() > PARTS_MAX {
+            return Err(Refusal::CannotMerge { why: format!("it would have more than {PARTS_MAX} parts") });
+        }
         let mut merged = Machine::clone(&one);
         merged.absorb(&two, Merged { at: at.now, by: by.to_owned(), why: why.to_owned() });
         self.change_machine(other, None);
@@ -307,6 +312,10 @@ impl Book {
                     self.suggest(one, &[uuid_ident]);
                     return;
                 }
+                // Anybody can say so of any two machines: it costs as much as coming on record does.
+                if !self.bucket.take(at.now) {
+                    return;
+                }
                 // A live destructive job refuses, and the next packet asks again.
                 let _ = self.merge(two.min(one), two.max(one), &format!("{mac} showed {uuid}"), "dhcp", at);
             }
@@ -351,9 +360,9 @@ impl Book {
         let known = idents.iter().find_map(|ident| self.by_ident.get(ident)).copied();
         let id = match known {
             Some(id) => id,
-            None if idents.is_empty() || self.machines.len() >= MACHINES_MAX || !self.bucket.take(at.now) => {
-                return;
-            }
+            None if idents.is_empty() || !self.bucket.take(at.now) => return,
+            // Who was only seen makes room for who is.
+            None if self.machines.len() >= MACHINES_MAX && !self.make_machines_room() => return,
             None => {
                 let mut first = vec![idents[0].clone()];
                 if let Ident::Mac(mac) = &first[0]

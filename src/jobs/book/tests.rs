@@ -336,10 +336,10 @@ fn a_full_record_makes_room_for_who_has_passed() {
     book.note(&presents(1, id, 255, Some(UUID)), at(1));
     assert_eq!(book.pass(&line(1, id, "wiping"), at(2)), Passage::Now);
     assert_eq!(book.book().machines().count(), MACHINES_MAX);
-    assert!(
-        book.book().machine_with(&Ident::Uuid(UUID.parse().unwrap())).is_some_and(|machine| machine.had_job)
-    );
     assert!(book.book().machine_with(&Ident::Mac(MAC)).is_some(), "who is registered stays");
+    book.cancel(id, at(3)).unwrap();
+    book.add(for_unknown_machines("wiping"), &library(), at(4)).unwrap();
+    assert_eq!(book.load().decide(&machine(254, Some(UUID))), Decision::NoJob, "by another card");
 }
 
 fn moment(seconds: u64) -> Moment {
@@ -798,6 +798,11 @@ fn one_dhcp_packet_with_both_makes_one_machine_and_a_script_request_only_suggest
     assert!(
         matches!(book.rearm(id, &library(), at(4), 9), Err(Refusal::HasJob { id: live, .. }) if live == other)
     );
+    // Also where another inventory has the UUID the other way round.
+    let turned = JobSpec { selector: Selector::Uuid(Uuid::from_smbios(uuid.0)), ..boot("fine") };
+    assert!(
+        matches!(book.add(turned, &library(), at(4)), Err(Refusal::HasJob { id: live, .. }) if live == other)
+    );
     book.cancel(other, at(4)).unwrap();
     let part = machines(&book)[0].parts[1].id;
     let whole = machines(&book)[0].id;
@@ -1130,4 +1135,51 @@ fn a_boot_that_does_not_call_back_is_said_to_have_not_and_nothing_is_granted_aga
     let late = Evidence { boot: Some(BootId(1)), ..Evidence::new(at(0), Seen::CalledBack { job: id }) };
     book.note(&late, at(9_001));
     assert_eq!(book.job(id).unwrap().stage, Stage::Confirmed, "late is better than never");
+}
+
+#[test]
+fn a_stranger_who_shows_one_uuid_for_every_machine_joins_a_few_of_them() {
+    let book = Published::new();
+    let one: Uuid = "4c4c4544-0042-3510-8052-b4c04f564231".parse().unwrap();
+    let mac = |n: u16| MacAddr([2, 0, 0, 9, n.to_be_bytes()[0], n.to_be_bytes()[1]]);
+    let seen = |n: u16, uuid: Option<Uuid>, seen: Seen| Evidence {
+        mac: Some(mac(n)),
+        uuid,
+        boot: Some(BootId(u64::from(n) + 1)),
+        ..Evidence::new(at(0), seen)
+    };
+    let script = || Seen::ScriptAsked { job: None, offer: "menu".into(), image: None };
+    let dhcp = || Seen::DhcpOffered {
+        asker: crate::jobs::evidence::Asker::Firmware,
+        arch: None,
+        relay: None,
+        file: "x".into(),
+    };
+    for n in 0..500 {
+        book.note(&seen(n, None, script()), at(1));
+    }
+    assert_eq!(book.book().machines().count(), 500);
+    for n in 0..500 {
+        book.note(&seen(n, Some(one), dhcp()), at(2));
+    }
+    let most = book.book().machines().map(|machine| machine.parts.len()).max();
+    assert_eq!(most, Some(32));
+    assert_eq!(book.book().machines().count(), 500 - 30, "the others stay what they were");
+}
+
+#[test]
+fn what_boots_every_time_boots_nothing_that_has_become_what_wipes() {
+    let book = Published::new();
+    let id = book.add(JobSpec { always: true, ..boot("fine") }, &library(), at(0)).unwrap().id;
+    let line = |changed| AtTheLine {
+        boot: BootId(1),
+        job: id,
+        image: "fine".into(),
+        what: "the last of k".into(),
+        idents: Vec::new(),
+        once: None,
+        changed,
+    };
+    assert_eq!(book.pass(&line(false), at(1)), Passage::Before);
+    assert_eq!(book.pass(&line(true), at(1)), Passage::Denied(Denial::ImageChanged));
 }

@@ -82,7 +82,8 @@ impl<'a> Asker<'a> {
             // RFC 5107 §4: then renewals go to the relay, which passes them on.
             server_id: agent.server_id.filter(|ip| relayed && is_host(*ip)).unwrap_or(local),
             circuit: agent.circuit,
-            circuit_mark: agent.circuit.map(CircuitMark::of),
+            // Beyond this exchange it counts as a relay said it: what a client says of itself opens nothing to it.
+            circuit_mark: agent.circuit.filter(|_| relayed).map(CircuitMark::of),
             own_port: agent.own_port,
             server: next_server.unwrap_or(local),
         })

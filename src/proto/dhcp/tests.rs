@@ -902,11 +902,20 @@ fn reservations_hang_on_mac_uuid_client_id_and_circuit() {
     // A direct client cannot claim a port by sending the option itself.
     let direct = Client { mac: 30, ..uefi() }.with(code::RELAY_AGENT, b"\x01\x06port17");
     assert_ne!(lab.reply(&direct.bytes()).1.yiaddr(), bench);
+    let from = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 68);
+    let Verdict::Reply(_, event) = lab.hear(ServerPort::Dhcp, from, Ipv4Addr::BROADCAST, &direct.bytes())
+    else {
+        panic!("it is answered");
+    };
+    assert_eq!(event.circuit, None, "nor a rule about that port");
     for mac in [31, 32] {
         let relayed = Client { mac, giaddr: RELAY, ..uefi() }.with(code::RELAY_AGENT, b"\x01\x06port17");
         let verdict = lab.hear(ServerPort::Dhcp, SocketAddrV4::new(RELAY, 67), US, &relayed.bytes());
         let given = match verdict {
-            Verdict::Reply(output, _) => Some(Message::parse(&lab.out[..output.len]).unwrap().yiaddr()),
+            Verdict::Reply(output, event) => {
+                assert_eq!(event.circuit, Some(crate::jobs::rule::CircuitMark::of(b"port17")));
+                Some(Message::parse(&lab.out[..output.len]).unwrap().yiaddr())
+            }
             _ => None,
         };
         match mac {
