@@ -177,7 +177,7 @@ pub enum HttpsVerb {
 /// `serve`.
 #[derive(clap::Args, Debug, Clone)]
 pub struct Serve {
-    /// Interface to answer DHCP on; may be repeated [default: every physical one with an IPv4 address]
+    /// Interface to answer DHCP on; may be repeated [default: every physical one, once it has an IPv4 address]
     #[arg(long, value_name = "IF")]
     pub interface: Vec<String>,
     /// What DHCP does

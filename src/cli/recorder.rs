@@ -14,6 +14,7 @@ use crate::history::alarms::{self, Alarm, Alarms, Expected};
 use crate::history::{Due, History, merge, read_record, record};
 use crate::jobs::Identity;
 use crate::jobs::evidence::{Evidence, Seen};
+use crate::jobs::job::{Job, Selector};
 use crate::jobs::table::Decision;
 use crate::keeper::Keeper;
 use crate::store::{Guard, Kind, Log, Record, Store, StoreError, Transition, Write};
@@ -227,18 +228,21 @@ fn write(due: &[Due], store: &mut dyn Store) -> Result<(), StoreError> {
 
 fn look_for_alarms(recorder: &Recorder) {
     // The keeper has better things to do than to look at timelines: it only says for whom jobs wait.
-    let waiting = recorder
-        .keeper
-        .look_and_wait(|book, _| book.jobs().filter_map(|job| Expected::of(job)).collect::<Vec<_>>());
-    let Ok(expected) = waiting else { return };
+    let waiting = recorder.keeper.look_and_wait(|book, _| {
+        let by_more = |job: &Job| !matches!(job.selector, Selector::Mac(_) | Selector::Uuid(_));
+        let open = book.jobs().any(|job| job.is_live() && by_more(job));
+        (book.jobs().filter_map(|job| Expected::of(job)).collect::<Vec<_>>(), open)
+    });
+    let Ok((expected, open)) = waiting else { return };
     let now = SystemTime::now();
     let new = lock(&recorder.alarms).look(now, &recorder.history, &expected);
     let view = recorder.keeper.table().view();
-    let has_job = |mac: &MacAddr| {
-        let who = Identity { mac: Some(*mac), ..Identity::default() };
-        !matches!(view.decide(&who), Decision::NoJob)
+    // What a job names beyond address and UUID, DHCP does not show: then it may be about anybody.
+    let may_have_job = |alarm: &Alarm| {
+        let who = Identity { mac: alarm.machines.first().copied(), uuid: alarm.uuid, ..Identity::default() };
+        open || !matches!(view.decide(&who), Decision::NoJob)
     };
-    let (loud, quiet): (Vec<_>, Vec<_>) = new.into_iter().partition(|alarm| is_loud(alarm, has_job));
+    let (loud, quiet): (Vec<_>, Vec<_>) = new.into_iter().partition(|alarm| is_loud(alarm, may_have_job));
     for alarm in quiet {
         tracing::debug!(alarm = alarm.kind.word(), subject = alarm.subject, "{alarm}");
     }
@@ -249,8 +253,8 @@ fn look_for_alarms(recorder: &Recorder) {
 
 /// Whether an alarm is for the log and the events. Anybody can start over and over: of a machine that is to boot nothing it is only
 /// listed.
-fn is_loud(alarm: &Alarm, has_job: impl Fn(&MacAddr) -> bool) -> bool {
-    alarm.kind != alarms::Kind::Loop || alarm.machines.iter().any(has_job)
+fn is_loud(alarm: &Alarm, may_have_job: impl Fn(&Alarm) -> bool) -> bool {
+    alarm.kind != alarms::Kind::Loop || may_have_job(alarm)
 }
 
 fn raise(alarms: &[Alarm], now: SystemTime, store: &mut dyn Store) {
@@ -357,6 +361,7 @@ mod tests {
             since_unix: 0,
             sentence: String::new(),
             machines: vec![MacAddr([2, 0, 0, 0, 0, 1])],
+            uuid: None,
         };
         assert!(!is_loud(&alarm(alarms::Kind::Loop), |_| false));
         assert!(is_loud(&alarm(alarms::Kind::Loop), |_| true));
@@ -371,6 +376,7 @@ mod tests {
             since_unix: 0,
             sentence: String::new(),
             machines: Vec::new(),
+            uuid: None,
         };
         let many = (0..1000).map(|n| alarm(alarms::Kind::NeverSeen, n));
         let all: Vec<Alarm> = many.chain([alarm(alarms::Kind::Loop, 7)]).collect();

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
@@ -233,9 +233,12 @@ fn fixed_keys(plan: &Plan) -> Vec<(&'static str, Value)> {
 pub(super) struct Watch {
     path: PathBuf,
     seen: Option<FileState>,
-    /// As it was at the last look, if that was new.
-    coming: Option<FileState>,
+    /// Another one, and when it was first seen.
+    coming: Option<(FileState, Instant)>,
 }
+
+/// A file that is the same for so long is taken to be whole.
+const RESTS: Duration = Duration::from_millis(1_500);
 
 /// When it was written last, and its length.
 type FileState = (SystemTime, u64);
@@ -246,20 +249,27 @@ impl Watch {
         Self { path, seen, coming: None }
     }
 
-    /// True once after each change, when the file is the same at two looks: one that is copied here from afar is empty, or cut
+    /// True once after each change, when the file has been the same for a while: one that is copied here from afar is empty, or cut
     /// short, for a moment, and that too is a configuration.
-    pub(super) fn changed(&mut self) -> bool {
+    pub(super) fn changed(&mut self, at: Instant) -> bool {
         let now = state_of(&self.path).filter(|(_, len)| *len > 0);
         if now.is_none() || now == self.seen {
             self.coming = None;
             return false;
         }
-        if self.coming != now {
-            self.coming = now;
-            return false;
+        match (self.coming, now) {
+            (Some((coming, since)), Some(now)) if coming == now => {
+                let rests = at.saturating_duration_since(since) >= RESTS;
+                if rests {
+                    (self.seen, self.coming) = (Some(now), None);
+                }
+                rests
+            }
+            _ => {
+                self.coming = now.map(|now| (now, at));
+                false
+            }
         }
-        (self.seen, self.coming) = (now, None);
-        true
     }
 }
 
@@ -330,18 +340,19 @@ mod tests {
         let path = std::env::temp_dir().join(format!("bootstorm-watched-{}", std::process::id()));
         let write = |text: &str| std::fs::write(&path, text).unwrap();
         write("old");
-        let mut watch = Watch::new(path.clone());
-        assert!(!watch.changed() && !watch.changed());
+        let (mut watch, start) = (Watch::new(path.clone()), Instant::now());
+        let mut changed = |milliseconds: u64| watch.changed(start + Duration::from_millis(milliseconds));
+        assert!(!changed(0) && !changed(2_000));
         write("");
-        assert!(!watch.changed() && !watch.changed(), "nothing in it");
+        assert!(!changed(4_000) && !changed(6_000), "nothing in it");
         write("half of");
-        assert!(!watch.changed());
+        assert!(!changed(8_000) && !changed(8_100), "links that change have it looked at sooner");
         write("half of it, and the rest");
-        assert!(!watch.changed() && watch.changed() && !watch.changed());
+        assert!(!changed(10_000) && !changed(11_400) && changed(11_500) && !changed(14_000));
         std::fs::remove_file(&path).unwrap();
-        assert!(!watch.changed() && !watch.changed());
+        assert!(!changed(16_000) && !changed(18_000));
         write("it is there again");
-        assert!(!watch.changed() && watch.changed());
+        assert!(!changed(20_000) && changed(22_000));
         std::fs::remove_file(&path).unwrap();
     }
 

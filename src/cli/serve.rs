@@ -1,10 +1,8 @@
 //! `serve`: from a plan to a running server, and its end.
 
-use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -21,7 +19,7 @@ use super::{Done, Exit, Failure, config_file, load_config, output, standing};
 use crate::config::{self, DhcpMode, Plan, ReservationPlan, ReservedWho, Sandbox, Value};
 use crate::control::{Control, State};
 use crate::engine::{DRAIN, Driver, Engine, EngineSettings, Frames, Ground, Shared, StartError};
-use crate::files::library::{Library, Settings as LibrarySettings};
+use crate::files::library::{Library, LibraryError, Settings as LibrarySettings};
 use crate::files::versions::Versions;
 use crate::files::watch::watch;
 use crate::history::History;
@@ -50,6 +48,8 @@ pub(super) const STORE: &str = "bootstorm.db";
 const LEASES: &str = "leases";
 /// How often folders are looked at for new images.
 const HOUSEKEEPING: Duration = Duration::from_secs(2);
+/// The images are looked at again so long after a look that ended by a fault.
+const FAULT_REST: Duration = Duration::from_secs(60);
 /// The same while a file is still being written.
 const SETTLING: Duration = Duration::from_millis(500);
 /// At least so long between two looks.
@@ -221,11 +221,7 @@ fn confine(common: &Common, plan: &Plan) -> Result<(), Failure> {
     host::memory();
     let account = match plan.server.user.as_str() {
         "" => None,
-        name => Some(Account::find(name).map_err(|error| match error.source.kind() {
-            // A name that nobody has goes with an edit, and not by trying again.
-            io::ErrorKind::NotFound => Failure::new(Exit::Config, error),
-            _ => system(error),
-        })?),
+        name => Some(Account::find(name).map_err(system)?),
     };
     if let Some(account) = &account
         && !account.is_current()
@@ -337,7 +333,7 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
     };
     let cells = engine.cells();
     let served = Served { dhcp: engine.bound.interfaces.clone(), shared: Arc::clone(&shared) };
-    let trouble = Arc::<Mutex<Option<String>>>::default();
+    let trouble = Arc::<AtomicBool>::default();
     let unreadable = Arc::clone(&trouble);
     let (pulse, answering) = (Arc::clone(&running.pulse), Arc::clone(&shared));
     let recording = Recorder {
@@ -384,9 +380,10 @@ pub(super) fn start(plan: &Plan, source: Source) -> Result<Running, Failure> {
         }),
         ready: Box::new(move || {
             look_at_cores(&answering, &pulse)?;
-            match &*unreadable.lock().unwrap_or_else(PoisonError::into_inner) {
-                None => Ok(()),
-                Some(why) => Err(format!("the images cannot be looked at: {why}")),
+            match unreadable.load(Ordering::Relaxed) {
+                false => Ok(()),
+                // Anybody may ask; the log has the path.
+                true => Err("the images cannot be looked at: the log says why".to_owned()),
             }
         }),
         metrics: Box::new(move || {
@@ -473,10 +470,8 @@ fn open_certificates(plan: &Plan) -> Result<Option<Arc<Certificates>>, Failure> 
     };
     let listed = interfaces::list().unwrap_or_default();
     let addresses: Vec<_> = listed.iter().filter_map(|i| i.addr).collect();
-    // Files that the configuration names and that are none go with an edit, and not by trying again.
-    let exit = if plan.https.files.is_some() { Exit::Config } else { Exit::Runtime };
     let certificates = Certificates::open(source, &addresses)
-        .map_err(|error| Failure::new(exit, format!("[https]: {error}")))?;
+        .map_err(|error| Failure::new(Exit::Runtime, format!("[https]: {error}")))?;
     Ok(Some(Arc::new(certificates)))
 }
 
@@ -593,12 +588,7 @@ fn finish_keeper(keeper: Beginning, library: &Arc<Library>) -> Result<KeeperRunn
 
 /// New images appear: soon after the kernel tells that something moved, and every two seconds in any case;
 /// certificates are renewed.
-fn keep_house(
-    library: &Library,
-    trouble: &Mutex<Option<String>>,
-    stopping: &AtomicBool,
-    certificates: impl Fn(),
-) {
+fn keep_house(library: &Library, trouble: &AtomicBool, stopping: &AtomicBool, certificates: impl Fn()) {
     match Versions::open(&library.settings().images_dir).and_then(|versions| versions.recover()) {
         Ok(0) => {}
         Ok(left) => tracing::info!(left, "removed what an interrupted command left in the images folder"),
@@ -616,13 +606,8 @@ fn keep_house(
         std::thread::park_timeout(wait);
         wait = HOUSEKEEPING;
         certificates();
-        // A fault in what reads other people's files is no reason to serve nothing: the images stay as they were.
-        let looked = catch_unwind(AssertUnwindSafe(|| library.rescan()));
-        let looked = match looked {
-            Ok(looked) => looked.map_err(|error| error.to_string()),
-            Err(_) => Err("a fault, which is one of bootstorm's own".to_owned()),
-        };
-        *trouble.lock().unwrap_or_else(PoisonError::into_inner) = looked.as_ref().err().cloned();
+        let looked = library.rescan();
+        trouble.store(looked.is_err(), Ordering::Relaxed);
         match looked {
             Ok(report) => {
                 failed = false;
@@ -631,14 +616,14 @@ fn keep_house(
                 }
             }
             // Said once, not every two seconds.
-            Err(error) if !std::mem::replace(&mut failed, true) => {
-                tracing::warn!(
-                    error,
-                    "cannot look for images; one of their folders that came, or was mounted, after the start is out of \
-                     reach until a restart"
-                )
+            Err(error) => {
+                if matches!(error, LibraryError::Fault) {
+                    wait = FAULT_REST;
+                }
+                if !std::mem::replace(&mut failed, true) {
+                    tracing::warn!(%error, "cannot look for images");
+                }
             }
-            Err(_) => {}
         }
         // A file that is written tells so a thousand times a second: all that tell meanwhile are one.
         if !stopping.load(Ordering::Acquire) {
@@ -764,7 +749,7 @@ pub(super) fn run(common: &Common, serve: &Serve) -> Done {
             if pulse.is_whole(Instant::now()) {
                 manager.tell(&[NotifyState::Watchdog]);
             }
-            if watch.as_mut().is_some_and(Watch::changed) {
+            if watch.as_mut().is_some_and(|watch| watch.changed(Instant::now())) {
                 reload(&manager, &reloader, "file watch");
             }
             Ok(())

@@ -119,7 +119,10 @@ pub(super) fn end_of(served: &Served, client: Ipv4Addr, now: Instant, shared: &S
     // Which program starts which of its WIMs can have been switched since the machine has its program.
     let is_payload = wipes || image.destructive && image.gss.is_some() && names::is_wim(file);
     let seen = shared.sightings.at(client);
-    let has_passed = || seen.is_some_and(|seen| shared.passed.goes_on(now, seen, name, is_payload));
+    let has_passed = || {
+        let boot = seen.map(|seen| ThisBoot { addr: client, seen });
+        boot.is_some_and(|boot| shared.passed.goes_on(now, boot, name, is_payload))
+    };
     if image.destructive {
         // Whatever it asks for, it is one step nearer to what it boots by.
         has_passed();
@@ -183,9 +186,9 @@ pub(super) fn end_of(served: &Served, client: Ipv4Addr, now: Instant, shared: &S
 /// fetches the rest from here, and is let through as the boot that had it.
 pub(super) fn passed_by_script(image: &str, who: &Identity, peer: Ipv4Addr, turn: &Turn<'_>) {
     let catalog = turn.shared.library.load();
-    let is_gss = catalog.image(image).is_some_and(|image| image.gss.is_some() && image.destructive);
-    if let Some(seen) = turn.shared.sightings.at(peer).filter(|seen| is_gss && who.mac == Some(seen.mac)) {
-        turn.shared.passed.note(turn.now, seen, image, true);
+    let Some(found) = catalog.image(image).filter(|image| image.gss.is_some()) else { return };
+    if let Some(seen) = turn.shared.sightings.at(peer).filter(|seen| who.mac == Some(seen.mac)) {
+        turn.shared.passed.note(turn.now, ThisBoot { addr: peer, seen }, image, found.destructive, true);
     }
 }
 
@@ -195,10 +198,18 @@ pub(super) fn passed_by_script(image: &str, who: &Identity, peer: Ipv4Addr, turn
 #[derive(Debug, Default)]
 pub(super) struct Passed(Mutex<HashMap<MacAddr, PastTheLine>>);
 
+/// A boot as DHCP shows it: the next one has spoken DHCP again, or has another address. An exchange is counted by address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct ThisBoot {
+    pub addr: Ipv4Addr,
+    pub seen: Sighting,
+}
+
 #[derive(Debug)]
 struct PastTheLine {
-    seen: Sighting,
+    boot: ThisBoot,
     image: String,
+    wipes: bool,
     at: Instant,
     /// Its program has not asked for what it boots yet: each file before that is one step nearer, however slow the way.
     is_coming: bool,
@@ -210,35 +221,40 @@ const AGAIN_WITHIN: Duration = Duration::from_secs(120);
 
 impl Passed {
     /// The machine's boot has passed.
-    pub(super) fn note(&self, now: Instant, seen: Sighting, image: &str, is_coming: bool) {
+    pub(super) fn note(&self, now: Instant, boot: ThisBoot, image: &str, wipes: bool, is_coming: bool) {
         let mut passed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if passed.len() >= PASSED_MAX {
             passed.retain(|_, past| now.saturating_duration_since(past.at) < AGAIN_WITHIN);
         }
+        if wipes && passed.len() >= PASSED_MAX {
+            // Without a place the others would only have their next job used up.
+            passed.retain(|_, past| past.wipes);
+        }
         // Who finds no room may not fetch again, which is the safe side.
-        if passed.len() < PASSED_MAX || passed.contains_key(&seen.mac) {
-            passed.insert(seen.mac, PastTheLine { seen, image: image.to_owned(), at: now, is_coming });
+        if passed.len() < PASSED_MAX || passed.contains_key(&boot.seen.mac) {
+            let past = PastTheLine { boot, image: image.to_owned(), wipes, at: now, is_coming };
+            passed.insert(boot.seen.mac, past);
         }
     }
 
     /// Whether this is that boot, and its image.
-    pub(super) fn holds(&self, now: Instant, seen: Sighting, image: &str) -> bool {
-        self.find(now, seen, image, |_| ())
+    pub(super) fn holds(&self, now: Instant, boot: ThisBoot, image: &str) -> bool {
+        self.find(now, boot, image, |_| ())
     }
 
     /// The same, of a boot that asks for a file: until the one that it boots by, its time begins anew with each.
-    fn goes_on(&self, now: Instant, seen: Sighting, image: &str, is_payload: bool) -> bool {
-        self.find(now, seen, image, |past| {
+    fn goes_on(&self, now: Instant, boot: ThisBoot, image: &str, is_payload: bool) -> bool {
+        self.find(now, boot, image, |past| {
             if past.is_coming {
                 (past.at, past.is_coming) = (now, !is_payload);
             }
         })
     }
 
-    fn find(&self, now: Instant, seen: Sighting, image: &str, then: impl FnOnce(&mut PastTheLine)) -> bool {
+    fn find(&self, now: Instant, boot: ThisBoot, image: &str, then: impl FnOnce(&mut PastTheLine)) -> bool {
         let mut passed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let past = passed.get_mut(&seen.mac).filter(|past| {
-            past.seen == seen && past.image == image && now.saturating_duration_since(past.at) < AGAIN_WITHIN
+        let past = passed.get_mut(&boot.seen.mac).filter(|past| {
+            past.boot == boot && past.image == image && now.saturating_duration_since(past.at) < AGAIN_WITHIN
         });
         past.map(then).is_some()
     }
@@ -254,24 +270,28 @@ mod tests {
         let (passed, now) = (Passed::default(), Instant::now());
         let of = |n: u32, exchange| {
             let [_, _, a, b] = n.to_be_bytes();
-            Sighting {
+            let seen = Sighting {
                 mac: MacAddr([2, 0, 0, 0, a, b]),
                 arch: Arch::BIOS,
                 uuid: None,
                 circuit: None,
                 exchange,
-            }
+            };
+            ThisBoot { addr: Ipv4Addr::new(10, 77, 0, 9), seen }
         };
-        passed.note(now, of(1, 7), "a", false);
+        passed.note(now, of(1, 7), "a", true, false);
         assert!(passed.holds(now + Duration::from_secs(60), of(1, 7), "a"));
         assert!(!passed.holds(now, of(1, 8), "a"), "it spoke DHCP again");
         assert!(!passed.holds(now, of(1, 7), "b"), "another image");
+        let moved = ThisBoot { addr: Ipv4Addr::new(10, 77, 0, 10), ..of(1, 7) };
+        assert!(!passed.holds(now, moved, "a"), "at another address exchanges are counted anew");
         assert!(!passed.holds(now + AGAIN_WITHIN, of(1, 7), "a"), "its next boot may not have been heard");
         // However many pass at once: bounded, and those without room are not let through.
         const LAST: u32 = PASSED_MAX as u32 + 10;
-        (2..=LAST).for_each(|n| passed.note(now, of(n, 1), "a", false));
+        (2..=LAST).for_each(|n| passed.note(now, of(n, 1), "a", n != 3, false));
         assert!(passed.holds(now, of(2, 1), "a") && !passed.holds(now, of(LAST, 1), "a"));
-        passed.note(now + AGAIN_WITHIN, of(LAST, 1), "a", false);
+        assert!(!passed.holds(now, of(3, 1), "a"), "what wipes nothing goes first");
+        passed.note(now + AGAIN_WITHIN, of(LAST, 1), "a", false, false);
         assert!(passed.holds(now + AGAIN_WITHIN, of(LAST, 1), "a"));
     }
 
@@ -280,7 +300,8 @@ mod tests {
         let (passed, now) = (Passed::default(), Instant::now());
         let seen =
             Sighting { mac: MacAddr([2; 6]), arch: Arch::BIOS, uuid: None, circuit: None, exchange: 1 };
-        passed.note(now, seen, "a", true);
+        let seen = ThisBoot { addr: Ipv4Addr::new(10, 77, 0, 9), seen };
+        passed.note(now, seen, "a", true, true);
         let after = |seconds| now + Duration::from_secs(seconds);
         for seconds in [100, 200, 300] {
             assert!(passed.goes_on(after(seconds), seen, "a", false));
@@ -288,7 +309,7 @@ mod tests {
         assert!(passed.goes_on(after(400), seen, "a", true), "what it boots by");
         assert!(passed.goes_on(after(500), seen, "a", true), "again, since it was lost");
         assert!(!passed.goes_on(after(521), seen, "a", true), "that is its next boot");
-        passed.note(now, seen, "a", false);
+        passed.note(now, seen, "a", true, false);
         assert!(
             passed.goes_on(after(100), seen, "a", false) && !passed.goes_on(after(121), seen, "a", false)
         );

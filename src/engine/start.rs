@@ -518,10 +518,10 @@ fn choose_interfaces(
         let with =
             |device: Device| -> Vec<_> { all.iter().filter(|i| i.device == device).cloned().collect() };
         let mut chosen = with(Device::Physical);
-        if chosen.is_empty() {
-            // In a container the only link there is, is one end of a veth pair.
-            chosen = with(Device::Veth);
-            chosen.retain(|link| link.addr.is_some());
+        chosen.retain(|link| link.addr.is_some() || !interfaces::is_port(&link.name));
+        if chosen.iter().all(|link| link.addr.is_none()) {
+            // In a container the link that counts is one end of a veth pair, whatever else its kernel shows there.
+            chosen.extend(with(Device::Veth).into_iter().filter(|link| link.addr.is_some()));
         }
         if chosen.iter().all(|link| link.addr.is_none()) {
             tracing::warn!("no interface with an IPv4 address to answer DHCP on: name one with --interface");
@@ -794,7 +794,9 @@ fn open_dhcp(
         }
         Err(error) => return Err(error.into()),
     }
-    let names = interfaces.iter().map(|i| i.name.clone()).chain(waiting.iter().cloned()).collect();
+    // Which of all others will be one, nobody knows.
+    let named = waiting.iter().filter(|_| !settings.interfaces.is_empty());
+    let names = interfaces.iter().map(|i| i.name.clone()).chain(named.cloned()).collect();
     let served = interfaces.iter().map(|interface| (interface.name.clone(), interface.index)).collect();
     let (arrivals, arrived) = crossbeam_channel::bounded(ARRIVALS_MAX);
     // The standard library's hasher has a random key.

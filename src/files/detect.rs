@@ -27,11 +27,6 @@ use crate::wire::arch::Platform;
 pub const TEMPLATE_NAME: &str = "boot.ipxe.tmpl";
 /// The arguments of a Linux image.
 pub const CMDLINE_NAME: &str = "cmdline";
-/// Whether the image is what this text of it says, once it has been read.
-pub(super) fn is_of_the_image(name: &str) -> bool {
-    [MANIFEST_NAME, CMDLINE_NAME, TEMPLATE_NAME].contains(&name)
-}
-
 /// Largest `image.toml` or `cmdline` read.
 const TEXT_LEN_MAX: u64 = 256 * 1024;
 /// Most files of a folder opened to see what they are.

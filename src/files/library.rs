@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -50,6 +51,8 @@ pub enum LibraryError {
         /// What the system said.
         error: io::Error,
     },
+    /// The look ended by a panic.
+    Fault,
 }
 
 impl fmt::Display for LibraryError {
@@ -58,7 +61,16 @@ impl fmt::Display for LibraryError {
             Self::ImagesDir { path, error } if error.kind() == io::ErrorKind::NotFound => {
                 write!(f, "images folder {}: it does not exist", path.display())
             }
+            Self::ImagesDir { path, error } if error.kind() == io::ErrorKind::PermissionDenied => write!(
+                f,
+                "images folder {}: {error}; one that came, or was mounted, after the start of a server is out of its reach \
+                 until it is started again",
+                path.display()
+            ),
             Self::ImagesDir { path, error } => write!(f, "images folder {}: {error}", path.display()),
+            Self::Fault => {
+                f.write_str("a fault, which is one of bootstorm's own; the images stay as they were")
+            }
         }
     }
 }
@@ -67,6 +79,7 @@ impl std::error::Error for LibraryError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::ImagesDir { error, .. } => Some(error),
+            Self::Fault => None,
         }
     }
 }
@@ -128,11 +141,12 @@ impl Library {
     }
 
     fn rescan_at(&self, now: SystemTime) -> Result<ScanReport, LibraryError> {
-        // A scan that panicked left the memory of the scan before it, which is what is wanted.
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         let before = Before::after(std::mem::take(&mut *memory), now);
         let old = self.catalog.load_full();
-        let scanned = match Scanned::of(&self.settings, &before, Some(&old)) {
+        // What reads other people's files may have a fault. That is no reason to serve nothing, nor to forget what is known.
+        let scan = AssertUnwindSafe(|| Scanned::of(&self.settings, &before, Some(&old)));
+        let scanned = match catch_unwind(scan).unwrap_or(Err(LibraryError::Fault)) {
             Ok(scanned) => scanned,
             Err(error) => {
                 *memory = before.into_memory();
@@ -187,7 +201,7 @@ impl Scanned {
                 walk.settling.len() + walk.texts.values().filter(|text| text.is_none()).count();
             let mut image = detect::detect(&name, &path, &walk, &loaders);
             // Boots under way go by what it said until the new text is whole.
-            if let Some(was) = old.and_then(|old| as_it_was(&image, &walk, old))
+            if let Some(was) = old.and_then(|old| as_it_was(&image, &path, &walk, before, old))
                 && let Some(since) = before.held_since(&path)
             {
                 memory.hold(path.clone(), since);
@@ -209,13 +223,15 @@ impl Scanned {
 }
 
 /// The image as it was before somebody began to write one of the texts that say what it is and does, if that is all that has
-/// changed. An answer file is read when a machine asks for it, and is none of these.
-fn as_it_was(image: &Image, walk: &Walk, old: &Catalog) -> Option<Image> {
-    let mut unsettled = walk.texts.iter().filter(|(_, whole)| whole.is_none()).map(|(name, _)| name.as_str());
-    if image.unbootable.is_none() || !unsettled.clone().all(detect::is_of_the_image) {
+/// changed: what a text says that is whole counts at once.
+fn as_it_was(image: &Image, path: &Path, walk: &Walk, before: &Before, old: &Catalog) -> Option<Image> {
+    image.unbootable.as_ref()?;
+    let written = walk.texts.iter().find(|(_, whole)| whole.is_none()).map(|(name, _)| name.as_str())?;
+    let whole = walk.texts.iter().filter_map(|(name, whole)| Some((name, whole.as_ref()?)));
+    if !whole.into_iter().all(|(name, identity)| before.was_whole(&path.join(name), identity)) {
         return None;
     }
-    let (written, was) = (unsettled.next()?, old.image(&image.name)?);
+    let was = old.image(&image.name)?;
     let same = |found: &Found| {
         let served = old.http_image(&format!("{}/{}", image.name, found.name));
         served.is_ok_and(|served| served.describes(&found.path, &found.identity, was.access))
@@ -522,7 +538,7 @@ mod tests {
         for published in [true, false] {
             if !published {
                 site.write(manifest, b"destructive = true\naccess = \"boot\"\n");
-                is_closed(now, None, 1);
+                assert_eq!(library.rescan_at(now).unwrap().settling, 1);
             }
             let later = now + scan::SETTLE / 2;
             std::fs::remove_file(site.path().join(manifest)).unwrap();
@@ -552,9 +568,10 @@ mod tests {
         let library = site.library();
         let now = SystemTime::now();
         for (name, reason) in [
-            // It is read when a machine asks for it.
+            // One that was there before is known, one that is new is not.
             ("private/ks.cfg", Some("answer file private/ks.cfg: is still being written")),
-            // What these said before is known.
+            ("private/ks.cfg", None),
+            ("cmdline", None),
             ("cmdline", None),
             ("boot.ipxe.tmpl", None),
         ] {
@@ -564,5 +581,23 @@ mod tests {
             assert_eq!(library.rescan_at(now + scan::SETTLE).unwrap().settling, 0, "{name}");
             assert_eq!(library.load().image("lab").unwrap().unbootable, None);
         }
+        std::fs::remove_file(site.path().join("images/lab/boot.ipxe.tmpl")).unwrap();
+        library.rescan_at(now + scan::SETTLE).unwrap();
+        // What is whole counts, whatever else is being written: nobody's word on what wipes is put off.
+        site.write("images/lab/.new", b"destructive = true\nanswers = [\"ks.cfg\"]");
+        std::thread::sleep(Duration::from_millis(20));
+        std::fs::rename(site.path().join("images/lab/.new"), site.path().join("images/lab/image.toml"))
+            .unwrap();
+        site.write("images/lab/cmdline", b"quiet");
+        assert_eq!(library.rescan_at(now).unwrap().settling, 1);
+        let image = library.load().image("lab").unwrap().clone();
+        assert!(image.destructive && image.unbootable.is_some(), "{image:?}");
+        // Nor is it what it was where its payload has changed too.
+        library.rescan_at(now + scan::SETTLE).unwrap();
+        assert_eq!(library.load().image("lab").unwrap().unbootable, None);
+        site.write("images/lab/linux", &[crate::files::sniff::samples::bzimage(), vec![0]].concat());
+        site.write("images/lab/cmdline", b"loud");
+        library.rescan_at(now).unwrap();
+        assert!(library.load().image("lab").unwrap().unbootable.is_some());
     }
 }

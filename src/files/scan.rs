@@ -159,6 +159,12 @@ impl Before {
         self.now.duration_since(since).is_ok_and(|held| held < HELD_MAX).then_some(since)
     }
 
+    /// Whether a file was whole at the last look, and just as it is.
+    pub(super) fn was_whole(&self, path: &Path, identity: &FileIdentity) -> bool {
+        let before = self.memory.files.get(path);
+        before.is_some_and(|before| before.published && before.identity.same_bytes(identity))
+    }
+
     /// A file that was there and is not: there are editors that rename it away before they write the new one. After
     /// [`SETTLE`] it is taken to be gone.
     fn has_just_gone(&self, path: &Path) -> Option<Sighting> {

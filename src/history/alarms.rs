@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::timeline::Span;
 use super::{History, Named, Stop, since};
 use crate::jobs::job::{Job, JobId, Selector, Stage};
-use crate::wire::MacAddr;
+use crate::wire::{MacAddr, Uuid};
 
 /// When something is worth an alarm.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -85,6 +85,16 @@ pub struct Alarm {
     pub sentence: String,
     /// The machines, at most twenty of them.
     pub machines: Vec<MacAddr>,
+    /// The UUID that one machine showed by DHCP.
+    #[serde(skip)]
+    pub uuid: Option<Uuid>,
+}
+
+/// What there is to be said of something.
+struct Found {
+    sentence: String,
+    machines: Vec<MacAddr>,
+    uuid: Option<Uuid>,
 }
 
 impl fmt::Display for Alarm {
@@ -130,7 +140,7 @@ impl Alarms {
 
     /// Looks at everything and returns what is new.
     pub fn look(&mut self, now: SystemTime, history: &History, expected: &[Expected]) -> Vec<Alarm> {
-        let mut found: BTreeMap<(Kind, String), (String, Vec<MacAddr>)> = BTreeMap::new();
+        let mut found: BTreeMap<(Kind, String), Found> = BTreeMap::new();
         if !self.terms.never_seen.is_zero() {
             self.look_for_missing(now, history, expected, &mut found);
         }
@@ -139,14 +149,14 @@ impl Alarms {
         let mut new = Vec::new();
         let mut counts = [0; Kind::ALL.len()];
         self.active.keys().for_each(|(kind, _)| counts[*kind as usize] += 1);
-        for ((kind, subject), (sentence, machines)) in found {
+        for ((kind, subject), Found { sentence, machines, uuid }) in found {
             let key = (kind, subject.clone());
             if let Some(alarm) = self.active.get_mut(&key) {
                 (alarm.sentence, alarm.machines) = (sentence, machines);
             } else if counts[kind as usize] < ACTIVE_MAX {
                 counts[kind as usize] += 1;
                 let since_unix = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-                let alarm = Alarm { kind, subject, since_unix, sentence, machines };
+                let alarm = Alarm { kind, subject, since_unix, sentence, machines, uuid };
                 self.raised[kind as usize] += 1;
                 self.active.insert(key, alarm.clone());
                 new.push(alarm);
@@ -183,7 +193,7 @@ impl Alarms {
         now: SystemTime,
         history: &History,
         expected: &[Expected],
-        found: &mut BTreeMap<(Kind, String), (String, Vec<MacAddr>)>,
+        found: &mut BTreeMap<(Kind, String), Found>,
     ) {
         for waiting in expected {
             let waited = since(waiting.waits_since, now);
@@ -200,7 +210,8 @@ impl Alarms {
                 waiting.job,
                 Span(waited)
             );
-            found.insert((Kind::NeverSeen, waiting.job.to_string()), (sentence, machines));
+            found
+                .insert((Kind::NeverSeen, waiting.job.to_string()), Found { sentence, machines, uuid: None });
         }
     }
 
@@ -208,7 +219,7 @@ impl Alarms {
         &self,
         now: SystemTime,
         history: &History,
-        found: &mut BTreeMap<(Kind, String), (String, Vec<MacAddr>)>,
+        found: &mut BTreeMap<(Kind, String), Found>,
     ) {
         let Some(from) = now.checked_sub(self.terms.window) else { return };
         let mut places: BTreeMap<(Option<Ipv4Addr>, Stop), Vec<Option<MacAddr>>> = BTreeMap::new();
@@ -224,7 +235,8 @@ impl Alarms {
                     "{name} has started {count} times within {} and runs nothing (bootstorm explain {name} --last {count})",
                     Span(self.terms.window)
                 );
-                found.insert((Kind::Loop, name), (sentence, mac.into_iter().collect()));
+                let machines = mac.into_iter().collect();
+                found.insert((Kind::Loop, name), Found { sentence, machines, uuid });
             }
             let stuck = matches!(last.stop, Stop::Dhcp | Stop::Loader | Stop::Script | Stop::Image);
             if stuck && since(last.until, now) >= STOPPED_AFTER {
@@ -245,7 +257,7 @@ impl Alarms {
             let subject =
                 format!("{} {}", relay.map_or("local".to_owned(), |relay| relay.to_string()), stop.word());
             let machines = machines.into_iter().flatten().take(NAMED_MAX).collect();
-            found.insert((Kind::SameStop, subject), (sentence, machines));
+            found.insert((Kind::SameStop, subject), Found { sentence, machines, uuid: None });
         }
     }
 }

@@ -705,7 +705,6 @@ impl Book {
         *last
     }
 
-    /// Says what an order changed of a job, and returns it as it is now.
     /// Jobs that would wipe a disk again if what is known of them were an old copy: those that are live, and those that wait
     /// for a word to go on to their next image.
     pub fn may_wipe_yet(&self) -> Vec<JobId> {
@@ -732,6 +731,7 @@ impl Book {
         self.say_changed(by, "job-cut-short", &job)
     }
 
+    /// Says what an order changed of a job, and returns it as it is now.
     fn say_changed(&mut self, by: &str, what: &str, before: &Job) -> Result<Arc<Job>, Refusal> {
         let now = self.expect_job(before.id, None)?;
         let told = |job: &Job| json!({ "stage": job.stage, "step": job.step, "generation": job.generation });

@@ -277,7 +277,7 @@ impl Machine {
     /// It was seen, and nothing else is known or said of it.
     pub(super) fn is_only_seen(&self) -> bool {
         let [part] = self.parts.as_slice() else { return false };
-        !self.registered && !self.had_job && part.state == MachineState::Known
+        !self.registered && !self.had_job && self.given.is_empty() && part.state == MachineState::Known
     }
 
     /// Rejected in any part: that holds for all of it.

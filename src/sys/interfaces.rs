@@ -194,12 +194,20 @@ fn device(name: &str) -> Device {
     match driver {
         b"veth" => Device::Veth,
         b"bridge" | b"tun" | b"dummy" | b"vxlan" | b"ipvlan" | b"wireguard" | b"openvswitch" | b"ifb"
+        | b"erspan" | b"vti" | b"vti6" | b"geneve" | b"macsec" | b"vrf" | b"can" | b"vcan" | b"nlmon"
         | b"" => Device::Virtual,
         driver if driver.starts_with(b"ip") || driver.starts_with(b"gre") || driver.starts_with(b"sit") => {
             Device::Virtual
         }
         _ => Device::Physical,
     }
+}
+
+/// Whether an interface is a port of a bridge, or a member of a bond: addresses are then the other one's. `/sys` has to do for
+/// this; where it is another namespace's, one is waited for that never has an address, or not waited for.
+pub fn is_port(name: &str) -> bool {
+    // Looked at only, which no sandbox forbids.
+    std::fs::symlink_metadata(format!("/sys/class/net/{name}/master")).is_ok()
 }
 
 #[cfg(test)]

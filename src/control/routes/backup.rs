@@ -22,8 +22,9 @@ use crate::sys::disk::free_bytes;
 
 /// The copy's name in the state folder, for as long as it has one: nobody else's.
 const COPY: &str = ".copy-for-backup";
-/// What the store calls it before it is whole.
-const UNFINISHED: &str = "..copy-for-backup.partial";
+/// The same and what the store calls it before it is whole.
+const LEFT: [&str; 4] =
+    [COPY, "..copy-for-backup.partial", "..copy-for-backup.partial-wal", "..copy-for-backup.partial-journal"];
 /// Room that stays for the store and the leases while a copy waits to be taken.
 const ROOM_LEFT: u64 = 64 << 20;
 /// Read and sent at once.
@@ -85,7 +86,7 @@ fn copy_of(store: &mut dyn Store, place: &Path) -> Result<(File, u64), StoreErro
 
 /// Removes what a server that was killed at its backup left.
 pub(in crate::control) fn clear(folder: &Path) {
-    for left in [COPY, UNFINISHED] {
+    for left in LEFT {
         // It is not there, as a rule.
         let _ = fs::remove_file(folder.join(left));
     }

@@ -183,8 +183,9 @@ fn line_of(token: &BootToken, served: &Served, shared: &Shared) -> Option<AtTheL
         None => is_other,
         // What a person picks from a menu is the person's doing.
         Some(job) if job.action.image().is_none() => false,
-        // What boots every time holds nothing back, whichever file is its last, and wipes nothing.
-        Some(job) if job.always => wipes,
+        // What boots every time holds nothing back, whichever file is its last, and wipes nothing. Of an image that nobody
+        // can tell what it is, it goes on.
+        Some(job) if job.always => wipes && image.is_some_and(|image| image.unbootable.is_none()),
         Some(job) => is_other || wipes && !job.may_wipe(),
     };
     (changed || last == Some(file)).then(|| AtTheLine {

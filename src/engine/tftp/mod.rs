@@ -46,11 +46,13 @@ pub(super) use self::ports::DataPorts;
 use self::ports::{DATA_PORT, DATA_PORTS, RECV_BUFFER, SEND_BUFFER};
 use super::core::{Owner, Turn, watch};
 use super::counters::Count;
+use super::native::ThisBoot;
 use super::readers::{Readers, Unreadable, Want};
 use super::sightings::Sighting;
 use super::slab::{Key, Slab};
 use super::start::readdress;
 use crate::files::served::{Handle, Served};
+use crate::jobs::image::Images;
 use crate::jobs::lifecycle::Denial;
 use crate::keeper::{Answer, AtTheLine};
 use crate::proto::dhcp::Interface;
@@ -95,6 +97,13 @@ struct Line {
     heard: Instant,
     /// Not before this is it asked again.
     again: Option<Instant>,
+}
+
+impl Line {
+    /// Whether the machine at that address is still at the boot that asked: it has not spoken DHCP since.
+    fn is_of(&self, client: SocketAddrV4, turn: &Turn<'_>) -> bool {
+        turn.shared.sightings.at(*client.ip()) == Some(self.seen)
+    }
 }
 
 /// Frames taken from one ring before the others have their turn.
@@ -626,7 +635,9 @@ impl TftpSide {
         match answer {
             Answer::Go => {
                 // The line is kept: whose the file was is told when it is delivered.
-                turn.shared.passed.note(turn.now, line.seen, &line.at.image, false);
+                let wipes = turn.shared.library.load().image(&line.at.image).is_some_and(|i| i.destructive);
+                let boot = ThisBoot { addr: *live.client.ip(), seen: line.seen };
+                turn.shared.passed.note(turn.now, boot, &line.at.image, wipes, false);
                 live.transfer.release();
                 self.follow(key, Verdict::Progress, turn);
             }
@@ -634,7 +645,12 @@ impl TftpSide {
             Answer::NotNow => line.again = Some(turn.now + ASK_AGAIN),
             // The same boot asked for the file twice, and passed with the other transfer.
             Answer::Refused(Denial::Spent)
-                if turn.shared.passed.holds(turn.now, line.seen, &line.at.image) =>
+                if line.is_of(live.client, turn)
+                    && turn.shared.passed.holds(
+                        turn.now,
+                        ThisBoot { addr: *live.client.ip(), seen: line.seen },
+                        &line.at.image,
+                    ) =>
             {
                 live.transfer.release();
                 self.follow(key, Verdict::Progress, turn);

@@ -73,7 +73,14 @@ impl TftpSide {
         let request_hash = hash(request);
         if let Some(key) = self.of_client(client) {
             match self.transfers.get_mut(key) {
-                Some(live) if live.request_hash == request_hash => {
+                // From the port its last boot had, it is the next one all the same.
+                Some(live)
+                    if live.request_hash == request_hash
+                        && live.line.as_ref().is_none_or(|line| line.is_of(client, turn)) =>
+                {
+                    if let Some(line) = &mut live.line {
+                        line.heard = turn.now;
+                    }
                     let verdict = live.transfer.handle_retried_request(turn.now);
                     return self.follow(key, verdict, turn);
                 }

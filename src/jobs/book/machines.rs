@@ -313,7 +313,8 @@ impl Book {
                     return;
                 }
                 // Anybody can say so of any two machines: it costs as much as coming on record does.
-                if !self.bucket.take(at.now) {
+                let parts = |id: MachineId| self.machines.get(&id).map_or(0, |machine| machine.parts.len());
+                if parts(one) + parts(two) > PARTS_MAX || !self.bucket.take(at.now) {
                     return;
                 }
                 // A live destructive job refuses, and the next packet asks again.
