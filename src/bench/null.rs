@@ -345,7 +345,7 @@ impl Connection {
             self.head.resize(self.head.len() + self.left as usize, b'#');
             self.left = 0;
         } else {
-            self.pipe = Pipe::new();
+            self.pipe = Pipe::new().ok();
             let _ = set_cork(&self.stream, true);
         }
     }

@@ -405,9 +405,9 @@ pub struct Render {
 pub struct Explain {
     /// MAC address in any form, UUID, job number (j17) or name of a machine; without one: the alarms and the last boots
     pub machine: Option<String>,
-    /// Boots at most, newest first
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1000))]
-    pub last: usize,
+    /// Boots at most, newest first [default: 8; with --pcap 1]
+    #[arg(long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1000))]
+    pub last: Option<usize>,
     /// Write the control packets of the last boot (--last 2: of two) to this file, for Wireshark; - is standard output
     #[arg(long, value_name = "FILE", conflicts_with = "json")]
     pub pcap: Option<PathBuf>,

@@ -15,29 +15,36 @@ use crate::control::explain::find;
 use crate::keeper;
 use crate::store::SqliteStore;
 
+/// Boots of a machine when nobody says how many.
+const LAST: usize = 8;
 /// Boots listed when nobody is named.
 const RECENT: usize = 20;
 
 pub(super) fn run(common: &Common, explain: &Explain) -> Done {
     let Some(machine) = &explain.machine else { return overview(common, explain) };
-    let query = format!("machine={}&last={}", escaped(machine), explain.last);
+    let not_a_machine = |error: ClientError| match error {
+        ClientError::Refused { code, detail, .. } if code == "not-a-machine" => {
+            Failure::new(Exit::Usage, detail)
+        }
+        error => error.into(),
+    };
     if let Some(file) = &explain.pcap {
-        let bytes = client(common)?.bytes(&format!("/v1/boots/pcap?{query}"))?;
-        return write_file(file, &bytes);
+        let last = explain.last.unwrap_or(1);
+        let path = format!("/v1/boots/pcap?machine={}&last={last}", escaped(machine));
+        return write_file(file, &client(common)?.bytes(&path).map_err(not_a_machine)?);
     }
+    let last = explain.last.unwrap_or(LAST);
+    let query = format!("machine={}&last={last}", escaped(machine));
     let document = match client(common)?.get(&format!("/v1/explain?{query}")) {
         Ok(document) => document,
-        Err(error) if no_server_runs(&error) => match from_the_store(common, machine, explain.last)? {
+        Err(error) if no_server_runs(&error) => match from_the_store(common, machine, last)? {
             Some(document) => {
                 output::remark("no server runs: this is what it stored");
                 document
             }
             None => return Err(error.into()),
         },
-        Err(ClientError::Refused { code, detail, .. }) if code == "not-a-machine" => {
-            return Err(Failure::new(Exit::Usage, detail));
-        }
-        Err(error) => return Err(error.into()),
+        Err(error) => return Err(not_a_machine(error)),
     };
     let boots = document["boots"].as_array().map(Vec::as_slice).unwrap_or_default();
     if explain.json {

@@ -493,6 +493,9 @@ impl Session<'_> {
             self.judge_loader(server, &mut findings);
             self.judge_http(server, &mut findings);
         }
+        if findings.is_empty() {
+            findings.extend(self.broke_off(&answerers));
+        }
         if let (Some(server), Some(_)) = (server, &self.lease) {
             self.probe(server, &answerers, &mut findings);
         }
@@ -504,6 +507,39 @@ impl Session<'_> {
             answerers,
             findings,
         }
+    }
+
+    /// A boot that did not come to its script, for a reason that nothing above has named.
+    fn broke_off(&self, answerers: &[Answerer]) -> Option<Finding> {
+        let why = match &self.outcome {
+            Some(Outcome::Booted { .. } | Outcome::Local) => return None,
+            Some(Outcome::Failed(why)) => why.clone(),
+            None if self.scripts > 0 => return None,
+            None => "nothing more was heard".to_owned(),
+        };
+        let kind = machine(self.ask.kind);
+        let offerer = answerers.iter().find(|answerer| answerer.address.is_some());
+        Some(match offerer.filter(|_| self.lease.is_none()) {
+            Some(offerer) => Finding::wrong(
+                "no-ack",
+                format!(
+                    "{} offers {kind} an address, and its REQUEST is not acknowledged: {why}",
+                    offerer.server
+                ),
+                "that server, or another one, refuses it (an allow list, a pool that is used up meanwhile, one that calls \
+                 itself authoritative), or a switch drops it (DHCP snooping)",
+                format!(
+                    "look into the log of {}; tcpdump -vni IF port 67 shows who answers what",
+                    offerer.server
+                ),
+            ),
+            None => Finding::wrong(
+                "boot-broken-off",
+                format!("the boot of {kind} ended before it had its script: {why}"),
+                "what came last is the last hop that --verbose shows",
+                format!("bootstorm explain {}; journalctl -u bootstorm", self.mac),
+            ),
+        })
     }
 
     fn judge_dhcp(
@@ -696,7 +732,9 @@ impl Session<'_> {
     /// Questions beside the boot.
     fn probe(&mut self, server: Ipv4Addr, answerers: &[Answerer], findings: &mut Vec<Finding>) {
         let Some(address) = self.lease.as_ref().map(|lease| lease.address) else { return };
-        let answers_dhcp = answerers.iter().any(|answerer| answerer.ours);
+        // One that only sends machines here leaves port 4011 to nobody.
+        let itself = |answerer: &Answerer| answerer.server == server || self.relay.is_some();
+        let answers_dhcp = answerers.iter().any(|answerer| answerer.ours && itself(answerer));
         if answers_dhcp && self.ask.kind != Kind::Http {
             let boot_server = SocketAddrV4::new(server, self.ask.dhcp.1);
             let arch = if self.ask.kind == Kind::Uefi { 7 } else { 0 };

@@ -338,12 +338,26 @@ fn disk(plan: &Plan) -> Vec<Finding> {
         // A folder of our own is made with the first start.
         let Some(room) = nearest(path).and_then(|path| host::room(path).ok()) else { continue };
         let path = path.display();
+        if what == "images" && room.read_only {
+            // Nothing is to be put there.
+            found.push(Finding::fine("disk", "images: read-only"));
+            continue;
+        }
         let mend = format!(
             "df -h {path}; free some, or move [{}]",
             if what == "state" { "server] state_dir" } else { "images] dir" }
         );
         let mend = mend.replace("dir]", "dir");
-        if room.bytes < ROOM_MIN {
+        let is_full = room.bytes < ROOM_MIN || room.files_total > 0 && room.files < FILES_MIN;
+        if is_full && what == "images" {
+            found.push(Finding::note(
+                "low-disk",
+                format!(
+                    "{path} (images) is full: no image can be added or changed; machines boot all the same"
+                ),
+                mend,
+            ));
+        } else if room.bytes < ROOM_MIN {
             found.push(Finding::wrong(
                 "full-disk",
                 format!("{path} ({what}) has {} KiB left", room.bytes >> 10),

@@ -223,7 +223,7 @@ impl Readers {
     /// the others are on their way into memory, or will be when the queue has room: ask again.
     ///
     /// # Errors
-    /// [`Unreadable`] when the first of them cannot be read.
+    /// [`Unreadable`] when the first of them cannot be read; of a window, which leaves whole or not at all, when any cannot.
     pub(super) fn ready(
         &self,
         now: Instant,
@@ -245,8 +245,14 @@ impl Readers {
                 continue;
             }
             let before = (chunk * CHUNK_LEN).saturating_sub(offset);
-            if seen == Look::Unreadable && before == 0 {
-                return Err(Unreadable);
+            if seen == Look::Unreadable {
+                if before == 0 || want == Want::Window {
+                    return Err(Unreadable);
+                }
+                // Whoever comes to it is told.
+                if let Some(note) = opened.chunk(chunk) {
+                    let _ = note.compare_exchange(MISSING, UNREADABLE, Ordering::Relaxed, Ordering::Relaxed);
+                }
             }
             ready = ready.min(before);
             asked += 1;
@@ -327,7 +333,9 @@ impl Readers {
         match queue.try_send(Missing { opened: Arc::clone(opened), chunk }) {
             Ok(()) => Look::Asked,
             Err(TrySendError::Full(_)) => {
-                seen.store(if stamp == WAITS_AS_PIECE { stamp } else { MISSING }, Ordering::Relaxed);
+                let before = if stamp == WAITS_AS_PIECE { stamp } else { MISSING };
+                // Who had it in hand from the other queue may have read it meanwhile.
+                let _ = seen.compare_exchange(waits, before, Ordering::Relaxed, Ordering::Relaxed);
                 Look::Full
             }
             // No thread: the send waits for the disk as it would without all this.
@@ -467,6 +475,21 @@ mod tests {
             assert_eq!(readers.ready(now, &opened, 0, 1, Want::Piece), Ok(0), "it is read again");
             drop(readers);
         });
+    }
+
+    #[test]
+    fn a_window_that_ends_where_its_disk_gives_nothing_is_not_waited_for() {
+        let (_folder, opened) = cold_file("readers-border", 2 * CHUNK_LEN);
+        let (readers, _queues) = Readers::new(8, u64::MAX);
+        let now = readers.start;
+        let note = |chunk: u64| opened.chunk(chunk).expect("a chunk");
+        note(0).store(stamp_at(readers.start, now), Ordering::Relaxed);
+        note(1).store(UNREADABLE, Ordering::Relaxed);
+        // A download has what is there, and leaves the word for who comes to the other one.
+        let ready = readers.ready(now, &opened, CHUNK_LEN - 100, 200, Want::Piece);
+        assert_eq!(ready, Ok(100));
+        assert_eq!(note(1).load(Ordering::Relaxed), UNREADABLE);
+        assert_eq!(readers.ready(now, &opened, CHUNK_LEN - 100, 200, Want::Window), Err(Unreadable));
     }
 
     #[test]

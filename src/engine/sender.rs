@@ -163,11 +163,13 @@ impl PipePool {
             return None;
         }
         match Pipe::new() {
-            Some(pipe) => {
+            Ok(pipe) => {
                 self.made += 1;
                 Some(pipe)
             }
-            None => {
+            // That passes.
+            Err(error) if tcp::is_out_of_descriptors(&error) => None,
+            Err(_) => {
                 // The user's pipe memory is used up: what there is now is all there will be.
                 self.max = self.made;
                 None
@@ -524,10 +526,16 @@ impl Outgoing {
         match result {
             Ok(0) => Pumped::Broken,
             Ok(count) => {
+                moved.ring += count as u64;
                 if let Some(Piece::File { at, end }) = self.pieces.front_mut() {
                     *at = (*at + count as u64).min(*end);
+                    // It may have waited long for a slow receiver, and its pages are the file's own.
+                    if end.saturating_sub(*at) <= WATCHED_LEN
+                        && self.file.as_ref().is_some_and(|file| !file.still_same())
+                    {
+                        return Pumped::Changed;
+                    }
                 }
-                moved.ring += count as u64;
                 Pumped::Yielded
             }
             Err(e) if is_of_file(&e) => Pumped::Changed,

@@ -94,6 +94,8 @@ pub(super) struct Story<'a> {
     pub(super) running: bool,
     pub(super) refused: Option<(&'a str, u16, &'a str)>,
     pub(super) withheld: Option<(&'a str, &'a str)>,
+    /// Answer files that it was given.
+    given: Vec<&'a str>,
     pub(super) local_back: Vec<&'a str>,
     pub(super) called_back: bool,
     pub(super) failure: Option<&'a str>,
@@ -127,6 +129,7 @@ impl<'a> Story<'a> {
             running: false,
             refused: None,
             withheld: None,
+            given: Vec::new(),
             local_back: Vec::new(),
             called_back: false,
             failure: None,
@@ -191,8 +194,7 @@ impl<'a> Story<'a> {
             Seen::TftpRefused { file, reason } => self.tftp_refused = Some((file, reason)),
             Seen::LoaderFetched { name, over, .. } => {
                 self.loader = Some((name, step.total, step.count, *over));
-                self.failed = None;
-                self.tftp_refused = None;
+                (self.failed, self.tftp_refused, self.refused) = (None, None, None);
             }
             Seen::IdentityAsked => self.identity_asked = true,
             Seen::ScriptAsked { offer, .. } => {
@@ -205,8 +207,14 @@ impl<'a> Story<'a> {
                 (self.failed, self.refused, self.started, self.done) = (None, None, None, None);
                 self.tftp_refused = None;
             }
-            Seen::FileStarted { file, over, .. } => self.started = Some((file, 0, *over)),
-            Seen::FileProgress { file, over, bytes, .. } => self.started = Some((file, *bytes, *over)),
+            Seen::FileStarted { file, over, .. } => {
+                self.got_over(file);
+                self.started = Some((file, 0, *over));
+            }
+            Seen::FileProgress { file, over, bytes, .. } => {
+                self.got_over(file);
+                self.started = Some((file, *bytes, *over));
+            }
             Seen::LastPieceSent { .. } => self.running = true,
             Seen::FileDone { file, last, .. } => {
                 self.running |= last;
@@ -216,9 +224,16 @@ impl<'a> Story<'a> {
                     self.started = None;
                 }
             }
+            // What a shim looks for beside itself, and goes without.
+            Seen::HttpRefused { path, .. } if self.script.is_none() && is_of_a_shim(path) => {}
             Seen::HttpRefused { path, status, reason } => self.refused = Some((path, *status, reason)),
             Seen::LocalBack { strategy } => self.local_back.push(strategy),
-            Seen::AnswerGiven { .. } => self.withheld = None,
+            Seen::AnswerGiven { name, .. } => {
+                self.given.push(name);
+                self.withheld = self.withheld.filter(|(withheld, _)| withheld != name);
+            }
+            // An installer that asks twice has it.
+            Seen::AnswerWithheld { name, .. } if self.given.contains(&name.as_str()) => {}
             Seen::AnswerWithheld { name, reason } => self.withheld = Some((name, reason)),
             Seen::TransferFailed { file, bytes, reason, over, .. } => {
                 self.failed = Some(Transfer {
@@ -232,6 +247,12 @@ impl<'a> Story<'a> {
             Seen::CalledBack { .. } => self.called_back = true,
             Seen::FailureCalled { reason, .. } => self.failure = Some(reason),
         }
+    }
+
+    /// A file comes (again): what was refused before it is over, and so is what broke off of this one.
+    fn got_over(&mut self, file: &str) {
+        self.refused = None;
+        self.failed = self.failed.filter(|failed| failed.file != file);
     }
 
     /// It is a UEFI machine, as far as it said.
@@ -279,4 +300,12 @@ impl<'a> Story<'a> {
     pub(super) fn is_image(&self) -> bool {
         self.is_offer("image") || self.is_offer("menu") && (self.started.is_some() || self.done.is_some())
     }
+}
+
+/// The names that shim asks for where it was started from: updates of its lists, and the manager of keys, which it starts where
+/// what it loaded is not signed as it must be.
+fn is_of_a_shim(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path).to_ascii_lowercase();
+    let is_program = name.ends_with(".efi");
+    is_program && ["revocations", "shim_certificate", "mm", "fb"].iter().any(|start| name.starts_with(start))
 }

@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::story::{Context, Story, Transfer};
 use super::timeline::{Bytes, Plain, Span, Timeline};
 use crate::jobs::evidence::{Over, TransferFacts};
-use crate::jobs::job::Job;
+use crate::jobs::job::{Confirm, Job};
 
 /// Where in its way a boot stopped.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
@@ -239,16 +239,46 @@ fn image(story: &Story<'_>) -> String {
     }
 }
 
+/// The command that starts its job over, and what that means where it is more than the boot that is spoken of: a disk that is
+/// wiped again is not asked for by accident.
 fn rearm(story: &Story<'_>) -> String {
     let Some(id) = story.timeline.job else { return "add a job (bootstorm job add)".into() };
     // A rule's job is many machines': only this one is to start over.
-    if story.job.is_none_or(|job| job.selector.is_exact()) {
-        return format!("bootstorm job rearm {id}");
+    let mut text = if story.job.is_none_or(|job| job.selector.is_exact()) {
+        format!("bootstorm job rearm {id}")
+    } else {
+        match (story.timeline.mac, story.timeline.uuid) {
+            (Some(mac), _) => format!("bootstorm job rearm {id} --machine {mac}"),
+            (None, Some(uuid)) => format!("bootstorm job rearm {id} --machine {uuid}"),
+            (None, None) => format!("bootstorm job rearm {id} --machine ITS-ADDRESS"),
+        }
+    };
+    let first = story.job.filter(|job| job.step > 0).and_then(|job| job.sequence.first());
+    match (first, story.job.is_some_and(|job| job.destructive)) {
+        (Some(first), destructive) => text.push_str(&format!(
+            " (that begins with {} again{}; for what is left alone, {})",
+            Plain(&first.to_string()),
+            if destructive { ", which may wipe the disk again" } else { "" },
+            add_job(story)
+        )),
+        (None, true) => text.push_str(" (its next boot may then wipe the disk again)"),
+        (None, false) => {}
     }
-    match (story.timeline.mac, story.timeline.uuid) {
-        (Some(mac), _) => format!("bootstorm job rearm {id} --machine {mac}"),
-        (None, Some(uuid)) => format!("bootstorm job rearm {id} --machine {uuid}"),
-        (None, None) => format!("bootstorm job rearm {id} --machine ITS-ADDRESS"),
+    text
+}
+
+/// What the boot after one that had everything gets.
+fn next_boot(story: &Story<'_>) -> String {
+    let exact = story.job.filter(|job| job.selector.is_exact());
+    match (story.job, exact) {
+        (Some(job), _) if job.always => "Its next boot gets the same again, as the job says.".into(),
+        (_, Some(job)) if job.is_live() => {
+            format!("Its next boot goes on with {}, as the job says.", Plain(&job.action.to_string()))
+        }
+        (_, Some(job)) if job.has_next_step() && job.confirm == Confirm::Callback => {
+            "Once it has called back, its next boot goes on with the job's next image.".into()
+        }
+        _ => "Its next boot is a local one, unless another job waits for it.".into(),
     }
 }
 

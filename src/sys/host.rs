@@ -65,6 +65,8 @@ pub struct Room {
     pub files: u64,
     /// Files in all; 0 where the file system does not count them.
     pub files_total: u64,
+    /// Nobody writes there.
+    pub read_only: bool,
 }
 
 /// Room where `path` is.
@@ -84,6 +86,7 @@ pub fn room(path: &Path) -> io::Result<Room> {
         bytes_total: found.f_blocks * block,
         files: found.f_favail,
         files_total: found.f_files,
+        read_only: found.f_flag & libc::ST_RDONLY != 0,
     })
 }
 

@@ -138,17 +138,20 @@ pub struct Pipe {
 }
 
 impl Pipe {
-    /// Makes a pipe of [`PIPE_LEN`] bytes. `None` when the user's share of pipe memory is used up (16 MiB of pages
-    /// for an ordinary user: 63 such pipes, after which F_SETPIPE_SZ answers EPERM).
-    pub fn new() -> Option<Self> {
+    /// Makes a pipe of [`PIPE_LEN`] bytes.
+    ///
+    /// # Errors
+    /// EPERM when the user's share of pipe memory is used up (16 MiB of pages for an ordinary user: 63 such pipes); EMFILE and
+    /// ENFILE while there are no descriptors.
+    pub fn new() -> io::Result<Self> {
         let mut fds = [0; 2];
         // SAFETY: the kernel writes two descriptors into `fds`.
-        check(unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_NONBLOCK | libc::O_CLOEXEC) }).ok()?;
+        check(unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_NONBLOCK | libc::O_CLOEXEC) })?;
         // SAFETY: both descriptors are fresh and nobody else owns them.
         let (read, write) = unsafe { (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])) };
         // SAFETY: no pointers.
-        check(unsafe { libc::fcntl(write.as_raw_fd(), libc::F_SETPIPE_SZ, PIPE_LEN as libc::c_int) }).ok()?;
-        Some(Self { read, write, held: 0 })
+        check(unsafe { libc::fcntl(write.as_raw_fd(), libc::F_SETPIPE_SZ, PIPE_LEN as libc::c_int) })?;
+        Ok(Self { read, write, held: 0 })
     }
 
     /// Bytes in the pipe.

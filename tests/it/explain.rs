@@ -561,6 +561,7 @@ fn firmware_that_is_cut_off_is_explained_at_every_stage() {
 fn alarms_are_raised_once_and_shown_everywhere() {
     let local = Local::start("");
     // Expected within no time at all would be an alarm at once; here machines that stop at the same point.
+    local.site.ask(&["job", "add", "tiny", "--mac", "52:54:00:00:07:02"]);
     for number in 1..=3 {
         for _ in 0..5 {
             local.boot(Kind::Bios, number, &until(0, is_tftp));
@@ -582,4 +583,10 @@ fn alarms_are_raised_once_and_shown_everywhere() {
     assert!(text.contains("alarm loop: 52:54:00:00:07:01 has started 5 times"), "{text}");
     let log = local.process.output();
     assert_eq!(log.matches("52:54:00:00:07:02 has started 5 times").count(), 1, "{log}");
+    // Anybody can start over and over: of who is to boot nothing it is listed, and below what the log shows as a rule.
+    let warned = |number: u8| {
+        let sentence = format!("52:54:00:00:07:0{number} has started 5 times");
+        log.lines().any(|line| line.contains(" WARN ") && line.contains(&sentence))
+    };
+    assert_eq!([1, 2, 3].map(warned), [false, true, false], "{log}");
 }

@@ -21,6 +21,7 @@ use crate::jobs::script::{Barrier, barrier};
 use crate::jobs::token::{Token as BootToken, mark_of};
 use crate::keeper::AtTheLine;
 use crate::proto::http::{self as plan, Body, FileMeta};
+use crate::sys::tcp;
 use crate::wire::http::{Request, Status};
 
 /// The end of a last boot file that leaves only once its boot is recorded: no machine starts anything without it.
@@ -60,7 +61,10 @@ impl HttpSide {
                 turn.tally.add(Count::OpenFailures, 1);
                 tracing::debug!(name = served.name, %error, "cannot open");
                 self.head.clear();
-                return self.answer_error(key, request, Status::NOT_FOUND, now, turn);
+                // It is there all the same.
+                let later = tcp::is_out_of_descriptors(&error);
+                let status = if later { Status::UNAVAILABLE } else { Status::NOT_FOUND };
+                return self.answer_error(key, request, status, now, turn);
             }
         };
         let held_from = opened.len.saturating_sub(HELD_LEN);

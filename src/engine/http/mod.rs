@@ -46,6 +46,8 @@ use shares::Shares;
 
 /// Connections one core holds.
 pub(super) const CONNECTIONS_MAX: usize = 16 * 1024;
+/// After an accept that failed for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Accepted per listener and turn.
 const ACCEPTS_PER_TURN: usize = 64;
 /// Requests answered per turn, over all connections.
@@ -235,6 +237,8 @@ pub(super) struct HttpSide {
     /// Connections whose request stands in line.
     standing: usize,
     accepting: bool,
+    /// Since when a listener has not been looked at although somebody may stand in its queue.
+    starved: Option<Instant>,
 }
 
 impl HttpSide {
@@ -278,6 +282,7 @@ impl HttpSide {
             busy: 0,
             standing: 0,
             accepting: true,
+            starved: None,
         }
     }
 
@@ -388,6 +393,11 @@ impl HttpSide {
 
     /// Accepts, answers and sends, within the turn's budget.
     pub(super) fn turn(&mut self, turn: &mut Turn<'_>) {
+        if self.starved.is_some_and(|since| turn.now.saturating_duration_since(since) >= ACCEPT_PAUSE) {
+            // Who stands in the queue already makes no noise again.
+            self.starved = None;
+            self.listeners.iter_mut().for_each(|listener| listener.acceptable = true);
+        }
         for index in 0..self.listeners.len() {
             if self.listeners[index].acceptable {
                 self.accept(index, turn);
@@ -441,7 +451,8 @@ impl HttpSide {
                         continue;
                     }
                     if error.kind() != io::ErrorKind::WouldBlock {
-                        // Nobody could make room, or a connection that died in the queue: look again on the next one.
+                        // Nobody could make room, or a connection that died in the queue: look again on the next one, or soon.
+                        self.starved = Some(turn.now);
                         turn.tally.add(Count::HttpShed, 1);
                         tracing::debug!(%error, "accept");
                     }

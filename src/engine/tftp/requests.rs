@@ -19,6 +19,7 @@ use crate::jobs::image::Access;
 use crate::jobs::script;
 use crate::proto::tftp::{Limits, Outcome, Transfer, Verdict};
 use crate::sys::frames::HEAD_LEN_MAX;
+use crate::sys::tcp;
 use crate::sys::udp::{self, Source};
 use crate::wire::tftp::{self, ErrorCode, Mode, Options, Request};
 
@@ -263,11 +264,18 @@ impl TftpSide {
             }
             End::Shut(why) => return Err((ErrorCode::AccessViolation, why)),
         };
-        let opened = served.open().map_err(|error| {
-            turn.tally.add(Count::OpenFailures, 1);
-            tracing::debug!(name = served.name, %error, "cannot open");
-            (ErrorCode::FileNotFound, "file not found")
-        })?;
+        let opened = match served.open() {
+            Ok(opened) => opened,
+            Err(error) => {
+                turn.tally.add(Count::OpenFailures, 1);
+                tracing::debug!(name = served.name, %error, "cannot open");
+                // It is there all the same, and its client asks again.
+                if tcp::is_out_of_descriptors(&error) {
+                    return Ok(None);
+                }
+                return Err((ErrorCode::FileNotFound, "file not found"));
+            }
+        };
         let payload = match request.mode {
             Mode::Octet => Payload::File(opened),
             Mode::Netascii if opened.len > NETASCII_LEN_MAX => {

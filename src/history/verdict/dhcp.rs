@@ -24,6 +24,22 @@ pub(super) const RULES: &[Rule] = &[
         },
     },
     Rule {
+        name: "left-alone",
+        stage: Stop::Settled,
+        patience: AT_ONCE,
+        codes: [&[E51, E53], &[E16], &[NO_CONFIGURATION]],
+        holds: |story| {
+            let meant = |reason| matches!(reason, "silent" | "excluded");
+            story.is_dhcp_only()
+                && story.ignored.is_some_and(|(reason, boot_server)| !boot_server && meant(reason))
+        },
+        says: |story| {
+            let (reason, _) = story.ignored.unwrap_or_default();
+            let (sentence, next) = ignored(reason, story);
+            (format!("It asked for a boot and was left alone, as configured: {sentence}"), next)
+        },
+    },
+    Rule {
         name: "not-answered",
         stage: Stop::Dhcp,
         patience: AT_ONCE,

@@ -4,7 +4,7 @@ use super::super::story::{Story, Transfer};
 use super::super::timeline::{Bytes, Plain, Span};
 use super::{
     AT_ONCE, DHCP, E18, E23, E35, IMAGE, LOADER, NONE, NOT_FOUND, PERMISSION, RESET, Rule, Stop, TIMED_OUT,
-    image, rearm, tftp_broke, word,
+    add_job, image, next_boot, rearm, tftp_broke, word,
 };
 use crate::jobs::evidence::Over;
 use crate::jobs::job::Confirm;
@@ -67,9 +67,19 @@ pub(super) const RULES: &[Rule] = &[
             (
                 format!("It asked for its answer file {} and was not given it: {}.", Plain(name), Plain(reason)),
                 match reason {
-                    _ if reason.contains("once per boot") => {
-                        format!("{} and boot it again: a new boot gets the file anew.", rearm(story))
+                    _ if reason.contains("not on record") => format!(
+                        "bootstorm machine set {} puts it on record; then {} and boot it again.",
+                        story.timeline.mac.map_or("ITS-ADDRESS".into(), |mac| mac.to_string()),
+                        rearm(story)
+                    ),
+                    _ if reason.contains("choice from the menu") => {
+                        format!("{}, and boot it again.", add_job(story))
                     }
+                    _ if reason.contains("once per boot") => format!(
+                        "nothing, if what it booted goes on: it had the file then. If it stands still, {} and boot it again: a \
+                         new boot gets the file anew.",
+                        rearm(story)
+                    ),
                     _ => "let the machine get its address by DHCP where this server hears it (same LAN or a relay that \
                           lists this server), then boot it again; without the file the installer asks a person."
                         .into(),
@@ -96,11 +106,14 @@ pub(super) const RULES: &[Rule] = &[
                     image(story),
                     Span(story.silent)
                 ),
-                format!(
-                    "look at the machine's screen. Its next boot is a local one unless the job says always; to start over, \
-                     {}.",
-                    rearm(story)
-                ),
+                match story.job.is_some_and(|job| job.is_live() && job.selector.is_exact()) {
+                    true => format!("look at the machine's screen. {}", next_boot(story)),
+                    false => format!(
+                        "look at the machine's screen. {} To start over, {}.",
+                        next_boot(story),
+                        rearm(story)
+                    ),
+                },
             )
         },
     },
@@ -242,7 +255,12 @@ fn is_at_the_line(failed: &Transfer<'_>) -> bool {
     failed.reason.starts_with("refused at the point of no return")
 }
 
-/// The file that broke off is an image's, fetched without a script: native loaders fetch by TFTP alone.
+/// The file that broke off is an image's, fetched without a script: native loaders fetch by TFTP alone. A loader may lie in a
+/// folder too; it is what was offered.
 fn is_image_file(story: &Story<'_>) -> bool {
-    story.failed.is_some_and(|failed| failed.file.contains('/'))
+    let is_loader = |file: &str| {
+        let offers = [story.offered, story.boot_server, story.offered_ipxe];
+        offers.into_iter().flatten().any(|offer| offer.eq_ignore_ascii_case(file))
+    };
+    story.failed.is_some_and(|failed| failed.file.contains('/') && !is_loader(failed.file))
 }

@@ -6,7 +6,7 @@ use super::super::story::{Other, Story, Transfer};
 use super::super::timeline::{Bytes, Plain};
 use super::{
     AT_ONCE, DHCP, E3B, E16, E18, E23, E32, E35, E36, E52, LOADER, NO_CONFIGURATION, NONE, Rule, Stop,
-    TIMED_OUT, big_blocks, host_of, tftp_broke, word,
+    TIMED_OUT, add_job, big_blocks, host_of, rearm, tftp_broke, word,
 };
 use crate::jobs::evidence::Over;
 
@@ -42,6 +42,40 @@ pub(super) const RULES: &[Rule] = &[
                     Plain(file)
                 ),
                 format!("take the boot file (options 66 and 67) out of the DHCP server {server}."),
+            )
+        },
+    },
+    Rule {
+        name: "refused-by-tftp",
+        stage: Stop::Loader,
+        patience: AT_ONCE,
+        codes: [&[E36], &[E23], &[]],
+        holds: |story| story.failed.is_none() && story.tftp_refused.is_some_and(|(_, why)| is_a_refusal(why)),
+        says: |story| {
+            let (file, reason) = story.tftp_refused.unwrap_or_default();
+            (
+                format!("It asked by TFTP for {} and was refused: {}.", Plain(file), Plain(reason)),
+                match reason {
+                    _ if reason.contains("had its job") => format!(
+                        "nothing, if that is what it should do: it boots its disk from here on. To install it again, {}.",
+                        rearm(story)
+                    ),
+                    _ if reason.contains("no job") => format!("{}, if it is meant to.", add_job(story)),
+                    _ if reason.contains("machine is refused") => {
+                        "bootstorm machine approve takes a rejection back; `exclude` in [policy] lists others.".into()
+                    }
+                    _ if reason.contains("does not allow") => {
+                        "a job for that machine alone may; of a rule, bootstorm job add ... --allow-rule says that it is meant."
+                            .into()
+                    }
+                    _ if reason.contains("token") => {
+                        "boot it by iPXE and a job, which has one; `access` in its image.toml says that it needs it.".into()
+                    }
+                    _ if reason.contains("DHCP") => "let the machine get its address by DHCP where this server hears it, then \
+                                                     boot it again."
+                        .into(),
+                    _ => "bootstorm image list says what is wrong with the image.".into(),
+                },
             )
         },
     },
@@ -266,6 +300,11 @@ pub(super) const RULES: &[Rule] = &[
         },
     },
 ];
+
+/// It was refused for what it is, and not for its name.
+fn is_a_refusal(reason: &str) -> bool {
+    reason.starts_with("this machine") || reason.starts_with("this image")
+}
 
 fn is_url(file: &str) -> bool {
     file.starts_with("http://") || file.starts_with("https://")

@@ -294,7 +294,7 @@ fn cases() -> Vec<Case> {
             "attempts-used",
             vec![script("local", Cause::AttemptsUsed, "3 of 3 boots stopped before they ran")],
             &["out of attempts", "3 of 3"],
-            "--attempts",
+            "rearm j7",
             "",
         ),
         (
@@ -341,7 +341,13 @@ fn cases() -> Vec<Case> {
             "",
         ),
         ("waits", vec![script("wait", Cause::Policy, "")], &["waits for a job"], "job add", ""),
-        ("queued", vec![script("queued", Cause::Job, "")], &["Others come first"], "nothing", ""),
+        (
+            "queued",
+            vec![script("queued", Cause::Job, "")],
+            &["Others come first", "off or gone since"],
+            "boot it again",
+            "",
+        ),
         ("not-recorded", vec![script("busy", Cause::Job, "")], &["cannot record"], "disk", ""),
         ("menu", vec![script("menu", Cause::Policy, "")], &["menu"], "job add", ""),
         ("shell", vec![script("shell", Cause::Job, "")], &["shell"], "exit", ""),
@@ -370,6 +376,18 @@ fn cases() -> Vec<Case> {
             &["/pxelinux.0", "10.0.0.5", "not ours"],
             "66 and 67",
             "PXE-E3B",
+        ),
+        (
+            "refused-by-tftp",
+            vec![
+                uefi(),
+                chosen(),
+                Seen::TftpRefused { file: "gss/boot.wim".into(), reason: "this machine had its job".into() }
+                    .into(),
+            ],
+            &["gss/boot.wim", "refused: this machine had its job"],
+            "nothing, if that is what it should do",
+            "PXE-E23",
         ),
         (
             "missing-file",
@@ -458,6 +476,13 @@ fn cases() -> Vec<Case> {
             vec![uefi(), chosen(), ignored("no-boot", true)],
             &["port 4011", "no loader for uefi-x64"],
             "[loaders]",
+            "PXE-E16",
+        ),
+        (
+            "left-alone",
+            vec![ignored("silent", false)],
+            &["left alone, as configured", "policy for such machines is silence"],
+            "job add",
             "PXE-E16",
         ),
         (
@@ -695,4 +720,101 @@ fn text_from_outside_cannot_move_the_cursor() {
 fn an_ipxe_that_nobody_gives_an_address_did_not_fail_at_its_script() {
     let verdict = told(&[ipxe(URL), ipxe(URL), ipxe(URL)], 60.0, None);
     assert_eq!((verdict.rule, verdict.codes[0].code), ("no-lease", "ipxe.org/040ee119"), "{verdict:?}");
+}
+
+/// A job for this machine, with one image or a sequence of them.
+fn job(then: &[&str], step: u32, stage: crate::jobs::job::Stage) -> Job {
+    let image = |name: &str| Action::Image(name.into());
+    let spec = JobSpec {
+        then: then.iter().map(|name| image(name)).collect(),
+        ..JobSpec::new(image("debian"), Selector::Mac(MAC))
+    };
+    let mut job = Job::new(JobId(7), &spec, true, at(0.0));
+    (job.step, job.stage) = (step, stage);
+    if let Some(action) = job.sequence.get(step as usize) {
+        job.action = action.clone();
+    }
+    job
+}
+
+#[test]
+fn nobody_is_told_to_wipe_a_disk_again_without_being_told_that_it_does() {
+    use crate::jobs::job::Stage;
+    let failed =
+        [given(), done("k", true), Seen::FailureCalled { job: JobId(7), reason: "no disk".into() }.into()];
+    let alone = told(&failed, 60.0, Some(&job(&[], 0, Stage::Failed)));
+    assert!(alone.next.contains("rearm j7 (its next boot may then wipe the disk again)"), "{alone:?}");
+    // A later step of a sequence failed: re-armed it begins with the first, which wipes.
+    let later = told(&failed, 60.0, Some(&job(&["report"], 1, Stage::Failed)));
+    for words in
+        ["begins with image debian again", "may wipe the disk again", "job add IMAGE --mac 52:54:00:12:34:56"]
+    {
+        assert!(later.next.contains(words), "{words}: {later:?}");
+    }
+    // And whose sequence goes on is no machine whose next boot is its disk's.
+    let passed = [given(), done("k", true)];
+    let on = told(&passed, 60.0, Some(&job(&["report"], 1, Stage::Armed)));
+    assert_eq!(on.rule, "delivered-unconfirmed");
+    assert!(on.next.contains("goes on with image report") && !on.next.contains("rearm"), "{on:?}");
+    let over = told(&passed, 60.0, Some(&job(&[], 0, Stage::Running)));
+    assert!(over.next.contains("next boot is a local one") && over.next.contains("rearm j7 ("), "{over:?}");
+}
+
+#[test]
+fn an_installer_that_asks_twice_for_its_answers_has_them() {
+    let name = || "ks.cfg".to_owned();
+    let had = Bit::from(Seen::AnswerGiven { name: name() });
+    let withheld = |reason: &str| Bit::from(Seen::AnswerWithheld { name: name(), reason: reason.into() });
+    let twice = "it is given once per boot, and was already";
+    let verdict = told(&[given(), done("k", true), had, withheld(twice)], 60.0, None);
+    assert_eq!(verdict.rule, "delivered-unconfirmed", "{verdict:?}");
+    let verdict = told(&[given(), done("k", true), withheld(twice)], 60.0, None);
+    assert!(verdict.next.starts_with("nothing, if what it booted goes on"), "{verdict:?}");
+    let record = "it is given once per boot, and the machine is not on record, so nothing would remember it";
+    let verdict = told(&[given(), done("k", true), withheld(record)], 60.0, None);
+    assert!(
+        verdict.next.starts_with("bootstorm machine set 52:54:00:12:34:56 puts it on record"),
+        "{verdict:?}"
+    );
+    let menu = "it is given once per boot, and a choice from the menu is nobody's job: give the machine one";
+    let verdict = told(&[given(), done("k", true), withheld(menu)], 60.0, None);
+    assert!(verdict.next.starts_with("bootstorm job add IMAGE"), "{verdict:?}");
+}
+
+#[test]
+fn what_was_got_over_is_not_what_stopped_it() {
+    // Shim's own files are not there as a rule, and Secure Boot is what then stops it.
+    let http =
+        |name: &str| Bit::from(Seen::LoaderFetched { name: name.into(), bytes: 300_000, over: Over::Http });
+    let story = [
+        offered(Arch(16), "http://10.77.0.1:4433/loaders/ipxe-shim.efi"),
+        http("ipxe-shim.efi"),
+        refused("/loaders/revocations_sku.efi", 404, "not found"),
+        http("ipxe.efi"),
+        refused("/loaders/mmx64.efi", 404, "not found"),
+    ];
+    let verdict = told(&story, 60.0, None);
+    assert_eq!(verdict.rule, "loader-no-script", "{verdict:?}");
+    assert!(verdict.next.contains("Secure Boot"), "{verdict:?}");
+    // The script's second try has its file.
+    let again = [given(), refused("debian/vmlinuz", 404, "not found"), started("vmlinuz")];
+    assert_eq!(told(&again, 1_000.0, None).rule, "image-stalled");
+    let cut_once =
+        [given(), started("initrd.img"), cut("the machine closed the connection"), started("initrd.img")];
+    assert_eq!(told(&cut_once, 1_000.0, None).rule, "image-stalled");
+    // A loader in a folder is a loader.
+    let file = "x86_64-sb/ipxe-shim.efi";
+    let story =
+        [offered(Arch::UEFI_X64, file), chosen(), tftp_failed(file, 0, "the machine fell silent", 1468, 1)];
+    let verdict = told(&story, 60.0, None);
+    assert_eq!(verdict.rule, "loader-not-acknowledged", "{verdict:?}");
+    assert!(verdict.next.contains("single_port"), "{verdict:?}");
+}
+
+#[test]
+fn who_waited_and_has_gone_is_not_said_to_wait() {
+    let waits = [script("wait", Cause::Policy, "")];
+    assert!(told(&waits, 30.0, None).next.contains("goes on by itself"));
+    let gone = told(&waits, 3_600.0, None);
+    assert!(gone.sentence.contains("off or gone since") && gone.next.contains("boot it again"), "{gone:?}");
 }

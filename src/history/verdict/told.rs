@@ -1,7 +1,9 @@
 //! What is said of a boot that was told something else than an image: its disk, a menu, to wait.
 
+use std::time::Duration;
+
 use super::super::story::Story;
-use super::super::timeline::Plain;
+use super::super::timeline::{Plain, Span};
 use super::{AT_ONCE, NONE, Rule, Stop, add_job, image, rearm};
 use crate::jobs::evidence::Cause;
 use crate::jobs::lifecycle::LOOP_BOOTS;
@@ -47,10 +49,13 @@ pub(super) const RULES: &[Rule] = &[
         codes: NONE,
         holds: |story| story.is_cause(Cause::AttemptsUsed),
         says: |story| {
+            // A call-back can end it with attempts left.
+            let has_failed = story.job.is_some_and(|job| job.attempts_used < job.attempts);
+            let what = if has_failed { "failed" } else { "is out of attempts" };
             (
-                format!("Its job is out of attempts, so it was sent to its own disk{}.", job_says(story)),
+                format!("Its job {what}, so it was sent to its own disk{}.", job_says(story)),
                 format!(
-                    "bootstorm explain --last 8 shows where the boots before stopped; then {} (--attempts N for more).",
+                    "bootstorm explain --last 8 shows where the boots before stopped; then {}.",
                     rearm(story)
                 ),
             )
@@ -160,9 +165,9 @@ pub(super) const RULES: &[Rule] = &[
         patience: AT_ONCE,
         codes: NONE,
         holds: |story| story.is_offer("pending"),
-        says: |_| {
+        says: |story| {
             (
-                "It is new here and waits for approval; it asks again every ten seconds.".into(),
+                still(story, "It is new here and waits for approval; it asks again every ten seconds."),
                 "bootstorm machine list shows it; bootstorm machine approve lets it in, machine reject sends it away.".into(),
             )
         },
@@ -173,10 +178,11 @@ pub(super) const RULES: &[Rule] = &[
         patience: AT_ONCE,
         codes: NONE,
         holds: |story| story.is_offer("wait"),
-        says: |_| {
+        says: |story| {
+            let then = if has_left(story) { "and boot it again" } else { "and it goes on by itself" };
             (
-                "It waits for a job and asks again every ten seconds.".into(),
-                "bootstorm job add IMAGE --mac ITS-ADDRESS, and it goes on by itself.".into(),
+                still(story, "It waits for a job and asks again every ten seconds."),
+                format!("{}, {then}.", add_job(story)),
             )
         },
     },
@@ -186,7 +192,10 @@ pub(super) const RULES: &[Rule] = &[
         patience: AT_ONCE,
         codes: NONE,
         holds: |story| story.is_offer("queued"),
-        says: |_| ("Others come first: it waits and asks again by itself.".into(), "nothing to do.".into()),
+        says: |story| {
+            let next = if has_left(story) { "boot it again." } else { "nothing to do." };
+            (still(story, "Others come first: it waits and asks again by itself."), next.into())
+        },
     },
     Rule {
         name: "not-recorded",
@@ -257,6 +266,24 @@ pub(super) const RULES: &[Rule] = &[
         },
     },
 ];
+
+/// Who waits asks again every few seconds, so one that is silent for so long is gone.
+const GONE: Duration = Duration::from_secs(120);
+
+fn has_left(story: &Story<'_>) -> bool {
+    story.silent >= GONE
+}
+
+/// What it did when it was heard last, if it is not heard any more.
+fn still(story: &Story<'_>, text: &str) -> String {
+    match has_left(story) {
+        true => format!(
+            "{text} It did when it was heard last, {} ago, and is off or gone since.",
+            Span(story.silent)
+        ),
+        false => text.to_owned(),
+    }
+}
 
 /// That no job wants it, and what it came as: a job for another of its cards, or for a UUID that it does not tell, is
 /// the usual reason.
