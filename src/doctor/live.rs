@@ -512,13 +512,16 @@ impl Session<'_> {
     /// A boot that did not come to its script, for a reason that nothing above has named.
     fn broke_off(&self, answerers: &[Answerer]) -> Option<Finding> {
         let why = match &self.outcome {
+            // What a script does then is its own affair: a shell, the power off.
+            _ if self.scripts > 0 => return None,
             Some(Outcome::Booted { .. } | Outcome::Local) => return None,
             Some(Outcome::Failed(why)) => why.clone(),
-            None if self.scripts > 0 => return None,
             None => "nothing more was heard".to_owned(),
         };
         let kind = machine(self.ask.kind);
-        let offerer = answerers.iter().find(|answerer| answerer.address.is_some());
+        // One that was late may not have been asked yet.
+        let in_time = |answerer: &&Answerer| answerer.address.is_some() && answerer.after_ms < 3_000;
+        let offerer = answerers.iter().find(in_time);
         Some(match offerer.filter(|_| self.lease.is_none()) {
             Some(offerer) => Finding::wrong(
                 "no-ack",

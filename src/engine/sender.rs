@@ -167,8 +167,8 @@ impl PipePool {
                 self.made += 1;
                 Some(pipe)
             }
-            // That passes.
-            Err(error) if tcp::is_out_of_descriptors(&error) => None,
+            // That passes. (ENFILE is also what a limit on the user's pipe pages answers.)
+            Err(error) if tcp::is_own_limit(&error) => None,
             Err(_) => {
                 // The user's pipe memory is used up: what there is now is all there will be.
                 self.max = self.made;

@@ -190,6 +190,7 @@ impl<'a> Story<'a> {
             Seen::TftpAsked { file } => {
                 self.tftp_asked = Some(file);
                 self.tftp_refused = None;
+                self.failed = self.failed.filter(|failed| failed.file != file);
             }
             Seen::TftpRefused { file, reason } => self.tftp_refused = Some((file, reason)),
             Seen::LoaderFetched { name, over, .. } => {
@@ -225,7 +226,7 @@ impl<'a> Story<'a> {
                 }
             }
             // What a shim looks for beside itself, and goes without.
-            Seen::HttpRefused { path, .. } if self.script.is_none() && is_of_a_shim(path) => {}
+            Seen::HttpRefused { path, status: 404, .. } if self.script.is_none() && is_of_a_shim(path) => {}
             Seen::HttpRefused { path, status, reason } => self.refused = Some((path, *status, reason)),
             Seen::LocalBack { strategy } => self.local_back.push(strategy),
             Seen::AnswerGiven { name, .. } => {
@@ -306,6 +307,11 @@ impl<'a> Story<'a> {
 /// what it loaded is not signed as it must be.
 fn is_of_a_shim(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path).to_ascii_lowercase();
-    let is_program = name.ends_with(".efi");
-    is_program && ["revocations", "shim_certificate", "mm", "fb"].iter().any(|start| name.starts_with(start))
+    let Some(stem) = name.strip_suffix(".efi") else { return false };
+    let of_an_arch =
+        |start: &str| stem.strip_prefix(start).is_some_and(|arch| ["x64", "ia32", "aa64"].contains(&arch));
+    stem.starts_with("revocations")
+        || stem.starts_with("shim_certificate")
+        || of_an_arch("mm")
+        || of_an_arch("fb")
 }

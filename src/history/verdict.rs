@@ -271,13 +271,19 @@ fn rearm(story: &Story<'_>) -> String {
 fn next_boot(story: &Story<'_>) -> String {
     let exact = story.job.filter(|job| job.selector.is_exact());
     match (story.job, exact) {
-        (Some(job), _) if job.always => "Its next boot gets the same again, as the job says.".into(),
+        (Some(job), _) if job.always && job.is_live() => {
+            "Its next boot gets the same again, as the job says.".into()
+        }
         (_, Some(job)) if job.is_live() => {
             format!("Its next boot goes on with {}, as the job says.", Plain(&job.action.to_string()))
         }
         (_, Some(job)) if job.has_next_step() && job.confirm == Confirm::Callback => {
             "Once it has called back, its next boot goes on with the job's next image.".into()
         }
+        (Some(job), None) if !job.always => format!(
+            "Its next boot is a local one, unless it was given the rule's job again (bootstorm job show {}) or another one.",
+            job.id
+        ),
         _ => "Its next boot is a local one, unless another job waits for it.".into(),
     }
 }

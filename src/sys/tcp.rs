@@ -120,6 +120,11 @@ pub fn is_out_of_descriptors(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
+/// This process has no descriptor left, which passes.
+pub fn is_own_limit(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EMFILE)
+}
+
 /// Bytes sent or queued that the peer has not acknowledged yet.
 pub fn unacknowledged(fd: &impl AsRawFd) -> io::Result<u64> {
     let mut queued: libc::c_int = 0;

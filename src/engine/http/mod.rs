@@ -46,7 +46,7 @@ use shares::Shares;
 
 /// Connections one core holds.
 pub(super) const CONNECTIONS_MAX: usize = 16 * 1024;
-/// After an accept that failed for want of descriptors or memory.
+/// After an accept that failed for want of descriptors or memory; a core that sleeps looks after five seconds at the latest.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Accepted per listener and turn.
 const ACCEPTS_PER_TURN: usize = 64;

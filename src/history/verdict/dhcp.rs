@@ -36,6 +36,13 @@ pub(super) const RULES: &[Rule] = &[
         says: |story| {
             let (reason, _) = story.ignored.unwrap_or_default();
             let (sentence, next) = ignored(reason, story);
+            let next = match reason {
+                "silent" => format!(
+                    "{next} A job by serial or asset tag is not seen here: DHCP tells neither, and a machine that is to \
+                     have one has to be registered by its address."
+                ),
+                _ => next,
+            };
             (format!("It asked for a boot and was left alone, as configured: {sentence}"), next)
         },
     },

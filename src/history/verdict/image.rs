@@ -106,7 +106,7 @@ pub(super) const RULES: &[Rule] = &[
                     image(story),
                     Span(story.silent)
                 ),
-                match story.job.is_some_and(|job| job.is_live() && job.selector.is_exact()) {
+                match story.job.is_some_and(|job| job.is_live() && (job.always || job.selector.is_exact())) {
                     true => format!("look at the machine's screen. {}", next_boot(story)),
                     false => format!(
                         "look at the machine's screen. {} To start over, {}.",
@@ -258,9 +258,12 @@ fn is_at_the_line(failed: &Transfer<'_>) -> bool {
 /// The file that broke off is an image's, fetched without a script: native loaders fetch by TFTP alone. A loader may lie in a
 /// folder too; it is what was offered.
 fn is_image_file(story: &Story<'_>) -> bool {
+    let folder = |file: &str| file.rsplit_once('/').map(|(folder, _)| folder.to_ascii_lowercase());
     let is_loader = |file: &str| {
-        let offers = [story.offered, story.boot_server, story.offered_ipxe];
-        offers.into_iter().flatten().any(|offer| offer.eq_ignore_ascii_case(file))
+        // What it loads next lies beside it.
+        let fetched = story.loader.map(|(name, ..)| name);
+        let known = [story.offered, story.boot_server, story.offered_ipxe, fetched];
+        known.into_iter().flatten().any(|other| folder(other) == folder(file))
     };
     story.failed.is_some_and(|failed| failed.file.contains('/') && !is_loader(failed.file))
 }

@@ -47,7 +47,7 @@ pub(super) const RULES: &[Rule] = &[
     },
     Rule {
         name: "refused-by-tftp",
-        stage: Stop::Loader,
+        stage: Stop::Settled,
         patience: AT_ONCE,
         codes: [&[E36], &[E23], &[]],
         holds: |story| story.failed.is_none() && story.tftp_refused.is_some_and(|(_, why)| is_a_refusal(why)),
@@ -61,11 +61,14 @@ pub(super) const RULES: &[Rule] = &[
                         rearm(story)
                     ),
                     _ if reason.contains("no job") => format!("{}, if it is meant to.", add_job(story)),
-                    _ if reason.contains("machine is refused") => {
-                        "bootstorm machine approve takes a rejection back; `exclude` in [policy] lists others.".into()
-                    }
+                    _ if reason.contains("machine is refused") => format!(
+                        "bootstorm machine approve takes a rejection back; `exclude` in [policy] lists others; where `unknown` is \
+                         silent, {}.",
+                        add_job(story)
+                    ),
                     _ if reason.contains("does not allow") => {
-                        "a job for that machine alone may; of a rule, bootstorm job add ... --allow-rule says that it is meant."
+                        "a job for one boot of that machine alone does; of a rule, bootstorm job add ... --allow-rule says that \
+                         it is meant; one with --always never does."
                             .into()
                     }
                     _ if reason.contains("token") => {
