@@ -334,7 +334,7 @@ fn a_policy_of_silence_is_told_and_a_machine_that_waits_for_approval() {
     let local = Local::start("[policy]\nunknown = \"silent\"\n");
     let report = local.boot(Kind::Bios, 1, &until(2, is_dhcp));
     assert!(!report.booted);
-    let boot = local.explained(&mac(1), "not-answered");
+    let boot = local.explained(&mac(1), "left-alone");
     assert!(verdict(&boot, "sentence").contains("silence"), "{boot:#}");
     drop(local);
     let local = Local::start("[policy]\nunknown = \"pending\"\n");
