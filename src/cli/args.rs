@@ -146,7 +146,7 @@ pub enum Verb {
                       logs. Images, leases, certificates and the configuration are files of their own. To put it back: stop \
                       the server, move bootstorm.db and bootstorm.db-wal away, put the file in place of bootstorm.db, owned by \
                       the server's user, and start. What happened since is not in it, so that start cancels the jobs in it that may \
-                      wipe a disk: add again what is still wanted.",
+                      wipe a disk: add again what is still wanted, for machines that have not had it.",
         after_help = "Example: bootstorm backup /srv/backup/bootstorm-$(date +%F).db"
     )]
     Backup {
