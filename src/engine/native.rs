@@ -119,15 +119,10 @@ pub(super) fn end_of(served: &Served, client: Ipv4Addr, now: Instant, shared: &S
     // Which program starts which of its WIMs can have been switched since the machine has its program.
     let is_payload = wipes || image.destructive && image.gss.is_some() && names::is_wim(file);
     let seen = shared.sightings.at(client);
-    let has_passed = || {
-        let boot = seen.map(|seen| ThisBoot { addr: client, seen });
-        boot.is_some_and(|boot| shared.passed.goes_on(now, boot, name, is_payload))
-    };
-    if image.destructive {
-        // Whatever it asks for, it is one step nearer to what it boots by.
-        has_passed();
-    }
-    if image.destructive && image.unbootable.is_some() && !has_passed() {
+    // Asked once: whatever it fetches, it is one step nearer to what it boots by.
+    let boot = seen.map(|seen| ThisBoot { addr: client, seen });
+    let has_passed = boot.is_some_and(|boot| shared.passed.goes_on(now, boot, name, is_payload));
+    if image.destructive && image.unbootable.is_some() && !has_passed {
         // A program may have been given before, or by others: nobody knows which of the files is the last to it.
         return End::Shut("this image may wipe a disk, and cannot boot as it is now");
     }
@@ -147,7 +142,7 @@ pub(super) fn end_of(served: &Served, client: Ipv4Addr, now: Instant, shared: &S
         Decision::Job(job) | Decision::Done(job) => its_own(job),
         Decision::Rejected | Decision::NoJob => false,
     };
-    if image.unbootable.is_some() && its_job && !has_passed() {
+    if image.unbootable.is_some() && its_job && !has_passed {
         return End::Shut("this image cannot boot as it is now");
     }
     if image.destructive && decision.job().is_some_and(|job| names_it(job) && !job.may_wipe()) {
@@ -158,7 +153,7 @@ pub(super) fn end_of(served: &Served, client: Ipv4Addr, now: Instant, shared: &S
         Some(native) => native.last == file,
         None => barrier(image) == Some(Barrier::File(file)),
     };
-    if let Some(job) = job.filter(|_| (is_the_line || is_payload) && !has_passed()) {
+    if let Some(job) = job.filter(|_| (is_the_line || is_payload) && !has_passed) {
         let at = AtTheLine {
             // No script began this boot, so it is counted here.
             boot: shared.next_boot(),
@@ -173,7 +168,7 @@ pub(super) fn end_of(served: &Served, client: Ipv4Addr, now: Instant, shared: &S
     }
     let had_it = matches!(decision, Decision::Done(job) if job.action.image() == Some(name));
     let is_shut = if had_it { is_payload } else { starts_by_firmware };
-    if !is_shut || has_passed() {
+    if !is_shut || has_passed {
         return End::Open;
     }
     End::Shut(match had_it {

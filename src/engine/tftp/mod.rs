@@ -104,6 +104,10 @@ impl Line {
     fn is_of(&self, client: SocketAddrV4, turn: &Turn<'_>) -> bool {
         turn.shared.sightings.at(*client.ip()) == Some(self.seen)
     }
+
+    fn boot(&self, client: SocketAddrV4) -> ThisBoot {
+        ThisBoot { addr: *client.ip(), seen: self.seen }
+    }
 }
 
 /// Frames taken from one ring before the others have their turn.
@@ -636,8 +640,7 @@ impl TftpSide {
             Answer::Go => {
                 // The line is kept: whose the file was is told when it is delivered.
                 let wipes = turn.shared.library.load().image(&line.at.image).is_some_and(|i| i.destructive);
-                let boot = ThisBoot { addr: *live.client.ip(), seen: line.seen };
-                turn.shared.passed.note(turn.now, boot, &line.at.image, wipes, false);
+                turn.shared.passed.note(turn.now, line.boot(live.client), &line.at.image, wipes, false);
                 live.transfer.release();
                 self.follow(key, Verdict::Progress, turn);
             }
@@ -646,11 +649,7 @@ impl TftpSide {
             // The same boot asked for the file twice, and passed with the other transfer.
             Answer::Refused(Denial::Spent)
                 if line.is_of(live.client, turn)
-                    && turn.shared.passed.holds(
-                        turn.now,
-                        ThisBoot { addr: *live.client.ip(), seen: line.seen },
-                        &line.at.image,
-                    ) =>
+                    && turn.shared.passed.holds(turn.now, line.boot(live.client), &line.at.image) =>
             {
                 live.transfer.release();
                 self.follow(key, Verdict::Progress, turn);

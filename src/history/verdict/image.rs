@@ -256,7 +256,7 @@ fn is_at_the_line(failed: &Transfer<'_>) -> bool {
 }
 
 /// The file that broke off is an image's, fetched without a script: native loaders fetch by TFTP alone. A loader may lie in a
-/// folder too; it is what was offered.
+/// folder too; it is what was offered, or lies beside that, and no WIM.
 fn is_image_file(story: &Story<'_>) -> bool {
     let folder = |file: &str| file.rsplit_once('/').map(|(folder, _)| folder.to_ascii_lowercase());
     let is_loader = |file: &str| {
@@ -265,5 +265,8 @@ fn is_image_file(story: &Story<'_>) -> bool {
         let known = [story.offered, story.boot_server, story.offered_ipxe, fetched];
         known.into_iter().flatten().any(|other| folder(other) == folder(file))
     };
-    story.failed.is_some_and(|failed| failed.file.contains('/') && !is_loader(failed.file))
+    let is_wim = |file: &str| file.to_ascii_lowercase().ends_with(".wim");
+    story
+        .failed
+        .is_some_and(|failed| failed.file.contains('/') && (is_wim(failed.file) || !is_loader(failed.file)))
 }

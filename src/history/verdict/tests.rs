@@ -809,6 +809,17 @@ fn what_was_got_over_is_not_what_stopped_it() {
     let verdict = told(&story, 60.0, None);
     assert_eq!(verdict.rule, "loader-not-acknowledged", "{verdict:?}");
     assert!(verdict.next.contains("single_port"), "{verdict:?}");
+    // So is what it loads next from there, and a WIM beside its own program is none.
+    let beside = "x86_64-sb/ipxe.efi";
+    let next =
+        [offered(Arch::UEFI_X64, file), chosen(), tftp_failed(beside, 0, "the machine fell silent", 1468, 1)];
+    assert_eq!(told(&next, 60.0, None).rule, "loader-not-acknowledged");
+    let own = [
+        offered(Arch::UEFI_X64, "gss/bootmgfw.efi"),
+        chosen(),
+        tftp_failed("gss/boot.wim", 9 << 20, "the machine fell silent", 1456, 4),
+    ];
+    assert_eq!(told(&own, 60.0, None).rule, "image-cut-by-tftp");
 }
 
 #[test]
