@@ -70,7 +70,7 @@ pub fn run(load: &TransmitLoad) -> Result<Point, LoadError> {
     let request = format!("GET {} HTTP/1.1\r\nHost: {}\r\n\r\n", load.path, load.server);
     let request = request.repeat(requests as usize);
 
-    let sink = Sink::open(interface(&load.interface)?.index, load.server.port())?;
+    let sink = Sink::open(interface(&load.interface)?.index, &load.interface, load.server.port())?;
     let mut streams = Vec::with_capacity(load.connections as usize);
     for _ in 0..load.connections {
         streams.push(connect(load.server).map_err(|error| LoadError::io("connect", &error))?);

@@ -1,5 +1,5 @@
-//! Programs that run in the kernel on frames that arrive at an interface: made of single instructions, checked by the
-//! kernel's verifier, attached with a link that ends with its owner. No compiler and no library stands between.
+//! Programs that run in the kernel on frames that come to an interface or leave by it: made of single instructions, checked by
+//! the kernel's verifier, attached with a link that ends with its owner. No compiler and no library stands between.
 //!
 //! Needs CAP_BPF and CAP_NET_ADMIN (or root), and Linux 6.6 for the link (TCX).
 
@@ -18,6 +18,7 @@ const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 const BPF_TCX_INGRESS: u32 = 46;
+const BPF_TCX_EGRESS: u32 = 47;
 /// In an instruction that loads 64 bits: the address of a value in the map of that descriptor.
 const BPF_PSEUDO_MAP_VALUE: u8 = 2;
 /// None of the functions called here is reserved for programs under the GPL.
@@ -96,14 +97,12 @@ pub enum If {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i32)]
 pub enum Function {
+    /// () → the number of the CPU the program runs on
+    CpuNumber = 8,
     /// (frame, offset, from, len, flags) → 0
     StoreBytes = 9,
-    /// (interface, flags) → what the program is to return
-    Redirect = 23,
     /// (frame, offset, to, len) → 0
     LoadBytes = 26,
-    /// (frame, len, flags) → 0
-    ChangeTail = 38,
 }
 
 /// One instruction (linux/bpf.h `struct bpf_insn`).
@@ -185,11 +184,16 @@ impl Assembler {
         self.push(Instruction::new(0xdc, register, R0, 0, 32));
     }
 
-    /// Adds `from` to a counter, whoever else does so. `scratch` is overwritten.
-    pub fn count(&mut self, counters: &Counters, index: usize, from: Register, scratch: Register) {
+    /// `to = ` the address of one of `numbers`; those behind it follow it.
+    pub fn address(&mut self, to: Register, numbers: &Numbers, index: usize) {
         let map = Register(BPF_PSEUDO_MAP_VALUE);
-        self.push(Instruction::new(0x18, scratch, map, 0, counters.fd.as_raw_fd()));
+        self.push(Instruction::new(0x18, to, map, 0, numbers.fd.as_raw_fd()));
         self.push(Instruction::new(0, R0, R0, 0, (index * size_of::<u64>()) as i32));
+    }
+
+    /// Adds `from` to one of `numbers`, whoever else does so. `scratch` is overwritten.
+    pub fn count(&mut self, numbers: &Numbers, index: usize, from: Register, scratch: Register) {
+        self.address(scratch, numbers, index);
         self.push(Instruction::new(0xdb, scratch, from, 0, 0));
     }
 
@@ -215,14 +219,14 @@ impl Assembler {
     }
 }
 
-/// Numbers that a program adds to and user space reads.
+/// Numbers of 64 bits that programs keep, and user space reads.
 #[derive(Debug)]
-pub struct Counters {
+pub struct Numbers {
     fd: OwnedFd,
     count: usize,
 }
 
-impl Counters {
+impl Numbers {
     /// So many, all 0.
     pub fn new(count: usize) -> Result<Self, SysError> {
         #[repr(C)]
@@ -242,7 +246,7 @@ impl Counters {
         };
         // SAFETY: `Create` is the start of `union bpf_attr` for this command, without pointers.
         let fd =
-            unsafe { open(BPF_MAP_CREATE, &mut attr) }.map_err(|e| SysError::new("make BPF counters", e))?;
+            unsafe { open(BPF_MAP_CREATE, &mut attr) }.map_err(|e| SysError::new("make BPF numbers", e))?;
         Ok(Self { fd, count })
     }
 
@@ -338,9 +342,17 @@ impl Program {
         })
     }
 
-    /// Has it judge every frame that arrives on interface `index` of this network namespace, for as long as the link
-    /// lives.
+    /// Has it judge every frame that comes to interface `index` of this network namespace, for as long as the link lives.
     pub fn attach_ingress(&self, index: u32) -> Result<Link, SysError> {
+        self.attach(index, BPF_TCX_INGRESS)
+    }
+
+    /// The same for every frame that leaves by it.
+    pub fn attach_egress(&self, index: u32) -> Result<Link, SysError> {
+        self.attach(index, BPF_TCX_EGRESS)
+    }
+
+    fn attach(&self, index: u32, kind: u32) -> Result<Link, SysError> {
         #[repr(C)]
         struct Attach {
             program: u32,
@@ -354,7 +366,7 @@ impl Program {
         let mut attr = Attach {
             program: self.fd.as_raw_fd() as u32,
             interface: index,
-            kind: BPF_TCX_INGRESS,
+            kind,
             flags: 0,
             relative: 0,
             pad: 0,
@@ -366,9 +378,9 @@ impl Program {
         Ok(Link { _fd: fd })
     }
 
-    /// Runs it once on `frame`, attached or not: its verdict, and the frame as it left it.
+    /// Runs it once on `frame`, attached or not: its verdict, and the frame and its mark as it left them.
     #[cfg(test)]
-    pub fn run(&self, frame: &[u8]) -> io::Result<(i32, Vec<u8>)> {
+    pub fn run(&self, frame: &[u8]) -> io::Result<(i32, Vec<u8>, u32)> {
         #[repr(C)]
         struct Run {
             program: u32,
@@ -379,7 +391,13 @@ impl Program {
             data_out: u64,
             repeat: u32,
             duration: u32,
+            about_in_len: u32,
+            about_out_len: u32,
+            about_in: u64,
+            about_out: u64,
         }
+        // linux/bpf.h `struct __sk_buff`, of which the third is the mark.
+        let mut about = [0u32; 3];
         let mut out = vec![0u8; frame.len()];
         let mut attr = Run {
             program: self.fd.as_raw_fd() as u32,
@@ -390,12 +408,20 @@ impl Program {
             data_out: out.as_mut_ptr() as u64,
             repeat: 1,
             duration: 0,
+            about_in_len: 0,
+            about_out_len: size_of_val(&about) as u32,
+            about_in: 0,
+            about_out: about.as_mut_ptr() as u64,
         };
-        // SAFETY: the kernel reads `len_in` bytes at `data_in` and writes at most `len_out` at `data_out`; both live
-        // across the call.
-        unsafe { bpf(BPF_PROG_TEST_RUN, &mut attr) }?;
+        // SAFETY: the kernel reads `len_in` bytes at `data_in`, and writes at most `len_out` at `data_out` and `about_out_len` at
+        // `about_out`; all live across the call.
+        match unsafe { bpf(BPF_PROG_TEST_RUN, &mut attr) } {
+            // There was more to tell about the frame than room for it.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {}
+            result => _ = result?,
+        }
         out.truncate(attr.len_out as usize);
-        Ok((attr.verdict as i32, out))
+        Ok((attr.verdict as i32, out, about[2]))
     }
 }
 
@@ -492,17 +518,17 @@ mod tests {
     }
 
     #[test]
-    fn a_program_counts_and_its_counters_are_read() {
-        let counters = Counters::new(2).expect("this test needs root and a kernel with BPF");
+    fn a_program_counts_and_its_numbers_are_read() {
+        let numbers = Numbers::new(2).expect("this test needs root and a kernel with BPF");
         let mut asm = Assembler::default();
         asm.number(Op::Move, R2, 5);
-        asm.count(&counters, 1, R2, R1);
+        asm.count(&numbers, 1, R2, R1);
         asm.number(Op::Move, R0, 3);
         asm.exit();
         let program = Program::load("count", &asm.finish()).unwrap();
         let frame = [0x55; 64];
-        assert_eq!(program.run(&frame).unwrap(), (3, frame.to_vec()));
+        assert_eq!(program.run(&frame).unwrap(), (3, frame.to_vec(), 0));
         assert_eq!(program.run(&frame).unwrap().0, 3);
-        assert_eq!(counters.read().unwrap(), [0, 10]);
+        assert_eq!(numbers.read().unwrap(), [0, 10]);
     }
 }
