@@ -292,7 +292,6 @@ mod tests {
     use super::*;
 
     const PORT: u16 = 4433;
-    const REDIRECTED: i32 = 7;
 
     /// A segment of 10.0.0.1:4433 to 10.0.0.2:50000 with time stamps: sequence number 0xffff_fff0, acknowledging 77.
     fn segment(flags: u8, payload: usize) -> Vec<u8> {
@@ -307,13 +306,6 @@ mod tests {
         frame.extend([0x80, flags, 1, 2, 3, 4, 0, 0, 1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2]);
         frame.extend(std::iter::repeat_n(0xaa, payload));
         frame
-    }
-
-    fn internet_sum(bytes: &[u8]) -> u16 {
-        let sum: u32 =
-            bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum::<u32>();
-        let folded = (sum & 0xffff) + (sum >> 16);
-        ((folded & 0xffff) + (folded >> 16)) as u16
     }
 
     /// The reset that the rule answers [`segment`] with (net/ipv4/netfilter/nf_reject_ipv4.c).

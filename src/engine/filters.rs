@@ -34,6 +34,8 @@ const JUMP_GE: u16 = 0x35;
 const JUMP: u16 = 0x05;
 const COPY_TO_X: u16 = 0x07;
 const ADD_X: u16 = 0x0c;
+const ADD: u16 = 0x04;
+const MODULO: u16 = 0x94;
 /// `SKF_AD_OFF`: what the kernel knows besides the packet's bytes.
 const ANCILLARY: u32 = 0xffff_f000;
 const PACKET_TYPE: u32 = ANCILLARY + 4;
@@ -232,23 +234,77 @@ pub fn everything() -> Vec<BpfInstruction> {
     vec![ACCEPT]
 }
 
-/// Which core's ring gets a frame: its result, modulo the number of cores. A data port belongs to the core it is
-/// congruent to; a request goes by its sender, so that its retries and (where the listener sends as well) its
-/// acknowledgements meet the same core. Runs before [`tftp_frames`], over every IPv4 packet of the interface.
-pub fn tftp_chooser(ports: &TftpPorts) -> Vec<BpfInstruction> {
-    let mut program = vec![load(LD_H_ABS, NET_OFFSET + 22)];
-    let to_hash = ports.listen.len() as u8;
-    for (i, port) in (0u8..).zip(&ports.listen) {
-        program.push(jump(JUMP_EQ, u32::from(*port), to_hash - i, 0));
+/// Drops everything.
+pub fn nothing() -> Vec<BpfInstruction> {
+    vec![DROP]
+}
+
+/// DHCP's raw sockets of an interface, the first of those that share it: [`Part::Rest`], [`Part::Discovers`], and what
+/// [`addressed`] is for, if there is one.
+#[derive(Clone, Copy, Debug)]
+pub struct DhcpRings {
+    /// The server's port.
+    pub port: u16,
+    /// There are three, not two.
+    pub addressed: bool,
+}
+
+impl DhcpRings {
+    const REST: u32 = 0;
+    const DISCOVERS: u32 = 1;
+    const ADDRESSED: u32 = 2;
+
+    fn count(self) -> u32 {
+        Self::ADDRESSED + u32::from(self.addressed)
     }
-    program.extend([
-        load(RETURN_A, 0),
-        load(LD_W_ABS, NET_OFFSET + 12),
-        load(COPY_TO_X, 0),
-        load(LD_H_ABS, NET_OFFSET + 20),
-        load(ADD_X, 0),
-        load(RETURN_A, 0),
-    ]);
+}
+
+/// Which of the raw sockets that share an interface gets a packet to look at, by their order: DHCP's, then one for each core that
+/// TFTP's (ports and cores) are of. What a socket's own filter takes is for that socket; what none takes is for any. Runs for every
+/// IPv4 packet of the interface, and before those filters: offsets count from the IP header.
+///
+/// A data port belongs to the core it is congruent to; a TFTP request goes by its sender, so that its retries and (where the listener
+/// sends as well) its acknowledgements meet the same core.
+pub fn chooser(dhcp: Option<DhcpRings>, tftp: Option<(&TftpPorts, u32)>) -> Vec<BpfInstruction> {
+    let answer = |position| load(RETURN, position);
+    let mut program =
+        vec![load(LD_B_ABS, 9), jump(JUMP_EQ, PROTOCOL_UDP, 1, 0), answer(0), load(LDX_IP_HEADER_LEN, 0)];
+    program.push(load(LD_H_IND, 2));
+    if let Some(rings) = dhcp {
+        let requests = [
+            load(LD_W_ABS, 16),
+            jump(JUMP_EQ, BROADCAST, 1, 0),
+            answer(if rings.addressed { DhcpRings::ADDRESSED } else { DhcpRings::REST }),
+            // As in `raw`, whose sockets see the Ethernet header too.
+            load(LD_W_LEN, 0),
+            jump(JUMP_GE, DISCOVER_LEN_MAX + 1 - 14, 4, 0),
+            load(LD_H_IND, 8 + 240),
+            jump(JUMP_EQ, 0x3501, 0, 2),
+            load(LD_H_IND, 8 + 241),
+            jump(JUMP_EQ, 0x0101, 1, 0),
+            answer(DhcpRings::REST),
+            answer(DhcpRings::DISCOVERS),
+        ];
+        program.extend([jump(JUMP_EQ, CLIENT_PORT, 0, 1), answer(DhcpRings::REST)]);
+        program.extend([jump(JUMP_EQ, u32::from(rings.port), 1, 0), load(JUMP, requests.len() as u32)]);
+        program.extend(requests);
+    }
+    let first = dhcp.map_or(0, DhcpRings::count);
+    // The accumulator still holds the destination port.
+    match tftp {
+        None => program.push(answer(0)),
+        Some((_, 1)) => program.push(answer(first)),
+        Some((ports, cores)) => {
+            let share = [load(MODULO, cores), load(ADD, first), load(RETURN_A, 0)];
+            let to_hash = (ports.listen.len() - 1 + share.len()) as u8;
+            for (i, port) in (0u8..).zip(&ports.listen) {
+                program.push(jump(JUMP_EQ, u32::from(*port), to_hash - i, 0));
+            }
+            program.extend(share);
+            program.extend([load(LD_W_ABS, 12), load(COPY_TO_X, 0), load(LD_H_ABS, 20), load(ADD_X, 0)]);
+            program.extend(share);
+        }
+    }
     program
 }
 
@@ -343,6 +399,8 @@ mod tests {
                     Some(a)
                 }
                 ADD_X => Some(a.wrapping_add(x as u32)),
+                ADD => Some(a + i.k),
+                MODULO => Some(a % i.k),
                 RETURN_A => return a,
                 RETURN => return i.k,
                 code => panic!("unknown instruction {code:#x}"),
@@ -468,17 +526,94 @@ mod tests {
         assert!(!tftp_frames(3, ADDR, &TftpPorts { data: 0..0, ..ports() }).is_empty());
     }
 
+    /// The chooser sees the packet from its IP header on.
+    fn choose(chooser: &[BpfInstruction], packet: &[u8]) -> u32 {
+        run(chooser, &packet[14..], 0, Meta::default())
+    }
+
     #[test]
     fn a_data_port_belongs_to_its_core_and_a_request_to_its_sender() {
-        let chooser = tftp_chooser(&ports());
-        let choose = |case: &Case| run(&chooser, &frame(case), 14, Meta::default());
-        for port in 50000..50016 {
-            assert_eq!(choose(&Case { dst_port: port, ..RRQ }) % 2, u32::from(port) % 2);
+        for (rings, first) in [(None, 0), (Some(DhcpRings { port: 67, addressed: true }), 3)] {
+            let chooser = chooser(rings, Some((&ports(), 2)));
+            let choose = |case: &Case| choose(&chooser, &frame(case));
+            for port in 50000..50016 {
+                assert_eq!(choose(&Case { dst_port: port, ..RRQ }), first + u32::from(port) % 2);
+            }
+            for dst_port in [69, 6969] {
+                let one = choose(&Case { dst_port, ..RRQ });
+                assert_eq!(one, choose(&Case { dst_port, ..RRQ }));
+                let other = choose(&Case { dst_port, src_port: 2001, ..RRQ });
+                assert_eq!([one.min(other), one.max(other)], [first, first + 1]);
+            }
         }
-        for dst_port in [69, 6969] {
-            let one = choose(&Case { dst_port, ..RRQ });
-            assert_eq!(one, choose(&Case { dst_port, ..RRQ }));
-            assert_ne!(one % 2, choose(&Case { dst_port, src_port: 2001, ..RRQ }) % 2);
+    }
+
+    #[test]
+    fn what_a_socket_takes_is_chosen_for_that_socket() {
+        let tftp = ports();
+        for (addressed, cores) in [(false, 0), (false, 1), (true, 0), (true, 1), (true, 3)] {
+            let tftp = (cores > 0).then_some((&tftp, cores));
+            let chooser = chooser(Some(DhcpRings { port: 67, addressed }), tftp);
+            let mut filters = vec![raw(67, 3, false, Part::Rest), raw(67, 3, false, Part::Discovers)];
+            filters.extend(addressed.then(|| super::addressed(67, 3, ADDR)));
+            let first_tftp = filters.len();
+            filters.extend(tftp.map(|(ports, _)| tftp_frames(3, ADDR, ports)));
+            let mut taken = vec![0; filters.len()];
+            for ip_options in [0, 8, 40] {
+                for dst in [[255; 4], ADDR.octets(), [10, 77, 0, 9]] {
+                    for (src_port, dst_port) in [
+                        (68, 67),
+                        (67, 67),
+                        (67, 68),
+                        (2000, 69),
+                        (2001, 6969),
+                        (2000, 50000),
+                        (2000, 50015),
+                        (1, 80),
+                    ] {
+                        for (protocol, giaddr) in [(17, [0; 4]), (17, [10, 88, 0, 1]), (6, [0; 4])] {
+                            for options in [[53, 1, 1, 255], [53, 1, 3, 255], [53, 2, 1, 1], [60, 1, 1, 255]]
+                            {
+                                for (fragment, len) in
+                                    [0, 0x2000, 0x4000, 0x0010].into_iter().flat_map(|fragment| {
+                                        [42, 60, 281, 282, 298, 600, 900, 901, 1214, 1215, 1500]
+                                            .map(|len| (fragment, len))
+                                    })
+                                {
+                                    let mut packet = frame(&Case {
+                                        ip_options,
+                                        fragment,
+                                        protocol,
+                                        dst,
+                                        src_port,
+                                        dst_port,
+                                        giaddr,
+                                        options,
+                                    });
+                                    packet.resize(len.max(14 + 20 + ip_options), 0);
+                                    let total = (packet.len() - 14) as u16;
+                                    packet[16..18].copy_from_slice(&total.to_be_bytes());
+                                    let chosen = choose(&chooser, &packet) as usize;
+                                    for (at, filter) in filters.iter().enumerate() {
+                                        if run(filter, &packet, 14, Meta::default()) == 0 {
+                                            continue;
+                                        }
+                                        let is_its_own = match at < first_tftp {
+                                            true => chosen == at,
+                                            false => {
+                                                (first_tftp..first_tftp + cores as usize).contains(&chosen)
+                                            }
+                                        };
+                                        assert!(is_its_own, "{at} takes what goes to {chosen}: {packet:x?}");
+                                        taken[at] += 1;
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+            assert!(taken.iter().all(|count| *count > 0), "{taken:?}");
         }
     }
 

@@ -13,21 +13,22 @@ use crossbeam_channel::Sender;
 use mio::{Poll, Waker};
 
 use super::core::Core;
+use super::counters;
 use super::counters::Tally;
 use super::dhcp::{Arrival, DhcpSide, RawPort, Reach, UdpPort};
+use super::filters::{self, DhcpRings};
 use super::http::HttpSide;
 use super::readers::Readers;
 use super::sender::PipePool;
 use super::shared::{CoreThread, Shared, Tuning};
 use super::tftp::{DataPorts, Link, TftpSide};
-use super::{counters, filters};
 use crate::keeper::journal::Scribe;
 use crate::proto::dhcp::{Interface, Mode, Network, ServerPort, Settings};
 use crate::proto::tftp::Limits;
 use crate::sys::firewall::{self, Firewall};
 use crate::sys::frames::FrameSender;
 use crate::sys::interfaces::{self, Device};
-use crate::sys::ring::{FrameRing, RingUse};
+use crate::sys::ring::{FrameRing, Group, RingUse};
 use crate::sys::udp::{UdpOptions, UdpSocket};
 use crate::sys::uring::{BurstRing, SendRing};
 use crate::sys::{SysError, affinity, host, privileges, tcp, udp};
@@ -610,7 +611,8 @@ fn frames_for_tftp(
         if !listen.iter().any(|addr| addr.ip().is_unspecified() || *addr.ip() == interface.addr) {
             continue;
         }
-        match open_links(&interface, &ports, cores.len()) {
+        let dhcp = cores.iter().find_map(|core| core.dhcp.as_ref()?.group_on(interface.index));
+        match open_links(&interface, &ports, cores.len(), dhcp) {
             Ok(opened) => {
                 taken.push((interface.index, interface.addr));
                 links.iter_mut().zip(opened).for_each(|(links, link)| links.push(link));
@@ -643,27 +645,34 @@ fn frames_for_tftp(
     );
 }
 
-/// One interface's rings, one for each core, in a group where there are several.
+/// One interface's rings, one for each core, in DHCP's group where there is one, otherwise in one of their own where there are several.
 fn open_links(
     interface: &Arc<Interface>,
     ports: &filters::TftpPorts,
     cores: usize,
+    dhcp: Option<(Group, DhcpRings)>,
 ) -> Result<Vec<Link>, SysError> {
+    let failed = |e| SysError::new(format!("share {} between cores", interface.name), e);
     let filter = filters::tftp_frames(interface.index, interface.addr, ports);
-    let mut group = None;
-    let mut links = Vec::new();
+    let (mut group, members) = dhcp.unzip();
+    let chooser = filters::chooser(members, Some((ports, cores as u32)));
+    let mut rings = Vec::new();
     for _ in 0..cores {
         let ring = FrameRing::open(&interface.name, interface.index, &filter, &RING)?;
-        let grouped = match group {
-            None if cores == 1 => Ok(()),
-            None => ring.found(&filters::tftp_chooser(ports)).map(|made| group = Some(made)),
-            Some(group) => ring.join(group),
-        };
-        grouped.map_err(|e| SysError::new(format!("share {} between cores", interface.name), e))?;
-        let sender = FrameSender::open(&interface.name, interface.index)?;
-        links.push(Link::new(Arc::clone(interface), ring, sender));
+        match group {
+            None if cores == 1 => {}
+            None => group = Some(ring.found(&chooser).map_err(failed)?),
+            Some(group) => ring.join(group).map_err(failed)?,
+        }
+        rings.push(ring);
     }
-    Ok(links)
+    if members.is_some()
+        && let Some(ring) = rings.last()
+    {
+        ring.choose(&chooser).map_err(failed)?;
+    }
+    let sender = || FrameSender::open(&interface.name, interface.index);
+    rings.into_iter().map(|ring| Ok(Link::new(Arc::clone(interface), ring, sender()?))).collect()
 }
 
 fn described(link: &interfaces::Interface) -> Option<Arc<Interface>> {

@@ -44,7 +44,9 @@ pub struct RingUse {
     pub captured: bool,
 }
 
-/// Rings that share an interface: the kernel gives every frame to exactly one of them.
+/// Rings that share an interface: the kernel gives every frame to exactly one of them, and looks through its sockets once for it
+/// and not once for each. A position is a ring's for as long as none that joined before it is closed; an interface that goes down and
+/// comes up again has its rings join in the order in which they were opened (net/packet/af_packet.c, `packet_notifier`).
 #[derive(Clone, Copy, Debug)]
 pub struct Group {
     id: u16,
@@ -172,14 +174,22 @@ impl FrameRing {
                 &raw mut len,
             )
         })?;
+        self.choose(chooser)?;
+        Ok(Group { id: answer as u16 })
+    }
+
+    /// Gives this ring's group another program to choose by.
+    ///
+    /// # Errors
+    /// What `setsockopt` says.
+    pub fn choose(&self, chooser: &[BpfInstruction]) -> io::Result<()> {
         // The kernel copies the program during the call and keeps no pointer; `BpfInstruction` has the layout of
         // `sock_filter`.
         let program = libc::sock_fprog {
             len: chooser.len() as u16,
             filter: chooser.as_ptr() as *mut libc::sock_filter,
         };
-        set_struct(raw, libc::PACKET_FANOUT_DATA, &program)?;
-        Ok(Group { id: answer as u16 })
+        set_struct(self.fd.as_raw_fd(), libc::PACKET_FANOUT_DATA, &program)
     }
 
     /// Joins a group as its next member.
@@ -189,6 +199,14 @@ impl FrameRing {
     pub fn join(&self, group: Group) -> io::Result<()> {
         let value = u32::from(group.id) | libc::PACKET_FANOUT_CBPF << 16;
         set_int(self.fd.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_FANOUT, value as i32)
+    }
+
+    /// Another filter from here on.
+    ///
+    /// # Errors
+    /// What `setsockopt` says.
+    pub fn filter(&self, filter: &[BpfInstruction]) -> io::Result<()> {
+        attach_filter(self.fd.as_raw_fd(), filter)
     }
 
     /// The status word of the slot that is filled next.

@@ -9,11 +9,11 @@ use mio::Registry;
 
 use super::{DhcpSide, FRAME_LEN};
 use crate::engine::core::{Owner, Turn, watch};
-use crate::engine::filters::{self, ADDRESSED_LEN_MAX, DISCOVER_LEN_MAX, Part};
+use crate::engine::filters::{self, ADDRESSED_LEN_MAX, DISCOVER_LEN_MAX, DhcpRings, Part};
 use crate::engine::probe::Prober;
 use crate::engine::start::renew;
 use crate::proto::dhcp::{Interface, ServerPort};
-use crate::sys::ring::{FrameBatch, FrameRing, RingUse};
+use crate::sys::ring::{FrameBatch, FrameRing, Group, RingUse};
 use crate::sys::udp::UdpSocket;
 use crate::sys::{SysError, interfaces};
 
@@ -45,6 +45,8 @@ pub(in crate::engine) struct RawPort {
     pub(super) interface: Arc<Interface>,
     /// What is sent to this address of the interface comes and goes by frame.
     pub(super) addressed: Option<Ipv4Addr>,
+    /// The rings' own, where they have one: others may join.
+    group: Option<(Group, DhcpRings)>,
 }
 
 /// 8,192 messages of up to an Ethernet frame, and 16,384 DISCOVERs, so that a hall that is
@@ -93,6 +95,16 @@ impl RawPort {
             Reach::Broadcasts | Reach::Everything => None,
         };
         let fd = ring.sender().map_err(|e| SysError::new(format!("send frames on {name}"), e))?;
+        let members = DhcpRings { port, addressed: addressed.is_some() };
+        let others = [Some(&discovers), addressed.as_ref()];
+        let group = match reach {
+            // That one hears frames of every protocol, and so can share with none of the others.
+            Reach::Everything => None,
+            Reach::Broadcasts | Reach::Addressed => share(&ring, others.into_iter().flatten(), members)
+                // Then the kernel asks every ring's filter, and what each takes is the same.
+                .inspect_err(|error| tracing::debug!(interface = name, %error, "DHCP's rings do not share"))
+                .ok(),
+        };
         Ok(Self {
             addressed: addressed.is_some().then_some(*addr),
             rings: [Some(ring), addressed, Some(discovers)],
@@ -101,6 +113,7 @@ impl RawPort {
             unsent: 0,
             ip_id: 0,
             interface: Arc::clone(interface),
+            group: group.map(|group| (group, members)),
         })
     }
 
@@ -123,8 +136,27 @@ impl RawPort {
             "relays are answered by UDP from now on"
         );
         self.addressed = None;
-        self.rings[Kind::Addressed as usize] = None;
+        // It stays open: the positions of those that joined after it are counted with it.
+        if let Some(ring) = &self.rings[Kind::Addressed as usize]
+            && let Err(error) = ring.filter(&filters::nothing())
+        {
+            tracing::warn!(interface = self.interface.name, %error, "relays may be answered twice, by frame and by UDP");
+        }
     }
+}
+
+/// Has rings share an interface, in this order. Where it fails half-way, each of them still gets what is its own: those that have not
+/// joined hear everything, and the first in a group gets what is for nobody in it.
+fn share<'a>(
+    first: &FrameRing,
+    others: impl Iterator<Item = &'a FrameRing>,
+    members: DhcpRings,
+) -> io::Result<Group> {
+    let group = first.found(&filters::chooser(Some(members), None))?;
+    for ring in others {
+        ring.join(group)?;
+    }
+    Ok(group)
 }
 
 /// A UDP socket and which of the two ports it serves.
@@ -142,6 +174,11 @@ pub(in crate::engine) struct Arrival {
 }
 
 impl DhcpSide {
+    /// Whom other rings on this interface can share it with.
+    pub(in crate::engine) fn group_on(&self, interface: u32) -> Option<(Group, DhcpRings)> {
+        self.raws.iter().find(|raw| raw.interface.index == interface)?.group
+    }
+
     /// Leaves to the raw ports what is theirs, so that nothing is answered twice. What the kernel refuses to tell apart, a
     /// hundred interfaces and more, comes by UDP.
     ///
