@@ -200,6 +200,7 @@ fn fixed_keys(plan: &Plan) -> Vec<(&'static str, Value)> {
         ("server.interfaces", json!(server.interfaces)),
         ("server.state_dir", json!(server.state_dir)),
         ("server.driver", json!(server.driver)),
+        ("server.zero_copy", json!(server.zero_copy)),
         ("server.cores", json!(server.cores)),
         ("server.user", json!(server.user)),
         ("server.sandbox", json!(server.sandbox)),

@@ -18,7 +18,7 @@ use super::reload::{Reloader, Source, Watch};
 use super::{Done, Exit, Failure, config_file, load_config, output, standing};
 use crate::config::{self, DhcpMode, Plan, ReservationPlan, ReservedWho, Sandbox, Value};
 use crate::control::{Control, State};
-use crate::engine::{DRAIN, Driver, Engine, EngineSettings, Frames, Ground, Shared, StartError};
+use crate::engine::{DRAIN, Driver, Engine, EngineSettings, Frames, Ground, Shared, StartError, ZeroCopy};
 use crate::files::library::{Library, LibraryError, Settings as LibrarySettings};
 use crate::files::versions::Versions;
 use crate::files::watch::watch;
@@ -140,8 +140,14 @@ fn driver(plan: &Plan) -> Driver {
         config::Driver::Auto => Driver::Auto,
         config::Driver::Uring => Driver::Uring,
         config::Driver::Mio => Driver::Mio,
-        config::Driver::UringAlways => Driver::UringAlways,
-        config::Driver::MioAlways => Driver::MioAlways,
+    }
+}
+
+fn zero_copy(plan: &Plan) -> ZeroCopy {
+    match plan.server.zero_copy {
+        config::ZeroCopy::Auto => ZeroCopy::Auto,
+        config::ZeroCopy::Off => ZeroCopy::Off,
+        config::ZeroCopy::Always => ZeroCopy::Always,
     }
 }
 
@@ -160,6 +166,7 @@ fn engine_settings(
 ) -> EngineSettings {
     EngineSettings {
         driver: driver(plan),
+        zero_copy: zero_copy(plan),
         cores: plan.server.cores,
         interfaces: plan.server.interfaces.clone(),
         dhcp: dhcp_settings(plan),

@@ -20,6 +20,7 @@ pub const KEYS: &[Key] = &[
     key("server.interfaces", "[]"),
     key("server.state_dir", "\"/var/lib/bootstorm\""),
     key("server.driver", "\"auto\""),
+    key("server.zero_copy", "\"auto\""),
     key("server.cores", "0"),
     key("server.user", "\"\""),
     key("server.sandbox", "\"auto\""),
@@ -187,6 +188,7 @@ pub const EXAMPLE: &str = r#"# bootstorm configuration: every key, at its defaul
 interfaces = []              # where DHCP is answered; empty = every physical interface, once it has an IPv4 address
 state_dir = "/var/lib/bootstorm"
 driver = "auto"              # auto | uring | mio: whether io_uring is used as a sender
+zero_copy = "auto"           # files leave without a copy: auto (until a device is known to copy) | off | always (to measure)
 cores = 0                    # loops; 0 = one per available core
 user = ""                    # started as root, become this user; "" = stay, with the few privileges that serving needs
 sandbox = "auto"             # auto: as far as this kernel can | on: all of it, or no start | off

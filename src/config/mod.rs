@@ -16,7 +16,7 @@ use std::path::Path;
 pub use keys::{EXAMPLE, KEYS, Key};
 pub use plan::{
     AdminPlan, DhcpMode, DhcpPlan, Driver, Frames, HttpPlan, HttpsPlan, LoaderPlan, Plan, ReservationPlan,
-    ReservedWho, Sandbox, ServerPlan, SubnetPlan, TftpPlan,
+    ReservedWho, Sandbox, ServerPlan, SubnetPlan, TftpPlan, ZeroCopy,
 };
 pub use read::{Entry, Origin, Problem, Problems, Value};
 

@@ -30,12 +30,18 @@ pub enum Driver {
     Uring,
     /// Without.
     Mio,
-    /// io_uring, or no start, and for files also where a device copies what it sends: for measuring the sender alone.
-    #[serde(rename = "uring-always")]
-    UringAlways,
-    /// Without, and the same.
-    #[serde(rename = "mio-always")]
-    MioAlways,
+}
+
+/// Whether files may leave from where they are in memory, without a copy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ZeroCopy {
+    /// Until a device is known to copy them after all.
+    Auto,
+    /// Never.
+    Off,
+    /// Also where it copies: for measuring the sender alone.
+    Always,
 }
 
 /// Whether packets may come and go as frames of our own, past the host's IP stack and its packet filter.
@@ -83,6 +89,8 @@ pub struct ServerPlan {
     pub state_dir: PathBuf,
     /// Senders.
     pub driver: Driver,
+    /// `[server] zero_copy`
+    pub zero_copy: ZeroCopy,
     /// Loops; 0 is one per core.
     pub cores: usize,
     /// User to become; empty stays.
@@ -560,17 +568,14 @@ pub(super) fn build(
     let server = ServerPlan {
         interfaces,
         driver: taker
-            .word(
-                "server.driver",
-                &[
-                    ("auto", Driver::Auto),
-                    ("uring", Driver::Uring),
-                    ("mio", Driver::Mio),
-                    ("uring-always", Driver::UringAlways),
-                    ("mio-always", Driver::MioAlways),
-                ],
-            )
+            .word("server.driver", &[("auto", Driver::Auto), ("uring", Driver::Uring), ("mio", Driver::Mio)])
             .unwrap_or(Driver::Auto),
+        zero_copy: taker
+            .word(
+                "server.zero_copy",
+                &[("auto", ZeroCopy::Auto), ("off", ZeroCopy::Off), ("always", ZeroCopy::Always)],
+            )
+            .unwrap_or(ZeroCopy::Auto),
         cores: taker.number("server.cores", 0, 1024) as usize,
         user: taker.text("server.user"),
         sandbox: taker

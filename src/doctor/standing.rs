@@ -251,7 +251,7 @@ fn ports(setup: &Setup<'_>, listening: &[Listening]) -> Vec<Finding> {
 }
 
 fn ring(plan: &Plan) -> Vec<Finding> {
-    if matches!(plan.server.driver, Driver::Mio | Driver::MioAlways) {
+    if plan.server.driver == Driver::Mio {
         return Vec::new();
     }
     match SendRing::new(8) {

@@ -30,4 +30,4 @@ mod tftp;
 pub mod wheel;
 
 pub use shared::{Shared, Tuning};
-pub use start::{Bound, DRAIN, Driver, Engine, EngineSettings, Frames, Ground, StartError};
+pub use start::{Bound, DRAIN, Driver, Engine, EngineSettings, Frames, Ground, StartError, ZeroCopy};

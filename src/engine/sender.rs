@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::readers::{Readers, Unreadable, Want};
+use super::start::ZeroCopy;
 use crate::files::served::Handle;
 use crate::sys::tcp::{self, PIPE_LEN, Pipe};
 use crate::sys::uring::SendRing;
@@ -201,18 +202,28 @@ impl PipePool {
 /// Which local addresses' devices are known to copy zero-copy sends (loopback, veth, bridges to local machines).
 #[derive(Debug, Default)]
 pub(super) struct CopyingDevices {
+    zero_copy: ZeroCopy,
     addrs: Vec<Ipv4Addr>,
 }
 
 impl CopyingDevices {
-    /// True when zero-copy gains nothing for connections on this address.
+    /// None so far.
+    pub(super) fn new(zero_copy: ZeroCopy) -> Self {
+        Self { zero_copy, addrs: Vec::new() }
+    }
+
+    /// True when connections on this address are not to be served without a copy.
     pub(super) fn knows(&self, addr: Ipv4Addr) -> bool {
-        self.addrs.contains(&addr)
+        match self.zero_copy {
+            ZeroCopy::Auto => self.addrs.contains(&addr),
+            ZeroCopy::Off => true,
+            ZeroCopy::Always => false,
+        }
     }
 
     /// Remembers an address; true the first time.
     pub(super) fn learn(&mut self, addr: Ipv4Addr) -> bool {
-        let new = !self.knows(addr);
+        let new = self.zero_copy == ZeroCopy::Auto && !self.knows(addr);
         if new {
             self.addrs.push(addr);
         }
@@ -671,7 +682,7 @@ mod tests {
                 pipes: &mut pool,
                 ring: None,
                 // Loopback copies, as it would be found out to.
-                copying: &CopyingDevices { addrs: vec![Ipv4Addr::LOCALHOST] },
+                copying: &CopyingDevices::new(ZeroCopy::Off),
                 device: Ipv4Addr::LOCALHOST,
                 readers: &Readers::none(),
                 now: Instant::now(),

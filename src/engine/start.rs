@@ -59,10 +59,18 @@ pub enum Driver {
     Uring,
     /// No ring.
     Mio,
-    /// The ring, or no start, and its zero-copy sends also where the device turns out to copy.
-    UringAlways,
-    /// No ring, and the same.
-    MioAlways,
+}
+
+/// Whether files may leave from where they are in memory, without a copy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ZeroCopy {
+    /// Until a device is known to copy them after all.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
+    /// Also where it copies.
+    Always,
 }
 
 /// Whether packets may come and go as frames of our own, past the host's IP stack and its packet filter.
@@ -81,6 +89,8 @@ pub enum Frames {
 pub struct EngineSettings {
     /// Senders.
     pub driver: Driver,
+    /// And what they may do.
+    pub zero_copy: ZeroCopy,
     /// Loops; 0 is one per core this process may use.
     pub cores: usize,
     /// Interfaces to answer DHCP on; empty chooses.
@@ -206,7 +216,7 @@ impl Ground {
         let congestion = tcp::lan_congestion();
         let (mut rings, mut bursts) = (Vec::new(), Vec::new());
         let mut ring_refused = None;
-        if !matches!(driver, Driver::Mio | Driver::MioAlways) {
+        if driver != Driver::Mio {
             for _ in 0..count {
                 match (SendRing::new(RING_SENDS), BurstRing::new(BURST_SENDS)) {
                     (Ok(ring), Ok(burst)) => {
@@ -295,13 +305,13 @@ impl Engine {
         let tuning = Tuning { dhcp: settings.dhcp.clone(), tftp_limits: settings.tftp_limits };
         shared.tuning.store(Arc::new(tuning));
         match (settings.driver, ring_refused) {
-            (Driver::Uring | Driver::UringAlways, Some(error)) => return Err(StartError::NoRing(error)),
+            (Driver::Uring, Some(error)) => return Err(StartError::NoRing(error)),
             (Driver::Auto, Some(error)) => {
                 rings.clear();
                 bursts.clear();
                 tracing::info!(rung = "io_uring", have = false, %error, "senders without the ring: {}", ring_advice(&error));
             }
-            (Driver::Mio | Driver::MioAlways, _) => {
+            (Driver::Mio, _) => {
                 tracing::info!(rung = "io_uring", have = false, "switched off by the driver setting")
             }
             _ => {
@@ -407,7 +417,7 @@ impl Engine {
                     connections_max,
                     Arc::clone(&readers),
                     PipePool::new((PIPES_TOTAL / count).max(1), nowhere.clone()),
-                    matches!(settings.driver, Driver::UringAlways | Driver::MioAlways),
+                    settings.zero_copy,
                     bursts.pop(),
                 ),
                 rings.pop(),

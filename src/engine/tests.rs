@@ -50,19 +50,33 @@ fn content(len: usize) -> Vec<u8> {
     out
 }
 
+/// What files leave by.
+#[derive(Clone, Copy, Debug)]
+struct Way(Driver, ZeroCopy);
+
+impl From<Driver> for Way {
+    fn from(driver: Driver) -> Self {
+        Self(driver, ZeroCopy::Auto)
+    }
+}
+
+/// Without a copy, and what loopback makes of it does not matter.
+const RING: Way = Way(Driver::Uring, ZeroCopy::Always);
+const CALLS: Way = Way(Driver::Mio, ZeroCopy::Always);
+
 impl Lab {
-    fn start(driver: Driver, len: usize) -> Self {
-        Self::start_with(driver, len, |_| {})
+    fn start(way: impl Into<Way>, len: usize) -> Self {
+        Self::start_with(way, len, |_| {})
     }
 
     /// The same, with more files: `fill` is given the images folder.
-    fn start_with(driver: Driver, len: usize, fill: impl FnOnce(&std::path::Path)) -> Self {
-        Self::start_limited(driver, len, admission::Limits::default(), fill)
+    fn start_with(way: impl Into<Way>, len: usize, fill: impl FnOnce(&std::path::Path)) -> Self {
+        Self::start_limited(way, len, admission::Limits::default(), fill)
     }
 
     /// The same, where boots wait for each other.
     fn start_limited(
-        driver: Driver,
+        way: impl Into<Way>,
         len: usize,
         limits: admission::Limits,
         fill: impl FnOnce(&std::path::Path),
@@ -107,8 +121,10 @@ impl Lab {
         shared.limit_boots(limits, Vec::new());
         let shared = Arc::new(shared);
         let any = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+        let Way(driver, zero_copy) = way.into();
         let settings = EngineSettings {
             driver,
+            zero_copy,
             cores: 2,
             interfaces: Vec::new(),
             dhcp: None,
@@ -171,8 +187,8 @@ fn get(stream: &mut (impl Read + Write), path: &str, extra: &str) -> (String, Ve
     response(stream)
 }
 
-fn whole_file_ranges_and_keep_alive(driver: Driver) {
-    let lab = Lab::start(driver, 20_000_000);
+fn whole_file_ranges_and_keep_alive(way: impl Into<Way>) {
+    let lab = Lab::start(way, 20_000_000);
     let mut stream = lab.http();
     let (head, body) = get(&mut stream, "/images/big/payload.bin", "");
     assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
@@ -266,12 +282,12 @@ fn answers_that_leave_together_reach_who_asked_with_the_ring() {
 
 #[test]
 fn a_file_arrives_whole_and_by_ranges_over_one_connection_by_zero_copy_calls() {
-    whole_file_ranges_and_keep_alive(Driver::MioAlways);
+    whole_file_ranges_and_keep_alive(CALLS);
 }
 
 #[test]
 fn the_end_of_the_last_file_leaves_once_its_boot_is_recorded_by_zero_copy_calls() {
-    held_until_recorded(Driver::MioAlways);
+    held_until_recorded(CALLS);
 }
 
 #[test]
@@ -289,7 +305,7 @@ fn zero_copy_calls_give_way_to_splice_where_the_device_copies() {
 
 #[test]
 fn who_vanishes_under_zero_copy_calls_is_noticed() {
-    let lab = Lab::start(Driver::MioAlways, 60_000_000);
+    let lab = Lab::start(CALLS, 60_000_000);
     for _ in 0..4 {
         let mut stream = lab.http();
         write!(stream, "GET /images/big/payload.bin HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
@@ -742,8 +758,8 @@ fn tftp_reads_what_is_not_in_memory_by_threads_of_its_own() {
 #[test]
 fn downloads_wait_for_a_disk_by_themselves() {
     let cold = content(9_000_001);
-    for driver in [Driver::Mio, Driver::UringAlways, Driver::MioAlways] {
-        let lab = Lab::start_with(driver, 100_000, |images| {
+    for way in [Driver::Mio.into(), RING, CALLS] {
+        let lab = Lab::start_with(way, 100_000, |images| {
             for name in ["whole", "end", "parts", "tls"] {
                 fs::write(images.join(format!("big/{name}.bin")), &cold).unwrap();
             }
@@ -754,7 +770,7 @@ fn downloads_wait_for_a_disk_by_themselves() {
             let before = lab.metric("bootstorm_http_cold_waits_total");
             download();
             let after = lab.metric("bootstorm_http_cold_waits_total");
-            assert!(after > before, "{what}: it was on disk only, {driver:?}");
+            assert!(after > before, "{what}: it was on disk only, {way:?}");
         };
         waits("whole", "a file", &|| {
             std::thread::scope(|scope| {
@@ -864,13 +880,13 @@ fn age(path: &Path) {
 
 /// A server with images that a job can boot, and a store that can be full.
 impl Lab {
-    fn with_jobs(driver: Driver, len: usize) -> Self {
-        Self::with_limited_jobs(driver, len, admission::Limits::default())
+    fn with_jobs(way: impl Into<Way>, len: usize) -> Self {
+        Self::with_limited_jobs(way, len, admission::Limits::default())
     }
 
     /// The same, where boots wait for each other.
-    fn with_limited_jobs(driver: Driver, len: usize, limits: admission::Limits) -> Self {
-        let lab = Self::start_limited(driver, len, limits, |_| {});
+    fn with_limited_jobs(way: impl Into<Way>, len: usize, limits: admission::Limits) -> Self {
+        let lab = Self::start_limited(way, len, limits, |_| {});
         let images = lab.dir.join("images");
         fs::create_dir_all(images.join("linux")).unwrap();
         fs::write(images.join("linux/vmlinuz"), crate::files::sniff::samples::bzimage()).unwrap();
@@ -941,9 +957,9 @@ fn url_path<'a>(script: &'a str, end: &str) -> &'a str {
     &script[start..at + end.len()]
 }
 
-fn held_until_recorded(driver: Driver) {
+fn held_until_recorded(way: impl Into<Way>) {
     use crate::jobs::job::Stage;
-    let lab = Lab::with_jobs(driver, 3_000_000);
+    let lab = Lab::with_jobs(way, 3_000_000);
     let id = lab.add("linux");
     let (one, two) = (lab.script(), lab.script());
     let (one, two) = (url_path(&one, "initrd.img"), url_path(&two, "initrd.img"));

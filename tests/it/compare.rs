@@ -218,11 +218,11 @@ fn tcp_counter(namespace: &Namespace, name: &str) -> u64 {
 #[test]
 fn a_sink_acknowledges_all_that_is_sent_and_the_client_receives_nothing_of_it() {
     const LEN: u64 = 64 << 20;
-    // Without the ring each core tries MSG_ZEROCOPY until it is told that its sends are copied.
-    for (driver, senders, load_sender) in [
-        ("mio", ["splice", "msg_zerocopy"].as_slice(), "Splice"),
-        ("uring-always", &["send_zc"], "ZeroCopy"),
-        ("mio-always", &["msg_zerocopy"], "ZeroCopy"),
+    // Nothing is copied there, and so nobody is told that it was.
+    for (driver, zero_copy, sender, load_sender) in [
+        ("mio", "off", "splice", "Splice"),
+        ("uring", "auto", "send_zc", "ZeroCopy"),
+        ("mio", "auto", "msg_zerocopy", "ZeroCopy"),
     ] {
         let (servers, clients) = (Namespace::new(), Namespace::new());
         servers.wire("lan", &clients, "to-1");
@@ -237,7 +237,7 @@ fn a_sink_acknowledges_all_that_is_sent_and_the_client_receives_nothing_of_it() 
         let mut command = servers.command(binary());
         command.arg("serve").arg("--config").arg(site.config());
         // Where not even root may lift the limit on pinned memory, only a privilege that the sandbox takes is above it.
-        command.env("BOOTSTORM_SERVER_SANDBOX", "off");
+        command.env("BOOTSTORM_SERVER_SANDBOX", "off").env("BOOTSTORM_SERVER_ZERO_COPY", zero_copy);
         let mut server = Process::spawn("bootstorm", &mut command, &site.dir.join("server.log"));
         server.wait_for("bootstorm ready", SOON);
 
@@ -270,16 +270,12 @@ fn a_sink_acknowledges_all_that_is_sent_and_the_client_receives_nothing_of_it() 
         let metrics = labkit::run(
             servers.command(labkit::tool("curl", "curl")).args(["-sS", "http://127.0.0.1:8081/metrics"]),
         );
-        let moved_by = |sender: &&str| -> u64 {
-            metrics
-                .lines()
-                .find(|line| line.contains("http_bytes_total") && line.contains(&format!("\"{sender}\"")))
-                .and_then(|line| line.rsplit(' ').next()?.parse().ok())
-                .unwrap_or_else(|| panic!("no bytes by {sender} in\n{metrics}"))
-        };
-        let moved: u64 = senders.iter().map(moved_by).sum();
-        assert!(moved >= 4 * LEN, "{moved} bytes by {senders:?}");
-        assert!(moved_by(&senders[0]) > 3 * LEN, "mostly by {}", senders[0]);
+        let moved: u64 = metrics
+            .lines()
+            .find(|line| line.contains("http_bytes_total") && line.contains(&format!("\"{sender}\"")))
+            .and_then(|line| line.rsplit(' ').next()?.parse().ok())
+            .unwrap_or_else(|| panic!("no bytes by {sender} in\n{metrics}"));
+        assert!(moved >= 4 * LEN, "{moved} bytes by {sender}, {driver}:\n{metrics}");
         server.signal("TERM");
         assert!(server.wait(SOON).success(), "{}", server.output());
     }

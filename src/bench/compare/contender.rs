@@ -118,8 +118,8 @@ impl Kind {
     fn settings(self) -> &'static str {
         match self {
             Self::Ours | Self::OursProxy => "one core, defaults",
-            Self::OursSplice => "one core, driver mio",
-            Self::OursZeroCopy => "one core, driver uring-always, sandbox off (no bound on pinned memory)",
+            Self::OursSplice => "one core, driver mio, zero_copy off",
+            Self::OursZeroCopy => "one core, driver uring, sandbox off (no bound on pinned memory)",
             Self::OursSockets => "one core, tftp.frames off",
             Self::Nginx => {
                 "1 worker, sendfile, sendfile_max_chunk 2m, tcp_nopush, open_file_cache, reuseport, no access log, \
@@ -400,17 +400,17 @@ impl Recipe<'_> {
     fn ours(&self) -> String {
         let (first, last) = self.pool();
         let mode = if self.kind == Kind::OursProxy { "proxy" } else { "full" };
-        let driver = match self.kind {
-            Kind::OursSplice => "mio",
-            Kind::OursZeroCopy => "uring-always",
-            _ => "auto",
+        let (driver, zero_copy) = match self.kind {
+            Kind::OursSplice => ("mio", "off"),
+            Kind::OursZeroCopy => ("uring", "auto"),
+            _ => ("auto", "auto"),
         };
         // Where not even root may lift the limit on pinned memory, only a privilege that the sandbox takes is above it.
         let sandbox = if self.kind == Kind::OursZeroCopy { "off" } else { "auto" };
         let frames = if self.kind == Kind::OursSockets { "off" } else { "auto" };
         let loaders = self.site.folder.join("loaders");
         format!(
-            "[server]\nsandbox = \"{sandbox}\"\ninterfaces = [\"lan\"]\nstate_dir = \"{}\"\ncores = 1\ndriver = \"{driver}\"\n[images]\ndir = \"{}\"\n\
+            "[server]\nsandbox = \"{sandbox}\"\ninterfaces = [\"lan\"]\nstate_dir = \"{}\"\ncores = 1\ndriver = \"{driver}\"\nzero_copy = \"{zero_copy}\"\n[images]\ndir = \"{}\"\n\
              [loaders]\ndirs = [\"{}\"]\n[tftp]\nframes = \"{frames}\"\n[dhcp]\nmode = \"{mode}\"\n[[dhcp.subnet]]\nnetwork = \"10.{}.0.0/16\"\n\
              range = \"{first}-{last}\"\n[policy]\nmenu_default = \"tiny\"\nmenu_timeout = \"1s\"\n",
             self.own.display(),

@@ -34,6 +34,7 @@ use super::counters::Count;
 use super::readers::Readers;
 use super::sender::{CopyingDevices, Outgoing, PipePool};
 use super::slab::{Key, Slab};
+use super::start::ZeroCopy;
 use crate::keeper::AtTheLine;
 use crate::sys::uring::{BurstRing, Shot};
 use crate::sys::{SysError, tcp};
@@ -208,8 +209,6 @@ pub(super) struct HttpSide {
     readers: Arc<Readers>,
     pipes: PipePool,
     copying: CopyingDevices,
-    /// Devices that copy are not remembered.
-    zero_copy_always: bool,
     /// Reused for every head and small body.
     head: Vec<u8>,
     /// Answers that leave together at the end of a turn: whose they are, and where each ends in `outbox_bytes`. A send runs
@@ -249,7 +248,7 @@ impl HttpSide {
         connections_max: usize,
         readers: Arc<Readers>,
         pipes: PipePool,
-        zero_copy_always: bool,
+        zero_copy: ZeroCopy,
         burst: Option<BurstRing>,
     ) -> Self {
         Self {
@@ -262,8 +261,7 @@ impl HttpSide {
             cold: VecDeque::new(),
             readers,
             pipes,
-            copying: CopyingDevices::default(),
-            zero_copy_always,
+            copying: CopyingDevices::new(zero_copy),
             head: Vec::with_capacity(4096),
             outbox: Vec::new(),
             outbox_bytes: Vec::new(),

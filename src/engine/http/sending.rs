@@ -313,7 +313,7 @@ impl HttpSide {
                         self.pumped(key, pumped, turn);
                     }
                 }
-                Completion::Released { tag, copied: true } if !self.zero_copy_always => {
+                Completion::Released { tag, copied: true } => {
                     let Some(Owner::Connection(key)) = Owner::unpack(tag) else { continue };
                     let Some(connection) = self.connections.get_mut(key) else { continue };
                     let device = connection.device();
@@ -335,7 +335,7 @@ impl HttpSide {
             connection.readable = true;
         }
         let device = connection.device();
-        if copied && !self.zero_copy_always {
+        if copied {
             self.learn(device, turn);
         }
     }
