@@ -15,6 +15,7 @@
 use std::io::{self, Write};
 use std::process::{Command, Stdio};
 
+use super::compare::place::find_programs;
 use crate::sys::SysError;
 use crate::sys::bpf::{
     Assembler, FRAME, Function, If, Instruction, Label, Link, Numbers, Op, Program, R0, R1, R2, R3, R4, R5,
@@ -58,7 +59,7 @@ const LOOPBACK: u32 = 1;
 const BYTES: usize = 0;
 const SEGMENTS: usize = 1;
 
-/// What was acknowledged.
+/// What came, and was acknowledged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sunk {
     /// Bytes of payload. What was sent twice counts twice.
@@ -120,7 +121,8 @@ impl Rule {
 
 impl Drop for Rule {
     fn drop(&mut self) {
-        // Where that fails it goes with its interface, and answers nothing: nobody marks frames any more.
+        // Where that fails, or nobody gets here, it stays and answers nothing, since nobody marks frames any more; whoever looks finds a
+        // packet filter, and the next sink on an interface of this name takes its place.
         let _ = nft(&[], &format!("delete table netdev {}", self.table));
     }
 }
@@ -131,17 +133,19 @@ fn table(interface: &str) -> String {
 }
 
 fn rule(interface: &str) -> String {
+    let table = table(interface);
     format!(
-        "table netdev {} {{ chain ingress {{ type filter hook ingress device \"{interface}\" priority 0; \
-         meta mark {MARK} reject with tcp reset; }}; }}",
-        table(interface)
+        "table netdev {table}\ndelete table netdev {table}\n\
+         table netdev {table} {{ chain ingress {{ type filter hook ingress device \"{interface}\" priority 0; \
+         meta mark {MARK} reject with tcp reset; }}; }}"
     )
 }
 
 /// Has `nft` do what `text` says.
 fn nft(options: &[&str], text: &str) -> Result<(), SysError> {
     let failed = |error| SysError::new("answer segments by nftables (`nft`, package nftables)", error);
-    let mut command = Command::new("nft");
+    let program = find_programs("nft").into_iter().next().unwrap_or_else(|| "nft".into());
+    let mut command = Command::new(program);
     command.args(options).args(["--file", "-"]);
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(failed)?;
@@ -414,7 +418,7 @@ mod tests {
     #[test]
     fn a_rule_names_its_interface_and_its_table_has_a_plain_name() {
         let text = rule("lan-1.20");
-        assert!(text.starts_with("table netdev bootstorm_sink_lan_1_20 {"), "{text}");
+        assert!(text.contains("table netdev bootstorm_sink_lan_1_20 {"), "{text}");
         assert!(
             text.contains("device \"lan-1.20\"") && text.contains("meta mark 1397313099 reject"),
             "{text}"

@@ -20,6 +20,9 @@ const PROBE_MAX: Duration = Duration::from_secs(2);
 const OPTION_EXPECTED: &str = "options such as \"150=10.77.0.1\", \"12=text:lab\" or \"252=hex:0a0b\", of codes that this \
                                server does not set itself";
 
+/// Where DHCP clients are answered (RFC 2131, 4.1).
+const CLIENT_PORT: u16 = 68;
+
 /// Which senders may be used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -335,10 +338,9 @@ impl Taker<'_> {
         .unwrap_or_default()
     }
 
-    /// One of some words; one with a hyphen is for measuring alone, and is not offered.
+    /// One of some words.
     fn word<T: Copy>(&mut self, path: &'static str, words: &[(&str, T)]) -> Option<T> {
-        let offered = words.iter().map(|(word, _)| *word).filter(|word| !word.contains('-'));
-        let expected = offered.collect::<Vec<_>>().join(", ");
+        let expected = words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", ");
         self.take(path, &format!("one of {expected}"), |value| match value {
             Value::Text(text) => words.iter().find(|(word, _)| word == text).map(|(_, meaning)| *meaning),
             _ => None,
@@ -678,7 +680,12 @@ fn clashes(
         if dhcp.0 == dhcp.1 {
             taker.wrong("dhcp.boot_server_port", "another port than dhcp.port");
         }
-        if tftp.listen.iter().any(|tftp| [dhcp.0, dhcp.1].contains(&tftp.port())) {
+        for (path, port) in [("dhcp.port", dhcp.0), ("dhcp.boot_server_port", dhcp.1)] {
+            if port == CLIENT_PORT {
+                taker.wrong(path, "another port than 68, which is DHCP clients'");
+            }
+        }
+        if tftp.listen.iter().any(|tftp| [dhcp.0, dhcp.1, CLIENT_PORT].contains(&tftp.port())) {
             taker.wrong("tftp.listen", "another port than DHCP's");
         }
     }

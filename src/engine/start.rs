@@ -2,6 +2,7 @@
 //! thread per core.
 
 use std::cell::LazyCell;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -318,7 +319,12 @@ impl Engine {
                 tracing::info!(
                     rung = "io_uring",
                     have = true,
-                    "answers leave together, zero-copy sends where a device does not copy"
+                    "answers leave together, {}",
+                    match settings.zero_copy {
+                        ZeroCopy::Auto => "zero-copy sends where a device does not copy",
+                        ZeroCopy::Always => "zero-copy sends wherever they go",
+                        ZeroCopy::Off => "zero-copy sends switched off",
+                    }
                 )
             }
         }
@@ -613,7 +619,9 @@ fn frames_for_tftp(
         return without("no run of free data ports");
     }
     let Ok(chosen) = choose_interfaces(&settings.interfaces, all) else { return };
-    let ports = filters::TftpPorts { listen: listen.iter().map(SocketAddrV4::port).collect(), data };
+    // One port may be listened on at many addresses.
+    let listen_ports: BTreeSet<u16> = listen.iter().map(SocketAddrV4::port).collect();
+    let ports = filters::TftpPorts { listen: listen_ports.into_iter().collect(), data };
     let mut taken = Vec::new();
     let mut links: Vec<Vec<Link>> = cores.iter().map(|_| Vec::new()).collect();
     for link in chosen.iter().filter(|link| link.ethernet) {
@@ -622,7 +630,12 @@ fn frames_for_tftp(
             continue;
         }
         let dhcp = cores.iter().find_map(|core| core.dhcp.as_ref()?.group_on(interface.index));
-        match open_links(&interface, &ports, cores.len(), dhcp) {
+        let opened = open_links(&interface, &ports, cores.len(), dhcp).or_else(|error| {
+            // A group has 256 members at most.
+            tracing::debug!(interface = interface.name, %error, "TFTP's rings do not share with DHCP's");
+            open_links(&interface, &ports, cores.len(), None)
+        });
+        match opened {
             Ok(opened) => {
                 taken.push((interface.index, interface.addr));
                 links.iter_mut().zip(opened).for_each(|(links, link)| links.push(link));

@@ -862,6 +862,50 @@ fn an_address_in_use_without_a_lease_is_found_out_on_the_link_and_behind_a_relay
     }
 }
 
+/// The kernel takes the rings of an interface out of their group when it goes down, and puts them in again, one after the other.
+#[test]
+fn an_interface_that_was_down_is_answered_on_as_before() {
+    let net = Net::flat();
+    let client = plugged(&net.server, "plug0");
+    client.ip("addr add 10.88.0.2/32 dev eth0");
+    client.ip("route add 10.77.0.0/16 dev eth0");
+    let site = Site::new(net.interface, "auto", &format!("[dhcp]\nmode = \"full\"\n{NETWORKS}"));
+    append(&site, &with_loaders(&site));
+    let file = vec![7; 300_000];
+    fs::create_dir_all(site.dir.join("images/data")).expect("a folder");
+    fs::write(site.dir.join("images/data/file.bin"), &file).expect("the file");
+    let server = site.serve(&net);
+    let by_frame = || server.metric(&net, "bootstorm_tftp_sent_total{way=\"frame\"}");
+    for number in 0..3 {
+        if number > 0 {
+            net.server.ip(&format!("link set {BRIDGE} down"));
+            net.server.ip(&format!("link set {BRIDGE} up"));
+        }
+        // Down it loses its routes.
+        net.server.ip(&format!("route add 10.88.0.0/16 dev {BRIDGE}"));
+        let mut player = Player::start(&net, &client, true);
+        let mut case = Case::new(10 + number);
+        for text in ["discover uefi > offer", "request uefi want=$ sid=us > ack"] {
+            let Step::Say(said, expected) = case.read(text) else { panic!("a message") };
+            let came = player.play(&said, false);
+            case.check(&said, &expected, came.as_ref())
+                .unwrap_or_else(|what| panic!("{number}: {text}: {what}"));
+        }
+        assert!(play_relayed(&mut player, 20 + number, false, &|frame| frame), "a relay, {number}");
+        // From ports of both parities, and so on either core.
+        for port in [40_000, 40_001, 40_002, 40_003] {
+            let before = by_frame();
+            let to = site.dir.join("got");
+            let mut curl = client.command(tool("curl", "curl"));
+            curl.args(["-sS", "-f", "--max-time", "20", "--local-port", &port.to_string(), "-o"]).arg(&to);
+            run(curl.arg("tftp://10.77.0.1/images/data/file.bin"));
+            assert_eq!(fs::read(&to).expect("what came"), file, "{number}: port {port}");
+            assert!(by_frame() >= before + 585, "{number}: port {port}: by socket");
+        }
+    }
+    server.stop();
+}
+
 #[test]
 fn machines_boot_after_the_bridge_has_taken_another_hardware_address() {
     let net = Net::flat();

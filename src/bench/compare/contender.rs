@@ -119,7 +119,9 @@ impl Kind {
         match self {
             Self::Ours | Self::OursProxy => "one core, defaults",
             Self::OursSplice => "one core, driver mio, zero_copy off",
-            Self::OursZeroCopy => "one core, driver uring, sandbox off (no bound on pinned memory)",
+            Self::OursZeroCopy => {
+                "one core, driver uring, zero_copy always, sandbox off (no bound on pinned memory)"
+            }
             Self::OursSockets => "one core, tftp.frames off",
             Self::Nginx => {
                 "1 worker, sendfile, sendfile_max_chunk 2m, tcp_nopush, open_file_cache, reuseport, no access log, \
@@ -402,7 +404,7 @@ impl Recipe<'_> {
         let mode = if self.kind == Kind::OursProxy { "proxy" } else { "full" };
         let (driver, zero_copy) = match self.kind {
             Kind::OursSplice => ("mio", "off"),
-            Kind::OursZeroCopy => ("uring", "auto"),
+            Kind::OursZeroCopy => ("uring", "always"),
             _ => ("auto", "auto"),
         };
         // Where not even root may lift the limit on pinned memory, only a privilege that the sandbox takes is above it.

@@ -6,7 +6,7 @@
 
 mod cgroup;
 mod contender;
-mod place;
+pub(super) mod place;
 mod work;
 
 use std::fmt;

@@ -27,7 +27,7 @@ const COMMAND_PATIENCE: Duration = Duration::from_secs(20);
 const TERM_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Wherever `name` is, looking where administrators' programs are as well.
-pub(super) fn find_programs(name: &str) -> Vec<PathBuf> {
+pub(in crate::bench) fn find_programs(name: &str) -> Vec<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
     folders.map(|folder| folder.join(name)).filter(|file| file.is_file()).collect()
