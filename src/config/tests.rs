@@ -125,6 +125,9 @@ fn what_cannot_work_together_is_refused() {
         ("[policy]\nexclude = [\"52:*\", \"52*\"]\n", "policy.exclude: found [\"52:*\", \"52*\"]"),
         ("[policy]\nmenu_timeout = 15\n", "policy.menu_timeout: found 15"),
         ("[tftp]\nlisten = [\"0.0.0.0:67\"]\n", "tftp.listen"),
+        ("[tftp]\nlisten = [\"0.0.0.0:68\"]\n", "tftp.listen"),
+        ("[dhcp]\nport = 68\n", "dhcp.port: found 68"),
+        ("[dhcp]\nboot_server_port = 68\n", "dhcp.boot_server_port: found 68"),
         (
             "[policy]\nmenu_timeout = \"15\"\n",
             "policy.menu_timeout: found \"15\", expected a time with its unit",

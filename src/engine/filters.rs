@@ -254,7 +254,8 @@ impl DhcpRings {
     const DISCOVERS: u32 = 1;
     const ADDRESSED: u32 = 2;
 
-    fn count(self) -> u32 {
+    /// How many there are.
+    pub fn count(self) -> u32 {
         Self::ADDRESSED + u32::from(self.addressed)
     }
 }

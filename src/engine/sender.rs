@@ -200,7 +200,7 @@ impl PipePool {
 }
 
 /// Which local addresses' devices are known to copy zero-copy sends (loopback, veth, bridges to local machines).
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct CopyingDevices {
     zero_copy: ZeroCopy,
     addrs: Vec<Ipv4Addr>,
@@ -681,7 +681,7 @@ mod tests {
             let mut means = Means {
                 pipes: &mut pool,
                 ring: None,
-                // Loopback copies, as it would be found out to.
+                // By splice.
                 copying: &CopyingDevices::new(ZeroCopy::Off),
                 device: Ipv4Addr::LOCALHOST,
                 readers: &Readers::none(),

@@ -63,10 +63,9 @@ pub enum Driver {
 }
 
 /// Whether files may leave from where they are in memory, without a copy.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ZeroCopy {
     /// Until a device is known to copy them after all.
-    #[default]
     Auto,
     /// Never.
     Off,
@@ -319,14 +318,17 @@ impl Engine {
                 tracing::info!(
                     rung = "io_uring",
                     have = true,
-                    "answers leave together, {}",
+                    "answers leave together{}",
                     match settings.zero_copy {
-                        ZeroCopy::Auto => "zero-copy sends where a device does not copy",
-                        ZeroCopy::Always => "zero-copy sends wherever they go",
-                        ZeroCopy::Off => "zero-copy sends switched off",
+                        ZeroCopy::Auto => ", zero-copy sends where a device does not copy",
+                        ZeroCopy::Always => ", zero-copy sends wherever they go",
+                        ZeroCopy::Off => "",
                     }
                 )
             }
+        }
+        if settings.zero_copy == ZeroCopy::Off {
+            tracing::info!(rung = "zero_copy", have = false, "switched off by the zero_copy setting");
         }
         tracing::info!(
             rung = "udp_segment",
@@ -630,12 +632,8 @@ fn frames_for_tftp(
             continue;
         }
         let dhcp = cores.iter().find_map(|core| core.dhcp.as_ref()?.group_on(interface.index));
-        let opened = open_links(&interface, &ports, cores.len(), dhcp).or_else(|error| {
-            // A group has 256 members at most.
-            tracing::debug!(interface = interface.name, %error, "TFTP's rings do not share with DHCP's");
-            open_links(&interface, &ports, cores.len(), None)
-        });
-        match opened {
+        let dhcp = dhcp.filter(|(_, rings)| rings.count() as usize + cores.len() <= Group::MEMBERS_MAX);
+        match open_links(&interface, &ports, cores.len(), dhcp) {
             Ok(opened) => {
                 taken.push((interface.index, interface.addr));
                 links.iter_mut().zip(opened).for_each(|(links, link)| links.push(link));

@@ -52,6 +52,11 @@ pub struct Group {
     id: u16,
 }
 
+impl Group {
+    /// Rings that a group can have (linux/if_packet.h says more, for who founds it with another structure).
+    pub const MEMBERS_MAX: usize = 256;
+}
+
 /// A frame as it lies in the ring.
 #[derive(Clone, Copy, Debug)]
 pub struct Frame<'a> {

@@ -221,6 +221,7 @@ fn a_sink_acknowledges_all_that_is_sent_and_the_client_receives_nothing_of_it() 
     // Nothing is copied there, and so nobody is told that it was.
     for (driver, zero_copy, sender, load_sender) in [
         ("mio", "off", "splice", "Splice"),
+        ("uring", "off", "splice", "Splice"),
         ("uring", "auto", "send_zc", "ZeroCopy"),
         ("mio", "auto", "msg_zerocopy", "ZeroCopy"),
     ] {

@@ -1,4 +1,5 @@
-//! A control group for each server: what it has used of the CPU, ended children included, and how much it may use.
+//! A control group for each server: what it has used of the CPU, ended children included, and how much it may use. What the kernel
+//! does with packets when it comes to more than a task is to be charged with, it does in a thread of its own ([`SoftIrqs`]).
 //!
 //! Both generations of control groups are known; which one counts CPU time here is read from the mounts.
 
@@ -226,6 +227,37 @@ fn end_members(folder: &Path) {
     }
 }
 
+/// The kernel's thread for a CPU's softirqs (`ksoftirqd`), to which packets are handed when there are too many for the tail of an
+/// interrupt or a system call. It belongs to no server's control group.
+#[derive(Debug)]
+pub(super) struct SoftIrqs {
+    schedstat: PathBuf,
+}
+
+impl SoftIrqs {
+    /// That of `cpu`; `None` where kernel threads are not shown, as in a container.
+    pub(super) fn of(cpu: usize) -> Option<Self> {
+        let name = format!("ksoftirqd/{cpu}");
+        let folders = fs::read_dir("/proc").ok()?.flatten().map(|entry| entry.path());
+        let is_it = |folder: &PathBuf| {
+            fs::read_to_string(folder.join("comm")).is_ok_and(|comm| comm.trim_end() == name)
+        };
+        let schedstat = folders.into_iter().find(is_it)?.join("schedstat");
+        ran(&fs::read_to_string(&schedstat).ok()?)?;
+        Some(Self { schedstat })
+    }
+
+    /// CPU time it has used.
+    pub(super) fn used(&self) -> Duration {
+        fs::read_to_string(&self.schedstat).ok().and_then(|text| ran(&text)).unwrap_or_default()
+    }
+}
+
+/// `schedstat`: nanoseconds on a CPU, nanoseconds waited for one, times run.
+fn ran(text: &str) -> Option<Duration> {
+    text.split_whitespace().next()?.parse().ok().map(Duration::from_nanos)
+}
+
 /// `cpuacct.usage`: nanoseconds.
 fn used_v1(text: &str) -> Option<Duration> {
     text.trim().parse().ok().map(Duration::from_nanos)
@@ -267,5 +299,7 @@ mod tests {
         assert_eq!(used_v2("usage_usec 250\nuser_usec 200\n"), Some(Duration::from_micros(250)));
         assert_eq!(used_v1("x"), None);
         assert_eq!(used_v2("user_usec 200\n"), None);
+        assert_eq!(ran("11200555687 77785958818 111102\n"), Some(Duration::from_nanos(11_200_555_687)));
+        assert_eq!(ran("\n"), None);
     }
 }

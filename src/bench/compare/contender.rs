@@ -8,9 +8,10 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
 use super::cgroup::{Group, Hierarchy};
-use super::place::{Folder, Namespace, Process, find_programs, run};
+use super::place::{Folder, Namespace, Process, run};
 use super::work::HTTPS_PORT;
 use super::{CompareError, SOON};
+use crate::bench::find_programs;
 use crate::bench::report::{Missing, NULL, OURS, Server};
 
 /// The file of HTTP loads and windowed TFTP, and the one of lockstep TFTP, below the folder of images.

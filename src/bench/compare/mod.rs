@@ -6,7 +6,7 @@
 
 mod cgroup;
 mod contender;
-pub(super) mod place;
+mod place;
 mod work;
 
 use std::fmt;
@@ -18,7 +18,7 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use cgroup::{Group, Hierarchy};
+use cgroup::{Group, Hierarchy, SoftIrqs};
 use contender::{CERTIFICATES, Contender, IMAGE, Kind, LOADER, LOADER_LEN, Site};
 use place::{Awake, Folder, LoadFailure, Namespace, Process, inside, interrupted, run_load};
 pub use work::{Exchange, Load, Sender, What, Work};
@@ -159,7 +159,7 @@ pub fn run(plan: &Plan, stop: &AtomicBool, say: &mut dyn FnMut(&str)) -> Result<
         ("taskset", "util-linux"),
         ("chrt", "util-linux"),
     ] {
-        if place::find_programs(program).is_empty() {
+        if super::find_programs(program).is_empty() {
             let advice = format!("{program} is missing: apt-get install --no-install-recommends {package}");
             return Err(CompareError::new(advice));
         }
@@ -197,6 +197,7 @@ pub fn run(plan: &Plan, stop: &AtomicBool, say: &mut dyn FnMut(&str)) -> Result<
         plan,
         site,
         load_cpu,
+        softirqs: (server_cpu != load_cpu).then(|| SoftIrqs::of(server_cpu)).flatten(),
         load_group,
         contenders: Vec::new(),
         missing: Vec::new(),
@@ -250,7 +251,7 @@ pub fn run(plan: &Plan, stop: &AtomicBool, say: &mut dyn FnMut(&str)) -> Result<
     report.servers = bench.servers();
     report.missing = bench.missing;
     report.notes = bench.notes;
-    report.notes.extend(notes(plan, server_cpu == load_cpu, kept_awake));
+    report.notes.extend(notes(plan, server_cpu == load_cpu, kept_awake, bench.softirqs.is_some()));
     report.conditions = Conditions {
         server_cpu: server_cpu as u32,
         load_cpu: load_cpu as u32,
@@ -289,15 +290,21 @@ fn drop_refused(cases: &mut Vec<work::Case>) -> Option<Missing> {
 }
 
 /// What every reader has to know.
-fn notes(plan: &Plan, one_cpu: bool, kept_awake: bool) -> Vec<String> {
+fn notes(plan: &Plan, one_cpu: bool, kept_awake: bool, softirqs: bool) -> Vec<String> {
     let mut notes = vec![
         "veth and loopback copy what a network card would not: zero-copy senders show nothing here, and a card's driver \
          and interrupts cost nothing. Ratios and CPU costs say more than throughput."
             .to_owned(),
         "Server CPU is what the server's control group used, ended children and the kernel's work in its context \
-         included; the kernel's receive work for UDP is charged to whoever sends, for all servers alike."
+         included, and its CPU's ksoftirqd; the kernel's receive work for UDP is charged to whoever sends, for all servers alike."
             .to_owned(),
     ];
+    if !softirqs {
+        notes.push(format!(
+            "{}, so what it does of a server's work is charged to nobody.",
+            if one_cpu { "ksoftirqd serves server and load alike" } else { "ksoftirqd is not shown here" }
+        ));
+    }
     if plan.works.contains(&Work::Network) {
         notes.push(
             "The impaired wire is a process on the load's CPU: beyond some 100 000 packets a second it is the limit."
@@ -331,6 +338,8 @@ struct Bench<'a> {
     plan: &'a Plan,
     site: Site<'a>,
     load_cpu: usize,
+    /// Of the server's CPU; `None` where the load has the same one, or the kernel does not show it.
+    softirqs: Option<SoftIrqs>,
     /// Of the load and the impaired wire, for their share of the CPU.
     load_group: Group,
     contenders: Vec<Contender>,
@@ -588,9 +597,13 @@ impl Bench<'_> {
         let mut program = Command::new(self.site.program);
         program.args(["bench", "one", &text]);
         let mut command = inside(self.site.client, self.load_cpu, &self.load_group, &program);
-        let before = group.used()?;
+        // One server works at a time, so what the kernel's thread does meanwhile is this one's.
+        let used = || -> Result<Duration, CompareError> {
+            Ok(group.used()? + self.softirqs.as_ref().map_or(Duration::ZERO, SoftIrqs::used))
+        };
+        let before = used()?;
         let output = run_load(&mut command, load.patience() + LOAD_PATIENCE, self.site.stop);
-        let cpu_seconds = group.used()?.saturating_sub(before).as_secs_f64();
+        let cpu_seconds = used()?.saturating_sub(before).as_secs_f64();
         match output {
             Ok(text) => Ok(match serde_json::from_str::<Point>(&text) {
                 Ok(point) => Ok(Sample { point, cpu_seconds }),

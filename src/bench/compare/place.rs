@@ -26,13 +26,6 @@ const COMMAND_PATIENCE: Duration = Duration::from_secs(20);
 /// How long a server may take to end after SIGTERM.
 const TERM_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Wherever `name` is, looking where administrators' programs are as well.
-pub(in crate::bench) fn find_programs(name: &str) -> Vec<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
-    folders.map(|folder| folder.join(name)).filter(|file| file.is_file()).collect()
-}
-
 /// Runs a command to its end; what it printed, both outputs. One that does not end is killed.
 pub(super) fn run(command: &mut Command) -> Result<String, CompareError> {
     let words: Vec<String> = std::iter::once(command.get_program())
