@@ -297,9 +297,11 @@ pub fn chooser(dhcp: Option<DhcpRings>, tftp: Option<(&TftpPorts, u32)>) -> Vec<
         Some((_, 1)) => program.push(answer(first)),
         Some((ports, cores)) => {
             let share = [load(MODULO, cores), load(ADD, first), load(RETURN_A, 0)];
-            let to_hash = (ports.listen.len() - 1 + share.len()) as u8;
-            for (i, port) in (0u8..).zip(&ports.listen) {
-                program.push(jump(JUMP_EQ, u32::from(*port), to_hash - i, 0));
+            // A jump that compares reaches 255 instructions far, and so not over any number of ports.
+            let mut to_hash = (2 * ports.listen.len() + share.len()) as u32;
+            for port in &ports.listen {
+                to_hash -= 2;
+                program.extend([jump(JUMP_EQ, u32::from(*port), 0, 1), load(JUMP, to_hash)]);
             }
             program.extend(share);
             program.extend([load(LD_W_ABS, 12), load(COPY_TO_X, 0), load(LD_H_ABS, 20), load(ADD_X, 0)]);
@@ -546,6 +548,18 @@ mod tests {
                 let other = choose(&Case { dst_port, src_port: 2001, ..RRQ });
                 assert_eq!([one.min(other), one.max(other)], [first, first + 1]);
             }
+        }
+    }
+
+    #[test]
+    fn a_thousand_listeners_are_told_from_data_ports() {
+        let ports = TftpPorts { listen: (1000..2000).collect(), data: 50000..50016 };
+        let chooser = chooser(Some(DhcpRings { port: 67, addressed: false }), Some((&ports, 2)));
+        for dst_port in [1000, 1001, 1254, 1255, 1256, 1998, 1999, 50000, 50001] {
+            let of = |src_port| choose(&chooser, &frame(&Case { dst_port, src_port, ..RRQ }));
+            let by_sender = of(2000) != of(2001);
+            assert_eq!(by_sender, ports.listen.contains(&dst_port), "{dst_port}");
+            assert!((2..4).contains(&of(2000)), "{dst_port}");
         }
     }
 

@@ -53,7 +53,7 @@ pub struct Group {
 }
 
 impl Group {
-    /// Rings that a group can have (linux/if_packet.h says more, for who founds it with another structure).
+    /// Rings that a group can have, where its founder names no other number (net/packet/af_packet.c, `fanout_add`).
     pub const MEMBERS_MAX: usize = 256;
 }
 
